@@ -1,0 +1,56 @@
+"""Lets torchtune 0.6.1, its last release, live with a current torchao. Import it before torchtune.
+
+torchtune looks for names that torchao moved or removed in 0.16; current peft and transformers refuse any torchao older
+than that. Each name below says what became of it.
+"""
+
+import importlib
+import logging
+import sys
+from types import ModuleType
+
+# Both speak at import time of compiled extras that are optional, on a machine that may not even have a GPU.
+_TALKATIVE_AT_IMPORT = ("torchao", "torch.utils._pytree")
+
+
+def _removed(name: str) -> type:
+    def refuse(self: object, *args: object, **kwargs: object) -> None:
+        raise NotImplementedError(f"torchao {name} was removed in torchao 0.16, and torchtune's quantizers with it")
+
+    return type(name, (), {"__init__": refuse})
+
+
+def _import_quietly(name: str) -> ModuleType:
+    loggers = [logging.getLogger(talker) for talker in _TALKATIVE_AT_IMPORT]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        return importlib.import_module(name)
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def apply() -> None:
+    """Give torchtune the names that it imports; nothing is touched where torchao still has them."""
+    _import_quietly("torchao")
+    dtypes = _import_quietly("torchao.dtypes")
+    quantization = _import_quietly("torchao.quantization")
+    # Moved: the NF4 tensor that QLoRA is made of. Everything in torchtune imports this module.
+    try:
+        importlib.import_module("torchao.dtypes.nf4tensor")
+    except ModuleNotFoundError:
+        nf4 = importlib.import_module("torchao.quantization.quantize_.workflows.nf4.nf4_tensor")
+        sys.modules["torchao.dtypes.nf4tensor"] = nf4
+    # Removed: used by torchtune's post-training quantizers alone, which importing torchtune.training needs by name.
+    for module, name in (
+        (dtypes, "TensorCoreTiledLayout"),
+        (quantization, "int4_weight_only"),
+        (quantization, "int8_dynamic_activation_int4_weight"),
+    ):
+        if not hasattr(module, name):
+            setattr(module, name, _removed(name))
+
+
+apply()

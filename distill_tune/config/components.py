@@ -1,0 +1,210 @@
+"""Components: what a config names with ``_component_`` is imported, its arguments are checked, and it is called."""
+
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from distill_tune.config.files import nearest
+from distill_tune.config.values import components_of
+from distill_tune.errors import UserError
+
+# Arguments that the recipe itself passes, by top-level key: the first so many positional ones, and these by name.
+_PASSED_POSITIONAL = {"dataset": 1, "dataset_val": 1, "optimizer": 1, "lr_scheduler": 1}
+_PASSED_BY_NAME = {"lr_scheduler": {"num_training_steps", "last_epoch"}}
+
+# Keys of a dataset entry that the recipe reads itself.
+_DATASET_KEYS = {"weight"}
+
+# What torchtune's dataset builders hand on, through their **load_dataset_kwargs, to `datasets.load_dataset`.
+_LOAD_DATASET_KEYS = {
+    "cache_dir",
+    "data_dir",
+    "data_files",
+    "delimiter",
+    "encoding",
+    "field",
+    "name",
+    "num_proc",
+    "revision",
+    "split",
+    "token",
+}
+
+# torchtune's losses are served by our own head: same meaning, a fraction of the memory.
+_SERVED_BY = {
+    "torch.nn.CrossEntropyLoss": "distill_tune.losses.CrossEntropy",
+    "torchtune.modules.loss.CEWithChunkedOutputLoss": "distill_tune.losses.CrossEntropy",
+    "torchtune.modules.loss.ForwardKLLoss": "distill_tune.losses.ForwardKL",
+    "torchtune.modules.loss.ForwardKLWithChunkedOutputLoss": "distill_tune.losses.ForwardKL",
+}
+_SERVED_LOSS_ARGUMENTS = {"ignore_index": -100, "num_output_chunks": None, "reduction": None}
+
+
+def instantiate(component: DictConfig, *args: Any, **kwargs: Any) -> Any:
+    """Call what ``component`` names, with its own arguments and those given here; nested components come first.
+
+    Raises:
+        UserError: it cannot be imported, or refuses its arguments.
+    """
+    name = component["_component_"]
+    arguments = {key: _resolved(value) for key, value in component.items() if key != "_component_"}
+    if name in _SERVED_BY:
+        name, arguments = _SERVED_BY[name], {}
+    target = find_component(name)
+    return target(*args, **(arguments | kwargs))
+
+
+def find_component(name: str) -> Callable[..., Any]:
+    """Import the callable with this dotted name.
+
+    Raises:
+        UserError: there is no such module or name; near names are listed.
+    """
+    if name.split(".")[0] == "torchtune":
+        importlib.import_module("distill_tune._torchtune_compat")
+    module_name, _, attributes = name, "", []
+    while True:
+        try:
+            found = importlib.import_module(module_name)
+            break
+        except ModuleNotFoundError as error:
+            if error.name and not module_name.startswith(error.name):
+                raise UserError(f"{name}: needs the package {error.name}; pip install {error.name}") from error
+            module_name, _, last = module_name.rpartition(".")
+            attributes.insert(0, last)
+            if not module_name:
+                raise UserError(f"{name}: no module named {last}; is the package installed?") from error
+    for attribute in attributes:
+        if not hasattr(found, attribute):
+            near = nearest(attribute, dir(found))
+            hint = f", did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(f"{name}: {module_name} has no {attribute}{hint}")
+        found = getattr(found, attribute)
+    if not callable(found):
+        raise UserError(f"{name}: is a {type(found).__name__}, nothing that can be called")
+    return found
+
+
+def check_components(config: DictConfig) -> list[str]:
+    """Faults of every component's name and arguments; imports their modules, builds nothing."""
+    faults = []
+    for key, component in components_of(config):
+        name = component["_component_"]
+        if name in _SERVED_BY:
+            faults += _check_served_loss(key, component)
+            continue
+        try:
+            target = find_component(name)
+        except UserError as error:
+            faults.append(f"{key}._component_={error}")
+            continue
+        faults += _check_arguments(key, component, target)
+    return faults
+
+
+def _check_served_loss(key: str, component: DictConfig) -> list[str]:
+    faults = []
+    for argument, value in component.items():
+        if argument == "_component_":
+            continue
+        if argument not in _SERVED_LOSS_ARGUMENTS:
+            faults.append(f"{key}.{argument}: {component['_component_']} takes no such argument")
+        elif argument == "ignore_index" and value != _SERVED_LOSS_ARGUMENTS[argument]:
+            faults.append(f"{key}.{argument}={value}: must be -100, which marks unsupervised tokens everywhere here")
+    return faults
+
+
+def _check_arguments(key: str, component: DictConfig, target: Callable[..., Any]) -> list[str]:
+    try:
+        parameters = list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):  # written in C, without a signature
+        return []
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else inspect.unwrap(target))
+    except Exception:  # annotations that cannot be evaluated say nothing
+        hints = {}
+    top = key.partition(".")[0]
+    is_outermost = key == top or key.removeprefix(f"{top}.").isdigit()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    passed = {p.name for p in positional[: _PASSED_POSITIONAL.get(top, 0)]} if is_outermost else set()
+    passed |= _PASSED_BY_NAME.get(top, set()) if is_outermost else set()
+    allowed = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
+    if takes_any == ["load_dataset_kwargs"]:
+        allowed |= _LOAD_DATASET_KEYS
+        takes_any = []
+    if top in ("dataset", "dataset_val"):
+        allowed |= _DATASET_KEYS
+
+    faults = []
+    for argument, value in component.items():
+        if argument == "_component_":
+            continue
+        if argument in passed:
+            faults.append(f"{key}.{argument}: the recipe passes this itself; leave it out")
+        elif argument not in allowed and not takes_any:
+            near = nearest(str(argument), allowed - passed)
+            hint = f", did you mean {' or '.join(near)}?" if near else f"; it takes {', '.join(sorted(allowed - passed))}"
+            faults.append(f"{key}.{argument}: {component['_component_']} has no such argument{hint}")
+        elif argument in hints and not _is_component(value):
+            if wanted := _mismatch(_plain(value), hints[argument]):
+                faults.append(f"{key}.{argument}={_plain(value)}: must be {wanted}")
+    required = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in passed
+    ]
+    faults += [f"{key}.{name}: missing; {component['_component_']} needs it" for name in required if name not in component]
+    return faults
+
+
+def _mismatch(value: Any, annotation: Any) -> str | None:
+    """What a value would have to be, where it does not fit an annotation of plain types; unknown types fit all."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        wanted = [_mismatch(value, option) for option in arguments]
+        return None if None in wanted else " or ".join(dict.fromkeys(filter(None, wanted)))
+    if origin is typing.Literal:
+        if value in arguments:
+            return None
+        near = nearest(value, [str(option) for option in arguments]) if isinstance(value, str) else []
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"one of {', '.join(str(option) for option in arguments)}{hint}"
+    if origin is list:
+        if not isinstance(value, list):
+            return "a list"
+        return next((f"a list of {wanted}" for item in value if (wanted := _mismatch(item, arguments[0]))), None)
+    if annotation is type(None):
+        return None if value is None else "null"
+    if annotation is bool:
+        return None if isinstance(value, bool) else "True or False"
+    if annotation is int:
+        return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
+    if annotation is float:
+        return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
+    if annotation is str:
+        return None if isinstance(value, str) else "text"
+    return None
+
+
+def _is_component(value: Any) -> bool:
+    return isinstance(value, DictConfig) and "_component_" in value
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _resolved(value: Any) -> Any:
+    if _is_component(value):
+        return instantiate(value)
+    if isinstance(value, DictConfig):
+        return {key: _resolved(item) for key, item in value.items()}
+    if isinstance(value, ListConfig):
+        return [_resolved(item) for item in value]
+    return value

@@ -1,0 +1,86 @@
+"""Where recipes and configs lie, and which file a name means."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+from distill_tune.errors import UserError
+
+_PACKAGE = Path(__file__).parent.parent
+
+
+def recipes_folder() -> Path:
+    return _shipped("recipes")
+
+
+def configs_folder() -> Path:
+    return _shipped("configs")
+
+
+def demo_model_folder(name: str) -> Path:
+    """The folder of a model that travels with the package: ``teacher`` or ``student``."""
+    return _PACKAGE / "_demo_models" / name
+
+
+def _shipped(name: str) -> Path:
+    """A wheel carries the folder inside the package; in a source tree it stands beside it."""
+    inside = _PACKAGE / f"_{name}"
+    return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in recipes_folder().glob("*.py"))
+
+
+def config_names() -> list[str]:
+    root = configs_folder()
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe, given by name or path.
+
+    Raises:
+        UserError: there is none; near names are listed.
+    """
+    path = Path(name)
+    if path.suffix == ".py":
+        if path.is_file():
+            return path
+        raise UserError(f"recipe {name}: no such file")
+    if name in recipe_names():
+        return recipes_folder() / f"{name}.py"
+    raise UserError(f"recipe {name}: no such recipe{_near(name, recipe_names())}; `distill-tune ls` lists them all")
+
+
+def find_config(name: str) -> Path:
+    """The file of a config, given by path, by its name below configs/, or by its bare name where that is unique.
+
+    Raises:
+        UserError: there is none, or several; the names are listed.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        if (configs_folder() / path).is_file():
+            return configs_folder() / path
+        raise UserError(f"config {name}: no such file")
+    names = config_names()
+    matches = [name] if name in names else [full for full in names if full.rpartition("/")[2] == name]
+    if len(matches) == 1:
+        return configs_folder() / f"{matches[0]}.yaml"
+    if matches:
+        raise UserError(f"config {name}: several have this name, take one of {', '.join(matches)}")
+    near = _near(name, [*names, *(full.rpartition("/")[2] for full in names)])
+    raise UserError(f"config {name}: no such config{near}; `distill-tune ls` lists them all")
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """The few names that resemble ``name``, best first."""
+    return difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.6)
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    found = nearest(name, names)
+    return f", did you mean {' or '.join(found)}?" if found else ""

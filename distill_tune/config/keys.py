@@ -1,0 +1,81 @@
+"""Which top-level keys a recipe reads, told from its source, so that a wrong key is found without running it."""
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from distill_tune.config.files import nearest
+from distill_tune.errors import UserError
+
+_MAPPING_METHODS = {"copy", "get", "items", "keys", "pop", "setdefault", "values"}
+_INTERPOLATION = re.compile(r"\$\{\s*([A-Za-z_]\w*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipeKeys:
+    """The keys that a recipe reads: ``cfg.key`` must be there, ``cfg.get("key")`` may be."""
+
+    required: frozenset[str]
+    optional: frozenset[str]
+
+
+def keys_of_recipe(path: Path) -> RecipeKeys:
+    """
+    Raises:
+        UserError: the file is no Python, or has no ``main(cfg)``.
+    """
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"recipe {path}: not valid Python: {error}") from error
+    mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main" and node.args.args]
+    if not mains:
+        raise UserError(f"recipe {path}: has no function main(cfg)")
+    name = mains[0].args.args[0].arg
+    required, optional = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _is_config(node.value, name) and node.attr not in _MAPPING_METHODS:
+            required.add(node.attr)
+        elif isinstance(node, ast.Subscript) and _is_config(node.value, name) and _text(node.slice):
+            required.add(_text(node.slice))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+            if node.func.attr == "get" and _is_config(node.func.value, name) and _text(node.args[0]):
+                optional.add(_text(node.args[0]))
+    return RecipeKeys(frozenset(required - optional), frozenset(optional))
+
+
+def check_keys(config: DictConfig, keys: RecipeKeys, source: str) -> list[str]:
+    """Faults of the top-level keys; ``source`` is the YAML text, whose ``${key}`` also count as reading a key."""
+    known = keys.required | keys.optional
+    used = set(_INTERPOLATION.findall(source))
+    faults = [f"{key}: no such key{_suggest(str(key), config, known)}" for key in config if key not in known | used]
+    faults += [f"{key}: missing; the recipe needs it" for key in sorted(keys.required) if key not in config]
+    return faults
+
+
+def _suggest(key: str, config: DictConfig, known: frozenset[str]) -> str:
+    nested = {path.rpartition(".")[2]: path for path in _nested_keys(config, "") if path.partition(".")[0] in known}
+    inside = [path for last, path in nested.items() if last.endswith(f"_{key}") or last == key]
+    found = nearest(key, known) or inside or [nested[last] for last in nearest(key, nested)]
+    return f", did you mean {' or '.join(found)}?" if found else ", and nothing would read it"
+
+
+def _nested_keys(node: DictConfig | ListConfig, prefix: str) -> list[str]:
+    found = []
+    items = node.items() if isinstance(node, DictConfig) else enumerate(node)
+    for key, value in items:
+        found.append(f"{prefix}{key}")
+        if OmegaConf.is_config(value):
+            found += _nested_keys(value, f"{prefix}{key}.")
+    return found
+
+
+def _is_config(node: ast.expr, name: str) -> bool:
+    return (isinstance(node, ast.Name) and node.id == name) or (isinstance(node, ast.Attribute) and node.attr == name)
+
+
+def _text(node: ast.expr) -> str:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""

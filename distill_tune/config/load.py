@@ -1,0 +1,94 @@
+"""A config file with the command line's overrides applied."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from distill_tune.config.files import demo_model_folder
+from distill_tune.errors import Faults, UserError
+
+# `${demo_model:teacher}` in a config: a model that travels with the package.
+OmegaConf.register_resolver("demo_model", lambda name: str(demo_model_folder(name)), replace=True)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read a YAML file and apply overrides to it, in order.
+
+    ``key=value`` and ``a.b=value`` set, ``+key=value`` adds what is not there yet, ``~key`` removes. Values are YAML. A
+    component takes its new name directly: ``model=torchtune.models.llama3_2.llama3_2_1b``.
+
+    Raises:
+        UserError: the file is not a YAML mapping; an override cannot be applied; an interpolation cannot be resolved.
+    """
+    try:
+        config = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"config {path}: not valid YAML: {_one_line(error)}") from error
+    except OSError as error:
+        raise UserError(f"config {path}: {error.strerror}") from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"config {path}: must be a mapping of keys, found {type(config).__name__}")
+    faults = []
+    for override in overrides:
+        try:
+            _apply(config, override)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise Faults("the command line", faults)
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise UserError(f"config {path}: {_one_line(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"config {path}: an interpolation ${{...}} refers to itself") from error
+    return config
+
+
+def _apply(config: DictConfig, override: str) -> None:
+    if override.startswith("~"):
+        _remove(config, override[1:].partition("=")[0])
+        return
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip("+"):
+        raise UserError(f"{override}: not an override; write key=value, +key=value or ~key")
+    adds = key.startswith("+")
+    key = key.removeprefix("+")
+    try:
+        value = OmegaConf.from_dotlist([f"value={text}"]).get("value") if "${" not in text else text
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{override}: the value is not valid YAML: {_one_line(error)}") from error
+    try:
+        present = OmegaConf.select(config, key, throw_on_resolution_failure=False)
+        if adds and present is not None:
+            raise UserError(f"{override}: {key} is there already; leave out the +")
+        if _is_component(present) and isinstance(value, str):
+            key = f"{key}._component_"
+        OmegaConf.update(config, key, value, merge=False, force_add=True)
+    except UserError:
+        raise
+    except (OmegaConfBaseException, TypeError, AttributeError, AssertionError, ValueError, IndexError) as error:
+        raise UserError(f"{override}: cannot be set: {_one_line(error)}") from error
+
+
+def _remove(config: DictConfig, key: str) -> None:
+    parent_key, _, last = key.rpartition(".")
+    parent = OmegaConf.select(config, parent_key) if parent_key else config
+    if isinstance(parent, DictConfig) and last in parent:
+        del parent[last]
+    elif isinstance(parent, ListConfig) and last.isdigit() and int(last) < len(parent):
+        del parent[int(last)]
+    else:
+        raise UserError(f"~{key}: there is no {key} to remove")
+
+
+def _is_component(value: Any) -> bool:
+    return isinstance(value, DictConfig) and "_component_" in value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,202 @@
+"""Checks of plain values: types, ranges, choices, paths; all without importing anything heavy."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+Check = Callable[[Any], str | None]
+
+
+def _integer(least: int, *, optional: bool = False) -> Check:
+    def check(value: Any) -> str | None:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            return f"must be a whole number of at least {least}{' or null' if optional else ''}"
+        return None
+
+    return check
+
+
+def _number(least: float, most: float = float("inf"), *, positive: bool = False, optional: bool = False) -> Check:
+    def check(value: Any) -> str | None:
+        if value is None and optional:
+            return None
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and least <= value <= most and (value > 0 or not positive):
+            return None
+        if positive:
+            return "must be a number above 0" + (" or null" if optional else "")
+        return f"must be a number from {least:g} to {most:g}"
+
+    return check
+
+
+def _choice(*choices: str) -> Check:
+    return lambda value: None if value in choices else f"must be one of {', '.join(choices)}"
+
+
+def _flag(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "must be True or False"
+
+
+def _text(value: Any) -> str | None:
+    return None if isinstance(value, str) and value else "must be text"
+
+
+def _dtype(value: Any) -> str | None:
+    if value == "fp16":
+        return "is not supported: gradients underflow in fp16 without loss scaling; take bf16 or fp32"
+    return _choice("bf16", "fp32")(value)
+
+
+def _device(value: Any) -> str | None:
+    kind, _, index = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if kind in ("cpu", "cuda", "mps", "auto") and (not index or index.isdigit()):
+        return None
+    return "must be cpu, cuda, cuda:N, mps or auto (the fastest that is there)"
+
+
+def _output_dir(value: Any) -> str | None:
+    if fault := _text(value):
+        return fault
+    for folder in (Path(value), *Path(value).parents):
+        if folder.exists() and not folder.is_dir():
+            return f"cannot be made: {folder} is a file"
+    return None
+
+
+def _resume(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return None
+    return _folder(value) if isinstance(value, str) else "must be True, False or a folder checkpoints/step_N"
+
+
+def _folder(value: Any) -> str | None:
+    return None if isinstance(value, str) and Path(value).is_dir() else "no such folder"
+
+
+def _component(value: Any) -> str | None:
+    if isinstance(value, DictConfig) and isinstance(value.get("_component_"), str):
+        return None
+    return "must be a component: a mapping whose _component_ names what to call"
+
+
+def _datasets(value: Any) -> str | None:
+    if not isinstance(value, ListConfig):
+        return _component(value)
+    if not value:
+        return "is an empty list"
+    weighted = sum(isinstance(entry, DictConfig) and "weight" in entry for entry in value)
+    if 0 < weighted < len(value):
+        return "give every dataset in the list a weight, or none"
+    return next((fault for entry in value if (fault := _component(entry))), None)
+
+
+def _optional(check: Check) -> Check:
+    return lambda value: None if value is None else check(value)
+
+
+CHECKS: dict[str, Check] = {
+    "batch_size": _integer(1),
+    "batch_size_val": _integer(1),
+    "checkpointer": _component,
+    "clip_grad_norm": _number(0, positive=True, optional=True),
+    "compile": _flag,
+    "dataset": _datasets,
+    "dataset_val": _optional(_datasets),
+    "device": _device,
+    "dtype": _dtype,
+    "enable_activation_checkpointing": _flag,
+    "enable_activation_offloading": _flag,
+    "epochs": _integer(1),
+    "gradient_accumulation_steps": _integer(1),
+    "kd_loss": _component,
+    "kd_ratio": _number(0, 1),
+    "log_every_n_steps": _integer(1, optional=True),
+    "log_peak_memory_stats": _flag,
+    "loss": _component,
+    "lr_scheduler": _optional(_component),
+    "max_steps_per_epoch": _integer(1, optional=True),
+    "metric_logger": _optional(_component),
+    "model": _component,
+    "on_bad_row": _choice("stop", "skip"),
+    "optimizer": _component,
+    "output_dir": _output_dir,
+    "resume_from_checkpoint": _resume,
+    "run_val_every_n_steps": _integer(1, optional=True),
+    "save_adapter_weights_only": _flag,
+    "save_every_n_steps": _integer(1, optional=True),
+    "seed": _integer(0, optional=True),
+    "shuffle": _flag,
+    "teacher_checkpointer": _optional(_component),
+    "teacher_model": _optional(_component),
+    "temperature": _number(0, positive=True),
+    "tokenizer": _component,
+}
+
+# Arguments that name files, wherever a component has them.
+_FILES = ("path", "merges_file", "vocab_path", "merges_path", "special_tokens_path")
+_POSITIVE = ("lora_rank", "lora_alpha", "max_seq_len")
+
+
+def check_values(config: DictConfig) -> list[str]:
+    """Faults of the values that are there, as ``key=value: what it must be``."""
+    faults = []
+    for key, check in CHECKS.items():
+        if key in config and (fault := check(config[key])):
+            faults.append(f"{key}={_shown(config[key])}: {fault}")
+    for name, component in components_of(config):
+        faults += _argument_faults(name, component)
+    if isinstance(ratio := config.get("kd_ratio", 0.5), int | float) and ratio > 0:
+        faults += [
+            f"{key}: missing; kd_ratio={ratio:g} needs a teacher (kd_ratio=0 trains without one)"
+            for key in ("teacher_model", "teacher_checkpointer")
+            if config.get(key) is None
+        ]
+    return faults
+
+
+def components_of(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """(dotted key, component) for every mapping below ``node`` that has a ``_component_``."""
+    items = node.items() if isinstance(node, DictConfig) else enumerate(node)
+    for key, value in items:
+        name = f"{prefix}{key}"
+        if isinstance(value, DictConfig) and "_component_" in value:
+            yield name, value
+        if isinstance(value, DictConfig | ListConfig):
+            yield from components_of(value, f"{name}.")
+
+
+def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
+    for key in _POSITIVE:
+        value = component.get(key)
+        if isinstance(value, int | float) and value <= 0:
+            yield f"{name}.{key}={value}: must be above 0"
+    if name.startswith("tokenizer"):
+        for key in _FILES:
+            if isinstance(component.get(key), str) and not Path(component[key]).exists():
+                yield f"{name}.{key}={component[key]}: no such file"
+    folder = component.get("checkpoint_dir")
+    if isinstance(folder, str):
+        if not Path(folder).is_dir():
+            yield f"{name}.checkpoint_dir={folder}: no such folder"
+        else:
+            yield from _missing_checkpoint_files(name, Path(folder), component.get("checkpoint_files"))
+    weight = component.get("weight")
+    if weight is not None and name.startswith("dataset") and _number(0, positive=True)(weight):
+        yield f"{name}.weight={weight}: must be a number above 0"
+
+
+def _missing_checkpoint_files(name: str, folder: Path, files: Any) -> Iterator[str]:
+    if isinstance(files, ListConfig):
+        for file in files:
+            if not (folder / str(file)).is_file():
+                yield f"{name}.checkpoint_files: {folder / str(file)}: no such file"
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,21 @@
+"""Rows, tokens, steps: what a recipe trains on."""
+
+from distill_tune.data.batch import Batch
+from distill_tune.data.datasets import chat, docstrings, instruct, text
+from distill_tune.data.plan import StepPlan, num_supervised
+from distill_tune.data.prepare import TokenisedRows, describe_rows, prepare_rows
+from distill_tune.data.tokenizer import hf_tokenizer
+
+__all__ = [
+    "Batch",
+    "StepPlan",
+    "TokenisedRows",
+    "chat",
+    "describe_rows",
+    "docstrings",
+    "hf_tokenizer",
+    "instruct",
+    "num_supervised",
+    "prepare_rows",
+    "text",
+]

@@ -1,0 +1,28 @@
+"""A teacher that runs beside the student."""
+
+from typing import Any
+
+import torch
+
+from distill_tune.data.batch import Batch
+from distill_tune.losses import HiddenStates
+from distill_tune.models.output_head import take_output_head
+from torchtune.modules import TransformerDecoder
+
+
+class LiveTeacher:
+    """A frozen model in eval mode, whose last hidden states and output projection are the signal."""
+
+    def __init__(self, model: TransformerDecoder) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.head = take_output_head(model)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.head.vocab_size
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, attention: dict[str, Any]) -> HiddenStates:
+        """The signal for a batch's supervised positions: hidden states ``[n, d]``."""
+        hidden = self.model(batch.tokens, **attention)[batch.supervised]  # [b, s, d] -> [n, d]
+        return HiddenStates(hidden, self.head.project)

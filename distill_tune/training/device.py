@@ -1,0 +1,60 @@
+"""Device, dtype and seeds, with errors that name the config's key."""
+
+import os
+import random
+
+import torch
+
+from distill_tune.errors import UserError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def find_device(name: str) -> torch.device:
+    """The device that a config names; ``auto`` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name}: PyTorch sees no CUDA device here; take device=cpu, or install a CUDA build of it")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device={name}: there is no MPS device here; take device=cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def find_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that weights, activations and optimizer state are held in.
+
+    Raises:
+        UserError: the device cannot compute in it.
+    """
+    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"dtype=bf16: {torch.cuda.get_device_name(device)} has no bf16; take dtype=fp32")
+    return _DTYPES[name]
+
+
+def seed_everything(seed: int | None) -> int:
+    """Seed PyTorch on every device; None draws a seed. Returns the seed, to be written down."""
+    seed = random.SystemRandom().randrange(2**31) if seed is None else seed
+    random.seed(seed)
+    torch.manual_seed(seed)
+    return seed
+
+
+def require_one_process() -> None:
+    """
+    Raises:
+        UserError: torchrun started several.
+    """
+    if (world_size := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise UserError(
+            f"this recipe runs on one device, but {world_size} processes were started; run it without --nproc_per_node"
+        )

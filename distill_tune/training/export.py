@@ -1,0 +1,46 @@
+"""The trained student in Hugging Face's layout: model/."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import nn
+
+from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.models.conversion import torchtune_to_hf
+from torchtune.modules.peft import get_merged_lora_ckpt
+
+_DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float16: "float16"}
+# What of the base model's folder goes along: everything but weights and their indices.
+_COPIED_SUFFIXES = (".json", ".model", ".jinja", ".txt", ".tiktoken")
+
+
+@torch.no_grad()
+def export_model(model: nn.Module, base: Checkpoint, folder: Path, dtype: torch.dtype) -> None:
+    """Write the student with its adapters merged, so that transformers opens it as it is.
+
+    Args:
+        base: the checkpoint that the student started from; its config.json and tokenizer files are copied.
+        folder: filled anew.
+        dtype: of the written weights. Adapters are merged in fp32 whatever it is.
+    """
+    weights = {name: value.detach().cpu().float() for name, value in model.state_dict().items()}
+    adapters = [module for module in model.modules() if hasattr(module, "lora_a")]
+    if adapters:
+        weights = get_merged_lora_ckpt(weights, rank=adapters[0].rank, alpha=adapters[0].alpha)
+    weights = {name: value.to(dtype) for name, value in weights.items()}
+    weights = torchtune_to_hf(weights, base.model_type, base.config)
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in sorted(base.folder.iterdir()):
+        if file.suffix in _COPIED_SUFFIXES and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, folder / file.name)
+    config = {key: value for key, value in base.config.items() if key not in ("torch_dtype", "quantization_config")}
+    config["dtype"] = _DTYPE_NAMES[dtype]
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    save_torch_state_dict(
+        {name: value.contiguous() for name, value in weights.items()}, folder, metadata={"format": "pt"}
+    )

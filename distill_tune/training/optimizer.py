@@ -1,0 +1,56 @@
+"""Optimizer, learning-rate schedule and profiler from their components."""
+
+import contextlib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from distill_tune.config.components import find_component, instantiate
+from distill_tune.errors import UserError
+
+
+def build_optimizer(component: DictConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """
+    Raises:
+        UserError: the optimizer refuses its arguments.
+    """
+    try:
+        return instantiate(component, [parameter for parameter in parameters if parameter.requires_grad])
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"optimizer: {component['_component_']}: {error}") from error
+
+
+def build_lr_scheduler(
+    component: DictConfig | None, optimizer: torch.optim.Optimizer, num_training_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """A schedule stepped once an optimizer step; without a component the learning rate stays as it is.
+
+    torchtune's schedules are told ``num_training_steps``; those of torch.optim do not ask.
+
+    Raises:
+        UserError: the schedule refuses its arguments.
+    """
+    if component is None:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    takes_length = "num_training_steps" in inspect.signature(find_component(component["_component_"])).parameters
+    try:
+        return instantiate(component, optimizer, **({"num_training_steps": num_training_steps} if takes_length else {}))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"lr_scheduler: {component['_component_']}: {error}") from error
+
+
+def build_profiler(component: DictConfig | None) -> Any:
+    """A context with ``step()``: torchtune's profiler where it is enabled, else nothing."""
+    if component is None or not component.get("enabled", True):
+        return _NoProfiler()
+    named = {"_component_": "torchtune.training.setup_torch_profiler"} | OmegaConf.to_container(component)
+    return instantiate(OmegaConf.create(named))[0]
+
+
+class _NoProfiler(contextlib.nullcontext):
+    def step(self) -> None:
+        return None
