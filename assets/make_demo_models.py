@@ -2,10 +2,10 @@
 
     python assets/make_demo_models.py --corpus FOLDER        (what `make demo-models` runs)
 
-Both are trained from scratch on the docstrings of the training side of the split (distill_tune.data.docstring_rows), on the
-answers only, and written as bf16 safetensors in Hugging Face layout to distill_tune/_demo_models. FOLDER holds the
-packages of assets/corpus.txt, read beside the standard library and the installed packages. Same seed, same packages,
-same machine: same weights.
+Both are trained from scratch on the docstrings of the training side of the split (distill_tune.data.docstring_rows),
+on the answers only, and written as bf16 safetensors in Hugging Face layout to distill_tune/_demo_models. FOLDER holds
+the packages of assets/corpus.txt, read beside the standard library and the installed packages. Same seed, same
+packages, same machine: same weights.
 """
 
 import argparse
@@ -17,13 +17,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 import sentencepiece
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data import docstring_rows
 from distill_tune.models.output_head import take_output_head
-from safetensors.torch import save_file
+
 from torchtune.data import Message
 from torchtune.models.convert_weights import tune_to_hf
 from torchtune.models.llama2 import llama2_tokenizer
@@ -147,7 +149,9 @@ def train(spec: Model, train_data: list, held_out_data: list) -> TransformerDeco
             print(f"{spec.name} step {step + 1}: loss {total / 100:.3f}, {seconds:.0f} s", flush=True)
             total = 0.0
         if (step + 1) % 1000 == 0:
-            print(f"{spec.name} step {step + 1}: held-out perplexity {perplexity(model, held_out_data):.2f}", flush=True)
+            print(
+                f"{spec.name} step {step + 1}: held-out perplexity {perplexity(model, held_out_data):.2f}", flush=True
+            )
     return model.cpu().float()
 
 
@@ -197,7 +201,7 @@ def export(model: TransformerDecoder, spec: Model, folder: Path, tokenizer_path:
         "num_attention_heads": spec.num_heads,
         "num_key_value_heads": spec.num_kv_heads,
         "head_dim": spec.embed_dim // spec.num_heads,
-        "max_position_embeddings": MAX_SEQ_LEN,
+        "max_position_embeddings": 131072,  # as Llama 3.2, whose rotary scaling it has
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
         "rope_theta": 500000.0,
@@ -222,8 +226,9 @@ def export(model: TransformerDecoder, spec: Model, folder: Path, tokenizer_path:
         "unk_token": "<unk>",
         "pad_token": "<unk>",
         "legacy": False,
-        "chat_template": "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}[INST] "
-        "{{ message.content }} [/INST] {% else %}{{ message.content }}{{ eos_token }}{% endif %}{% endfor %}",
+        # Spaces as torchtune's Llama2Tokenizer leaves them between the parts of a prompt.
+        "chat_template": "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %} [INST] "
+        "{{ message.content }}  [/INST] {% else %}{{ message.content }}{{ eos_token }}{% endif %}{% endfor %}",
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")

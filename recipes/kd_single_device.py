@@ -14,8 +14,10 @@ import math
 import time
 
 import torch
-from distill_tune import config, data, losses, models, teachers, training
 from omegaconf import DictConfig
+
+from distill_tune import config, data, losses, models, teachers, training
+
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import OffloadActivations, compile_model, set_activation_checkpointing
 
@@ -175,7 +177,9 @@ def main(cfg: DictConfig) -> None:
             every = cfg.get("run_val_every_n_steps")
             if plan_val and (step == total_steps or (every and step % every == 0)):
                 line |= validate(plan_val)
-                progress.say(f"step {step}: " + ", ".join(f"{key} {line[key]:.4f}" for key in line if key[:4] == "val_"))
+                progress.say(
+                    f"step {step}: " + ", ".join(f"{key} {line[key]:.4f}" for key in line if key[:4] == "val_")
+                )
             metrics.write(line)
             progress.update(line)
 

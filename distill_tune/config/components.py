@@ -149,17 +149,20 @@ def _check_arguments(key: str, component: DictConfig, target: Callable[..., Any]
             faults.append(f"{key}.{argument}: the recipe passes this itself; leave it out")
         elif argument not in allowed and not takes_any:
             near = nearest(str(argument), allowed - passed)
-            hint = f", did you mean {' or '.join(near)}?" if near else f"; it takes {', '.join(sorted(allowed - passed))}"
+            hint = (
+                f", did you mean {' or '.join(near)}?" if near else f"; it takes {', '.join(sorted(allowed - passed))}"
+            )
             faults.append(f"{key}.{argument}: {component['_component_']} has no such argument{hint}")
-        elif argument in hints and not _is_component(value):
-            if wanted := _mismatch(_plain(value), hints[argument]):
-                faults.append(f"{key}.{argument}={_plain(value)}: must be {wanted}")
+        elif not _is_component(value) and (wanted := _mismatch(_plain(value), hints.get(argument))):
+            faults.append(f"{key}.{argument}={_plain(value)}: must be {wanted}")
     required = [
         p.name
         for p in parameters
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in passed
     ]
-    faults += [f"{key}.{name}: missing; {component['_component_']} needs it" for name in required if name not in component]
+    faults += [
+        f"{key}.{name}: missing; {component['_component_']} needs it" for name in required if name not in component
+    ]
     return faults
 
 
@@ -167,7 +170,12 @@ def _mismatch(value: Any, annotation: Any) -> str | None:
     """What a value would have to be, where it does not fit an annotation of plain types; unknown types fit all."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        wanted = [_mismatch(value, option) for option in arguments]
+        plain = [option for option in arguments if option in (int, float, bool, str)]
+        # In `float | Tensor` a plain value has to be the float; where no option is plain, anything may fit.
+        containers = [option for option in arguments if typing.get_origin(option)]
+        nothing = [type(None)] if type(None) in arguments else []
+        options = [*plain, *containers, *nothing] if plain else list(arguments)
+        wanted = [_mismatch(value, option) for option in options]
         return None if None in wanted else " or ".join(dict.fromkeys(filter(None, wanted)))
     if origin is typing.Literal:
         if value in arguments:

@@ -41,10 +41,9 @@ def keys_of_recipe(path: Path) -> RecipeKeys:
             required.add(node.attr)
         elif isinstance(node, ast.Subscript) and _is_config(node.value, name) and _text(node.slice):
             required.add(_text(node.slice))
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
-            if node.func.attr == "get" and _is_config(node.func.value, name) and _text(node.args[0]):
-                optional.add(_text(node.args[0]))
-    return RecipeKeys(frozenset(required - optional), frozenset(optional))
+        elif isinstance(node, ast.Call) and _is_get(node.func, name) and node.args:
+            optional.add(_text(node.args[0]))
+    return RecipeKeys(frozenset(required - optional), frozenset(optional - {""}))
 
 
 def check_keys(config: DictConfig, keys: RecipeKeys, source: str) -> list[str]:
@@ -75,6 +74,10 @@ def _nested_keys(node: DictConfig | ListConfig, prefix: str) -> list[str]:
 
 def _is_config(node: ast.expr, name: str) -> bool:
     return (isinstance(node, ast.Name) and node.id == name) or (isinstance(node, ast.Attribute) and node.attr == name)
+
+
+def _is_get(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == "get" and _is_config(node.value, name)
 
 
 def _text(node: ast.expr) -> str:

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.datasets import IGNORE_INDEX
+
 from torchtune.modules.attention_utils import packed_block_causal_mask
 
 Row = tuple[torch.Tensor, torch.Tensor]

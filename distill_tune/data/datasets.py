@@ -1,7 +1,7 @@
 """Dataset components for a user's own rows: chats, instructions, plain text.
 
-They take fewer arguments than torchtune's, which work as well. Each gives tokens and labels a row; reading, checking and
-caching are done by :mod:`distill_tune.data.prepare`, packing by :mod:`distill_tune.data.plan`.
+They take fewer arguments than torchtune's, which work as well. Each gives tokens and labels a row; reading, checking
+and caching are done by :mod:`distill_tune.data.prepare`, packing by :mod:`distill_tune.data.plan`.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data import docstring_rows
 from distill_tune.data.sources import Row, RowError, load_dataset
+
 from torchtune.data import Message
 
 IGNORE_INDEX = -100
@@ -80,7 +81,7 @@ def instruct(
         max_seq_len: rows are cut there; default the tokenizer's.
         packed: rows share a sequence up to ``max_seq_len``.
         split: ``train`` or a part of it, ``train[:95%]``.
-        **load_dataset_kwargs: ``field``, ``delimiter``, ``encoding``; for the hub, what ``datasets.load_dataset`` takes.
+        **load_dataset_kwargs: ``field``, ``delimiter``, ``encoding``; for the hub, all of ``datasets.load_dataset``.
     """
     columns = column_map or {}
 
@@ -113,8 +114,8 @@ def chat(
 ) -> TokenisedDataset:
     """Rows with a conversation, of one turn or many; every assistant turn is learned.
 
-    Understood are ``messages`` (a list of ``role`` and ``content``) and ShareGPT's ``conversations`` (a list of ``from``
-    and ``value``), with system turns. An empty last assistant turn is left out: such a row has only a prompt.
+    Understood are ``messages`` (a list of ``role`` and ``content``) and ShareGPT's ``conversations`` (a list of
+    ``from`` and ``value``), with system turns. An empty last assistant turn is left out: such a row has only a prompt.
 
     Args:
         column_map: ``{messages: other_name}``.

@@ -23,8 +23,7 @@ class StepPlan:
     Args:
         datasets: one or several.
         weights: each dataset's share of the sequences of an epoch; None takes every sequence once. With weights, an
-            epoch has as many sequences as all datasets together, and those of a dataset are repeated or left out to meet
-            its share.
+            epoch has as many sequences as all datasets together; a dataset's are repeated or left out to fit.
         batch_size: sequences in a micro-batch.
         gradient_accumulation_steps: micro-batches in a step.
         seed: of the order.
@@ -81,7 +80,9 @@ class StepPlan:
     def micro_batches(self, epoch: int, step: int) -> list[Batch]:
         """The micro-batches of step ``step`` (from 0) of epoch ``epoch`` (from 0)."""
         order = self._epoch_order(epoch)[step * self._step_size : (step + 1) * self._step_size]
-        return [self._batch(order[start : start + self._batch_size]) for start in range(0, len(order), self._batch_size)]
+        return [
+            self._batch(order[start : start + self._batch_size]) for start in range(0, len(order), self._batch_size)
+        ]
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """Every sequence once, as for validation: all micro-batches, the last one may be short."""
@@ -135,7 +136,7 @@ def _units(rows: TokenisedRows, dataset: int) -> list[Unit]:
             pack, space = [], rows.max_seq_len
         pack.append(row)
         space -= length
-    return units + [(dataset, tuple(pack))] if pack else units
+    return [*units, (dataset, tuple(pack))] if pack else units
 
 
 def num_supervised(batches: Sequence[Batch]) -> int:

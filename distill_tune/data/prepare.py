@@ -144,7 +144,9 @@ def _tokenise(dataset: Any, tokenizer: Any, on_bad_row: str, max_seq_len: int | 
     if faults and on_bad_row == "stop":
         more = f"\n  and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
         shown = "\n  ".join(faults[:_SHOWN_FAULTS])
-        raise UserError(f"dataset: {len(faults)} bad rows; mend them, or leave them out with on_bad_row=skip\n  {shown}{more}")
+        raise UserError(
+            f"dataset: {len(faults)} bad rows; mend them, or leave them out with on_bad_row=skip\n  {shown}{more}"
+        )
     lengths = torch.tensor([0, *map(len, tokens)])
     empty = torch.zeros(0, dtype=torch.int32)
     return TokenisedRows(
@@ -232,7 +234,10 @@ def _cache_path(
         "files": files,
         "on_bad_row": on_bad_row,
         "max_seq_len": max_seq_len,
-        "versions": [distill_tune.__version__, *(version(name) for name in ("torchtune", "tokenizers", "sentencepiece"))],
+        "versions": [
+            distill_tune.__version__,
+            *(version(name) for name in ("torchtune", "tokenizers", "sentencepiece")),
+        ],
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     return cache_folder() / "rows" / f"{name}.safetensors"

@@ -36,7 +36,9 @@ class LocalRows(Sequence[Row]):
     :class:`RowError` when it is taken, so that one bad line does not hide the others.
     """
 
-    def __init__(self, files: Sequence[Path], split: str = "train", field: str | None = None, **csv_options: Any) -> None:
+    def __init__(
+        self, files: Sequence[Path], split: str = "train", field: str | None = None, **csv_options: Any
+    ) -> None:
         self.files = list(files)
         self._split, self._field, self._csv_options = split, field, csv_options
 
@@ -96,6 +98,7 @@ def load_dataset(source: str, *, split: str = "train", **options: Any) -> Any:
 def use_in_torchtune() -> None:
     """Let torchtune's dataset components read local files the same way: `source: my.json`, rows with numbers."""
     import distill_tune._torchtune_compat  # noqa: F401
+
     from torchtune.datasets import _sft, _text_completion
 
     _sft.load_dataset = load_dataset
@@ -205,7 +208,9 @@ def _read_json(file: Path, text: str, field: str | None) -> Iterator[_Located]:
     try:
         data = json.loads(text) if text.strip() else []
     except json.JSONDecodeError as error:
-        raise UserError(f"dataset {file}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+        raise UserError(
+            f"dataset {file}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from error
     if field is not None and isinstance(data, dict):
         data = data.get(field)
     if isinstance(data, dict):

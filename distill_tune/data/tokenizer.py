@@ -10,6 +10,7 @@ from typing import Any
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.sources import RowError
 from distill_tune.errors import UserError
+
 from torchtune.data import Message
 
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
@@ -31,7 +32,11 @@ class HFTokenizer:
         self.bos_id = self._special_id("bos")
         self.eos_id = self._special_id("eos")
         if self.eos_id is None:
-            named = f"names {self._token_text('eos')}, which tokenizer.json does not have" if self._token_text("eos") else ""
+            named = (
+                f"names {self._token_text('eos')}, which tokenizer.json does not have"
+                if self._token_text("eos")
+                else ""
+            )
             raise UserError(
                 f"tokenizer.path={folder}: no end-of-sequence token: tokenizer_config.json "
                 f"{named or 'names no eos_token, nor config.json an eos_token_id'}"

@@ -3,6 +3,7 @@
 from distill_tune.models.checkpoint import (
     Checkpoint,
     build_on_meta,
+    check_fit,
     checked_on_meta,
     freeze_all_but_adapters,
     load_model,
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoint",
     "OutputHead",
     "build_on_meta",
+    "check_fit",
     "check_tokenizers",
     "checked_on_meta",
     "common_vocabulary",

@@ -15,6 +15,7 @@ from torch import nn
 from distill_tune.config.components import instantiate
 from distill_tune.errors import UserError
 from distill_tune.models.conversion import Weights, hf_to_torchtune
+
 from torchtune.modules.peft import get_adapter_params
 from torchtune.training import set_default_dtype
 
@@ -81,7 +82,7 @@ class Checkpoint:
             with self._readable(path):
                 if path.suffix == ".safetensors":
                     with safe_open(path, framework="pt") as file:
-                        weights |= {name: file.get_tensor(name) for name in file.keys()}
+                        weights |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 else:
                     weights |= torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         return hf_to_torchtune(weights, self.model_type, self.config)
@@ -90,7 +91,7 @@ class Checkpoint:
         with self._readable(path):
             if path.suffix == ".safetensors":
                 with safe_open(path, framework="pt") as file:
-                    for name in file.keys():
+                    for name in file.keys():  # noqa: SIM118
                         yield name, torch.empty(file.get_slice(name).get_shape(), device="meta")
             else:
                 yield from torch.load(path, map_location="meta", weights_only=True).items()
@@ -149,7 +150,9 @@ def check_fit(key: str, model: nn.Module, checkpoint: Checkpoint) -> None:
         shown = [f"{name} {list(found[name].shape)} (the model: {list(wanted[name])})" for name in differ]
         problems.append(f"shapes differ: {_some(shown)}")
     if problems:
-        raise UserError(f"{key} does not fit {checkpoint.key}.checkpoint_dir={checkpoint.folder}: {'; '.join(problems)}")
+        raise UserError(
+            f"{key} does not fit {checkpoint.key}.checkpoint_dir={checkpoint.folder}: {'; '.join(problems)}"
+        )
 
 
 def checked_on_meta(key: str, component: DictConfig, checkpoint: Checkpoint) -> nn.Module:

@@ -7,6 +7,7 @@ import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.errors import UserError
+
 from torchtune.models import convert_weights
 from torchtune.models.gemma2._convert_weights import gemma2_hf_to_tune, gemma2_tune_to_hf
 from torchtune.models.phi3._convert_weights import phi3_hf_to_tune, phi3_tune_to_hf

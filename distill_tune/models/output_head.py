@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+
 from torchtune.modules import TiedLinear, TransformerDecoder
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from distill_tune.errors import UserError
 from distill_tune.models.output_head import output_head
+
 from torchtune.modules import TransformerDecoder
 
 _SHOWN = 3
@@ -26,8 +27,8 @@ def common_vocabulary(student: TransformerDecoder, teacher: TransformerDecoder, 
     for key, size in (("model", student_size), ("teacher_model", teacher_size)):
         if size < tokenizer_size:
             raise UserError(
-                f"{key}: its vocabulary has {size} tokens, the tokenizer {tokenizer_size}; teacher and student must share "
-                "the tokenizer that the config names"
+                f"{key}: its vocabulary has {size} tokens, the tokenizer {tokenizer_size}; teacher and student must "
+                "share the tokenizer that the config names"
             )
     common = min(student_size, teacher_size)
     if student_size != teacher_size:

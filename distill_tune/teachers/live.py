@@ -7,6 +7,7 @@ import torch
 from distill_tune.data.batch import Batch
 from distill_tune.losses import HiddenStates
 from distill_tune.models.output_head import take_output_head
+
 from torchtune.modules import TransformerDecoder
 
 

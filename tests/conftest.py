@@ -1,0 +1,121 @@
+"""Tiny models, a tokenizer and rows, made once a session; the real CLI in a folder of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import torch
+import yaml
+from tiny import ROWS, VOCAB_SIZE, model_arguments, write_model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or fills the user's own cache, and none may reach the network."""
+    os.environ["DISTILL_TUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece model of VOCAB_SIZE pieces."""
+    prefix = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([row["instruction"] + " " + row["output"] for row in ROWS]),
+        model_prefix=str(prefix),
+        model_type="bpe",
+        vocab_size=VOCAB_SIZE,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    return prefix.with_suffix(".model")
+
+
+@pytest.fixture(scope="session")
+def student_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "student", tokenizer_file, seed=1)
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "teacher", tokenizer_file, seed=2, width=64, layers=3)
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.json"
+    path.write_text(json.dumps(ROWS))
+    return path
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, student_folder: Path, teacher_folder: Path, rows_file: Path) -> Callable[..., Path]:
+    """Write tmp_path/config.yaml: a valid config on the tiny models; top-level keys replaced or, by None, removed."""
+
+    def checkpointer(folder: Path) -> dict:
+        return {
+            "_component_": "torchtune.training.FullModelHFCheckpointer",
+            "checkpoint_dir": str(folder),
+            "checkpoint_files": ["model.safetensors"],
+            "output_dir": "${output_dir}",
+            "model_type": "LLAMA3_2",
+        }
+
+    def write(**changes: object) -> Path:
+        config: dict[str, object] = {
+            "output_dir": str(tmp_path / "out"),
+            "model": {"_component_": "torchtune.models.llama3_2.llama3_2", **model_arguments()},
+            "checkpointer": checkpointer(student_folder),
+            "teacher_model": {
+                "_component_": "torchtune.models.llama3_2.llama3_2",
+                **model_arguments(width=64, layers=3),
+            },
+            "teacher_checkpointer": checkpointer(teacher_folder),
+            "tokenizer": {
+                "_component_": "torchtune.models.llama2.llama2_tokenizer",
+                "path": str(student_folder / "tokenizer.model"),
+                "max_seq_len": 128,
+            },
+            "dataset": {"_component_": "distill_tune.data.instruct", "source": str(rows_file)},
+            "batch_size": 4,
+            "seed": 0,
+            "kd_ratio": 0.5,
+            "optimizer": {"_component_": "torch.optim.AdamW", "lr": 1e-3},
+            "epochs": 1,
+            "max_steps_per_epoch": 4,
+            "device": "cpu",
+            "dtype": "fp32",
+        }
+        config |= changes
+        path = tmp_path / "config.yaml"
+        path.write_text(
+            yaml.safe_dump({k: v for k, v in config.items() if v is not None}, allow_unicode=True, sort_keys=False)
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The real command, in tmp_path."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "distill_tune", *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run

@@ -1,0 +1,148 @@
+"""The KD head against a plain float64 autograd version, and against torchtune's own losses."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.losses import DenseLogits, HiddenStates, distillation_loss, head
+
+from torchtune.modules.loss import ForwardKLLoss
+from torchtune.modules.peft import DoRALinear, LoRALinear
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven chunks and a rest, so that chunking is part of what is tested."""
+    monkeypatch.setattr(head, "CHUNK_BYTES", 4 * 53 * head._BUFFERS * 7)
+
+
+def example(n=53, d=16, v=53, d_t=24, v_t=53, scale=1.0, dtype=torch.float32):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(n, d, dtype=dtype) * scale, torch.randn(v, d, dtype=dtype)
+    teacher_hidden, teacher_weight = torch.randn(n, d_t, dtype=dtype) * scale, torch.randn(v_t, d_t, dtype=dtype)
+    targets = torch.randint(0, min(v, v_t), (n,))
+    return hidden.requires_grad_(), weight.requires_grad_(), teacher_hidden, teacher_weight, targets
+
+
+def plain(hidden, weight, teacher_hidden, teacher_weight, targets, kd_ratio, temperature, common):
+    """The formula as it is written, in float64."""
+    logits = hidden.double() @ weight.double().T
+    teacher_logits = teacher_hidden.double() @ teacher_weight.double().T
+    ce = F.cross_entropy(logits, targets, reduction="sum")
+    kd = F.kl_div(
+        (logits[:, :common] / temperature).log_softmax(-1),
+        (teacher_logits[:, :common] / temperature).log_softmax(-1),
+        reduction="sum",
+        log_target=True,
+    )
+    return (1 - kd_ratio) * ce + kd_ratio * temperature**2 * kd
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("kd_ratio", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("v", "v_t"), [(53, 53), (53, 61), (61, 53)])
+def test_value_and_gradients_are_those_of_float64(kd_ratio, temperature, v, v_t):
+    hidden, weight, teacher_hidden, teacher_weight, targets = example(v=v, v_t=v_t)
+    sums = distillation_loss(
+        hidden,
+        lambda rows: rows @ weight.T,
+        targets,
+        HiddenStates(teacher_hidden, lambda rows: rows @ teacher_weight.T),
+        vocab_size=v,
+        trainable=[weight],
+        kd_ratio=kd_ratio,
+        temperature=temperature,
+        common_vocab_size=min(v, v_t),
+    )
+    found = torch.autograd.grad(sums.loss, [hidden, weight])
+    wanted_loss = plain(hidden, weight, teacher_hidden, teacher_weight, targets, kd_ratio, temperature, min(v, v_t))
+    wanted = torch.autograd.grad(wanted_loss, [hidden, weight])
+    assert sums.loss.item() == pytest.approx(wanted_loss.item(), rel=1e-5)
+    for gradient, exact in zip(found, wanted, strict=True):
+        assert (gradient - exact).norm() / exact.norm() < 1e-5
+
+
+def test_bf16_gradient_is_within_a_hundredth_of_float64():
+    hidden, weight, teacher_hidden, teacher_weight, targets = example(dtype=torch.bfloat16)
+    signal = HiddenStates(teacher_hidden, lambda rows: rows @ teacher_weight.T)
+    sums = distillation_loss(
+        hidden, lambda rows: rows @ weight.T, targets, signal, vocab_size=53, trainable=[weight], kd_ratio=0.5
+    )
+    found = torch.autograd.grad(sums.loss, [hidden, weight])
+    exact = torch.autograd.grad(
+        plain(hidden, weight, teacher_hidden, teacher_weight, targets, 0.5, 1.0, 53), [hidden, weight]
+    )
+    for gradient, wanted in zip(found, exact, strict=True):
+        assert (gradient.double() - wanted.double()).norm() / wanted.double().norm() < 1e-2
+
+
+def test_forward_kl_and_gradient_agree_with_torchtunes_loss_up_to_the_teachers_entropy():
+    hidden, weight, teacher_hidden, teacher_weight, targets = example()
+    logits, teacher_logits = hidden @ weight.T, teacher_hidden @ teacher_weight.T
+    theirs = ForwardKLLoss()(logits, teacher_logits, targets)  # a mean cross-entropy against the teacher
+    entropy = -(teacher_logits.softmax(-1) * teacher_logits.log_softmax(-1)).sum(-1).mean()
+    ours = distillation_loss(
+        hidden, lambda rows: rows @ weight.T, targets, DenseLogits(teacher_logits), vocab_size=53, kd_ratio=1.0
+    )
+    assert ours.kd.item() / len(hidden) == pytest.approx((theirs - entropy).item(), rel=1e-4)
+    our_gradient = torch.autograd.grad(ours.loss / len(hidden), hidden)[0]
+    torch.testing.assert_close(our_gradient, torch.autograd.grad(theirs, hidden)[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [LoRALinear, DoRALinear])
+def test_a_head_with_adapters_gets_their_gradients(layer):
+    hidden, _, teacher_hidden, teacher_weight, targets = example()
+    module = layer(16, 53, rank=4, alpha=8.0)
+    torch.nn.init.normal_(module.lora_b.weight)
+    if layer is DoRALinear:
+        module.initialize_dora_magnitude()
+    module.weight.requires_grad_(False)
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    teacher_logits = teacher_hidden @ teacher_weight.T
+    sums = distillation_loss(
+        hidden, module, targets, DenseLogits(teacher_logits), vocab_size=53, trainable=trainable, kd_ratio=0.5
+    )
+    found = torch.autograd.grad(sums.loss, [hidden, *trainable])
+    logits = module(hidden)
+    whole = 0.5 * F.cross_entropy(logits, targets, reduction="sum") + 0.5 * F.kl_div(
+        logits.log_softmax(-1), teacher_logits.log_softmax(-1), reduction="sum", log_target=True
+    )
+    for gradient, wanted in zip(found, torch.autograd.grad(whole, [hidden, *trainable]), strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_agreement_costs_nothing():
+    hidden, weight, _, _, targets = example()
+    signal = HiddenStates(hidden.detach(), lambda rows: rows @ weight.detach().T)
+    sums = distillation_loss(hidden, lambda rows: rows @ weight.T, targets, signal, vocab_size=53, kd_ratio=1.0)
+    assert abs(sums.kd.item()) < 1e-4
+    assert torch.autograd.grad(sums.loss, hidden)[0].abs().max() < 1e-5
+
+
+def test_extreme_logits_and_excluded_tokens_give_no_nan():
+    hidden, weight, teacher_hidden, teacher_weight, targets = example(scale=1e4)
+    teacher_logits = teacher_hidden @ teacher_weight.T
+    teacher_logits[:, 5:] = -torch.inf
+    sums = distillation_loss(
+        hidden, lambda rows: rows @ weight.T, targets, DenseLogits(teacher_logits), vocab_size=53, kd_ratio=0.5
+    )
+    gradient = torch.autograd.grad(sums.loss, hidden)[0]
+    assert torch.isfinite(sums.loss)
+    assert torch.isfinite(gradient).all()
+
+
+def test_without_supervised_tokens_the_loss_is_zero_and_differentiable():
+    hidden = torch.zeros(0, 16, requires_grad=True)
+    weight = torch.randn(53, 16, requires_grad=True)
+    targets = torch.zeros(0, dtype=torch.long)
+    sums = distillation_loss(hidden, lambda rows: rows @ weight.T, targets, vocab_size=53, trainable=[weight])
+    sums.loss.backward()
+    assert sums.loss.item() == 0
+    assert weight.grad.abs().max() == 0
+
+
+def test_a_divergence_without_a_teacher_is_refused():
+    hidden, weight, _, _, targets = example()
+    with pytest.raises(ValueError, match=r"kd_ratio is 0\.5, but there is no teacher signal"):
+        distillation_loss(hidden, lambda rows: rows @ weight.T, targets, vocab_size=53, kd_ratio=0.5)
