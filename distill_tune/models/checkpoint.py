@@ -14,9 +14,9 @@ from torch import nn
 
 from distill_tune.config.components import instantiate
 from distill_tune.errors import UserError
+from distill_tune.models.adapters import adapter_names
 from distill_tune.models.conversion import Weights, hf_to_torchtune
 
-from torchtune.modules.peft import get_adapter_params
 from torchtune.training import set_default_dtype
 
 _SHOWN_NAMES = 3
@@ -189,19 +189,6 @@ def load_model(component: DictConfig, checkpoint: Checkpoint, dtype: torch.dtype
         if hasattr(module, "initialize_dora_magnitude"):
             module.initialize_dora_magnitude()
     return model
-
-
-def adapter_names(model: nn.Module) -> set[str]:
-    """The names of the parameters that adapters added: LoRA's A and B, DoRA's magnitude."""
-    return set(get_adapter_params(model))
-
-
-def freeze_all_but_adapters(model: nn.Module) -> bool:
-    """Where a model has adapters, only they train. Returns whether it has any."""
-    adapters = adapter_names(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in adapters if adapters else True)
-    return bool(adapters)
 
 
 def _some(names: list[str]) -> str:

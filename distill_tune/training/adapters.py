@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from distill_tune.models.checkpoint import Checkpoint, adapter_names
+from distill_tune.models.adapters import adapter_names, lora_shape
+from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import PEFT_TYPES
 
 from torchtune.models.convert_weights import tune_to_peft_adapter_config, tune_to_peft_adapter_weights
@@ -20,11 +21,10 @@ def export_adapter(model: nn.Module, base: Checkpoint, folder: Path) -> bool:
 
     Families whose projections torchtune fuses (Phi) have no PEFT layout; their adapters are in ``model/`` alone.
     """
-    names = adapter_names(model)
-    if not names or base.model_type not in PEFT_TYPES:
+    names, shape = adapter_names(model), lora_shape(model)
+    if shape is None or base.model_type not in PEFT_TYPES:
         return False
     weights = {name: p.detach().cpu() for name, p in model.named_parameters() if name in names}
-    adapter = next(module for module in model.modules() if hasattr(module, "lora_a"))
     num_heads, num_kv_heads = base.config["num_attention_heads"], base.config["num_key_value_heads"]
     head_dim = base.config.get("head_dim") or base.config["hidden_size"] // num_heads
     weights = tune_to_peft_adapter_weights(
@@ -38,7 +38,7 @@ def export_adapter(model: nn.Module, base: Checkpoint, folder: Path) -> bool:
         name.removesuffix(".weight").removesuffix(".lora_a").rpartition(".")[2] for name in names if "lora_a" in name
     }
     config = tune_to_peft_adapter_config(
-        {"r": adapter.rank, "lora_alpha": adapter.alpha, "target_modules": sorted(modules)}, str(base.folder.resolve())
+        {"r": shape.rank, "lora_alpha": shape.alpha, "target_modules": sorted(modules)}, str(base.folder.resolve())
     )
     config |= {
         "peft_type": "LORA",

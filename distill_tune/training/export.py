@@ -1,6 +1,7 @@
 """The trained student in Hugging Face's layout: model/."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import nn
 
+from distill_tune.models.adapters import lora_shape
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import torchtune_to_hf
 
@@ -22,18 +24,20 @@ _COPIED_SUFFIXES = (".json", ".model", ".jinja", ".txt", ".tiktoken")
 def export_model(model: nn.Module, base: Checkpoint, folder: Path, dtype: torch.dtype) -> None:
     """Write the student with its adapters merged, so that transformers opens it as it is.
 
+    Written beside, then renamed: a folder of this name is complete.
+
     Args:
         base: the checkpoint that the student started from; its config.json and tokenizer files are copied.
         folder: filled anew.
         dtype: of the written weights. Adapters are merged in fp32 whatever it is.
     """
     weights = {name: value.detach().cpu().float() for name, value in model.state_dict().items()}
-    adapters = [module for module in model.modules() if hasattr(module, "lora_a")]
-    if adapters:
-        weights = get_merged_lora_ckpt(weights, rank=adapters[0].rank, alpha=adapters[0].alpha)
+    if shape := lora_shape(model):
+        weights = get_merged_lora_ckpt(weights, rank=shape.rank, alpha=shape.alpha)
     weights = {name: value.to(dtype) for name, value in weights.items()}
     weights = torchtune_to_hf(weights, base.model_type, base.config)
 
+    final, folder = folder, folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for file in sorted(base.folder.iterdir()):
@@ -45,3 +49,5 @@ def export_model(model: nn.Module, base: Checkpoint, folder: Path, dtype: torch.
     save_torch_state_dict(
         {name: value.contiguous() for name, value in weights.items()}, folder, metadata={"format": "pt"}
     )
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(folder, final)

@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 import distill_tune
+from distill_tune.config.files import recipes_folder
 from distill_tune.errors import UserError
 
 
@@ -101,7 +102,9 @@ class RunFolder:
 
 def _header() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchtune", "torchao"))
+    recipe = Path(sys.argv[0])
+    name = recipe.stem if recipe.parent == recipes_folder() else str(recipe)
     return (
-        f"# {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}\n"
+        f"# {shlex.join(['distill-tune', 'run', name, *sys.argv[1:]])}\n"
         f"# distill-tune {distill_tune.__version__}, {packages}, Python {platform.python_version()}\n"
     )

@@ -60,7 +60,7 @@ def test_a_run_leaves_what_it_promises(write_config, cli, tmp_path):
     assert set(lines[0]) == METRICS
     assert lines[0]["loss"] == pytest.approx(0.5 * lines[0]["ce_loss"] + 0.5 * lines[0]["kd_loss"], rel=1e-5)
     written = (out / "config.yaml").read_text()
-    assert written.startswith("# __main__.py run kd_single_device --config config.yaml")
+    assert written.startswith("# distill-tune run kd_single_device --config config.yaml")
     assert yaml.safe_load(written)["kd_ratio"] == 0.5
     assert sorted(file.name for file in (out / "checkpoints" / "step_4").iterdir()) == [
         "parts.pt",
@@ -105,12 +105,12 @@ def test_the_adapter_opens_with_peft_and_gives_what_the_merged_model_gives(
 
 
 def test_qlora_trains_and_exports(write_config, cli, tmp_path, tokenizer_file):
-    folder = write_model(tmp_path / "wide", tokenizer_file, seed=5, width=128)
-    config = write_config(model=LORA | model_arguments(width=128) | {"quantize_base": True}, dtype="bf16")
+    folder = write_model(tmp_path / "wide", tokenizer_file, seed=5, width=256)
+    config = write_config(model=LORA | model_arguments(width=256) | {"quantize_base": True}, dtype="bf16")
     run_ok(cli, f"checkpointer.checkpoint_dir={folder}")
     lines = metrics_of(tmp_path / "out")
     assert lines[-1]["loss"] < lines[0]["loss"] * 1.1
-    plain = {"_component_": "torchtune.models.llama3_2.llama3_2", **model_arguments(width=128)}
+    plain = {"_component_": "torchtune.models.llama3_2.llama3_2", **model_arguments(width=256)}
     assert torch.isfinite(
         logits_of(config, tmp_path / "out" / "model", torch.ones(1, 5, dtype=torch.long), plain)
     ).all()
@@ -197,7 +197,7 @@ def test_every_setting_of_memory_and_data_runs_and_learns_the_same(write_config,
 
 
 def test_a_torchtune_kd_config_runs_unchanged(cli, tmp_path, student_folder, teacher_folder, rows_file):
-    """The keys, components and arguments of torchtune 0.6.1's own KD configs, with paths and sizes of the tiny models."""
+    """The keys, components and arguments of torchtune 0.6.1's KD configs, with paths and sizes of the tiny models."""
     (tmp_path / "theirs.yaml").write_text(f"""
 output_dir: {tmp_path}/out
 model:
