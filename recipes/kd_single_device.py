@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> None:
         teacher_checkpoint = models.Checkpoint.from_config("teacher_checkpointer", cfg.get("teacher_checkpointer"))
         teacher_on_meta = models.checked_on_meta("teacher_model", cfg.get("teacher_model"), teacher_checkpoint)
         models.check_tokenizers(student_checkpoint.folder, teacher_checkpoint.folder)
-        common_vocab_size = models.common_vocabulary(student_on_meta, teacher_on_meta, tokenizer.vocab_size)
+        common_vocab_size = models.common_vocabulary(student_on_meta, teacher_on_meta, tokenizer)
 
     def plan_of(dataset: DictConfig, batch_size: int, gradient_accumulation_steps: int, shuffle: bool) -> data.StepPlan:
         rows, weights = data.prepare_rows(dataset, tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop"))

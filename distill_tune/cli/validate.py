@@ -57,7 +57,7 @@ def _check_with_components(cfg: DictConfig, path: Path) -> None:
             continue
         try:
             model = models.build_on_meta(cfg[key])
-            print(f"{key}: {_size(model, cfg)}")
+            print(f"{key}: {_size(key, model, cfg)}")
             models.check_fit(key, model, models.Checkpoint.from_config(checkpointer, cfg[checkpointer]))
         except UserError as error:
             faults.append(str(error))
@@ -65,13 +65,13 @@ def _check_with_components(cfg: DictConfig, path: Path) -> None:
         raise Faults(f"config {path}", faults)
 
 
-def _size(model: Any, cfg: DictConfig) -> str:
+def _size(key: str, model: Any, cfg: DictConfig) -> str:
     from rich import filesize
 
     from distill_tune import models
 
     models.freeze_all_but_adapters(model)
     total = sum(p.numel() for p in model.parameters())
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) if key == "model" else 0
     num_bytes = total * (2 if cfg.dtype == "bf16" else 4)
     return f"{total:,} parameters, {trainable:,} trainable, {filesize.decimal(num_bytes)} for weights in {cfg.dtype}"

@@ -150,6 +150,11 @@ def check_values(config: DictConfig) -> list[str]:
             faults.append(f"{key}={_shown(config[key])}: {fault}")
     for name, component in components_of(config):
         faults += _argument_faults(name, component)
+    if config.get("enable_activation_offloading") is True:
+        if config.get("enable_activation_checkpointing") is not True:
+            faults.append("enable_activation_offloading=True: needs enable_activation_checkpointing=True")
+        if config.get("device") in ("cpu", "mps"):
+            faults.append(f"enable_activation_offloading=True: needs device=cuda, device is {config['device']}")
     if isinstance(ratio := config.get("kd_ratio", 0.5), int | float) and ratio > 0:
         faults += [
             f"{key}: missing; kd_ratio={ratio:g} needs a teacher (kd_ratio=0 trains without one)"

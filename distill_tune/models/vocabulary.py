@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from distill_tune.errors import UserError
 from distill_tune.models.output_head import output_head
@@ -11,19 +12,20 @@ from torchtune.modules import TransformerDecoder
 _SHOWN = 3
 
 
-def common_vocabulary(student: TransformerDecoder, teacher: TransformerDecoder, tokenizer_size: int) -> int:
+def common_vocabulary(student: TransformerDecoder, teacher: TransformerDecoder, tokenizer: Any) -> int:
     """How many tokens both models know, where their vocabularies differ by padding rows at the end.
 
     Says so in one line where they do.
 
     Args:
         student, teacher: meta tensors serve.
-        tokenizer_size: tokens that exist.
+        tokenizer: its ``vocab_size``, where it has one, says how many tokens exist.
 
     Raises:
         UserError: a model has fewer rows than the tokenizer has tokens.
     """
     student_size, teacher_size = output_head(student).vocab_size, output_head(teacher).vocab_size
+    tokenizer_size = getattr(tokenizer, "vocab_size", 0)
     for key, size in (("model", student_size), ("teacher_model", teacher_size)):
         if size < tokenizer_size:
             raise UserError(
