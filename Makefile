@@ -4,13 +4,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGE := $(VENV)/.installed
 
-.PHONY: demo test lint install demo-models clean
+.PHONY: demo test test-oldest-torchao lint install demo-models clean
 
 demo: $(PACKAGE)
 	$(BIN)/distill-tune demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+# The same core against the oldest torchao that pyproject.toml allows; the constraints have the newest.
+test-oldest-torchao: $(VENV)/.installed-dev
+	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/oldest-torchao torchao==0.16.0
+	PYTHONPATH=$(VENV)/oldest-torchao $(BIN)/python -m pytest tests/parity tests/unit/test_torchtune_compat.py \
+		tests/recipes/test_kd_single_device.py -k 'parity or compat or qlora or dora or promises'
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

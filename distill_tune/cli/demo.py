@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import shlex
 import subprocess
@@ -117,7 +118,7 @@ def _measure(folder: Path) -> tuple[list[Any], list[dict[str, Any]]]:
 
     def load(key: str, checkpoint_dir: Path) -> Any:
         checkpointer = "checkpointer" if key == "model" else "teacher_checkpointer"
-        component = OmegaConf.merge(cfg[checkpointer], {"checkpoint_dir": str(checkpoint_dir)})
+        component = OmegaConf.create({**cfg[checkpointer], "checkpoint_dir": str(checkpoint_dir)})
         return models.load_model(
             cfg[key], models.Checkpoint.from_config(checkpointer, component), torch.float32, device
         )
@@ -129,7 +130,7 @@ def _measure(folder: Path) -> tuple[list[Any], list[dict[str, Any]]]:
     }
     teacher = load(*sources["teacher"])
     comparisons = [
-        evaluation.compare(name, lambda source=source: load(*source), teacher, batches, device)
+        evaluation.compare(name, functools.partial(load, *source), teacher, batches, device)
         for name, source in sources.items()
     ]
     from distill_tune.data import docstring_rows

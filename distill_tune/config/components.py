@@ -52,7 +52,7 @@ def instantiate(component: DictConfig, *args: Any, **kwargs: Any) -> Any:
         UserError: it cannot be imported, or refuses its arguments.
     """
     name = component["_component_"]
-    arguments = {key: _resolved(value) for key, value in component.items() if key != "_component_"}
+    arguments = {str(key): _resolved(value) for key, value in component.items() if key != "_component_"}
     if name in _SERVED_BY:
         name, arguments = _SERVED_BY[name], {}
     target = find_component(name)
@@ -67,7 +67,7 @@ def find_component(name: str) -> Callable[..., Any]:
     """
     if name.split(".")[0] == "torchtune":
         importlib.import_module("distill_tune._torchtune_compat")
-    module_name, _, attributes = name, "", []
+    module_name, attributes = name, list[str]()
     while True:
         try:
             found = importlib.import_module(module_name)
@@ -153,7 +153,7 @@ def _check_arguments(key: str, component: DictConfig, target: Callable[..., Any]
                 f", did you mean {' or '.join(near)}?" if near else f"; it takes {', '.join(sorted(allowed - passed))}"
             )
             faults.append(f"{key}.{argument}: {component['_component_']} has no such argument{hint}")
-        elif not _is_component(value) and (wanted := _mismatch(_plain(value), hints.get(argument))):
+        elif not _is_component(value) and (wanted := _mismatch(_plain(value), hints.get(str(argument)))):
             faults.append(f"{key}.{argument}={_plain(value)}: must be {wanted}")
     required = [
         p.name
@@ -175,8 +175,8 @@ def _mismatch(value: Any, annotation: Any) -> str | None:
         containers = [option for option in arguments if typing.get_origin(option)]
         nothing = [type(None)] if type(None) in arguments else []
         options = [*plain, *containers, *nothing] if plain else list(arguments)
-        wanted = [_mismatch(value, option) for option in options]
-        return None if None in wanted else " or ".join(dict.fromkeys(filter(None, wanted)))
+        mismatches = [_mismatch(value, option) for option in options]
+        return None if None in mismatches else " or ".join(dict.fromkeys(filter(None, mismatches)))
     if origin is typing.Literal:
         if value in arguments:
             return None

@@ -43,9 +43,9 @@ class Batch:
         device = self.tokens.device
         positions = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in self.lengths]).to(device)
         if device.type == "cuda":
-            mask = packed_block_causal_mask([torch.tensor(n, device=device) for n in self.lengths])
+            mask = packed_block_causal_mask([torch.tensor(ns, device=device) for ns in self.lengths])
         else:
-            mask = torch.stack([torch.block_diag(*[torch.ones(n, n).tril() for n in row]) for row in self.lengths])
+            mask = torch.stack([torch.block_diag(*[torch.ones(n, n).tril() for n in ns]) for ns in self.lengths])
             mask = mask.bool().to(device)  # [b, s, s]
         return {"input_pos": positions, "mask": mask}
 
@@ -66,8 +66,8 @@ def packed(packs: Sequence[Sequence[Row]]) -> Batch:
         tokens, targets = zip(*(_shifted(row) for row in rows), strict=True)
         joined.append((torch.cat(tokens), torch.cat(targets), [len(row) for row in tokens]))
     longest = max(len(tokens) for tokens, _, _ in joined)
-    for tokens, _, lengths in joined:
-        lengths[-1] += longest - len(tokens)
+    for joined_tokens, _, lengths in joined:
+        lengths[-1] += longest - len(joined_tokens)
     return Batch(
         pad_sequence([tokens for tokens, _, _ in joined], batch_first=True, padding_value=0),
         pad_sequence([targets for _, targets, _ in joined], batch_first=True, padding_value=IGNORE_INDEX),

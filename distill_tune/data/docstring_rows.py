@@ -23,6 +23,7 @@ _SECTION = re.compile(
     r"usage|warnings?|keyword arguments|inputs?|outputs?|shape|todo)\s*:{0,2}\s*$|^(>>>|\.\. |:param|@|[-=~]{3,}|[|+])",
     re.IGNORECASE,
 )
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 _SKIPPED_FOLDERS = {"test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "_vendor", "turtledemo"}
 
 
@@ -81,16 +82,16 @@ def _modules(folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
                 yield module, path
 
 
-def _definitions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+def _definitions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, _Definition]]:
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+        if isinstance(node, _Definition) and not node.name.startswith("_"):
             name = f"{prefix}.{node.name}"
             yield name, node
             if isinstance(node, ast.ClassDef):
                 yield from _definitions(node, name)
 
 
-def _question(name: str, node: ast.FunctionDef | ast.ClassDef) -> str:
+def _question(name: str, node: _Definition) -> str:
     if isinstance(node, ast.ClassDef):
         return f"What is the class {name}?"
     signature = f"{name}({ast.unparse(node.args)})"

@@ -227,7 +227,7 @@ def _cache_path(
                 for file in sorted(Path(value).iterdir())
                 if file.suffix in (".json", ".model", ".jinja", ".txt")
             }
-    key = {
+    identity = {
         "rows": fingerprint,
         "dataset": OmegaConf.to_container(arguments),
         "tokenizer": OmegaConf.to_container(tokenizer_config),
@@ -239,7 +239,7 @@ def _cache_path(
             *(version(name) for name in ("torchtune", "tokenizers", "sentencepiece")),
         ],
     }
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     return cache_folder() / "rows" / f"{name}.safetensors"
 
 
@@ -258,11 +258,11 @@ def _read_cache(path: Path | None) -> TokenisedRows | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            tensors: dict[str, torch.Tensor] = {key: file.get_tensor(key) for key in ("tokens", "labels", "offsets")}
+            tensors = [file.get_tensor(name) for name in ("tokens", "labels", "offsets")]
             settings = json.loads(file.metadata()["settings"])
     except (SafetensorError, KeyError, OSError):
         return None  # torn: made anew
-    return TokenisedRows(**tensors, **settings)
+    return TokenisedRows(*tensors, **settings)
 
 
 def _write_cache(path: Path | None, rows: TokenisedRows) -> None:

@@ -123,7 +123,7 @@ def _local_files(source: str, options: Mapping[str, Any]) -> list[Path] | None:
         named = data_files if data_files else data_dir
         if isinstance(named, Mapping):
             named = named.get("train") or next(iter(named.values()))
-        names = [named] if isinstance(named, str) else list(named)
+        names = [named] if isinstance(named, str) else list(named or ())
         if any(name.startswith(("http://", "https://", "hf://")) for name in names):
             return None
         return [file for name in names for file in _files_at(name)]

@@ -47,7 +47,7 @@ class HFTokenizer:
     def encode(self, text: str, add_bos: bool = True, add_eos: bool = True) -> list[int]:
         tokens = self._tokenizer.encode(text, add_special_tokens=False).ids
         bos = [self.bos_id] if add_bos and self.bos_id is not None else []
-        return [*bos, *tokens, *([self.eos_id] if add_eos else [])]
+        return [*bos, *tokens, *([self.eos_id] if add_eos and self.eos_id is not None else [])]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(token_ids))
@@ -79,7 +79,7 @@ class HFTokenizer:
         whole = self._apply(messages, False)
         if all(not message.masked for message in messages):
             return whole, [(0, len(whole))]
-        spans = []
+        spans: list[tuple[int, int]] = []
         for index, message in enumerate(messages):
             if message.masked:
                 continue
@@ -126,7 +126,7 @@ class HFTokenizer:
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        return environment.from_string(self._template)
+        return environment.from_string(self._template or "")
 
     def _special_id(self, kind: str) -> int | None:
         text = self._token_text(kind)

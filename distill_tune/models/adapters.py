@@ -6,7 +6,7 @@ from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 
-from torchtune.modules.peft import get_adapter_params
+from torchtune.modules.peft import DoRALinear, LoRALinear, get_adapter_params
 
 
 class LoraShape(NamedTuple):
@@ -30,8 +30,9 @@ def freeze_all_but_adapters(model: nn.Module) -> bool:
 def lora_shape(model: nn.Module) -> LoraShape | None:
     """Rank and alpha of a model's adapters, the same for all of them; None where it has none."""
     for module in model.modules():
-        if hasattr(module, "lora_a"):
-            rank = module.lora_a.weight.shape[0]
-            scaling = module.scaling if hasattr(module, "scaling") else module.alpha / module.rank
-            return LoraShape(rank, scaling * rank)
+        if isinstance(module, LoRALinear):
+            return LoraShape(module.rank, module.alpha)
+        if isinstance(module, DoRALinear):  # knows only the quotient
+            rank = module.lora_a.out_features
+            return LoraShape(rank, module.scaling * rank)
     return None

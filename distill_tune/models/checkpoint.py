@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -17,6 +17,7 @@ from distill_tune.errors import UserError
 from distill_tune.models.adapters import adapter_names
 from distill_tune.models.conversion import Weights, hf_to_torchtune
 
+from torchtune.modules import TransformerDecoder
 from torchtune.training import set_default_dtype
 
 _SHOWN_NAMES = 3
@@ -114,17 +115,16 @@ class _Readable:
             raise UserError(f"{self.message}: {str(error).splitlines()[0]}; is the download complete?") from error
 
 
-def build_on_meta(component: DictConfig) -> nn.Module:
+def build_on_meta(component: DictConfig) -> TransformerDecoder:
     """The model without its weights: shapes for checks, nothing allocated.
 
     Raises:
         UserError: the component refuses its arguments.
     """
-    plain = OmegaConf.create(OmegaConf.to_container(component))
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return instantiate(plain)
+            return instantiate(component)
     except UserError:
         raise
     except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
@@ -155,14 +155,14 @@ def check_fit(key: str, model: nn.Module, checkpoint: Checkpoint) -> None:
         )
 
 
-def checked_on_meta(key: str, component: DictConfig, checkpoint: Checkpoint) -> nn.Module:
+def checked_on_meta(key: str, component: DictConfig, checkpoint: Checkpoint) -> TransformerDecoder:
     """:func:`build_on_meta`, then :func:`check_fit`."""
     model = build_on_meta(component)
     check_fit(key, model, checkpoint)
     return model
 
 
-def require_length(key: str, model: nn.Module, longest: int) -> None:
+def require_length(key: str, model: TransformerDecoder, longest: int) -> None:
     """
     Raises:
         UserError: the data has a row that is longer than the model can read.
@@ -174,7 +174,9 @@ def require_length(key: str, model: nn.Module, longest: int) -> None:
         )
 
 
-def load_model(component: DictConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def load_model(
+    component: DictConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+) -> TransformerDecoder:
     """Build a model and fill it; adapters keep their initial values.
 
     Weights come in the files' dtype and are held in ``dtype``.

@@ -47,8 +47,8 @@ def build_profiler(component: DictConfig | None) -> Any:
     """A context with ``step()``: torchtune's profiler where it is enabled, else nothing."""
     if component is None or not component.get("enabled", True):
         return _NoProfiler()
-    named = {"_component_": "torchtune.training.setup_torch_profiler"} | OmegaConf.to_container(component)
-    return instantiate(OmegaConf.create(named))[0]
+    named = OmegaConf.create({"_component_": "torchtune.training.setup_torch_profiler"} | dict(component))
+    return instantiate(named)[0]
 
 
 class _NoProfiler(contextlib.nullcontext):

@@ -1,0 +1,27 @@
+import subprocess
+import sys
+
+import pytest
+
+
+def test_importing_prints_nothing():
+    modules = "distill_tune._torchtune_compat, torchtune, torchtune.training, torchtune.datasets, torchtune.generation"
+    code = f"import {modules}, distill_tune.data, distill_tune.models, distill_tune.training, distill_tune.evaluation"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_removed_quantizer_says_what_became_of_it():
+    import torchao.quantization
+
+    import distill_tune._torchtune_compat  # noqa: F401
+
+    if "distill_tune" not in torchao.quantization.int4_weight_only.__module__:
+        pytest.skip("this torchao still has it")
+    with pytest.raises(NotImplementedError, match=r"int4_weight_only was removed in torchao 0\.16"):
+        torchao.quantization.int4_weight_only()
+
+
+def test_peft_and_torchtune_live_in_one_environment():
+    code = "import distill_tune._torchtune_compat, torchtune.training, peft.tuners.lora"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
