@@ -131,6 +131,7 @@ def main(cfg: DictConfig) -> None:
 
     # ---- Training
     student.train()
+    line = None
     logger = config.instantiate(cfg.get("metric_logger")) if cfg.get("metric_logger") else None
     if logger:
         logger.log_config(cfg)
@@ -193,7 +194,7 @@ def main(cfg: DictConfig) -> None:
         training.export_adapter(student, student_checkpoint, run.adapter)
     if not (has_adapters and cfg.get("save_adapter_weights_only", False)):
         training.export_model(student, student_checkpoint, run.model, dtype)
-    print(run.summary(line if total_steps else None))
+    print(run.summary(line))
 
 
 if __name__ == "__main__":

@@ -93,11 +93,11 @@ class RunFolder:
             "metrics": (self.metrics, "a line a step"),
         }
         lines += [f"  {path}  {what}" for path, what in written.values() if path.exists()]
-        folder = self.model if self.model.exists() else self.adapter
-        opened = "AutoModelForCausalLM" if self.model.exists() else "AutoPeftModelForCausalLM"
-        package = "transformers" if self.model.exists() else "peft"
-        code = f"from {package} import {opened} as M; print(M.from_pretrained({str(folder)!r}))"
-        return "\n".join([*lines, f"try it: python -c {shlex.quote(code)}"])
+        if self.model.exists():
+            code = f"from transformers import pipeline; print(pipeline('text-generation', '{self.model}')('Once'))"
+        else:
+            code = f"from peft import AutoPeftModelForCausalLM as M; print(M.from_pretrained('{self.adapter}'))"
+        return "\n".join([*lines, f'try it: python -c "{code}"'])
 
 
 def _header() -> str:

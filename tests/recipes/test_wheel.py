@@ -51,10 +51,10 @@ def test_it_runs_in_an_empty_folder_beside_torchtune(wheel, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    where = run(
-        str(python), "-c", "import distill_tune, recipes; print(distill_tune.__file__); print(recipes.__file__)"
+    code = (
+        "from importlib.util import find_spec; print(*(find_spec(name).origin for name in ('distill_tune', 'recipes')))"
     )
-    ours, theirs = where.split()
+    ours, theirs = run(str(python), "-c", code).split()
     assert ours.startswith(str(environment))
     assert theirs.startswith(sysconfig.get_paths()["purelib"])
     command = str(environment / "bin" / "distill-tune")
