@@ -55,7 +55,7 @@ class Model:
 
 
 TEACHER = Model("teacher", num_layers=6, embed_dim=256, intermediate_dim=768, steps=2600, learning_rate=2e-3)
-STUDENT = Model("student", num_layers=2, embed_dim=128, intermediate_dim=384, steps=600, learning_rate=2e-3)
+STUDENT = Model("student", num_layers=2, embed_dim=128, intermediate_dim=384, steps=700, learning_rate=2e-3)
 
 
 def main() -> None:

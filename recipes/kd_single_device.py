@@ -34,6 +34,7 @@ def main(cfg: DictConfig) -> None:
     seed = training.seed_everything(state.seed if state and cfg.get("seed") is None else cfg.get("seed"))
 
     # ---- Checkpoints and data, checked before anything is loaded
+    training.check_optimizer(cfg.optimizer, cfg.get("lr_scheduler"))
     student_checkpoint = models.Checkpoint.from_config("checkpointer", cfg.checkpointer)
     student_on_meta = models.checked_on_meta("model", cfg.model, student_checkpoint)
     tokenizer = config.instantiate(cfg.tokenizer)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from distill_tune.config.components import check_components_without_import
 from distill_tune.config.files import find_config
 from distill_tune.config.keys import check_keys, keys_of_recipe
 from distill_tune.config.load import load_config
@@ -13,7 +14,9 @@ from distill_tune.errors import Faults
 
 
 def checked_config(recipe: Path, config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """Load a config for a recipe and check its keys and plain values. Fast: imports nothing that a component names.
+    """Load a config and check its keys, its plain values, and arguments as far as the components' source tells.
+
+    Fast: imports nothing that a component names. :func:`~distill_tune.config.components.check_components` does the rest.
 
     Raises:
         UserError: with all faults.
@@ -22,6 +25,7 @@ def checked_config(recipe: Path, config_name: str, overrides: Sequence[str]) -> 
     config = load_config(path, overrides)
     source = path.read_text(encoding="utf-8") + "\n".join(overrides)
     faults = check_keys(config, keys_of_recipe(recipe), source) + check_values(config)
+    faults += check_components_without_import(config)
     if faults:
         raise Faults(f"config {path}" + (" and the command line" if overrides else ""), faults)
     return config

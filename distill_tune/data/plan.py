@@ -28,9 +28,6 @@ class StepPlan:
         gradient_accumulation_steps: micro-batches in a step.
         seed: of the order.
         shuffle: a new order each epoch, or the order of the files.
-
-    Raises:
-        UserError: not one step can be made.
     """
 
     def __init__(
@@ -50,14 +47,22 @@ class StepPlan:
         self._seed, self._shuffle = seed, shuffle
         self._units = [_units(rows, index) for index, rows in enumerate(self._datasets)]
         self._units_per_epoch = sum(map(len, self._units))
-        self.steps_per_epoch = self._units_per_epoch // self._step_size
-        if self.steps_per_epoch == 0:
+        self._order: tuple[int, list[Unit]] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """
+        Raises:
+            UserError: the data does not fill one step.
+        """
+        if self._units_per_epoch < self._step_size:
             what = "packed sequences" if any(rows.packed for rows in self._datasets) else "rows"
+            accumulation = self._step_size // self._batch_size
             raise UserError(
                 f"dataset: has {self._units_per_epoch} {what}, but one step takes {self._step_size} (batch_size="
-                f"{batch_size} x gradient_accumulation_steps={gradient_accumulation_steps}); lower one of them"
+                f"{self._batch_size} x gradient_accumulation_steps={accumulation}); lower one of them"
             )
-        self._order: tuple[int, list[Unit]] | None = None
+        return self._units_per_epoch // self._step_size
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from distill_tune.training.checkpoints import TrainingState, load_training_state
 from distill_tune.training.device import find_device, find_dtype, require_one_process, seed_everything
 from distill_tune.training.export import export_model
 from distill_tune.training.metrics import Metrics, peak_memory_bytes
-from distill_tune.training.optimizer import build_lr_scheduler, build_optimizer, build_profiler
+from distill_tune.training.optimizer import build_lr_scheduler, build_optimizer, build_profiler, check_optimizer
 from distill_tune.training.progress import Progress
 from distill_tune.training.run_folder import RunFolder
 
@@ -17,6 +17,7 @@ __all__ = [
     "build_lr_scheduler",
     "build_optimizer",
     "build_profiler",
+    "check_optimizer",
     "export_adapter",
     "export_model",
     "find_device",

@@ -24,6 +24,16 @@ def build_optimizer(component: DictConfig, parameters: Iterable[nn.Parameter]) -
         raise UserError(f"optimizer: {component['_component_']}: {error}") from error
 
 
+def check_optimizer(component: DictConfig, lr_scheduler: DictConfig | None) -> None:
+    """Build optimizer and schedule for one parameter and drop them: their own checks, before a model loads.
+
+    Raises:
+        UserError: one of them refuses its arguments.
+    """
+    optimizer = build_optimizer(component, [nn.Parameter(torch.zeros(1))])
+    build_lr_scheduler(lr_scheduler, optimizer, num_training_steps=1)
+
+
 def build_lr_scheduler(
     component: DictConfig | None, optimizer: torch.optim.Optimizer, num_training_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:

@@ -6,7 +6,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
+_WIDE = 120  # columns; a narrower terminal gets the numbers without the bar
 _LINES_A_RUN = 40  # without a terminal, about so many lines whatever the run's length
 
 
@@ -25,8 +27,8 @@ class Progress:
         self._every = every or max(1, total // _LINES_A_RUN)
         self._bar = Bar(
             TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[shown]}"),
+            *([BarColumn(bar_width=20)] if self._console.width >= _WIDE else []),
+            TextColumn("{task.fields[shown]}", table_column=Column(no_wrap=True)),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
@@ -55,7 +57,7 @@ class Progress:
 
 def _shown(metrics: Mapping[str, float]) -> str:
     parts = [f"loss {metrics['loss']:.3f}"]
-    parts += [f"{name[:2]} {metrics[name]:.3f}" for name in ("kd_loss", "ce_loss") if metrics[name]]
+    parts += [f"{name.removesuffix('_loss')} {metrics[name]:.3f}" for name in ("kd_loss", "ce_loss") if metrics[name]]
     parts.append(f"lr {metrics['lr']:.1e}")
     parts.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
     parts.append(f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB")

@@ -59,6 +59,7 @@ OF_COMPONENTS = [
         "torch.optim.AdmW: torch.optim has no AdmW, did you mean AdamW",
     ),
     ("optimizer.lr=abc", "optimizer.lr=abc: must be a number"),
+    ("optimizer.lr=-1", "optimizer: torch.optim.AdamW: Invalid learning rate: -1"),
     ("optimizer.params=[]", "optimizer.params: the recipe passes this itself; leave it out"),
     ("optimizer=nopackage.Adam", "nopackage.Adam: no module named nopackage; is the package installed?"),
     ("dataset.train_on_inputs=True", "dataset.train_on_inputs: distill_tune.data.instruct has no such argument"),
@@ -91,8 +92,12 @@ def test_a_wrong_argument_of_a_component_is_told_before_anything_is_built(write_
 
 def test_all_faults_are_listed_at_once(write_config, cli):
     write_config()
-    told = fault(cli, "mode.apply_lora_to_output=True", "warmup_steps=0", "kd_ratio=2", "~epochs")
-    assert told.splitlines()[0].startswith("distill-tune: 4 faults in config config.yaml and the command line")
+    wrong = ["mode.apply_lora_to_output=True", "warmup_steps=0", "kd_ratio=2", "~epochs", "model.num_layer=1"]
+    told = fault(cli, *wrong)
+    assert told.splitlines()[0].startswith("distill-tune: 5 faults in config config.yaml and the command line")
+    assert (
+        "  model.num_layer: torchtune.models.llama3_2.llama3_2 has no such argument, did you mean num_layers?" in told
+    )
     assert "  mode: no such key, did you mean model?" in told
     assert "  warmup_steps: no such key" in told
     assert "  kd_ratio=2: must be a number from 0 to 1" in told

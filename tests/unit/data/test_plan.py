@@ -52,4 +52,9 @@ def test_packs_keep_rows_whole_and_apart():
 
 def test_too_few_rows_for_a_step_say_so():
     with pytest.raises(UserError, match=r"has 3 rows, but one step takes 8 \(batch_size=4 x gradient_acc"):
-        StepPlan([rows(3)], batch_size=4, gradient_accumulation_steps=2)
+        _ = StepPlan([rows(3)], batch_size=4, gradient_accumulation_steps=2).steps_per_epoch
+
+
+def test_validation_takes_every_row_once_in_batches_of_which_the_last_may_be_short():
+    batches = list(StepPlan([rows(3)], batch_size=2, shuffle=False).epoch())
+    assert [batch.tokens[:, 0].tolist() for batch in batches] == [[0, 1], [2]]
