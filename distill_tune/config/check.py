@@ -16,7 +16,7 @@ from distill_tune.errors import Faults
 def checked_config(recipe: Path, config_name: str, overrides: Sequence[str]) -> DictConfig:
     """Load a config and check its keys, its plain values, and arguments as far as the components' source tells.
 
-    Fast: imports nothing that a component names. :func:`~distill_tune.config.components.check_components` does the rest.
+    Fast: imports nothing that a component names; ``check_components`` does the rest.
 
     Raises:
         UserError: with all faults.
