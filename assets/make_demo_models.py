@@ -46,16 +46,24 @@ class Model:
     intermediate_dim: int
     steps: int
     learning_rate: float
+    cooldown: float  # share of the steps over which the learning rate falls to 0
     num_heads: int = 4
     num_kv_heads: int = 2
 
     def build(self) -> TransformerDecoder:
-        shape = {key: value for key, value in vars(self).items() if key not in ("name", "steps", "learning_rate")}
+        shape = {key: value for key, value in vars(self).items() if key not in _TRAINING}
         return llama3_2(vocab_size=VOCAB_SIZE, max_seq_len=MAX_SEQ_LEN, **shape)
 
 
-TEACHER = Model("teacher", num_layers=6, embed_dim=256, intermediate_dim=768, steps=2600, learning_rate=2e-3)
-STUDENT = Model("student", num_layers=2, embed_dim=128, intermediate_dim=384, steps=700, learning_rate=2e-3)
+_TRAINING = ("name", "steps", "learning_rate", "cooldown")
+
+TEACHER = Model(
+    "teacher", num_layers=6, embed_dim=256, intermediate_dim=768, steps=2600, learning_rate=2e-3, cooldown=0.8
+)
+# Stopped in the middle of its training, at full learning rate: a student that has much to learn.
+STUDENT = Model(
+    "student", num_layers=2, embed_dim=128, intermediate_dim=384, steps=1000, learning_rate=2e-3, cooldown=0.0
+)
 
 
 def main() -> None:
@@ -132,7 +140,8 @@ def train(spec: Model, train_data: list, held_out_data: list) -> TransformerDeco
     ]
     started, total = time.perf_counter(), 0.0
     for step, rows in zip(range(spec.steps), batches(train_data), strict=False):
-        warmup, cooldown = (step + 1) / 100, (spec.steps - step) / (0.8 * spec.steps)
+        warmup = (step + 1) / 100
+        cooldown = (spec.steps - step) / (spec.cooldown * spec.steps) if spec.cooldown else 1.0
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = spec.learning_rate * min(1.0, warmup, cooldown)
