@@ -62,7 +62,7 @@ TEACHER = Model(
 )
 # Stopped in the middle of its training, at full learning rate: a student that has much to learn.
 STUDENT = Model(
-    "student", num_layers=2, embed_dim=128, intermediate_dim=384, steps=1000, learning_rate=2e-3, cooldown=0.0
+    "student", num_layers=2, embed_dim=128, intermediate_dim=384, steps=600, learning_rate=2e-3, cooldown=0.0
 )
 
 

@@ -175,6 +175,7 @@ def docstrings(
     tokenizer: Any,
     num_rows: int | None = None,
     held_out: bool = False,
+    min_characters: int = 0,
     max_seq_len: int | None = None,
     packed: bool = False,
 ) -> TokenisedDataset:
@@ -185,8 +186,9 @@ def docstrings(
     Args:
         num_rows: how many; default all.
         held_out: which side of the split by module.
+        min_characters: leave out shorter answers.
     """
-    rows = _Docstrings(docstring_rows.collect(num_rows, held_out=held_out))
+    rows = _Docstrings(docstring_rows.collect(num_rows, held_out=held_out, min_characters=min_characters))
 
     def tokenise(row: Row) -> dict[str, Sequence[int]]:
         messages = [Message("user", row["instruction"], masked=True), Message("assistant", row["output"])]

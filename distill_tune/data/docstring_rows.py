@@ -32,12 +32,14 @@ def is_held_out(module: str) -> bool:
     return _hash(module) / 2**64 < HELD_OUT_SHARE
 
 
-def collect(num_rows: int | None = None, *, held_out: bool, folders: Sequence[Path] = ()) -> list[dict[str, str]]:
+def collect(
+    num_rows: int | None = None, *, held_out: bool, min_characters: int = 0, folders: Sequence[Path] = ()
+) -> list[dict[str, str]]:
     """Rows with the fields ``instruction``, ``output`` and ``module`` from one side of the split.
 
     Modules are visited in the order of their hashes, a mixture of all packages, until ``num_rows`` rows are found
-    (default: all that there are). A docstring that several objects share gives one row. ``folders`` are searched
-    besides the standard library and the installed packages.
+    (default: all that there are). A docstring that several objects share gives one row, one of fewer than
+    ``min_characters`` none. ``folders`` are searched besides the standard library and the installed packages.
     """
     rows: list[dict[str, str]] = []
     seen: set[str] = set()
@@ -45,7 +47,7 @@ def collect(num_rows: int | None = None, *, held_out: bool, folders: Sequence[Pa
         if is_held_out(module) != held_out:
             continue
         for row in rows_of_module(module, path):
-            if row["output"] not in seen:
+            if row["output"] not in seen and len(row["output"]) >= min_characters:
                 seen.add(row["output"])
                 rows.append(row)
         if num_rows is not None and len(rows) >= num_rows:

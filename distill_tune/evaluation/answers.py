@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+
 from torchtune.data import Message
 from torchtune.generation import generate
 from torchtune.modules import TransformerDecoder

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.batch import Batch
 from distill_tune.evaluation.memory import PeakMemory
 from distill_tune.models.output_head import output_head, take_output_head

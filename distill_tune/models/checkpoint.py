@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.config.components import instantiate
 from distill_tune.errors import UserError
 from distill_tune.models.adapters import adapter_names

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.errors import UserError
 from distill_tune.models.output_head import output_head
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.batch import Batch
 from distill_tune.losses import HiddenStates
 from distill_tune.models.output_head import take_output_head

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.models.adapters import adapter_names, lora_shape
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import PEFT_TYPES

@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import nn
 
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.models.adapters import lora_shape
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import torchtune_to_hf

@@ -1,5 +1,7 @@
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +27,12 @@ def test_a_removed_quantizer_says_what_became_of_it():
 def test_peft_and_torchtune_live_in_one_environment():
     code = "import distill_tune._torchtune_compat, torchtune.training, peft.tuners.lora"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_every_module_that_imports_torchtune_imports_the_compatibility_first():
+    package = Path(__file__).parents[2] / "distill_tune"
+    for path in package.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        torchtune = re.search(r"^\s*(from|import) torchtune", source, re.MULTILINE)
+        compatibility = source.find("import distill_tune._torchtune_compat")
+        assert not torchtune or 0 <= compatibility < torchtune.start(), path
