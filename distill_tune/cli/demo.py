@@ -26,7 +26,7 @@ _RUNS = {
     "distilled with LoRA": ("distilled_lora", "tiny_lora", []),
 }
 # Without a teacher's soft targets the student overfits at the learning rate of distillation: each has its best.
-_HELD_OUT = {"_component_": "distill_tune.data.docstrings", "num_rows": 300, "held_out": True, "min_characters": 200}
+_HELD_OUT = {"_component_": "distill_tune.data.docstrings", "num_rows": 300, "held_out": True, "min_characters": 250}
 _SHOWN_ANSWERS = 3
 
 

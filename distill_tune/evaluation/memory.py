@@ -1,5 +1,7 @@
 """Peak memory of a piece of work, on whatever device it runs."""
 
+import ctypes
+import gc
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +26,8 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device)
         elif _STATUS.is_file():
+            gc.collect()
+            _give_back_freed_memory()  # else the work reuses what an earlier piece freed, and seems to take nothing
             _CLEAR.write_text("5")  # resets VmHWM, see proc_pid_clear_refs(5)
             self._before = _status("VmRSS")
         else:
@@ -37,6 +41,12 @@ class PeakMemory:
 
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def _give_back_freed_memory() -> None:
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc
+        libc.malloc_trim(0)
 
 
 def _status(field: str) -> int:
