@@ -7,11 +7,11 @@ from rich.table import Table
 
 from distill_tune.evaluation.compare import Comparison, share_of_gap_closed
 
-_HEADINGS = ("model", "parameters", "perplexity", "agreement", "KL to teacher", "tokens/s", "peak memory")
+_HEADINGS = ("model", "parameters", "perplexity", "agreement", "KL to\nteacher", "tokens/s", "peak\nmemory")
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits 80 columns
     for index, heading in enumerate(_HEADINGS):
         table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
     for comparison in comparisons:
@@ -20,7 +20,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
-    rows = [_HEADINGS, ("---", *["---:"] * (len(_HEADINGS) - 1)), *map(_cells, comparisons)]
+    headings = [heading.replace("\n", " ") for heading in _HEADINGS]
+    rows = [headings, ("---", *["---:"] * (len(_HEADINGS) - 1)), *map(_cells, comparisons)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
