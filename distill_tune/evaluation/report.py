@@ -7,7 +7,7 @@ from rich.table import Table
 
 from distill_tune.evaluation.compare import Comparison, share_of_gap_closed
 
-_HEADINGS = ("model", "parameters", "perplexity", "agreement", "KL to\nteacher", "tokens/s", "peak\nmemory")
+_HEADINGS = ("model", "para-\nmeters", "perplexity", "agreement", "KL to\nteacher", "tokens/s", "peak\nmemory")
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
@@ -20,7 +20,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
-    headings = [heading.replace("\n", " ") for heading in _HEADINGS]
+    headings = [heading.replace("-\n", "").replace("\n", " ") for heading in _HEADINGS]
     rows = [headings, ("---", *["---:"] * (len(_HEADINGS) - 1)), *map(_cells, comparisons)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
