@@ -44,5 +44,5 @@ def _cells(comparison: Comparison) -> tuple[str, ...]:
         f"{comparison.agreement:.3f}",
         f"{comparison.kl:.3f}",
         f"{comparison.tokens_per_second:,.0f}",
-        filesize.decimal(comparison.peak_memory_bytes),
+        filesize.decimal(comparison.peak_memory_bytes, precision=0),
     )
