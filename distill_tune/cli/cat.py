@@ -2,7 +2,7 @@
 
 import argparse
 
-from distill_tune.config.files import find_config, find_recipe, recipe_names
+from distill_tune.config.files import find_recipe_or_config
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -12,6 +12,4 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def _cat(options: argparse.Namespace) -> None:
-    is_recipe = options.name in recipe_names() or options.name.endswith(".py")
-    path = find_recipe(options.name) if is_recipe else find_config(options.name)
-    print(path.read_text(encoding="utf-8"), end="")
+    print(find_recipe_or_config(options.name).read_text(encoding="utf-8"), end="")

@@ -4,7 +4,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from distill_tune.config.files import find_config, find_recipe, recipe_names
+from distill_tune.config.files import find_recipe_or_config
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Copy a recipe or config to edit it.
@@ -29,7 +29,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def _cp(options: argparse.Namespace) -> None:
-    source = find_recipe(options.name) if options.name in recipe_names() else find_config(options.name)
+    source = find_recipe_or_config(options.name)
     destination = options.destination / source.name if options.destination.is_dir() else options.destination
     if not destination.suffix:
         destination = destination.with_suffix(source.suffix)

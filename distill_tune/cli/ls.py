@@ -6,8 +6,7 @@ import ast
 from distill_tune.config.files import (
     config_names,
     configs_folder,
-    find_config,
-    find_recipe,
+    find_recipe_or_config,
     recipe_names,
     recipes_folder,
 )
@@ -21,8 +20,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def _ls(options: argparse.Namespace) -> None:
     if options.path:
-        is_recipe = options.path in recipe_names() or options.path.endswith(".py")
-        print(find_recipe(options.path) if is_recipe else find_config(options.path))
+        print(find_recipe_or_config(options.path))
         return
     print(f"recipes ({recipes_folder()})")
     for name in recipe_names():

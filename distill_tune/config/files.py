@@ -76,6 +76,15 @@ def find_config(name: str) -> Path:
     raise UserError(f"config {name}: no such config{near}; `distill-tune ls` lists them all")
 
 
+def find_recipe_or_config(name: str) -> Path:
+    """The file that a name of `distill-tune ls` means; a recipe's name or a .py file is a recipe.
+
+    Raises:
+        UserError: there is none.
+    """
+    return find_recipe(name) if name in recipe_names() or name.endswith(".py") else find_config(name)
+
+
 def nearest(name: str, names: Iterable[str]) -> list[str]:
     """The few names that resemble ``name``, best first."""
     return difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.6)
