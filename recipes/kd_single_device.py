@@ -35,15 +35,17 @@ def main(cfg: DictConfig) -> None:
 
     # ---- Checkpoints and data, checked before anything is loaded
     training.check_optimizer(cfg.optimizer, cfg.get("lr_scheduler"))
-    student_checkpoint = models.Checkpoint.from_config("checkpointer", cfg.checkpointer)
-    student_on_meta = models.checked_on_meta("model", cfg.model, student_checkpoint)
+    student_checkpoint = models.Checkpoint.of("model", cfg.model, cfg.get("checkpointer"))
+    student = models.checked_on_meta("model", cfg.model, student_checkpoint, dtype)
     tokenizer = config.instantiate(cfg.tokenizer)
     common_vocab_size = None
     if kd_ratio > 0:
-        teacher_checkpoint = models.Checkpoint.from_config("teacher_checkpointer", cfg.get("teacher_checkpointer"))
-        teacher_on_meta = models.checked_on_meta("teacher_model", cfg.get("teacher_model"), teacher_checkpoint)
+        teacher_checkpoint = models.Checkpoint.of(
+            "teacher_model", cfg.get("teacher_model"), cfg.get("teacher_checkpointer")
+        )
+        teacher_model = models.checked_on_meta("teacher_model", cfg.get("teacher_model"), teacher_checkpoint, dtype)
         models.check_tokenizers(student_checkpoint.folder, teacher_checkpoint.folder)
-        common_vocab_size = models.common_vocabulary(student_on_meta, teacher_on_meta, tokenizer)
+        common_vocab_size = models.common_vocabulary(student, teacher_model, tokenizer)
 
     def plan_of(dataset: DictConfig, batch_size: int, gradient_accumulation_steps: int, shuffle: bool) -> data.StepPlan:
         rows, weights = data.prepare_rows(dataset, tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop"))
@@ -56,9 +58,9 @@ def main(cfg: DictConfig) -> None:
             shuffle=shuffle,
         )
         print(data.describe_rows(rows))
-        models.require_length("model", student_on_meta, plan.longest)
+        models.require_length("model", student, plan.longest)
         if kd_ratio > 0:
-            models.require_length("teacher_model", teacher_on_meta, plan.longest)
+            models.require_length("teacher_model", teacher_model, plan.longest)
         return plan
 
     plan = plan_of(cfg.dataset, cfg.batch_size, cfg.get("gradient_accumulation_steps", 1), cfg.get("shuffle", True))
@@ -72,7 +74,7 @@ def main(cfg: DictConfig) -> None:
     run.write_config(cfg, seed)
 
     # ---- Student and teacher
-    student = models.load_model(cfg.model, student_checkpoint, dtype, device)
+    models.load_weights(student, student_checkpoint, device)
     has_adapters = models.freeze_all_but_adapters(student)
     student_head = models.take_output_head(student)
     if cfg.get("enable_activation_checkpointing", False):
@@ -80,7 +82,7 @@ def main(cfg: DictConfig) -> None:
     offloading = OffloadActivations() if cfg.get("enable_activation_offloading", False) else contextlib.nullcontext()
     teacher = None
     if kd_ratio > 0:
-        teacher_model = models.load_model(cfg.get("teacher_model"), teacher_checkpoint, dtype, device)
+        models.load_weights(teacher_model, teacher_checkpoint, device)
         teacher = teachers.LiveTeacher(teacher_model)
     if cfg.get("compile", False):
         compile_model(student, verbose=False)

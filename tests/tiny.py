@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune.models.conversion import torchtune_to_hf
+from distill_tune.models.conversion import TorchtuneConversion
 
 from torchtune.models.llama3_2 import llama3_2
 
@@ -77,7 +77,7 @@ def write_model(folder: Path, tokenizer_file: Path, seed: int, **shape: int) -> 
         "unk_token": "<unk>",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
-    weights = torchtune_to_hf(model.state_dict(), "LLAMA3_2", config)
+    weights = TorchtuneConversion("LLAMA3_2", config).to_hf(model.state_dict())
     save_file({name: w.contiguous() for name, w in weights.items()}, folder / "model.safetensors", {"format": "pt"})
     return folder
 

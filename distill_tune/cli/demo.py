@@ -119,11 +119,10 @@ def _measure(folder: Path) -> tuple[list[Any], list[dict[str, Any]]]:
     batches = list(data.StepPlan(rows, batch_size=cfg.batch_size, shuffle=False).epoch())
 
     def load(key: str, checkpoint_dir: Path) -> Any:
-        checkpointer = "checkpointer" if key == "model" else "teacher_checkpointer"
-        component = OmegaConf.create({**cfg[checkpointer], "checkpoint_dir": str(checkpoint_dir)})
-        return models.load_model(
-            cfg[key], models.Checkpoint.from_config(checkpointer, component), torch.float32, device
-        )
+        checkpointer = cfg["checkpointer" if key == "model" else "teacher_checkpointer"]
+        checkpointer = OmegaConf.create({**checkpointer, "checkpoint_dir": str(checkpoint_dir)})
+        checkpoint = models.Checkpoint.of(key, cfg[key], checkpointer)
+        return models.load_model(cfg[key], checkpoint, torch.float32, device)
 
     sources = {
         "teacher": ("teacher_model", demo_model_folder("teacher")),

@@ -1,17 +1,22 @@
-"""`distill-tune run`: a recipe with a config."""
+"""`distill-tune run`: a recipe with a config, in one process or under torchrun."""
 
 import argparse
+import logging
 import os
 import runpy
+import signal
 import sys
+from typing import Any, NoReturn
 
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_recipe
+from distill_tune.config.keys import is_distributed
+from distill_tune.config.launch import is_launched
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Run a recipe with a config.
 
-  distill-tune run RECIPE --config CONFIG [overrides]
+  distill-tune run [torchrun options] RECIPE --config CONFIG [overrides]
 
 RECIPE is a name (`distill-tune ls`) or a file of yours; CONFIG a name, a bare name where it is unique, or a file.
 
@@ -23,8 +28,10 @@ Overrides change the config for this run; values are YAML:
   ~lr_scheduler                              remove a key
 A key that nothing reads is an error, found before anything loads.
 
-torchrun's own options go before the recipe and start it under torchrun:
-  distill-tune run --nproc_per_node 2 my_recipe.py --config CONFIG
+A distributed recipe gets one process for each GPU of this machine. torchrun's options say it otherwise:
+  distill-tune run --nproc_per_node 2 kd_distributed --config CONFIG
+  distill-tune run --nnodes 2 --nproc_per_node 8 --rdzv_endpoint HOST:29500 kd_distributed --config CONFIG
+The second line is given on both machines. Under torchrun or srun the processes that are there are taken.
 """
 
 
@@ -49,6 +56,12 @@ def _run(options: argparse.Namespace) -> None:
     recipe = find_recipe(arguments[0])
     config, overrides = parse_config(arguments[1:])
     checked_config(recipe, config, overrides)  # before the recipe imports anything heavy
+    if is_distributed(recipe) and not is_launched():
+        count = _num_gpus()
+        what = f"one process for each of {count} GPUs" if count else "no GPU here, so one process"
+        print(f"{recipe.stem}: {what} (--nproc_per_node N before the recipe says it otherwise)", flush=True)
+        _run_under_torchrun(["--nproc_per_node", str(count or 1), *arguments])
+        return
     sys.argv = [str(recipe), "--config", config, *overrides]
     sys.path.insert(0, str(recipe.resolve().parent))
     sys.path.insert(1, os.getcwd())  # a user's own components
@@ -79,13 +92,61 @@ def parse_config(arguments: list[str]) -> tuple[str, list[str]]:
     return config, overrides
 
 
-def _run_under_torchrun(arguments: list[str]) -> None:
-    from torch.distributed.run import get_args_parser
-    from torch.distributed.run import run as torchrun
+def torchrun_options(arguments: list[str]) -> Any:
+    """torchrun's options as it reads them itself, from a line that begins with them.
 
-    options = get_args_parser().parse_args(arguments)
+    Raises:
+        UserError: an option that torchrun has not, or no recipe after them.
+    """
+    from torch.distributed.run import get_args_parser
+
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    options = parser.parse_args(arguments)
+    given = {argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in arguments}
+    if not given & {"nnodes", "rdzv_backend", "rdzv_endpoint", "master_addr", "master_port", "standalone"}:
+        options.standalone = True  # a port of its own, so that two runs on a machine do not meet
+    elif "rdzv_endpoint" in given and "rdzv_backend" not in given:
+        options.rdzv_backend = "c10d"
+    return options
+
+
+def _run_under_torchrun(arguments: list[str]) -> None:
+    options = torchrun_options(arguments)
     recipe = find_recipe(options.training_script)
     config, overrides = parse_config(options.training_script_args)
     checked_config(recipe, config, overrides)
+    if is_distributed(recipe) is False and str(options.nproc_per_node) != "1":
+        raise UserError(
+            f"{recipe.stem} runs on one device; take kd_distributed, which runs its configs on several, "
+            "or leave out --nproc_per_node"
+        )
+
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import run as torchrun
+
     options.training_script = str(recipe)
-    torchrun(options)
+    options.training_script_args = ["--config", config, *overrides]
+    # Each process would take all cores; torchrun would give it one, with a warning.
+    per_node = int(options.nproc_per_node) if str(options.nproc_per_node).isdigit() else 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // per_node)))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failed rank has told why
+    try:
+        torchrun(options)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            print(f"distill-tune: rank {rank} was ended by {name}; the others were stopped", file=sys.stderr)
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
+
+
+def _num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"run: {message}; torchrun's options go before the recipe")

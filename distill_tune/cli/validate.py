@@ -52,13 +52,13 @@ def _check_with_components(cfg: DictConfig, path: Path) -> None:
 
     faults = []
     for key in ("model", "teacher_model"):
-        checkpointer = "checkpointer" if key == "model" else "teacher_checkpointer"
-        if cfg.get(key) is None or cfg.get(checkpointer) is None:
+        if cfg.get(key) is None:
             continue
         try:
-            model = models.build_on_meta(cfg[key])
+            model = models.build_on_meta(key, cfg[key])
             print(f"{key}: {_size(key, model, cfg)}")
-            models.check_fit(key, model, models.Checkpoint.from_config(checkpointer, cfg[checkpointer]))
+            checkpointer = cfg.get("checkpointer" if key == "model" else "teacher_checkpointer")
+            models.check_fit(key, model, models.Checkpoint.of(key, cfg[key], checkpointer))
         except UserError as error:
             faults.append(str(error))
     if faults:

@@ -21,6 +21,9 @@ _PASSED_BY_NAME = {"lr_scheduler": {"num_training_steps", "last_epoch"}}
 # Keys of a dataset entry that the recipe reads itself.
 _DATASET_KEYS = {"weight"}
 
+# What a torchtune component asks for and the recipes can do without.
+_OPTIONAL_HERE = {"FullModelHFCheckpointer": {"checkpoint_files", "model_type", "output_dir"}}
+
 # What torchtune's dataset builders hand on, through their **load_dataset_kwargs, to `datasets.load_dataset`.
 _LOAD_DATASET_KEYS = {
     "cache_dir",
@@ -40,10 +43,17 @@ _LOAD_DATASET_KEYS = {
 _SERVED_BY = {
     "torch.nn.CrossEntropyLoss": "distill_tune.losses.CrossEntropy",
     "torchtune.modules.loss.CEWithChunkedOutputLoss": "distill_tune.losses.CrossEntropy",
+    "torchtune.modules.loss.LinearCrossEntropyLoss": "distill_tune.losses.CrossEntropy",  # its later name
     "torchtune.modules.loss.ForwardKLLoss": "distill_tune.losses.ForwardKL",
     "torchtune.modules.loss.ForwardKLWithChunkedOutputLoss": "distill_tune.losses.ForwardKL",
 }
-_SERVED_LOSS_ARGUMENTS = {"ignore_index": -100, "num_output_chunks": None, "reduction": None}
+_SERVED_LOSS_ARGUMENTS = {
+    "ignore_index": -100,
+    "mask_ignored_tokens": None,
+    "num_output_chunks": None,
+    "reduction": None,
+    "tp_enabled": None,
+}
 
 
 def instantiate(component: DictConfig, *args: Any, **kwargs: Any) -> Any:
@@ -151,6 +161,7 @@ def _check_arguments(
         takes_any = []
     if top in ("dataset", "dataset_val"):
         allowed |= _DATASET_KEYS
+    optional = _OPTIONAL_HERE.get(str(component["_component_"]).rpartition(".")[2], set())
 
     faults = []
     for argument, value in component.items():
@@ -164,6 +175,8 @@ def _check_arguments(
                 f", did you mean {' or '.join(near)}?" if near else f"; it takes {', '.join(sorted(allowed - passed))}"
             )
             faults.append(f"{key}.{argument}: {component['_component_']} has no such argument{hint}")
+        elif value is None and argument in optional:
+            continue
         elif not _is_component(value) and (wanted := _mismatch(_plain(value), hints.get(str(argument)))):
             faults.append(f"{key}.{argument}={_plain(value)}: must be {wanted}")
     required = [
@@ -172,7 +185,9 @@ def _check_arguments(
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in passed
     ]
     faults += [
-        f"{key}.{name}: missing; {component['_component_']} needs it" for name in required if name not in component
+        f"{key}.{name}: missing; {component['_component_']} needs it"
+        for name in required
+        if name not in component and name not in optional
     ]
     return faults
 

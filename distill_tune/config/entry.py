@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from distill_tune.config.check import checked_config
 from distill_tune.config.components import check_components
+from distill_tune.config.launch import num_processes, process_environment
 from distill_tune.errors import Faults, UserError
 
 
@@ -33,16 +34,58 @@ def run_recipe(main: Callable[[DictConfig], None], arguments: Sequence[str] | No
 class told_without_traceback:
     """Turns a :class:`UserError` into its message on stderr and exit code 2, and Ctrl-C into a line and 130.
 
-    With DISTILL_TUNE_TRACEBACK=1 in the environment the traceback is shown, for those who edit a recipe.
+    Of several processes that fail, the first one tells why, with its rank; the others end in silence. With
+    DISTILL_TUNE_TRACEBACK=1 in the environment the traceback is shown, for those who edit a recipe.
     """
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, UserError) and os.environ.get("DISTILL_TUNE_TRACEBACK") != "1":
-            print(f"distill-tune: {error}", file=sys.stderr)
-            sys.exit(2)
-        if isinstance(error, KeyboardInterrupt):
-            print("distill-tune: interrupted", file=sys.stderr)
-            sys.exit(130)
+        if error is None or isinstance(error, SystemExit):
+            return
+        status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
+        who = _who_tells()
+        if who is None:
+            _end_at_once(status)
+        elif isinstance(error, UserError) and os.environ.get("DISTILL_TUNE_TRACEBACK") != "1":
+            print(f"distill-tune: {who}{error}", file=sys.stderr)
+        elif isinstance(error, KeyboardInterrupt):
+            print(f"distill-tune: {who}interrupted", file=sys.stderr)
+        elif who:
+            import traceback as tracebacks
+
+            print(f"distill-tune: {who}failed:", file=sys.stderr)
+            tracebacks.print_exception(error)
+        else:
+            return  # Python's own traceback
+        if who:
+            _end_at_once(status)
+        sys.exit(status)
+
+
+def _who_tells() -> str | None:
+    """What goes before a fault's message: nothing in a lone process, ``rank N:`` in the first of several that fails.
+
+    None where another process tells it.
+    """
+    if num_processes() == 1:
+        return ""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():  # found by all alike, on each machine
+        return "" if process_environment(os.environ)["LOCAL_RANK"] == "0" else None
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    rank = str(distributed.get_rank())
+    try:
+        told_by = _get_default_store().compare_set("distill_tune/fault", "", rank).decode()
+    except RuntimeError:  # the process that kept the store has ended: it was the first
+        return None
+    return f"rank {rank}: " if told_by == rank else None
+
+
+def _end_at_once(status: int) -> None:
+    """End without waiting for the other processes, which the usual way out of a process group would."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

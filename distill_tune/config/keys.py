@@ -46,6 +46,13 @@ def keys_of_recipe(path: Path) -> RecipeKeys:
     return RecipeKeys(frozenset(required - optional), frozenset(optional - {""}))
 
 
+def is_distributed(path: Path) -> bool:
+    """Whether a recipe joins other processes: whether it calls ``init_distributed``."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    names = {ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    return "init_distributed" in names
+
+
 def check_keys(config: DictConfig, keys: RecipeKeys, source: str) -> list[str]:
     """Faults of the top-level keys; ``source`` is the YAML text, whose ``${key}`` also count as reading a key."""
     known = keys.required | keys.optional

@@ -38,6 +38,15 @@ def _choice(*choices: str) -> Check:
     return lambda value: None if value in choices else f"must be one of {', '.join(choices)}"
 
 
+def _list_of(*choices: str) -> Check:
+    def check(value: Any) -> str | None:
+        if isinstance(value, ListConfig) and all(item in choices for item in value):
+            return None
+        return f"must be a list of {', '.join(choices)}"
+
+    return check
+
+
 def _flag(value: Any) -> str | None:
     return None if isinstance(value, bool) else "must be True or False"
 
@@ -102,9 +111,11 @@ def _optional(check: Check) -> Check:
 CHECKS: dict[str, Check] = {
     "batch_size": _integer(1),
     "batch_size_val": _integer(1),
-    "checkpointer": _component,
+    "checkpointer": _optional(_component),
     "clip_grad_norm": _number(0, positive=True, optional=True),
     "compile": _flag,
+    "custom_sharded_layers": _optional(_list_of("tok_embeddings", "output")),
+    "data_parallel_replicate_dim": _integer(1),
     "dataset": _datasets,
     "dataset_val": _optional(_datasets),
     "device": _device,
@@ -112,6 +123,8 @@ CHECKS: dict[str, Check] = {
     "enable_activation_checkpointing": _flag,
     "enable_activation_offloading": _flag,
     "epochs": _integer(1),
+    "fsdp_cpu_offload": _flag,
+    "fsdp_reshard_after_forward": _flag,
     "gradient_accumulation_steps": _integer(1),
     "kd_loss": _component,
     "kd_ratio": _number(0, 1),
@@ -155,12 +168,15 @@ def check_values(config: DictConfig) -> list[str]:
             faults.append("enable_activation_offloading=True: needs enable_activation_checkpointing=True")
         if config.get("device") in ("cpu", "mps"):
             faults.append(f"enable_activation_offloading=True: needs device=cuda, device is {config['device']}")
+    needed = ["model"]
     if isinstance(ratio := config.get("kd_ratio", 0.5), int | float) and ratio > 0:
-        faults += [
-            f"{key}: missing; kd_ratio={ratio:g} needs a teacher (kd_ratio=0 trains without one)"
-            for key in ("teacher_model", "teacher_checkpointer")
-            if config.get(key) is None
-        ]
+        needed.append("teacher_model")
+        if config.get("teacher_model") is None:
+            faults.append(f"teacher_model: missing; kd_ratio={ratio:g} needs a teacher (kd_ratio=0 trains without one)")
+    for key in needed:
+        checkpointer, model = key.replace("model", "checkpointer"), config.get(key)
+        if isinstance(model, DictConfig) and "path" not in model and config.get(checkpointer) is None:
+            faults.append(f"{checkpointer}: missing; {model.get('_component_')} does not know its folder")
     return faults
 
 
@@ -184,6 +200,9 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
         for key in _FILES:
             if isinstance(component.get(key), str) and not Path(component[key]).exists():
                 yield f"{name}.{key}={component[key]}: no such file"
+    path = component.get("path") if name in ("model", "teacher_model") else None
+    if isinstance(path, str) and not (Path(path).expanduser() / "config.json").is_file():
+        yield f"{name}.path={path}: no such folder, or it has no config.json; name a Hugging Face model folder"
     folder = component.get("checkpoint_dir")
     if isinstance(folder, str):
         if not Path(folder).is_dir():

@@ -7,6 +7,7 @@ import numpy
 import torch
 
 from distill_tune.data.batch import Batch, packed, padded
+from distill_tune.data.datasets import IGNORE_INDEX
 from distill_tune.data.prepare import TokenisedRows
 from distill_tune.errors import UserError
 
@@ -28,6 +29,7 @@ class StepPlan:
         gradient_accumulation_steps: micro-batches in a step.
         seed: of the order.
         shuffle: a new order each epoch, or the order of the files.
+        rank, num_ranks: of the processes that share each step, which takes ``num_ranks`` times as many sequences.
     """
 
     def __init__(
@@ -39,11 +41,14 @@ class StepPlan:
         gradient_accumulation_steps: int = 1,
         seed: int = 0,
         shuffle: bool = True,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
         self._datasets = list(datasets)
         self._weights = weights
         self._batch_size = batch_size
-        self._step_size = batch_size * gradient_accumulation_steps
+        self._rank, self._num_ranks = rank, num_ranks
+        self._step_size = batch_size * gradient_accumulation_steps * num_ranks
         self._seed, self._shuffle = seed, shuffle
         self._units = [_units(rows, index) for index, rows in enumerate(self._datasets)]
         self._units_per_epoch = sum(map(len, self._units))
@@ -57,10 +62,11 @@ class StepPlan:
         """
         if self._units_per_epoch < self._step_size:
             what = "packed sequences" if any(rows.packed for rows in self._datasets) else "rows"
-            accumulation = self._step_size // self._batch_size
+            accumulation = self._step_size // self._batch_size // self._num_ranks
+            processes = f" x {self._num_ranks} processes" if self._num_ranks > 1 else ""
             raise UserError(
                 f"dataset: has {self._units_per_epoch} {what}, but one step takes {self._step_size} (batch_size="
-                f"{self._batch_size} x gradient_accumulation_steps={accumulation}); lower one of them"
+                f"{self._batch_size} x gradient_accumulation_steps={accumulation}{processes}); lower one of them"
             )
         return self._units_per_epoch // self._step_size
 
@@ -70,6 +76,7 @@ class StepPlan:
         return {
             "rows": sum(map(len, self._datasets)),
             "tokens": sum(len(rows.tokens) for rows in self._datasets),
+            "content": [rows.fingerprint for rows in self._datasets],
             "sequences a step": self._step_size,
             "seed": self._seed,
             "shuffle": self._shuffle,
@@ -83,16 +90,28 @@ class StepPlan:
         )
 
     def micro_batches(self, epoch: int, step: int) -> list[Batch]:
-        """The micro-batches of step ``step`` (from 0) of epoch ``epoch`` (from 0)."""
-        order = self._epoch_order(epoch)[step * self._step_size : (step + 1) * self._step_size]
-        return [
-            self._batch(order[start : start + self._batch_size]) for start in range(0, len(order), self._batch_size)
-        ]
+        """This rank's micro-batches of step ``step`` (from 0) of epoch ``epoch`` (from 0)."""
+        return list(self._of_this_rank(self._units_of_step(epoch, step)))
+
+    def num_supervised(self, epoch: int, step: int) -> int:
+        """Supervised tokens in a step, on all ranks: what its summed losses are divided by."""
+        units = self._units_of_step(epoch, step)
+        return sum(self._datasets[index].supervised_in(row) for index, rows in units for row in rows)
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
-        """Every sequence once, as for validation: all micro-batches, the last one may be short."""
-        order = self._epoch_order(epoch)
-        yield from (self._batch(order[at : at + self._batch_size]) for at in range(0, len(order), self._batch_size))
+        """Every sequence once, as for validation: this rank's micro-batches, as many as any other rank has.
+
+        The last ones may be short; an empty one has one position and no target.
+        """
+        return self._of_this_rank(self._epoch_order(epoch))
+
+    def _units_of_step(self, epoch: int, step: int) -> list[Unit]:
+        return self._epoch_order(epoch)[step * self._step_size : (step + 1) * self._step_size]
+
+    def _of_this_rank(self, units: Sequence[Unit]) -> Iterator[Batch]:
+        for start in range(0, len(units), self._batch_size * self._num_ranks):
+            at = start + self._rank * self._batch_size
+            yield self._batch(units[at : at + self._batch_size])
 
     def _epoch_order(self, epoch: int) -> list[Unit]:
         if self._order is None or self._order[0] != epoch:
@@ -120,6 +139,8 @@ class StepPlan:
         return taken
 
     def _batch(self, units: Sequence[Unit]) -> Batch:
+        if not units:
+            return padded([(torch.zeros(1, dtype=torch.int32), torch.full((1,), IGNORE_INDEX, dtype=torch.int32))])
         rows: list[Any] = [[self._datasets[index][row] for row in rows] for index, rows in units]
         if any(self._datasets[index].packed for index, _ in units):
             return packed(rows)
@@ -145,5 +166,5 @@ def _units(rows: TokenisedRows, dataset: int) -> list[Unit]:
 
 
 def num_supervised(batches: Sequence[Batch]) -> int:
-    """Supervised tokens in all micro-batches of a step: what its summed losses are divided by."""
+    """Supervised tokens in some micro-batches."""
     return int(sum(torch.count_nonzero(batch.supervised) for batch in batches))

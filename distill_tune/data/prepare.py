@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -64,8 +65,27 @@ class TokenisedRows:
     @property
     def num_supervised(self) -> int:
         """Tokens to be learned; a row's first token is never predicted."""
-        first = self.labels[self.offsets[:-1]] != IGNORE_INDEX
-        return int(torch.count_nonzero(self.labels != IGNORE_INDEX) - torch.count_nonzero(first))
+        return int(self._supervised_before[-1])
+
+    def supervised_in(self, row: int) -> int:
+        """Tokens to be learned in one row."""
+        start, stop = self.offsets[row], self.offsets[row + 1]
+        return int(self._supervised_before[stop] - self._supervised_before[start])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of all tokens and labels."""
+        digest = hashlib.sha256()
+        for tensor in (self.tokens, self.labels, self.offsets):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+    @functools.cached_property
+    def _supervised_before(self) -> torch.Tensor:
+        """For each token, how many before it are learned, ``[tokens + 1]``."""
+        learned = self.labels != IGNORE_INDEX
+        learned[self.offsets[:-1]] = False
+        return torch.cat([torch.zeros(1, dtype=torch.int64), learned.cumsum(0)])
 
 
 def prepare_rows(

@@ -1,12 +1,15 @@
-"""Models: read from checkpoints, checked against them, their output layer at hand."""
+"""Models: built from components and Hugging Face folders, checked against checkpoints, their output layer at hand."""
 
 from distill_tune.models.adapters import adapter_names, freeze_all_but_adapters, lora_shape
-from distill_tune.models.checkpoint import (
-    Checkpoint,
+from distill_tune.models.builders import from_hf, lora_from_hf
+from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.models.conversion import conversion_of
+from distill_tune.models.loading import (
     build_on_meta,
     check_fit,
     checked_on_meta,
     load_model,
+    load_weights,
     require_length,
 )
 from distill_tune.models.output_head import OutputHead, output_head, take_output_head
@@ -21,8 +24,12 @@ __all__ = [
     "check_tokenizers",
     "checked_on_meta",
     "common_vocabulary",
+    "conversion_of",
     "freeze_all_but_adapters",
+    "from_hf",
     "load_model",
+    "load_weights",
+    "lora_from_hf",
     "lora_shape",
     "output_head",
     "require_length",

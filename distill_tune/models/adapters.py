@@ -1,7 +1,10 @@
-"""LoRA and DoRA adapters inside a model: which parameters they are, and their numbers."""
+"""LoRA and DoRA adapters inside a model: which parameters they are, their numbers, their first values."""
 
+import math
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
@@ -25,6 +28,23 @@ def freeze_all_but_adapters(model: nn.Module) -> bool:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in adapters if adapters else True)
     return bool(adapters)
+
+
+def initial_adapters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The values that adapters begin with, whole and on the CPU, so that every rank draws the same.
+
+    LoRA's A is uniform as in its authors' code, B is zero (arXiv 2106.09685, §4.1); DoRA's magnitude follows from the
+    weights once they are there.
+
+    Args:
+        parameters: by name; ``model``'s own, sharded or not.
+    """
+    for name in sorted(adapter_names(model)):
+        shape = parameters[name].shape
+        value = torch.zeros(shape, device="cpu")
+        if name.endswith("lora_a.weight"):
+            nn.init.kaiming_uniform_(value, a=math.sqrt(5))
+        yield name, value
 
 
 def lora_shape(model: nn.Module) -> LoraShape | None:

@@ -1,11 +1,12 @@
 """A model's output projection, taken out of its forward so that the loss can own it."""
 
 import dataclasses
-from collections.abc import Callable
 from types import MethodType
+from typing import cast
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 
@@ -17,18 +18,66 @@ class OutputHead:
     """What turns a last hidden state into logits.
 
     Attributes:
-        project: hidden states ``[n, d]`` to logits ``[n, v]``.
-        weight: the projection's weight ``[v, d]`` (of a LoRA layer: the base weight).
-        trainable: the parameters of ``project`` that take a gradient; empty for a frozen head.
+        projection: the output layer, or the tied one.
+        module: whose weight it uses: the output layer or the embeddings.
     """
 
-    project: Callable[[torch.Tensor], torch.Tensor]
-    weight: torch.Tensor
-    trainable: tuple[nn.Parameter, ...]
+    projection: nn.Module | TiedLinear
+    module: nn.Module
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """``[v, d]``; of a LoRA layer the base weight."""
+        return cast(torch.Tensor, self.module.weight)
+
+    @property
+    def trainable(self) -> tuple[nn.Parameter, ...]:
+        """The parameters of :meth:`project` that take a gradient; empty for a frozen head.
+
+        Of a sharded model they are others while it is gathered: ask after its forward.
+        """
+        return tuple(parameter for parameter in self.module.parameters() if parameter.requires_grad)
 
     @property
     def vocab_size(self) -> int:
         return self.weight.shape[0]
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states ``[n, d]`` to logits ``[n, v]``."""
+        # Past FSDP's hooks, which would free the weight after each chunk.
+        call = self.projection.forward if isinstance(self.projection, nn.Module) else self.projection
+        return call(hidden)
+
+    def gather(self) -> None:
+        """Make a sharded weight whole until :meth:`release`, or until backward is through."""
+        if isinstance(self.module, FSDPModule):
+            self.module.unshard()
+
+    def release(self) -> None:
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()
+
+
+class SoftCappedLinear(nn.Linear):
+    """An output layer whose logits l become cap * tanh(l / cap), as Gemma 2 has it (arXiv 2408.00118, §2)."""
+
+    def __init__(self, in_dim: int, out_dim: int, cap: float) -> None:
+        super().__init__(in_dim, out_dim, bias=False)
+        self.cap = cap
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (super().forward(x) / self.cap).tanh() * self.cap
+
+
+class SoftCappedTiedLinear(TiedLinear):
+    """:class:`SoftCappedLinear` with the embeddings' weight."""
+
+    def __init__(self, tied_module: nn.Module, cap: float) -> None:
+        super().__init__(tied_module)
+        self.cap = cap
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return (super().__call__(x) / self.cap).tanh() * self.cap
 
 
 def take_output_head(model: TransformerDecoder) -> OutputHead:
@@ -40,9 +89,7 @@ def take_output_head(model: TransformerDecoder) -> OutputHead:
 def output_head(model: TransformerDecoder) -> OutputHead:
     """The output projection of a model, tied to its embeddings or its own, with LoRA or without."""
     projection = model.output
-    module = projection.tied_module if isinstance(projection, TiedLinear) else projection
-    trainable = tuple(parameter for parameter in module.parameters() if parameter.requires_grad)
-    return OutputHead(projection, module.weight, trainable)
+    return OutputHead(projection, projection.tied_module if isinstance(projection, TiedLinear) else projection)
 
 
 def _final_norm(model: TransformerDecoder, hidden: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.batch import Batch
@@ -27,4 +28,11 @@ class LiveTeacher:
     def __call__(self, batch: Batch, attention: dict[str, Any]) -> HiddenStates:
         """The signal for a batch's supervised positions: hidden states ``[n, d]``."""
         hidden = self.model(batch.tokens, **attention)[batch.supervised]  # [b, s, d] -> [n, d]
+        self.head.gather()
         return HiddenStates(hidden, self.head.project)
+
+    def release(self) -> None:
+        """Give back what a sharded teacher has gathered for a step: embeddings and output layer."""
+        self.head.release()
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()

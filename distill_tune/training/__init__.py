@@ -2,12 +2,28 @@
 
 from distill_tune.training.adapters import export_adapter
 from distill_tune.training.checkpoints import TrainingState, load_training_state, save_training_state
-from distill_tune.training.device import find_device, find_dtype, require_one_process, seed_everything
+from distill_tune.training.device import find_device, find_dtype, require_one_process
+from distill_tune.training.distributed import (
+    device_mesh,
+    first_of_each_machine_first,
+    init_distributed,
+    is_main_process,
+    leave,
+    most_of_ranks,
+    num_ranks,
+    rank,
+    require_same_on_all_ranks,
+    sum_over_ranks,
+    whole,
+)
 from distill_tune.training.export import export_model
+from distill_tune.training.full_weights import full_weights
 from distill_tune.training.metrics import Metrics, peak_memory_bytes
 from distill_tune.training.optimizer import build_lr_scheduler, build_optimizer, build_profiler, check_optimizer
 from distill_tune.training.progress import Progress
 from distill_tune.training.run_folder import RunFolder
+from distill_tune.training.seed import seed_everything
+from distill_tune.training.sharding import shard_student, shard_teacher
 
 __all__ = [
     "Metrics",
@@ -18,13 +34,27 @@ __all__ = [
     "build_optimizer",
     "build_profiler",
     "check_optimizer",
+    "device_mesh",
     "export_adapter",
     "export_model",
     "find_device",
     "find_dtype",
+    "first_of_each_machine_first",
+    "full_weights",
+    "init_distributed",
+    "is_main_process",
+    "leave",
     "load_training_state",
+    "most_of_ranks",
+    "num_ranks",
     "peak_memory_bytes",
+    "rank",
     "require_one_process",
+    "require_same_on_all_ranks",
     "save_training_state",
     "seed_everything",
+    "shard_student",
+    "shard_teacher",
+    "sum_over_ranks",
+    "whole",
 ]

@@ -13,8 +13,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map
 
 from distill_tune.errors import UserError
+from distill_tune.models.loading import own_part, sharded_like
+from distill_tune.models.parameter_names import named_parameters
+from distill_tune.training.distributed import is_main_process, num_ranks, on_all_ranks, rank
+from distill_tune.training.full_weights import full_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +69,22 @@ def save_training_state(
 ) -> None:
     """Write beside, then rename: a folder of this name is complete.
 
-    Only trained parameters are kept; frozen ones come from the base checkpoint again.
+    Only trained parameters are kept; frozen ones come from the base checkpoint again. Every rank calls it, the main
+    process writes, whole tensors: any number of ranks may go on from them.
     """
+    trained = dict(full_weights(model, only=[name for name, p in named_parameters(model) if p.requires_grad]))
+    optimizer_state = tree_map(_whole_on_cpu, optimizer.state_dict())
+    random_states = on_all_ranks(_random_state())
+    if is_main_process():
+        parts = {"optimizer": optimizer_state, "lr_scheduler": lr_scheduler.state_dict(), "random": random_states}
+        _write(folder, state, trained, parts)
+
+
+def _write(folder: Path, state: TrainingState, trained: dict[str, torch.Tensor], parts: dict[str, Any]) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(_trained(model), partial / "trained.safetensors")
-    parts = {"optimizer": optimizer.state_dict(), "lr_scheduler": lr_scheduler.state_dict(), "random": _random_state()}
+    save_file({name: value.contiguous() for name, value in trained.items()}, partial / "trained.safetensors")
     torch.save(parts, partial / "parts.pt")
     (partial / "state.json").write_text(json.dumps(dataclasses.asdict(state), indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -92,21 +107,37 @@ def load_training_state(
         parts = torch.load(folder / "parts.pt", map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(f"checkpoint {folder}: cannot be read: {str(error).splitlines()[0]}") from error
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in named_parameters(model) if p.requires_grad}
     if {name: p.shape for name, p in parameters.items()} != {name: w.shape for name, w in trained.items()}:
         raise UserError(f"checkpoint {folder}: was trained with other parameters than this config's model")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(trained[name])
-    optimizer.load_state_dict(parts["optimizer"])
+            own_part(parameter).copy_(own_part(parameter, trained[name]))
+    optimizer.load_state_dict(_spread(parts["optimizer"], optimizer))
     lr_scheduler.load_state_dict(parts["lr_scheduler"])
-    torch.set_rng_state(parts["random"]["cpu"])
-    if "cuda" in parts["random"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(parts["random"]["cuda"])
+    if len(parts["random"]) == num_ranks():  # another number of ranks draws anew
+        random_state = parts["random"][rank()]
+        torch.set_rng_state(random_state["cpu"])
+        if "cuda" in random_state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(random_state["cuda"])
 
 
-def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+def _whole_on_cpu(value: Any) -> Any:
+    """A tensor of the optimizer's state, gathered; dropped where this is not the process that writes."""
+    if not isinstance(value, DTensor):
+        return value
+    gathered = value.full_tensor()
+    return gathered.cpu() if is_main_process() else None
+
+
+def _spread(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's saved state with this rank's part of what belongs to sharded parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    spread = {
+        index: {name: sharded_like(parameters[index], value) for name, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    return {**state, "state": spread}
 
 
 def _random_state() -> dict[str, torch.Tensor]:

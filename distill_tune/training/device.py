@@ -1,10 +1,8 @@
-"""Device, dtype and seeds, with errors that name the config's key."""
-
-import os
-import random
+"""Device and dtype, with errors that name the config's key."""
 
 import torch
 
+from distill_tune.config.launch import num_processes
 from distill_tune.errors import UserError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -43,20 +41,13 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
-def seed_everything(seed: int | None) -> int:
-    """Seed PyTorch on every device; None draws a seed. Returns the seed, to be written down."""
-    seed = random.SystemRandom().randrange(2**31) if seed is None else seed
-    random.seed(seed)
-    torch.manual_seed(seed)
-    return seed
-
-
 def require_one_process() -> None:
     """
     Raises:
         UserError: torchrun started several.
     """
-    if (world_size := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+    if (count := num_processes()) > 1:
         raise UserError(
-            f"this recipe runs on one device, but {world_size} processes were started; run it without --nproc_per_node"
+            f"this recipe runs on one device, but {count} processes were started; take kd_distributed, "
+            "which runs every config of this one on several"
         )

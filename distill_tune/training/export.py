@@ -10,41 +10,53 @@ from huggingface_hub import save_torch_state_dict
 from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune.models.adapters import lora_shape
+from distill_tune.models.adapters import LoraShape, lora_shape
 from distill_tune.models.checkpoint import Checkpoint
-from distill_tune.models.conversion import torchtune_to_hf
+from distill_tune.models.conversion import conversion_of
+from distill_tune.training.distributed import is_main_process
+from distill_tune.training.full_weights import full_weights
 
 from torchtune.modules.peft import get_merged_lora_ckpt
 
 _DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float16: "float16"}
 # What of the base model's folder goes along: everything but weights and their indices.
 _COPIED_SUFFIXES = (".json", ".model", ".jinja", ".txt", ".tiktoken")
+_ADAPTER_PARTS = ("lora_a.weight", "lora_b.weight", "magnitude")
 
 
 @torch.no_grad()
 def export_model(model: nn.Module, base: Checkpoint, folder: Path, dtype: torch.dtype) -> None:
     """Write the student with its adapters merged, so that transformers opens it as it is.
 
-    Written beside, then renamed: a folder of this name is complete.
+    Written beside, then renamed: a folder of this name is complete. Every rank calls it, the main process writes.
 
     Args:
         base: the checkpoint that the student started from; its config.json and tokenizer files are copied.
         folder: filled anew.
         dtype: of the written weights. Adapters are merged in fp32 whatever it is.
     """
-    weights = {name: value.detach().cpu().float() for name, value in model.state_dict().items()}
+    weights = dict(full_weights(model))
+    if not is_main_process():
+        return
     if shape := lora_shape(model):
-        weights = get_merged_lora_ckpt(weights, rank=shape.rank, alpha=shape.alpha)
-    weights = {name: value.to(dtype) for name, value in weights.items()}
-    weights = torchtune_to_hf(weights, base.model_type, base.config)
+        _merge(weights, shape)
+    conversion = conversion_of(model, base.model_type, base.config)
+    weights = conversion.to_hf({name: value.to(dtype) for name, value in weights.items()})
+    config = conversion.exported_config()
+    write_model_folder(folder, weights, config, base.folder, dtype)
 
+
+def write_model_folder(
+    folder: Path, weights: dict[str, torch.Tensor], config: dict, base: Path, dtype: torch.dtype
+) -> None:
+    """A Hugging Face folder: weights by its names, config.json, and the tokenizer files of ``base``."""
     final, folder = folder, folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for file in sorted(base.folder.iterdir()):
+    for file in sorted(base.iterdir()):
         if file.suffix in _COPIED_SUFFIXES and not file.name.endswith(".index.json"):
             shutil.copyfile(file, folder / file.name)
-    config = {key: value for key, value in base.config.items() if key not in ("torch_dtype", "quantization_config")}
+    config = {key: value for key, value in config.items() if key not in ("torch_dtype", "quantization_config")}
     config["dtype"] = _DTYPE_NAMES[dtype]
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     save_torch_state_dict(
@@ -52,3 +64,15 @@ def export_model(model: nn.Module, base: Checkpoint, folder: Path, dtype: torch.
     )
     shutil.rmtree(final, ignore_errors=True)
     os.replace(folder, final)
+
+
+def _merge(weights: dict[str, torch.Tensor], shape: LoraShape) -> None:
+    """Fold every adapter into its weight, in fp32, in place, one module at a time."""
+    modules = [name.removesuffix(".lora_a.weight") for name in weights if name.endswith(".lora_a.weight")]
+    for module in modules:
+        parts = {part: weights.pop(name) for part in _ADAPTER_PARTS if (name := f"{module}.{part}") in weights}
+        parts["weight"] = weights[f"{module}.weight"]
+        merged = get_merged_lora_ckpt(
+            {f"{module}.{part}": value.float() for part, value in parts.items()}, rank=shape.rank, alpha=shape.alpha
+        )
+        weights[f"{module}.weight"] = merged[f"{module}.weight"].to(parts["weight"].dtype)

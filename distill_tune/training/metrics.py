@@ -6,13 +6,15 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import torch
 
+from distill_tune.training.distributed import is_main_process
+
 
 class Metrics:
-    """Appends to metrics.jsonl, and to torchtune's metric logger where a config has one.
+    """Appends to metrics.jsonl, and to torchtune's metric logger where a config has one; on the main process alone.
 
     Args:
         path: the file. Lines of steps after ``step`` are dropped: a resumed run takes those steps again.
@@ -30,6 +32,10 @@ class Metrics:
         log_every_n_steps: int = 1,
         log_peak_memory_stats: bool = True,
     ) -> None:
+        self._logger: Any = None
+        self._file: IO[str] | None = None
+        if not is_main_process():
+            return
         kept = []
         if path.is_file() and step:
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
@@ -42,12 +48,15 @@ class Metrics:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._logger is not None:
             self._logger.close()
 
     def write(self, values: Mapping[str, float]) -> None:
         """One line; ``values`` has a ``step``."""
+        if self._file is None:
+            return
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
         step = int(values["step"])

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 import distill_tune
 from distill_tune.config.files import recipes_folder
 from distill_tune.errors import UserError
+from distill_tune.training.distributed import is_main_process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,8 @@ class RunFolder:
         Raises:
             UserError: it cannot be written.
         """
+        if not is_main_process():
+            return
         written = OmegaConf.create(cfg)
         written["seed"] = seed
         try:

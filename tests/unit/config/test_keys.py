@@ -64,7 +64,7 @@ def test_the_models_of_a_config_have_the_published_sizes(name, student, teacher)
     from distill_tune.config.load import load_config
 
     config = load_config(configs_folder() / f"{name}.yaml")
-    model = models.build_on_meta(config.model)
+    model = models.build_on_meta("model", config.model)
     adapters = models.adapter_names(model)
     assert sum(p.numel() for key, p in model.named_parameters() if key not in adapters) == student
-    assert sum(p.numel() for p in models.build_on_meta(config.teacher_model).parameters()) == teacher
+    assert sum(p.numel() for p in models.build_on_meta("teacher_model", config.teacher_model).parameters()) == teacher

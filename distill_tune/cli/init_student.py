@@ -1,0 +1,141 @@
+"""`distill-tune init-student`: a student from its teacher, where no smaller sibling exists."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from distill_tune.errors import UserError
+
+_DESCRIPTION = """Make a student from its teacher by leaving layers out, and write it as a Hugging Face folder.
+
+  distill-tune init-student TEACHER STUDENT --layers 0,1,2,5,8     keep these layers
+  distill-tune init-student TEACHER STUDENT --every 2              keep every second layer
+  distill-tune init-student TEACHER STUDENT --drop 4               leave out the four that are missed least
+
+--drop measures: again and again the layer goes whose removal leaves the lowest loss on held-out rows, by default
+docstrings of installed Python code; --source takes a file of yours with prompts and answers. The student has lost
+something all the same; distillation from the teacher heals it.
+"""
+_MAX_SEQ_LEN = 512
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "init-student",
+        help="make a student by leaving out layers of its teacher",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("teacher", type=Path, help="a Hugging Face folder")
+    parser.add_argument("student", type=Path, help="the folder to write")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--layers", type=_numbers, metavar="0,1,...", help="the layers to keep, from 0")
+    which.add_argument("--every", type=int, metavar="N", help="keep every Nth layer, the first included")
+    which.add_argument("--drop", type=int, metavar="N", help="leave out the N layers that are missed least")
+    parser.add_argument("--source", help="held-out rows for the measurement: a file with prompts and answers")
+    parser.add_argument("--rows", type=int, default=32, help="how many held-out rows (default: 32)")
+    parser.set_defaults(function=_init_student)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _init_student(options: argparse.Namespace) -> None:
+    if options.student.exists():
+        raise UserError(f"{options.student}: is there already; name another folder, or delete it")
+    if options.every is not None and options.every < 2:
+        raise UserError(f"--every {options.every}: must be 2 or more")
+
+    from omegaconf import OmegaConf
+
+    from distill_tune import models, training
+    from distill_tune.models.pruning import keep_layers, layers_kept, pruned_config
+    from distill_tune.training.export import write_model_folder
+
+    component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(options.teacher)})
+    checkpoint = models.Checkpoint.of("teacher", component, None)
+    dtype = checkpoint.dtype()
+    model = models.checked_on_meta("teacher", component, checkpoint, dtype)
+    decoder, num_layers = model.decoder_config, len(model.layers)
+    if options.drop is not None and not 0 < options.drop < num_layers:
+        raise UserError(f"--drop {options.drop}: must leave some of the teacher's {num_layers} layers")
+    device = training.find_device("auto")
+    kept = layers_kept(num_layers, options.layers, options.every) if options.drop is None else []
+    models.load_weights(model, checkpoint, device)
+    model.eval()
+    measure = _Measure(model, options, device)
+    before = measure.perplexity()
+    if options.drop is not None:
+        kept = measure.keep_all_but(options.drop)
+    else:
+        keep_layers(model, kept)
+    after = measure.perplexity()
+    conversion = models.conversion_of(model, None, checkpoint.config)
+    write_model_folder(
+        options.student,
+        conversion.to_hf(dict(training.full_weights(model))),
+        pruned_config(conversion.exported_config(), decoder, kept),
+        checkpoint.folder,
+        dtype,
+    )
+    dropped = [layer for layer in range(num_layers) if layer not in kept]
+    print(f"left out {len(dropped)} of {num_layers} layers: {', '.join(map(str, dropped))}")
+    print(f"perplexity on {options.rows} held-out rows: {before:.1f} with all layers, {after:.1f} without these")
+    print(options.student)
+
+
+class _Measure:
+    """Held-out loss of a model as its layers go."""
+
+    def __init__(self, model: Any, options: argparse.Namespace, device: Any) -> None:
+        from omegaconf import OmegaConf
+
+        from distill_tune import data, models
+
+        self._model = model
+        self._head = models.take_output_head(model)
+        tokenizer_config = OmegaConf.create(
+            {
+                "_component_": "distill_tune.data.hf_tokenizer",
+                "path": str(options.teacher),
+                "max_seq_len": min(_MAX_SEQ_LEN, model.max_seq_len),
+            }
+        )
+        tokenizer = data.hf_tokenizer(tokenizer_config["path"], tokenizer_config["max_seq_len"])
+        rows = (
+            {"_component_": "distill_tune.data.instruct", "source": options.source, "split": f"train[:{options.rows}]"}
+            if options.source
+            else {"_component_": "distill_tune.data.docstrings", "num_rows": options.rows, "held_out": True}
+        )
+        prepared, _ = data.prepare_rows(OmegaConf.create(rows), tokenizer, tokenizer_config)
+        self._batches = [batch.to(device) for batch in data.StepPlan(prepared, batch_size=4, shuffle=False).epoch()]
+        self._num_tokens = data.num_supervised(self._batches)
+
+    def perplexity(self) -> float:
+        import torch
+
+        with torch.no_grad():
+            losses = [self._loss(self._model(b.tokens, **b.attention()), b, normed=True) for b in self._batches]
+        return math.exp(sum(losses) / self._num_tokens)
+
+    def keep_all_but(self, count: int) -> list[int]:
+        """Leave out ``count`` layers, the least missed first; returns those that stay."""
+        from distill_tune.models.pruning import keep_layers, least_missed_layer
+
+        kept = list(range(len(self._model.layers)))
+        for _ in range(count):
+            at, loss = least_missed_layer(self._model, self._batches, self._loss)
+            print(f"without layer {kept[at]}: perplexity {math.exp(loss / self._num_tokens):.1f}", flush=True)
+            del kept[at]
+            keep_layers(self._model, [layer for layer in range(len(self._model.layers)) if layer != at])
+        return kept
+
+    def _loss(self, hidden: Any, batch: Any, normed: bool = False) -> float:
+        from distill_tune.losses import distillation_loss
+
+        hidden = hidden[batch.supervised]
+        rows = hidden if normed else self._model.norm(hidden)
+        targets = batch.targets[batch.supervised]
+        return distillation_loss(rows, self._head.project, targets, vocab_size=self._head.vocab_size).ce.item()

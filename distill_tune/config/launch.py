@@ -1,0 +1,47 @@
+"""What torchrun or Slurm tell a process about the others; nothing heavy is imported."""
+
+import os
+import re
+from collections.abc import Mapping
+
+_FIRST_PORT, _PORTS = 20_000, 20_000
+
+
+def num_processes(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes were started together; 1 where nobody started several."""
+    return int(process_environment(environment)["WORLD_SIZE"])
+
+
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun or srun started this process."""
+    return "RANK" in environment or _is_slurm_task(environment)
+
+
+def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that torch.distributed reads: as torchrun has set them, made from Slurm's, or for one process."""
+    if "RANK" in environment:
+        found = {name: environment[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+        return found | {"LOCAL_RANK": environment.get("LOCAL_RANK", "0")}
+    if _is_slurm_task(environment):
+        # Jobs that share a machine must not share a port; all processes of a job must find the same.
+        job = int(environment.get("SLURM_JOB_ID", 0)) * 7 + int(environment.get("SLURM_STEP_ID", 0))
+        return {
+            "RANK": environment["SLURM_PROCID"],
+            "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_RANK": environment["SLURM_LOCALID"],
+            "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"]),
+            "MASTER_PORT": environment.get("MASTER_PORT") or str(_FIRST_PORT + job % _PORTS),
+        }
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+
+
+def _is_slurm_task(environment: Mapping[str, str]) -> bool:
+    # SLURM_NTASKS is also there in a batch script, which is no task; these only in what srun starts.
+    return int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in environment
+
+
+def _first_host(nodes: str) -> str:
+    """``gpu[03-05,9],login`` -> ``gpu03``."""
+    found = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
+    assert found is not None
+    return f"{found[1]}{found[2] or ''}{found[3] or ''}"

@@ -1,0 +1,170 @@
+"""Models from components and checkpoints: built on the meta device, checked by headers, then filled."""
+
+import warnings
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+from torch.distributed.tensor import DTensor, Shard
+from torchao.dtypes.nf4tensor import NF4Tensor, to_nf4
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.config.components import instantiate
+from distill_tune.errors import UserError
+from distill_tune.models.adapters import adapter_names, initial_adapters
+from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.models.conversion import conversion_of
+from distill_tune.models.parameter_names import named_parameters
+
+from torchtune.modules import TransformerDecoder
+from torchtune.training import set_default_dtype
+
+_SHOWN_NAMES = 3
+
+
+def build_on_meta(key: str, component: DictConfig, dtype: torch.dtype = torch.float32) -> TransformerDecoder:
+    """The model without its weights: shapes for checks, nothing allocated.
+
+    Args:
+        key: ``model`` or ``teacher_model``, for messages.
+
+    Raises:
+        UserError: the component refuses its arguments.
+    """
+    try:
+        with set_default_dtype(dtype), torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return instantiate(component)
+    except UserError as error:
+        raise UserError(f"{key}.{error}") from error
+    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+        raise UserError(f"{key}: {component['_component_']}: {' '.join(str(error).split())}") from error
+
+
+def check_fit(key: str, model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Compare a model's parameters with a checkpoint's headers, before any weight is read.
+
+    Raises:
+        UserError: names or shapes differ.
+    """
+    conversion = conversion_of(model, checkpoint.model_type, checkpoint.config)
+    found = conversion.to_torchtune(checkpoint.headers())
+    adapters = adapter_names(model)
+    wanted = {name: p.shape for name, p in model.named_parameters() if name not in adapters}
+    problems = []
+    if missing := [name for name in wanted if name not in found]:
+        problems.append(f"the checkpoint lacks {_some(missing)}")
+    if extra := [name for name in found if name not in wanted]:
+        problems.append(f"the model has no place for {_some(extra)}")
+    differ = [name for name in wanted if name in found and found[name].shape != wanted[name]]
+    if differ:
+        shown = [f"{name} {list(found[name].shape)} (the model: {list(wanted[name])})" for name in differ]
+        problems.append(f"shapes differ: {_some(shown)}")
+    if problems:
+        raise UserError(f"{key} does not fit {checkpoint.key}: {checkpoint.folder}: {'; '.join(problems)}")
+
+
+def checked_on_meta(
+    key: str, component: DictConfig, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32
+) -> TransformerDecoder:
+    """:func:`build_on_meta`, then :func:`check_fit`."""
+    model = build_on_meta(key, component, dtype)
+    check_fit(key, model, checkpoint)
+    return model
+
+
+def require_length(key: str, model: TransformerDecoder, longest: int) -> None:
+    """
+    Raises:
+        UserError: the data has a row that is longer than the model can read.
+    """
+    if longest > model.max_seq_len:
+        raise UserError(
+            f"dataset: its longest sequence has {longest} tokens, {key} reads {model.max_seq_len} at most; "
+            f"set tokenizer.max_seq_len={model.max_seq_len}"
+        )
+
+
+@torch.no_grad()
+def load_weights(model: TransformerDecoder, checkpoint: Checkpoint, device: torch.device) -> None:
+    """Fill a model that is on the meta device; adapters get their initial values.
+
+    One tensor after another is read, cast to the dtype in which the model was built, and put where it belongs. Of a
+    sharded model each rank reads its own rows.
+
+    Args:
+        device: of the parameters.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    conversion = conversion_of(model, checkpoint.model_type, checkpoint.config)
+    parameters = dict(named_parameters(model))
+    placed = {name: _placed(weight, parameters[name], device) for name, weight in initial_adapters(model, parameters)}
+    for hf_name, tensor in checkpoint.weights():
+        for name, weight in conversion.to_torchtune({hf_name: tensor}).items():
+            placed[name] = _placed(weight, parameters[name], device)
+    model.load_state_dict(placed, strict=True, assign=True)
+    for module in model.modules():
+        if hasattr(module, "rope_init"):  # torchtune's rotary tables are buffers that no checkpoint has
+            module.to_empty(device=device, recurse=False)
+            with torch.device(device):
+                module.rope_init()
+        if hasattr(module, "initialize_dora_magnitude"):
+            module.initialize_dora_magnitude()
+
+
+def load_model(
+    component: DictConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+) -> TransformerDecoder:
+    """:func:`build_on_meta`, then :func:`load_weights`."""
+    model = build_on_meta("model", component, dtype)
+    load_weights(model, checkpoint, device)
+    return model
+
+
+def own_part(parameter: torch.Tensor, value: torch.Tensor | None = None) -> torch.Tensor:
+    """What this rank holds of a sharded parameter, or of a whole ``value`` of its shape; of others, all."""
+    if not isinstance(parameter, DTensor):
+        return parameter if value is None else value
+    if value is None:
+        return parameter.to_local()
+    for mesh_dim, placement in enumerate(parameter.placements):
+        if isinstance(placement, Shard):
+            chunks = value.chunk(parameter.device_mesh.size(mesh_dim), placement.dim)
+            at = parameter.device_mesh.get_local_rank(mesh_dim)
+            value = chunks[at] if at < len(chunks) else value.narrow(placement.dim, 0, 0)
+    return value
+
+
+def sharded_like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A whole ``value`` sharded as ``parameter`` is; as it is where the parameter is whole or of another shape."""
+    if not isinstance(parameter, DTensor) or not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+        return value
+    return _sharded(parameter, own_part(parameter, value).to(parameter.to_local().device))
+
+
+def _sharded(parameter: DTensor, part: torch.Tensor) -> DTensor:
+    return DTensor.from_local(
+        part,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def _placed(weight: torch.Tensor, parameter: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``weight`` as ``parameter`` will hold it: its dtype, quantised where it is, of a sharded one this rank's rows."""
+    local = own_part(parameter)
+    if isinstance(local, NF4Tensor):
+        placed = own_part(parameter, to_nf4(weight.to(device, parameter.dtype)))
+    else:
+        placed = own_part(parameter, weight).to(device, parameter.dtype, copy=True).contiguous()
+    return _sharded(parameter, placed) if isinstance(parameter, DTensor) else placed
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return ", ".join(names[:_SHOWN_NAMES]) + more

@@ -1,0 +1,152 @@
+"""Several processes: who is who, who speaks, what is summed and what must be the same on all.
+
+Every function does the plain thing where there is only one process, so both recipes may call it.
+"""
+
+import contextlib
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from distill_tune.config.launch import process_environment
+from distill_tune.errors import UserError
+from distill_tune.training.device import find_device
+
+Value = TypeVar("Value")
+
+
+def init_distributed(device_name: str) -> torch.device:
+    """Join the other processes (NCCL on GPUs, gloo on CPUs) and return this one's device.
+
+    Started by torchrun, by Slurm's srun, or alone. All ranks but the first fall silent on stdout.
+
+    Args:
+        device_name: ``cuda``, ``cpu`` or ``auto``, which is CUDA where it is.
+
+    Raises:
+        UserError: a numbered device; more processes on a machine than it has GPUs.
+    """
+    os.environ.update(process_environment(os.environ))
+    if ":" in device_name or device_name == "mps":
+        raise UserError(f"device={device_name}: each process takes the GPU of its local rank; set cuda, cpu or auto")
+    local_rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if device_name == "auto":
+        device_name = "cuda" if count else "cpu"
+    if device_name == "cuda" and local_rank >= count > 0:
+        raise UserError(
+            f"device=cuda: {socket.gethostname()} has {count} GPUs, and more processes were started there; "
+            f"set --nproc_per_node {count}"
+        )
+    device = find_device(f"cuda:{local_rank}" if device_name == "cuda" else device_name)
+    if device.type == "cuda":
+        dist.init_process_group("cuda:nccl,cpu:gloo", device_id=device)  # gloo for what is offloaded to the CPU
+    else:
+        dist.init_process_group("gloo")
+    if not is_main_process():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open until the process ends)
+        warnings.simplefilter("ignore")  # rank 0 shows the same
+    return device
+
+
+def device_mesh(device: torch.device, replicate: int = 1) -> DeviceMesh:
+    """The ranks as ``[replicate, shard]``: weights are sharded within a row and copied between rows (HSDP).
+
+    Args:
+        replicate: how many copies; 1 shards over all ranks. With one copy a node, weights are gathered within nodes.
+
+    Raises:
+        UserError: ``replicate`` does not divide the number of ranks.
+    """
+    if num_ranks() % replicate:
+        raise UserError(f"data_parallel_replicate_dim={replicate}: does not divide the {num_ranks()} processes evenly")
+    if replicate == 1:
+        return init_device_mesh(device.type, (num_ranks(),), mesh_dim_names=("shard",))
+    return init_device_mesh(device.type, (replicate, num_ranks() // replicate), mesh_dim_names=("replicate", "shard"))
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def num_ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, which writes and speaks."""
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def first_of_each_machine_first() -> Iterator[None]:
+    """A block that one process of each machine goes through before the others, which then find its cache."""
+    if not dist.is_initialized():
+        yield
+        return
+    is_first = os.environ["LOCAL_RANK"] == "0"
+    if not is_first:
+        dist.barrier()
+    yield
+    if is_first:
+        dist.barrier()
+
+
+def from_main_process(value: Value) -> Value:
+    """Rank 0's value, on every rank."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def on_all_ranks(value: Value) -> list[Value]:
+    """Every rank's value, in the order of ranks, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * num_ranks()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def require_same_on_all_ranks(key: str, found: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: this rank found something else than rank 0 did, as where machines have different copies of a file.
+    """
+    wanted = from_main_process(found)
+    if differ := [f"{name} {found[name]} (rank 0: {wanted[name]})" for name in found if found[name] != wanted[name]]:
+        raise UserError(f"{key}: {socket.gethostname()} has other data than rank 0: {', '.join(differ)}")
+
+
+def sum_over_ranks(*values: torch.Tensor) -> list[float]:
+    """Each scalar's sum over all ranks."""
+    stacked = torch.stack([value.detach().float() for value in values])
+    if dist.is_initialized():
+        dist.all_reduce(stacked)
+    return stacked.tolist()
+
+
+def most_of_ranks(value: float) -> float:
+    """The largest value of any rank."""
+    return max(on_all_ranks(value))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor gathered; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def leave() -> None:
+    """Wait for the others and end the process group."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,32 @@
+"""The whole weights of a model, sharded or not, on the CPU of the main process."""
+
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torchao.dtypes.nf4tensor import NF4Tensor
+
+from distill_tune.models.parameter_names import named_parameters
+from distill_tune.training.distributed import is_main_process
+
+
+@torch.no_grad()
+def full_weights(model: nn.Module, only: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of each parameter, gathered one at a time; quantised ones in their original dtype.
+
+    Every rank calls it and goes through to the end; only the main process gets anything.
+
+    Args:
+        only: the names that are wanted; None for all.
+    """
+    for name, parameter in named_parameters(model):
+        if only is not None and name not in only:
+            continue
+        value = parameter.detach()
+        if isinstance(value, DTensor):
+            value = value.full_tensor()
+        if is_main_process():
+            if isinstance(value, NF4Tensor):
+                value = value.get_original_weight()
+            yield name, value.cpu()

@@ -1,0 +1,234 @@
+"""Knowledge distillation on several devices, on one machine or many: teacher and student sharded with FSDP2.
+
+    distill-tune run kd_distributed --config 8B_to_1B_lora kd_ratio=0.1                      (every GPU of this machine)
+    distill-tune run --nproc_per_node 2 kd_distributed --config tiny                         (two processes)
+    distill-tune run --nnodes 2 --nproc_per_node 8 --rdzv_endpoint HOST:29500 kd_distributed --config 8B_to_1B_lora
+
+    loss = (1 - kd_ratio) * CE + kd_ratio * T^2 * KL(teacher_T || student_T)
+
+The gradient of a step is that of kd_single_device with as many more rows in a batch as there are processes. kd_ratio=0
+loads no teacher. Copy this file (`distill-tune cp kd_distributed mine.py`) and edit it: every key that main reads from
+cfg becomes a valid key.
+"""
+
+import contextlib
+import math
+import time
+
+import torch
+from omegaconf import DictConfig
+
+from distill_tune import config, data, losses, models, teachers, training
+
+from torchtune.modules import TransformerSelfAttentionLayer
+from torchtune.training import OffloadActivations, compile_model, set_activation_checkpointing
+
+
+def main(cfg: DictConfig) -> None:
+    # ---- Processes and settings
+    device = training.init_distributed(cfg.device)
+    mesh = training.device_mesh(device, cfg.get("data_parallel_replicate_dim", 1))
+    dtype = training.find_dtype(cfg.dtype, device)
+    kd_ratio, temperature = cfg.get("kd_ratio", 0.5), cfg.get("temperature", 1.0)
+    run = training.RunFolder.of(cfg.output_dir)
+    checkpoint = run.checkpoint_to_resume(cfg.get("resume_from_checkpoint", False))
+    state = training.TrainingState.read(checkpoint) if checkpoint else None
+    seed = training.seed_everything(state.seed if state and cfg.get("seed") is None else cfg.get("seed"))
+
+    # ---- Checkpoints and data, checked before anything is loaded
+    training.check_optimizer(cfg.optimizer, cfg.get("lr_scheduler"))
+    student_checkpoint = models.Checkpoint.of("model", cfg.model, cfg.get("checkpointer"))
+    student = models.checked_on_meta("model", cfg.model, student_checkpoint, dtype)
+    tokenizer = config.instantiate(cfg.tokenizer)
+    common_vocab_size = None
+    if kd_ratio > 0:
+        teacher_checkpoint = models.Checkpoint.of(
+            "teacher_model", cfg.get("teacher_model"), cfg.get("teacher_checkpointer")
+        )
+        teacher_model = models.checked_on_meta("teacher_model", cfg.get("teacher_model"), teacher_checkpoint, dtype)
+        models.check_tokenizers(student_checkpoint.folder, teacher_checkpoint.folder)
+        common_vocab_size = models.common_vocabulary(student, teacher_model, tokenizer)
+
+    def plan_of(dataset: DictConfig, batch_size: int, gradient_accumulation_steps: int, shuffle: bool) -> data.StepPlan:
+        with training.first_of_each_machine_first():
+            rows, weights = data.prepare_rows(
+                dataset, tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop")
+            )
+        plan = data.StepPlan(
+            rows,
+            weights=weights,
+            batch_size=batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            seed=seed,
+            shuffle=shuffle,
+            rank=training.rank(),
+            num_ranks=training.num_ranks(),
+        )
+        print(data.describe_rows(rows))
+        training.require_same_on_all_ranks("dataset", plan.identity)
+        models.require_length("model", student, plan.longest)
+        if kd_ratio > 0:
+            models.require_length("teacher_model", teacher_model, plan.longest)
+        return plan
+
+    plan = plan_of(cfg.dataset, cfg.batch_size, cfg.get("gradient_accumulation_steps", 1), cfg.get("shuffle", True))
+    plan_val = None
+    if cfg.get("dataset_val") is not None:
+        plan_val = plan_of(cfg.get("dataset_val"), cfg.get("batch_size_val", cfg.batch_size), 1, False)
+    steps_per_epoch = min(plan.steps_per_epoch, cfg.get("max_steps_per_epoch") or plan.steps_per_epoch)
+    total_steps = cfg.epochs * steps_per_epoch
+    if state:
+        state.require_same_plan(checkpoint, plan.identity)
+    run.write_config(cfg, seed)
+
+    # ---- Student and teacher, sharded while they have no weights; then each rank reads its own part
+    has_adapters = models.freeze_all_but_adapters(student)
+    student_head = models.take_output_head(student)
+    if cfg.get("enable_activation_checkpointing", False):
+        set_activation_checkpointing(student, auto_wrap_policy={TransformerSelfAttentionLayer})
+    offloading = OffloadActivations() if cfg.get("enable_activation_offloading", False) else contextlib.nullcontext()
+    if cfg.get("compile", False):
+        compile_model(student, verbose=False)
+        if kd_ratio > 0:
+            compile_model(teacher_model, verbose=False)
+    cpu_offload, custom_sharded_layers = cfg.get("fsdp_cpu_offload", False), cfg.get("custom_sharded_layers") or []
+    weights_device = torch.device("cpu") if cpu_offload else device
+    training.shard_student(
+        student,
+        mesh,
+        reshard_after_forward=cfg.get("fsdp_reshard_after_forward", True),
+        cpu_offload=cpu_offload,
+        custom_sharded_layers=custom_sharded_layers,
+    )
+    models.load_weights(student, student_checkpoint, weights_device)
+    teacher = None
+    if kd_ratio > 0:
+        training.shard_teacher(
+            teacher_model, mesh, cpu_offload=cpu_offload, custom_sharded_layers=custom_sharded_layers
+        )
+        models.load_weights(teacher_model, teacher_checkpoint, weights_device)
+        teacher = teachers.LiveTeacher(teacher_model)
+
+    # ---- Loss, optimizer, schedule
+    cross_entropy = config.instantiate(cfg.get("loss")) if cfg.get("loss") else losses.CrossEntropy()
+    divergence = config.instantiate(cfg.get("kd_loss")) if cfg.get("kd_loss") else losses.ForwardKL()
+    optimizer = training.build_optimizer(cfg.optimizer, student.parameters())
+    lr_scheduler = training.build_lr_scheduler(cfg.get("lr_scheduler"), optimizer, total_steps)
+    profiler = training.build_profiler(cfg.get("profiler"))
+    torch.manual_seed(seed + training.rank())  # dropout differs between ranks
+    step = 0
+    if state:
+        training.load_training_state(checkpoint, student, optimizer, lr_scheduler)
+        step = state.step
+
+    def loss_of(batch: data.Batch) -> losses.LossSums:
+        """Summed loss of a micro-batch over its supervised positions."""
+        batch = batch.to(device)
+        attention = batch.attention()
+        signal = teacher(batch, attention) if teacher else None
+        with offloading:
+            hidden = student(batch.tokens, **attention)  # [b, s, d]
+        student_head.gather()
+        return losses.distillation_loss(
+            hidden[batch.supervised],  # [n, d]
+            student_head.project,
+            batch.targets[batch.supervised],
+            signal,
+            vocab_size=student_head.vocab_size,
+            trainable=student_head.trainable,
+            kd_ratio=kd_ratio,
+            temperature=temperature,
+            common_vocab_size=common_vocab_size,
+            cross_entropy=cross_entropy,
+            divergence=divergence,
+        )
+
+    @torch.no_grad()
+    def validate(plan_val: data.StepPlan) -> dict[str, float]:
+        student.eval()
+        loss = ce = kd = num_tokens = torch.zeros((), device=device)
+        for batch in plan_val.epoch():
+            sums = loss_of(batch)
+            loss, ce, kd = loss + sums.loss, ce + sums.ce, kd + sums.kd
+            num_tokens = num_tokens + data.num_supervised([batch])
+        student.train()
+        loss_sum, ce_sum, kd_sum, count = training.sum_over_ranks(loss, ce, kd, num_tokens)
+        return {"val_loss": loss_sum / count, "val_ce_loss": ce_sum / count, "val_kd_loss": kd_sum / count}
+
+    # ---- Training
+    student.train()
+    line = None
+    logger = None
+    if cfg.get("metric_logger") and training.is_main_process():
+        logger = config.instantiate(cfg.get("metric_logger"))
+        logger.log_config(cfg)
+    metrics = training.Metrics(
+        run.metrics,
+        step=step,
+        logger=logger,
+        log_every_n_steps=cfg.get("log_every_n_steps") or 1,
+        log_peak_memory_stats=cfg.get("log_peak_memory_stats", True),
+    )
+    with metrics, profiler, training.Progress(total_steps, done=step) as progress:
+        while step < total_steps:
+            started = time.perf_counter()
+            epoch, step_of_epoch = divmod(step, steps_per_epoch)
+            batches = plan.micro_batches(epoch, step_of_epoch)
+            num_tokens = plan.num_supervised(epoch, step_of_epoch)  # of all ranks
+
+            loss = ce = kd = torch.zeros((), device=device)
+            for batch in batches:
+                student.set_requires_gradient_sync(batch is batches[-1])
+                sums = loss_of(batch)
+                (sums.loss / num_tokens).backward()
+                loss, ce, kd = loss + sums.loss.detach(), ce + sums.ce, kd + sums.kd
+            if teacher:
+                teacher.release()
+            max_norm = cfg.get("clip_grad_norm") or math.inf
+            grad_norm = training.whole(torch.nn.utils.clip_grad_norm_(student.parameters(), max_norm))
+            lr = optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            lr_scheduler.step()
+            profiler.step()
+            step += 1
+
+            loss_sum, ce_sum, kd_sum = training.sum_over_ranks(loss, ce, kd)
+            line = {
+                "step": step,
+                "epoch": epoch,
+                "loss": loss_sum / num_tokens,
+                "ce_loss": ce_sum / num_tokens,
+                "kd_loss": kd_sum / num_tokens,
+                "lr": float(lr),
+                "grad_norm": grad_norm.item(),
+                "tokens": num_tokens,
+                "tokens_per_second": num_tokens / (time.perf_counter() - started),
+                "peak_memory_bytes": training.most_of_ranks(training.peak_memory_bytes(device)),
+                "seconds": time.perf_counter() - started,
+            }
+            every = cfg.get("run_val_every_n_steps")
+            if plan_val and (step == total_steps or (every and step % every == 0)):
+                line |= validate(plan_val)
+                progress.say(
+                    f"step {step}: " + ", ".join(f"{key} {line[key]:.4f}" for key in line if key[:4] == "val_")
+                )
+            metrics.write(line)
+            progress.update(line)
+
+            every = cfg.get("save_every_n_steps")
+            if step % steps_per_epoch == 0 or (every and step % every == 0):
+                now = training.TrainingState(step, seed, plan.identity)
+                training.save_training_state(run.checkpoint(step), now, student, optimizer, lr_scheduler)
+
+    # ---- What the run leaves
+    if has_adapters:
+        training.export_adapter(student, student_checkpoint, run.adapter)
+    if not (has_adapters and cfg.get("save_adapter_weights_only", False)):
+        training.export_model(student, student_checkpoint, run.model, dtype)
+    print(run.summary(line))
+    training.leave()
+
+
+if __name__ == "__main__":
+    config.run_recipe(main)
