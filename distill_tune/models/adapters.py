@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.models.parameter_names import named_parameters, plain_name
 
 from torchtune.modules.peft import DoRALinear, LoRALinear, get_adapter_params
 
@@ -19,13 +20,13 @@ class LoraShape(NamedTuple):
 
 def adapter_names(model: nn.Module) -> set[str]:
     """The names of the parameters that adapters added: LoRA's A and B, DoRA's magnitude."""
-    return set(get_adapter_params(model))
+    return {plain_name(name) for name in get_adapter_params(model)}
 
 
 def freeze_all_but_adapters(model: nn.Module) -> bool:
     """Where a model has adapters, only they train. Returns whether it has any."""
     adapters = adapter_names(model)
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_parameters(model):
         parameter.requires_grad_(name in adapters if adapters else True)
     return bool(adapters)
 

@@ -7,9 +7,13 @@ from torch import nn
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 
 
+def plain_name(name: str) -> str:
+    """A parameter's name as the state dict has it."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """As ``model.named_parameters()``, with the names that its state dict has."""
-    for name, parameter in model.named_parameters():
-        for wrapper in _WRAPPERS:
-            name = name.replace(wrapper, "")
-        yield name, parameter
+    """As ``model.named_parameters()``, by plain names."""
+    return ((plain_name(name), parameter) for name, parameter in model.named_parameters())

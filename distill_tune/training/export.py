@@ -72,7 +72,7 @@ def _merge(weights: dict[str, torch.Tensor], shape: LoraShape) -> None:
     for module in modules:
         parts = {part: weights.pop(name) for part in _ADAPTER_PARTS if (name := f"{module}.{part}") in weights}
         parts["weight"] = weights[f"{module}.weight"]
-        merged = get_merged_lora_ckpt(
-            {f"{module}.{part}": value.float() for part, value in parts.items()}, rank=shape.rank, alpha=shape.alpha
-        )
+        # Merged in place, so in a copy: the model itself may still be in use.
+        copies = {f"{module}.{part}": value.to(torch.float32, copy=True) for part, value in parts.items()}
+        merged = get_merged_lora_ckpt(copies, rank=shape.rank, alpha=shape.alpha)
         weights[f"{module}.weight"] = merged[f"{module}.weight"].to(parts["weight"].dtype)

@@ -58,7 +58,8 @@ def _shard(
     cpu_offload: bool,
     custom_sharded_layers: Sequence[str],
 ) -> None:
-    policy = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
+    # On the CPU there is nowhere to offload to, and the policy would look for an accelerator.
+    policy = CPUOffloadPolicy() if cpu_offload and mesh.device_type != "cpu" else OffloadPolicy()
     for layer, reshard in zip(model.layers, reshard_after_forward, strict=True):
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, offload_policy=policy)
     modules = {name: module for name, module in model.named_children() if name != "layers"}

@@ -1,0 +1,74 @@
+"""Two and four ranks take the same steps as one process, however the models are sharded."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sharded_training
+import torch
+from safetensors.torch import load_file
+from tiny import write_model
+
+from distill_tune.data import StepPlan
+
+OF_FOUR = ["plain", "packed", "lora", "replicated"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    write_model(folder / "student", tokenizer_file, seed=1)
+    write_model(folder / "teacher", tokenizer_file, seed=2, width=64, layers=3)
+    untied = write_model(folder / "untied", tokenizer_file, seed=1)
+    config = json.loads((untied / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (untied / "config.json").write_text(json.dumps(config))
+    weights = load_file(untied / "model.safetensors")
+    from safetensors.torch import save_file
+
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, untied / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path):
+    """Weights by scenario and number of ranks; each number of ranks is started once for all its scenarios."""
+    of_two = [name for name in sharded_training.SCENARIOS if name != "replicated"]
+    for count, scenarios in ((2, of_two), (4, OF_FOUR)):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        script = Path(sharded_training.__file__)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent)}
+        done = subprocess.run(
+            [*command, str(script), str(folder), *scenarios],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+    return lambda name, count: load_file(folder / f"{name}_{count}.safetensors")
+
+
+CASES = [(name, 2) for name in sharded_training.SCENARIOS if name != "replicated"] + [(name, 4) for name in OF_FOUR]
+
+
+@pytest.mark.parametrize(("name", "count"), CASES, ids=[f"{name}_{count}" for name, count in CASES])
+def test_weights_after_twenty_steps_are_those_of_one_process(folder, trained, name, count):
+    alone = sharded_training.train(folder, name)
+    together = trained(name, count)
+    assert alone.keys() == together.keys()
+    assert max(float((alone[key] - together[key]).abs().max()) for key in alone) < 1e-5
+
+
+def test_one_rank_indeed_has_no_supervised_token_in_some_steps():
+    plan = StepPlan([sharded_training.rows(False)], batch_size=4, shuffle=False, rank=1, num_ranks=2)
+    assert all(not batch.supervised.any() for batch in plan.micro_batches(0, 0))
+    assert plan.num_supervised(0, 0) > 0
+
+
+def test_training_moved_the_weights(folder, trained):
+    before, after = load_file(folder / "student" / "model.safetensors"), trained("plain", 2)
+    assert not torch.allclose(before["model.embed_tokens.weight"], after["tok_embeddings.weight"], atol=1e-3)

@@ -1,0 +1,126 @@
+"""Twenty steps in one process, or as one of several: what tests of sharded training run and compare.
+
+As a script, under torchrun: ``sharded_training.py FOLDER SCENARIO...`` writes each scenario's weights to FOLDER.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from tiny import VOCAB_SIZE
+
+from distill_tune import data, losses, models, teachers, training
+from distill_tune.data.prepare import TokenisedRows
+
+STEPS, SEQUENCES = 20, 8  # a step takes so many, on however many ranks
+SCENARIOS: dict[str, dict] = {
+    "plain": {},
+    "accumulated": {"accumulation": 2},
+    "packed": {"packed": True},
+    "lora": {"lora": True},
+    "lora_checkpointed": {"lora": True, "checkpointed": True},
+    "not_resharded": {"reshard_after_forward": False},
+    "own_output_group": {"custom_sharded_layers": ["tok_embeddings", "output"]},
+    "untied_own_output_group": {"untied": True, "custom_sharded_layers": ["tok_embeddings", "output"]},
+    "replicated": {"replicate": 2},
+}
+
+
+def rows(packed: bool) -> TokenisedRows:
+    """Of 2 to 60 tokens; of every eight, four in a row have no supervised token at all."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(2, 60, (STEPS * SEQUENCES,), generator=generator)
+    tokens = torch.randint(3, VOCAB_SIZE, (int(lengths.sum()),), generator=generator, dtype=torch.int32)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    labels = tokens.clone()
+    for row, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        labels[start : stop if row % 8 >= 4 else start + (stop - start) // 2] = -100
+    return TokenisedRows(tokens, labels, offsets, packed=packed, max_seq_len=60)
+
+
+def component(folder: Path, lora: bool) -> dict:
+    arguments = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": True, "lora_rank": 4} if lora else {}
+    return {
+        "_component_": f"distill_tune.models.{'lora_from_hf' if lora else 'from_hf'}",
+        "path": str(folder),
+        **arguments,
+    }
+
+
+def train(folder: Path, scenario: str) -> dict[str, torch.Tensor]:
+    """The weights after STEPS steps; on the ranks after the first, nothing."""
+    settings = SCENARIOS[scenario]
+    device, lora = torch.device("cpu"), settings.get("lora", False)
+    count = training.num_ranks()
+    mesh = training.device_mesh(device, settings.get("replicate", 1)) if torch.distributed.is_initialized() else None
+    torch.manual_seed(0)
+
+    def build(name: str, lora: bool):
+        config = OmegaConf.create(component(folder / name, lora))
+        checkpoint = models.Checkpoint.of("model", config, None)
+        return models.checked_on_meta("model", config, checkpoint), checkpoint
+
+    student, student_checkpoint = build("untied" if settings.get("untied") else "student", lora)
+    teacher_model, teacher_checkpoint = build("teacher", False)
+    models.freeze_all_but_adapters(student)
+    head = models.take_output_head(student)
+    if settings.get("checkpointed"):
+        from torchtune.modules import TransformerSelfAttentionLayer
+        from torchtune.training import set_activation_checkpointing
+
+        set_activation_checkpointing(student, auto_wrap_policy={TransformerSelfAttentionLayer})
+    if mesh is not None:
+        options = {"custom_sharded_layers": settings.get("custom_sharded_layers", [])}
+        training.shard_teacher(teacher_model, mesh, **options)
+        reshard = settings.get("reshard_after_forward", True)
+        training.shard_student(student, mesh, reshard_after_forward=reshard, **options)
+    models.load_weights(student, student_checkpoint, device)
+    models.load_weights(teacher_model, teacher_checkpoint, device)
+    teacher = teachers.LiveTeacher(teacher_model)
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-3)
+    accumulation = settings.get("accumulation", 1)
+    plan = data.StepPlan(
+        [rows(settings.get("packed", False))],
+        batch_size=SEQUENCES // accumulation // count,
+        gradient_accumulation_steps=accumulation,
+        shuffle=False,
+        rank=training.rank(),
+        num_ranks=count,
+    )
+    for step in range(plan.steps_per_epoch):
+        batches = plan.micro_batches(0, step)
+        for batch in batches:
+            if mesh is not None:
+                student.set_requires_gradient_sync(batch is batches[-1])
+            attention = batch.attention()
+            signal = teacher(batch, attention)
+            hidden = student(batch.tokens, **attention)
+            head.gather()
+            sums = losses.distillation_loss(
+                hidden[batch.supervised],
+                head.project,
+                batch.targets[batch.supervised],
+                signal,
+                vocab_size=head.vocab_size,
+                trainable=head.trainable,
+                kd_ratio=0.5,
+            )
+            (sums.loss / plan.num_supervised(0, step)).backward()
+        teacher.release()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return {name: value.contiguous() for name, value in training.full_weights(student)}
+
+
+if __name__ == "__main__":
+    training.init_distributed("cpu")
+    target = Path(sys.argv[1])
+    for name in sys.argv[2:]:
+        found = train(target, name)
+        if training.is_main_process():
+            save_file(found, target / f"{name}_{training.num_ranks()}.safetensors")
+    training.leave()
