@@ -101,6 +101,7 @@ def torchrun_options(arguments: list[str]) -> Any:
     from torch.distributed.run import get_args_parser
 
     parser = get_args_parser()
+    parser.allow_abbrev = False
     parser.error = _refuse  # type: ignore[method-assign]
     options = parser.parse_args(arguments)
     given = {argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in arguments}

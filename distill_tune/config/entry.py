@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from distill_tune.config.check import checked_config
 from distill_tune.config.components import check_components
 from distill_tune.config.launch import num_processes, process_environment
 from distill_tune.errors import Faults, UserError
+
+_GRACE = 10  # seconds
 
 
 def run_recipe(main: Callable[[DictConfig], None], arguments: Sequence[str] | None = None) -> None:
@@ -47,6 +50,7 @@ class told_without_traceback:
         status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
         who = _who_tells()
         if who is None:
+            time.sleep(_GRACE)  # torchrun ends all when one ends: the one that tells must come first
             _end_at_once(status)
         elif isinstance(error, UserError) and os.environ.get("DISTILL_TUNE_TRACEBACK") != "1":
             print(f"distill-tune: {who}{error}", file=sys.stderr)
