@@ -112,6 +112,12 @@ def torchrun_options(arguments: list[str]) -> Any:
     return options
 
 
+def num_processes_asked(options: Any) -> int:
+    """How many processes torchrun's options start on all machines together."""
+    nodes, each = str(options.nnodes).rpartition(":")[2], str(options.nproc_per_node)
+    return int(nodes) * (int(each) if each.isdigit() else max(1, _num_gpus()))
+
+
 def _run_under_torchrun(arguments: list[str]) -> None:
     options = torchrun_options(arguments)
     recipe = find_recipe(options.training_script)

@@ -3,11 +3,12 @@
 import ast
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from distill_tune.config.files import nearest
+from distill_tune.config.files import nearest, recipes_folder
 from distill_tune.errors import UserError
 
 _MAPPING_METHODS = {"copy", "get", "items", "keys", "pop", "setdefault", "values"}
@@ -20,6 +21,10 @@ class RecipeKeys:
 
     required: frozenset[str]
     optional: frozenset[str]
+
+    @property
+    def all(self) -> frozenset[str]:
+        return self.required | self.optional
 
 
 def keys_of_recipe(path: Path) -> RecipeKeys:
@@ -53,11 +58,25 @@ def is_distributed(path: Path) -> bool:
     return "init_distributed" in names
 
 
-def check_keys(config: DictConfig, keys: RecipeKeys, source: str) -> list[str]:
-    """Faults of the top-level keys; ``source`` is the YAML text, whose ``${key}`` also count as reading a key."""
-    known = keys.required | keys.optional
+def check_keys(config: DictConfig, recipe: Path, source: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Faults of the top-level keys.
+
+    Args:
+        source: the YAML text, whose ``${key}`` also count as reading a key.
+        overrides: the command line's. A key that another shipped recipe reads may stand in a file, since one file
+            serves all, but not here, where it would be ignored.
+    """
+    keys = keys_of_recipe(recipe)
+    known = keys.all
     used = set(_INTERPOLATION.findall(source))
-    faults = [f"{key}: no such key{_suggest(str(key), config, known)}" for key in config if key not in known | used]
+    asked = {re.split(r"[.=]", override.lstrip("+~"))[0] for override in overrides}
+    faults = []
+    for key in sorted(set(map(str, config)) - known - used, key=list(config).index):
+        others = [path.stem for path in sorted(recipes_folder().glob("*.py")) if key in keys_of_recipe(path).all]
+        if others and key in asked:
+            faults.append(f"{key}: {recipe.stem} does not read it; {' and '.join(others)} does")
+        elif not others:
+            faults.append(f"{key}: no such key{_suggest(key, config, known)}")
     faults += [f"{key}: missing; the recipe needs it" for key in sorted(keys.required) if key not in config]
     return faults
 

@@ -55,6 +55,15 @@ def start(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.Pop
     )
 
 
+def edited(cli, tmp_path: Path, first_of_each_step: str) -> None:
+    """mine.py: the recipe with a line more."""
+    ok(cli("cp", "kd_distributed", "mine.py"))
+    place = "            started = time.perf_counter()\n"
+    source = (tmp_path / "mine.py").read_text()
+    assert place in source
+    (tmp_path / "mine.py").write_text(source.replace(place, f"{place}            {first_of_each_step}\n"))
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("localhost", 0))
@@ -138,13 +147,7 @@ def test_a_fault_of_any_rank_is_told_once_with_its_rank(folders, cli, tmp_path):
     assert done.stderr.startswith("distill-tune: rank ")
     assert "Traceback" not in done.stderr
 
-    assert ok(cli("cp", "kd_distributed", "mine.py"))
-    broken = (tmp_path / "mine.py").read_text()
-    broken = broken.replace(
-        "            epoch, step_of_epoch =",
-        "            assert training.rank() == 0, 'mine'\n            epoch, step_of_epoch =",
-    )
-    (tmp_path / "mine.py").write_text(broken)
+    edited(cli, tmp_path, "assert training.rank() == 0, 'mine'")
     done = cli("run", "--nproc_per_node", "2", "mine.py", "--config", "config.yaml", "output_dir=mine")
     assert done.returncode == 1
     assert "distill-tune: rank 1: failed:" in done.stderr
@@ -153,11 +156,7 @@ def test_a_fault_of_any_rank_is_told_once_with_its_rank(folders, cli, tmp_path):
 
 def test_a_rank_that_is_killed_is_named(folders, cli, tmp_path):
     folders()
-    ok(cli("cp", "kd_distributed", "mine.py"))
-    source = (tmp_path / "mine.py").read_text()
-    kill = "            import os\n            training.rank() == 1 and os.kill(os.getpid(), 9)\n"
-    source = source.replace("            epoch, step_of_epoch =", kill + "            epoch, step_of_epoch =")
-    (tmp_path / "mine.py").write_text(source)
+    edited(cli, tmp_path, "training.rank() == 1 and __import__('os').kill(__import__('os').getpid(), 9)")
     done = cli("run", "--nproc_per_node", "2", "mine.py", "--config", "config.yaml")
     assert done.returncode == 1
     assert "distill-tune: rank 1 was ended by SIGKILL; the others were stopped" in done.stderr

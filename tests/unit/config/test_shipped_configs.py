@@ -1,0 +1,69 @@
+"""Every shipped config, on folders with published dimensions: valid for both recipes, and real weights would load."""
+
+import re
+from pathlib import Path
+
+import pytest
+from published import PUBLISHED, write_published
+
+from distill_tune.cli.main import main
+from distill_tune.config.files import config_names, configs_folder
+
+# Parameters as the models' pages give them.
+SIZES = {
+    "llama3_2/8B_to_1B_full": (1_235_814_400, 8_030_261_248),
+    "qwen2_5/7B_to_0.5B_lora": (494_032_768, 7_615_616_512),
+    "qwen3/8B_to_0.6B_lora": (596_049_920, 8_190_735_360),
+    "gemma2/9B_to_2B_lora": (2_614_341_888, 9_241_705_984),
+    "gemma3/4B_to_270M_lora": (268_098_176, 3_880_263_168),
+    "smollm2/1.7B_to_135M_full": (134_515_008, 1_711_376_384),
+}
+
+
+@pytest.fixture(scope="module")
+def models_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    for name in PUBLISHED:
+        written = write_published(folder / name, name)
+        (written / "tokenizer.json").write_text("{}")
+        (written / "original").mkdir()
+        (written / "original" / "tokenizer.model").write_bytes(tokenizer_file.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("recipe", ["kd_single_device", "kd_distributed"])
+@pytest.mark.parametrize("name", config_names())
+def test_it_is_valid_and_its_models_take_the_published_weights(name, recipe, models_dir, capsys):
+    overrides = [] if name.startswith("tiny/") else [f"models_dir={models_dir}", "device=cpu"]
+    main(["validate", recipe, "--config", name, *overrides])
+    told = capsys.readouterr().out
+    assert f"{name}: valid for {recipe}" in told
+    if name in SIZES:
+        student, teacher = (int(size.replace(",", "")) for size in re.findall(r"([\d,]+) parameters", told))
+        adapters = int(re.findall(r"([\d,]+) trainable", told)[0].replace(",", "")) if name.endswith("lora") else 0
+        assert (student - adapters, teacher) == SIZES[name]
+
+
+@pytest.mark.parametrize("name", [name for name in config_names() if not name.startswith("tiny/")])
+def test_it_begins_with_what_it_does_how_to_get_it_and_how_to_run_it(name):
+    head = (configs_folder() / f"{name}.yaml").read_text().partition("\n\n")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert f"distill-tune run kd_single_device --config {name}" in head
+    assert "kd_distributed --config " + name in head
+    assert "distill-tune download " in head
+    assert "Memory" in head
+
+
+def test_validate_tells_the_weights_of_each_process(models_dir, capsys):
+    line = ["validate", "--nproc_per_node", "2", "kd_distributed", "--config", "8B_to_1B_lora"]
+    main([*line, f"models_dir={models_dir}", "device=cpu"])
+    told = capsys.readouterr().out
+    assert "teacher_model: 8,030,261,248 parameters, 0 trainable, 16.1 GB for weights, 8.0 GB on each of 2" in told
+
+
+def test_validate_prints_sizes_even_where_nothing_is_downloaded(capsys):
+    with pytest.raises(SystemExit):
+        main(["validate", "--config", "llama3_2/8B_to_1B_lora", "device=cpu"])
+    captured = capsys.readouterr()
+    assert "teacher_model: 8,030,261,248 parameters" in captured.out
+    assert "no such folder" in captured.err
