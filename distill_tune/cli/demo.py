@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 import json
 import shlex
 import subprocess
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from distill_tune.cli.compare import compare_folders, load_folder
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Distil a small teacher into a smaller student on real text, with nothing to download.
@@ -108,36 +108,25 @@ def _measure(folder: Path) -> tuple[list[Any], list[dict[str, Any]]]:
     import torch
     from omegaconf import OmegaConf
 
-    from distill_tune import config, data, evaluation, models, training
+    from distill_tune import config, data, evaluation, training
     from distill_tune.config.files import demo_model_folder, find_config
     from distill_tune.config.load import load_config
 
     cfg = load_config(find_config("tiny"))
-    device = training.find_device(cfg.device)
     tokenizer = config.instantiate(cfg.tokenizer)
     rows, _ = data.prepare_rows(OmegaConf.create(_HELD_OUT), tokenizer, cfg.tokenizer)
     batches = list(data.StepPlan(rows, batch_size=cfg.batch_size, shuffle=False).epoch())
-
-    def load(key: str, checkpoint_dir: Path) -> Any:
-        checkpointer = cfg["checkpointer" if key == "model" else "teacher_checkpointer"]
-        checkpointer = OmegaConf.create({**checkpointer, "checkpoint_dir": str(checkpoint_dir)})
-        checkpoint = models.Checkpoint.of(key, cfg[key], checkpointer)
-        return models.load_model(cfg[key], checkpoint, torch.float32, device)
-
-    sources = {
-        "teacher": ("teacher_model", demo_model_folder("teacher")),
-        "base student": ("model", demo_model_folder("student")),
-        **{name: ("model", folder / run[0] / "model") for name, run in _RUNS.items()},
+    folders = {
+        "teacher": demo_model_folder("teacher"),
+        "base student": demo_model_folder("student"),
+        **{name: folder / run[0] / "model" for name, run in _RUNS.items()},
     }
-    teacher = load(*sources["teacher"])
-    comparisons = [
-        evaluation.compare(name, functools.partial(load, *source), teacher, batches, device)
-        for name, source in sources.items()
-    ]
+    comparisons = compare_folders(folders, batches)
     from distill_tune.data import docstring_rows
 
     answers = []
-    loaded = {name: load(*source) for name, source in sources.items()}
+    device = training.find_device("auto")
+    loaded = {name: load_folder(path, device, torch.float32) for name, path in folders.items()}
     for row in docstring_rows.collect(_SHOWN_ANSWERS, held_out=True):
         given = {name: evaluation.answer(model, tokenizer, row["instruction"]) for name, model in loaded.items()}
         answers.append({"question": row["instruction"], "docstring": row["output"], **given})

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from distill_tune.cli.compare import held_out_batches
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Make a student from its teacher by leaving layers out, and write it as a Hugging Face folder.
@@ -90,27 +91,13 @@ class _Measure:
     """Held-out loss of a model as its layers go."""
 
     def __init__(self, model: Any, options: argparse.Namespace, device: Any) -> None:
-        from omegaconf import OmegaConf
-
         from distill_tune import data, models
 
         self._model = model
         self._head = models.take_output_head(model)
-        tokenizer_config = OmegaConf.create(
-            {
-                "_component_": "distill_tune.data.hf_tokenizer",
-                "path": str(options.teacher),
-                "max_seq_len": min(_MAX_SEQ_LEN, model.max_seq_len),
-            }
-        )
-        tokenizer = data.hf_tokenizer(tokenizer_config["path"], tokenizer_config["max_seq_len"])
-        rows = (
-            {"_component_": "distill_tune.data.instruct", "source": options.source, "split": f"train[:{options.rows}]"}
-            if options.source
-            else {"_component_": "distill_tune.data.docstrings", "num_rows": options.rows, "held_out": True}
-        )
-        prepared, _ = data.prepare_rows(OmegaConf.create(rows), tokenizer, tokenizer_config)
-        self._batches = [batch.to(device) for batch in data.StepPlan(prepared, batch_size=4, shuffle=False).epoch()]
+        max_seq_len = min(_MAX_SEQ_LEN, model.max_seq_len)
+        batches = held_out_batches(options.teacher, options.source, options.rows, max_seq_len)
+        self._batches = [batch.to(device) for batch in batches]
         self._num_tokens = data.num_supervised(self._batches)
 
     def perplexity(self) -> float:

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 import distill_tune
-from distill_tune.cli import cat, cp, demo, download, init_student, ls, run, validate
+from distill_tune.cli import cat, compare, cp, demo, download, init_student, ls, run, validate
 from distill_tune.config.entry import told_without_traceback
 
 _DESCRIPTION = """Train a small language model (the student) to follow a large one (the teacher).
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"distill-tune {distill_tune.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, ls, cp, cat, validate, download, init_student, demo):
+    for command in (run, ls, cp, cat, validate, download, init_student, compare, demo):
         command.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
     # run and validate read their arguments themselves: argparse would take torchrun's options and --config for its own.
