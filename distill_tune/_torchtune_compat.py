@@ -7,6 +7,7 @@ than that. Each name below says what became of it.
 import importlib
 import logging
 import sys
+import warnings
 from types import ModuleType
 
 # Both speak at import time of compiled extras that are optional, on a machine that may not even have a GPU.
@@ -34,6 +35,8 @@ def _import_quietly(name: str) -> ModuleType:
 
 def apply() -> None:
     """Give torchtune the names that it imports; nothing is touched where torchao still has them."""
+    # torchtune's RMSNorm multiplies float32 by a bf16 scale; newer PyTorch says each time that this is not its fastest.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     _import_quietly("torchao")
     dtypes = _import_quietly("torchao.dtypes")
     quantization = _import_quietly("torchao.quantization")

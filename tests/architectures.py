@@ -31,6 +31,7 @@ _GEMMA3_ROPE = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
 }
+_HALF = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
 _LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10_000.0,
@@ -62,6 +63,7 @@ ARCHITECTURES = {
         "rope_parameters": _GEMMA3_ROPE,
     },
     "phi3": {"model_type": "phi3", "sliding_window": 8},
+    "phi3_partly_turned": {"model_type": "phi3", "rope_parameters": _HALF},
     "phi3_longrope": {"model_type": "phi3", "rope_parameters": _LONGROPE},
 }
 

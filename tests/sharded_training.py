@@ -24,8 +24,9 @@ SCENARIOS: dict[str, dict] = {
     "lora_checkpointed": {"lora": True, "checkpointed": True},
     "not_resharded": {"reshard_after_forward": False},
     "own_output_group": {"custom_sharded_layers": ["tok_embeddings", "output"]},
-    "untied_own_output_group": {"untied": True, "custom_sharded_layers": ["tok_embeddings", "output"]},
+    "untied_own_output_group": {"student": "untied", "custom_sharded_layers": ["tok_embeddings", "output"]},
     "replicated": {"replicate": 2},
+    "qlora": {"lora": True, "quantize_base": True, "student": "wide"},
 }
 
 
@@ -41,12 +42,13 @@ def rows(packed: bool) -> TokenisedRows:
     return TokenisedRows(tokens, labels, offsets, packed=packed, max_seq_len=60)
 
 
-def component(folder: Path, lora: bool) -> dict:
+def component(folder: Path, lora: bool, **more: bool) -> dict:
     arguments = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": True, "lora_rank": 4} if lora else {}
     return {
         "_component_": f"distill_tune.models.{'lora_from_hf' if lora else 'from_hf'}",
         "path": str(folder),
         **arguments,
+        **more,
     }
 
 
@@ -58,12 +60,15 @@ def train(folder: Path, scenario: str) -> dict[str, torch.Tensor]:
     mesh = training.device_mesh(device, settings.get("replicate", 1)) if torch.distributed.is_initialized() else None
     torch.manual_seed(0)
 
-    def build(name: str, lora: bool):
-        config = OmegaConf.create(component(folder / name, lora))
-        checkpoint = models.Checkpoint.of("model", config, None)
-        return models.checked_on_meta("model", config, checkpoint), checkpoint
+    quantize = {"quantize_base": True} if settings.get("quantize_base") else {}
+    dtype = torch.bfloat16 if quantize else torch.float32
 
-    student, student_checkpoint = build("untied" if settings.get("untied") else "student", lora)
+    def build(name: str, lora: bool, **more: bool):
+        config = OmegaConf.create(component(folder / name, lora, **more))
+        checkpoint = models.Checkpoint.of("model", config, None)
+        return models.checked_on_meta("model", config, checkpoint, dtype), checkpoint
+
+    student, student_checkpoint = build(settings.get("student", "student"), lora, **quantize)
     teacher_model, teacher_checkpoint = build("teacher", False)
     models.freeze_all_but_adapters(student)
     head = models.take_output_head(student)

@@ -20,8 +20,8 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
 def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that torch.distributed reads: as torchrun has set them, made from Slurm's, or for one process."""
     if "RANK" in environment:
-        found = {name: environment[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-        return found | {"LOCAL_RANK": environment.get("LOCAL_RANK", "0")}
+        defaults = {"WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+        return {name: environment.get(name, defaults.get(name, "")) for name in ("RANK", *defaults)}
     if _is_slurm_task(environment):
         # Jobs that share a machine must not share a port; all processes of a job must find the same.
         job = int(environment.get("SLURM_JOB_ID", 0)) * 7 + int(environment.get("SLURM_STEP_ID", 0))

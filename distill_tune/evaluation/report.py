@@ -13,7 +13,10 @@ _HEADINGS = ("model", "para-\nmeters", "perplexity", "agreement", "KL to\nteache
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits 80 columns
     for index, heading in enumerate(_HEADINGS):
-        table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+        if index == 0:
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
     for comparison in comparisons:
         table.add_row(*_cells(comparison))
     return table

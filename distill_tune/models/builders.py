@@ -8,6 +8,7 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.errors import UserError
 from distill_tune.models.attention import Attention
 from distill_tune.models.decoder_config import decoder_config, read_config_json
+from distill_tune.models.norm import RMSNorm
 from distill_tune.models.output_head import SoftCappedLinear, SoftCappedTiedLinear
 from distill_tune.models.rope import RopeConfig, RotaryEmbedding
 
@@ -16,7 +17,6 @@ from torchtune.models.gemma.rms_norm import GemmaRMSNorm
 from torchtune.modules import (
     FeedForward,
     FrozenNF4Linear,
-    RMSNorm,
     TiedLinear,
     TransformerDecoder,
     TransformerSelfAttentionLayer,
@@ -94,7 +94,11 @@ class _Builder:
         use_dora: bool = False,
         quantize_base: bool = False,
     ) -> None:
-        self.config = decoder_config(read_config_json(Path(path).expanduser(), "path"))
+        try:
+            self.config = decoder_config(read_config_json(Path(path).expanduser(), "path"))
+        except UserError as error:
+            told = str(error)
+            raise UserError(told if told.startswith("path=") else f"path={path}: {told}") from error
         self.adapted: set[str] = set()
         self._lora = {"rank": rank, "alpha": alpha, "dropout": dropout, "quantize_base": quantize_base}
         self._adapter = DoRALinear if use_dora else LoRALinear

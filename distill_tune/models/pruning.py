@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.errors import UserError
 from distill_tune.models.decoder_config import DecoderConfig
 

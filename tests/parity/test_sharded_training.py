@@ -22,6 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Pa
     folder = tmp_path_factory.mktemp("sharded")
     write_model(folder / "student", tokenizer_file, seed=1)
     write_model(folder / "teacher", tokenizer_file, seed=2, width=64, layers=3)
+    write_model(folder / "wide", tokenizer_file, seed=3, width=256)
     untied = write_model(folder / "untied", tokenizer_file, seed=1)
     config = json.loads((untied / "config.json").read_text()) | {"tie_word_embeddings": False}
     (untied / "config.json").write_text(json.dumps(config))
@@ -60,7 +61,11 @@ def test_weights_after_twenty_steps_are_those_of_one_process(folder, trained, na
     alone = sharded_training.train(folder, name)
     together = trained(name, count)
     assert alone.keys() == together.keys()
-    assert max(float((alone[key] - together[key]).abs().max()) for key in alone) < 1e-5
+    # In bf16 twenty steps of 1e-3 leave the last bits of the adapters to chance.
+    most = 4e-3 if name == "qlora" else 1e-5
+    assert max(float((alone[key].float() - together[key].float()).abs().max()) for key in alone) < most
+    frozen = [key for key in alone if "lora_" in "".join(alone) and "lora_" not in key]
+    assert all(torch.equal(alone[key], together[key]) for key in frozen)
 
 
 def test_one_rank_indeed_has_no_supervised_token_in_some_steps():
