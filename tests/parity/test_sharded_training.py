@@ -41,7 +41,8 @@ def trained(folder: Path):
     for count, scenarios in ((2, of_two), (4, OF_FOUR)):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
         script = Path(sharded_training.__file__)
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent)}
+        path = os.pathsep.join(filter(None, [str(script.parent), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         done = subprocess.run(
             [*command, str(script), str(folder), *scenarios],
             env=environment,

@@ -1,9 +1,12 @@
 """What a user gets wrong in a command or a config: the message, exit code 2, no traceback, and how soon."""
 
+import sys
 import time
 
 import pytest
 from tiny import VOCAB_SIZE, write_model
+
+from distill_tune.cli.main import main
 
 # One wrong setting each, told without importing anything heavy.
 AT_ONCE = [
@@ -76,6 +79,24 @@ def fault(cli, *arguments):
     return done.stderr
 
 
+@pytest.fixture
+def fault_here(tmp_path, monkeypatch, capsys):
+    """As ``fault``, in this process, where everything heavy is imported already."""
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as ended:
+            main(["run", "kd_single_device", "--config", "config.yaml", *map(str, arguments)])
+        assert ended.value.code == 2
+        captured = capsys.readouterr()
+        assert "step 1" not in captured.out
+        return captured.err
+
+    return run
+
+
 @pytest.mark.parametrize(("overrides", "message"), AT_ONCE, ids=[case[0] for case in AT_ONCE])
 def test_a_wrong_key_or_plain_value_is_told_before_anything_heavy_is_imported(write_config, cli, overrides, message):
     write_config()
@@ -85,9 +106,9 @@ def test_a_wrong_key_or_plain_value_is_told_before_anything_heavy_is_imported(wr
 
 
 @pytest.mark.parametrize(("overrides", "message"), OF_COMPONENTS, ids=[case[0] for case in OF_COMPONENTS])
-def test_a_wrong_argument_of_a_component_is_told_before_anything_is_built(write_config, cli, overrides, message):
+def test_a_wrong_argument_of_a_component_is_told_before_anything_is_built(write_config, fault_here, overrides, message):
     write_config()
-    assert message in fault(cli, *overrides.split())
+    assert message in fault_here(*overrides.split())
 
 
 def test_all_faults_are_listed_at_once(write_config, cli):
@@ -147,19 +168,19 @@ def test_names_that_there_are_not_are_told_with_near_ones(cli, tmp_path):
     assert (tmp_path / "there.yaml").read_text() == "mine"
 
 
-def test_a_checkpoint_that_does_not_fit_is_told_before_it_is_read(write_config, cli, tmp_path, tokenizer_file):
+def test_a_checkpoint_that_does_not_fit_is_told_before_it_is_read(write_config, fault_here, tmp_path, tokenizer_file):
     write_config()
-    assert "the checkpoint lacks layers.2.attn" in fault(cli, "model.num_layers=3")
-    assert "shapes differ: tok_embeddings.weight" in fault(cli, "model.embed_dim=64")
+    assert "the checkpoint lacks layers.2.attn" in fault_here("model.num_layers=3")
+    assert "shapes differ: tok_embeddings.weight" in fault_here("model.embed_dim=64")
     broken = write_model(tmp_path / "broken", tokenizer_file, seed=1)
     weights = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    assert "model.safetensors: cannot be read" in fault(cli, f"checkpointer.checkpoint_dir={broken}")
+    assert "model.safetensors: cannot be read" in fault_here(f"checkpointer.checkpoint_dir={broken}")
     (broken / "config.json").write_text("{")
-    assert "config.json is broken" in fault(cli, f"checkpointer.checkpoint_dir={broken}")
+    assert "config.json is broken" in fault_here(f"checkpointer.checkpoint_dir={broken}")
 
 
-def test_models_that_do_not_share_the_tokenizer_are_refused(write_config, cli, tmp_path, teacher_folder):
+def test_models_that_do_not_share_the_tokenizer_are_refused(write_config, fault_here, tmp_path, teacher_folder):
     import sentencepiece
 
     other = tmp_path / "other"
@@ -176,29 +197,28 @@ def test_models_that_do_not_share_the_tokenizer_are_refused(write_config, cli, t
         minloglevel=2,
     )
     write_config()
-    told = fault(cli, f"teacher_checkpointer.checkpoint_dir={other}")
+    told = fault_here(f"teacher_checkpointer.checkpoint_dir={other}")
     assert "its tokenizer is not the student's" in told
     assert "distillation by logits needs one tokenizer" in told
 
 
-def test_rows_longer_than_the_model_and_too_few_rows_are_told(write_config, cli):
+def test_rows_longer_than_the_model_and_too_few_rows_are_told(write_config, fault_here):
     write_config()
-    assert "its longest sequence has" in fault(cli, "model.max_seq_len=16")
-    assert "has 64 rows, but one step takes 100" in fault(cli, "batch_size=100")
+    assert "its longest sequence has" in fault_here("model.max_seq_len=16")
+    assert "has 64 rows, but one step takes 100" in fault_here("batch_size=100")
 
 
-def test_a_run_that_is_there_is_not_overwritten(write_config, cli, tmp_path):
+def test_a_run_that_is_there_is_not_overwritten(write_config, fault_here, tmp_path):
     write_config()
     (tmp_path / "out" / "model").mkdir(parents=True)
-    told = fault(cli)
+    told = fault_here()
     assert "holds a run already; go on with it (resume_from_checkpoint=True), name another folder" in told
-    assert "checkpoints has none" in fault(cli, "resume_from_checkpoint=True")
+    assert "checkpoints has none" in fault_here("resume_from_checkpoint=True")
 
 
-def test_cuda_that_is_not_there_is_told(write_config, cli):
+def test_cuda_that_is_not_there_is_told(write_config, fault_here):
     write_config()
-    assert "device=cuda: PyTorch sees no CUDA device here" in fault(
-        cli,
+    assert "device=cuda: PyTorch sees no CUDA device here" in fault_here(
         "device=cuda",
     )
 
