@@ -33,9 +33,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    if len(options.folders) < 2:
+    folders = list(dict.fromkeys(options.folders))
+    if len(folders) < 2:
         raise UserError("compare: name at least two folders, the teacher's first")
-    for folder in options.folders:
+    for folder in folders:
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: no such folder, or it has no config.json; name a Hugging Face model folder")
 
@@ -43,11 +44,11 @@ def _compare(options: argparse.Namespace) -> None:
 
     from distill_tune import evaluation, models
 
-    teacher, *students = options.folders
+    teacher, *students = folders
     for student in students:
         models.check_tokenizers(student, teacher)
     batches = held_out_batches(teacher, options.source, options.rows, options.max_seq_len)
-    comparisons = compare_folders({_short(folder, options.folders): folder for folder in options.folders}, batches)
+    comparisons = compare_folders({_short(folder, folders): folder for folder in folders}, batches)
     console = Console()
     console.print(evaluation.comparison_table(comparisons))
     of_teacher, of_base, *trained = comparisons

@@ -14,7 +14,7 @@ from distill_tune.config.components import check_components
 from distill_tune.config.launch import num_processes, process_environment
 from distill_tune.errors import Faults, UserError
 
-_GRACE = 10  # seconds
+_GRACE, _GRACE_OF_OTHERS = 10, 3  # seconds
 
 
 def run_recipe(main: Callable[[DictConfig], None], arguments: Sequence[str] | None = None) -> None:
@@ -48,6 +48,9 @@ class told_without_traceback:
         if error is None or isinstance(error, SystemExit):
             return
         status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
+        if status == 1 and num_processes() > 1:
+            # A lost connection is another's failure: torchrun has time to find that one, and ends this one meanwhile.
+            time.sleep(_GRACE_OF_OTHERS)
         who = _who_tells()
         if who is None:
             time.sleep(_GRACE)  # torchrun ends all when one ends: the one that tells must come first

@@ -141,10 +141,11 @@ def sharded_like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """A whole ``value`` sharded as ``parameter`` is; as it is where the parameter is whole or of another shape."""
     if not isinstance(parameter, DTensor) or not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
         return value
-    return _sharded(parameter, own_part(parameter, value).to(parameter.to_local().device))
+    return sharded(parameter, own_part(parameter, value).to(parameter.to_local().device))
 
 
-def _sharded(parameter: DTensor, part: torch.Tensor) -> DTensor:
+def sharded(parameter: DTensor, part: torch.Tensor) -> DTensor:
+    """This rank's ``part`` of a tensor that is sharded as ``parameter`` is."""
     return DTensor.from_local(
         part,
         parameter.device_mesh,
@@ -162,7 +163,7 @@ def _placed(weight: torch.Tensor, parameter: torch.Tensor, device: torch.device)
         placed = own_part(parameter, to_nf4(weight.to(device, parameter.dtype)))
     else:
         placed = own_part(parameter, weight).to(device, parameter.dtype, copy=True).contiguous()
-    return _sharded(parameter, placed) if isinstance(parameter, DTensor) else placed
+    return sharded(parameter, placed) if isinstance(parameter, DTensor) else placed
 
 
 def _some(names: list[str]) -> str:

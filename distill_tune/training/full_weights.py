@@ -8,8 +8,9 @@ from torch.distributed.tensor import DTensor
 from torchao.dtypes.nf4tensor import NF4Tensor
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.models.loading import own_part, sharded
 from distill_tune.models.parameter_names import named_parameters
-from distill_tune.training.distributed import is_main_process
+from distill_tune.training.distributed import is_main_process, whole
 
 
 @torch.no_grad()
@@ -25,9 +26,10 @@ def full_weights(model: nn.Module, only: Collection[str] | None = None) -> Itera
         if only is not None and name not in only:
             continue
         value = parameter.detach()
-        if isinstance(value, DTensor):
-            value = value.full_tensor()
+        if isinstance(own := own_part(value), NF4Tensor):
+            # Before it is gathered: of a quantised tensor nobody waits for the parts that arrive.
+            own = own.get_original_weight()
+            value = sharded(value, own) if isinstance(value, DTensor) else own
+        value = whole(value)
         if is_main_process():
-            if isinstance(value, NF4Tensor):
-                value = value.get_original_weight()
             yield name, value.cpu()
