@@ -93,25 +93,22 @@ def load_folder(folder: Path, device: Any, dtype: Any) -> Any:
 
     component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(folder)})
     checkpoint = models.Checkpoint.of("model", component, None)
-    model = models.checked_on_meta("model", component, checkpoint, dtype)
-    models.load_weights(model, checkpoint, device)
-    return model
+    return models.load_model(component, checkpoint, dtype, device)
 
 
 def compare_folders(folders: Mapping[str, Path], batches: Sequence[Any]) -> list[Any]:
     """One :class:`~distill_tune.evaluation.Comparison` a folder, the first of which is the teacher."""
     import torch
 
-    from distill_tune import evaluation, models, training
+    from distill_tune import evaluation, training
 
     device = training.find_device("auto")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     teacher = load_folder(next(iter(folders.values())), device, dtype)
-    size = models.output_head(teacher).vocab_size
-    sizes = [size, *(_vocab_size(folder) for folder in folders.values())]
+    common_vocab_size = min(map(_vocab_size, folders.values()))
     return [
         evaluation.compare(
-            name, functools.partial(load_folder, folder, device, dtype), teacher, batches, device, min(sizes)
+            name, functools.partial(load_folder, folder, device, dtype), teacher, batches, device, common_vocab_size
         )
         for name, folder in folders.items()
     ]

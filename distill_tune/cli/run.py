@@ -6,6 +6,7 @@ import os
 import runpy
 import signal
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from distill_tune.config.check import checked_config
@@ -60,7 +61,7 @@ def _run(options: argparse.Namespace) -> None:
         count = _num_gpus()
         what = f"one process for each of {count} GPUs" if count else "no GPU here, so one process"
         print(f"{recipe.stem}: {what} (--nproc_per_node N before the recipe says it otherwise)", flush=True)
-        _run_under_torchrun(["--nproc_per_node", str(count or 1), *arguments])
+        _launch(torchrun_options(["--nproc_per_node", str(count or 1), *arguments]), recipe, config, overrides)
         return
     sys.argv = [str(recipe), "--config", config, *overrides]
     sys.path.insert(0, str(recipe.resolve().parent))
@@ -123,12 +124,16 @@ def _run_under_torchrun(arguments: list[str]) -> None:
     recipe = find_recipe(options.training_script)
     config, overrides = parse_config(options.training_script_args)
     checked_config(recipe, config, overrides)
-    if is_distributed(recipe) is False and str(options.nproc_per_node) != "1":
+    if not is_distributed(recipe) and str(options.nproc_per_node) != "1":
         raise UserError(
             f"{recipe.stem} runs on one device; take kd_distributed, which runs its configs on several, "
             "or leave out --nproc_per_node"
         )
+    _launch(options, recipe, config, overrides)
 
+
+def _launch(options: Any, recipe: Path, config: str, overrides: list[str]) -> None:
+    """Run a checked config under torchrun, and end as its first failing process did."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import run as torchrun
 

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 
+_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
 _FIRST_PORT, _PORTS = 20_000, 20_000
 
 
@@ -20,8 +21,7 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
 def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that torch.distributed reads: as torchrun has set them, made from Slurm's, or for one process."""
     if "RANK" in environment:
-        defaults = {"WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-        return {name: environment.get(name, defaults.get(name, "")) for name in ("RANK", *defaults)}
+        return {name: environment.get(name, alone) for name, alone in _ALONE.items()}
     if _is_slurm_task(environment):
         # Jobs that share a machine must not share a port; all processes of a job must find the same.
         job = int(environment.get("SLURM_JOB_ID", 0)) * 7 + int(environment.get("SLURM_STEP_ID", 0))
@@ -32,7 +32,7 @@ def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
             "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"]),
             "MASTER_PORT": environment.get("MASTER_PORT") or str(_FIRST_PORT + job % _PORTS),
         }
-    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    return dict(_ALONE)
 
 
 def _is_slurm_task(environment: Mapping[str, str]) -> bool:

@@ -10,7 +10,7 @@ from distill_tune.models.attention import Attention
 from distill_tune.models.decoder_config import decoder_config, read_config_json
 from distill_tune.models.norm import RMSNorm
 from distill_tune.models.output_head import SoftCappedLinear, SoftCappedTiedLinear
-from distill_tune.models.rope import RopeConfig, RotaryEmbedding
+from distill_tune.models.rope import RotaryEmbedding
 
 from torchtune.models.gemma.gemma_norm_embedding import GemmaNormEmbeddings
 from torchtune.models.gemma.rms_norm import GemmaRMSNorm
@@ -94,16 +94,16 @@ class _Builder:
         use_dora: bool = False,
         quantize_base: bool = False,
     ) -> None:
+        config_json = read_config_json(Path(path).expanduser(), "path")
         try:
-            self.config = decoder_config(read_config_json(Path(path).expanduser(), "path"))
+            self.config = decoder_config(config_json)
         except UserError as error:
-            told = str(error)
-            raise UserError(told if told.startswith("path=") else f"path={path}: {told}") from error
+            raise UserError(f"path={path}: {error}") from error
         self.adapted: set[str] = set()
         self._lora = {"rank": rank, "alpha": alpha, "dropout": dropout, "quantize_base": quantize_base}
         self._adapter = DoRALinear if use_dora else LoRALinear
         self._quantized = quantize_base
-        self._ropes: dict[RopeConfig, RotaryEmbedding] = {}
+        self._ropes = {rope: RotaryEmbedding(rope) for rope in set(self.config.ropes)}
 
     def build(self, max_seq_len: int | None) -> TransformerDecoder:
         config = self.config
@@ -142,7 +142,6 @@ class _Builder:
 
     def _attention(self, layer: int) -> Attention:
         config = self.config
-        rope = self._ropes.setdefault(config.ropes[layer], RotaryEmbedding(config.ropes[layer]))
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         return Attention(
             q_proj=self._linear("q_proj", config.embed_dim, queries, config.qkv_bias),
@@ -152,7 +151,7 @@ class _Builder:
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
-            rope=rope,
+            rope=self._ropes[config.ropes[layer]],
             scale=config.attention_scale,
             q_norm=self._norm(config.head_dim) if config.qk_norm else None,
             k_norm=self._norm(config.head_dim) if config.qk_norm else None,

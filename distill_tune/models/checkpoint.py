@@ -12,8 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from distill_tune.errors import UserError
 from distill_tune.models.decoder_config import read_config_json
-
-Weights = dict[str, torch.Tensor]
+from distill_tune.models.hf_names import Weights
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

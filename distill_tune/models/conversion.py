@@ -11,14 +11,13 @@ from distill_tune.errors import UserError
 from distill_tune.models import hf_names, peft_names
 from distill_tune.models.adapters import LoraShape
 from distill_tune.models.decoder_config import DecoderConfig, language_model_config
+from distill_tune.models.hf_names import Weights
 
 from torchtune.models import convert_weights
 from torchtune.models.convert_weights import tune_to_peft_adapter_config, tune_to_peft_adapter_weights
 from torchtune.models.gemma2._convert_weights import gemma2_hf_to_tune, gemma2_tune_to_hf
 from torchtune.models.phi3._convert_weights import phi3_hf_to_tune, phi3_tune_to_hf
 from torchtune.models.qwen2._convert_weights import qwen2_hf_to_tune, qwen2_tune_to_hf
-
-Weights = dict[str, torch.Tensor]
 
 # The model_type of torchtune's checkpointers -> (to torchtune, to Hugging Face).
 _CONVERTERS: dict[str, tuple[Callable[..., Weights], Callable[..., Weights]]] = {

@@ -3,6 +3,7 @@
 Every parameter is one tensor of the checkpoint or, where the checkpoint fuses projections (Phi-3), some rows of one.
 """
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -104,6 +105,7 @@ def torchtune_to_hf(weights: Weights, config: DecoderConfig) -> Weights:
     return converted
 
 
+@functools.cache
 def _layer_table(config: DecoderConfig) -> dict[str, list[Part]]:
     """A layer's tensors in the checkpoint, by their names below ``model.layers.N.``, and the parameters in them."""
     table = {

@@ -117,8 +117,8 @@ def load_weights(model: TransformerDecoder, checkpoint: Checkpoint, device: torc
 def load_model(
     component: DictConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
 ) -> TransformerDecoder:
-    """:func:`build_on_meta`, then :func:`load_weights`."""
-    model = build_on_meta("model", component, dtype)
+    """:func:`checked_on_meta`, then :func:`load_weights`."""
+    model = checked_on_meta("model", component, checkpoint, dtype)
     load_weights(model, checkpoint, device)
     return model
 
@@ -144,8 +144,10 @@ def sharded_like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return sharded(parameter, own_part(parameter, value).to(parameter.to_local().device))
 
 
-def sharded(parameter: DTensor, part: torch.Tensor) -> DTensor:
-    """This rank's ``part`` of a tensor that is sharded as ``parameter`` is."""
+def sharded(parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """The tensor of which this rank has ``part``, sharded as ``parameter`` is; where that is whole, so is the part."""
+    if not isinstance(parameter, DTensor):
+        return part
     return DTensor.from_local(
         part,
         parameter.device_mesh,
@@ -163,7 +165,7 @@ def _placed(weight: torch.Tensor, parameter: torch.Tensor, device: torch.device)
         placed = own_part(parameter, to_nf4(weight.to(device, parameter.dtype)))
     else:
         placed = own_part(parameter, weight).to(device, parameter.dtype, copy=True).contiguous()
-    return sharded(parameter, placed) if isinstance(parameter, DTensor) else placed
+    return sharded(parameter, placed)
 
 
 def _some(names: list[str]) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterator
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torchao.dtypes.nf4tensor import NF4Tensor
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
@@ -28,8 +27,7 @@ def full_weights(model: nn.Module, only: Collection[str] | None = None) -> Itera
         value = parameter.detach()
         if isinstance(own := own_part(value), NF4Tensor):
             # Before it is gathered: of a quantised tensor nobody waits for the parts that arrive.
-            own = own.get_original_weight()
-            value = sharded(value, own) if isinstance(value, DTensor) else own
+            value = sharded(value, own.get_original_weight())
         value = whole(value)
         if is_main_process():
             yield name, value.cpu()
