@@ -53,6 +53,7 @@ def main(cfg: DictConfig) -> None:
             rows,
             weights=weights,
             batch_size=batch_size,
+            max_tokens_per_batch=cfg.get("max_tokens_per_batch"),
             gradient_accumulation_steps=gradient_accumulation_steps,
             seed=seed,
             shuffle=shuffle,
@@ -109,11 +110,9 @@ def main(cfg: DictConfig) -> None:
             hidden = student(batch.tokens, **attention)  # [b, s, d]
         return losses.distillation_loss(
             hidden[batch.supervised],  # [n, d]
-            student_head.project,
+            student_head.projection_for_loss(),
             batch.targets[batch.supervised],
             signal,
-            vocab_size=student_head.vocab_size,
-            trainable=student_head.trainable,
             kd_ratio=kd_ratio,
             temperature=temperature,
             common_vocab_size=common_vocab_size,

@@ -125,4 +125,4 @@ class _Measure:
         hidden = hidden[batch.supervised]
         rows = hidden if normed else self._model.norm(hidden)
         targets = batch.targets[batch.supervised]
-        return distillation_loss(rows, self._head.project, targets, vocab_size=self._head.vocab_size).ce.item()
+        return distillation_loss(rows, self._head.projection_for_loss(), targets).ce.item()

@@ -6,30 +6,33 @@ from typing import Any
 import numpy
 import torch
 
-from distill_tune.data.batch import Batch, packed, padded
-from distill_tune.data.datasets import IGNORE_INDEX
+from distill_tune.data.batch import Batch, joined
 from distill_tune.data.prepare import TokenisedRows
 from distill_tune.errors import UserError
-
-Unit = tuple[int, tuple[int, ...]]  # a dataset, and the rows of it that share a sequence
 
 
 class StepPlan:
     """Cuts datasets into optimizer steps and those into micro-batches.
 
-    A step takes ``batch_size * gradient_accumulation_steps`` sequences; how they are cut into micro-batches changes no
-    gradient. Rows that do not fill a last step of an epoch are left for the next epoch's order to reach. Nothing is
-    remembered between calls: a run resumes with the number of its step.
+    A step takes ``batch_size * gradient_accumulation_steps`` sequences from each process; how they are cut into
+    micro-batches changes no gradient, so they are dealt out evenly by their tokens. Rows that do not fill a last step
+    of an epoch are left for the next epoch's order to reach. Nothing is remembered between calls: a run resumes with
+    the number of its step.
 
     Args:
         datasets: one or several.
         weights: each dataset's share of the sequences of an epoch; None takes every sequence once. With weights, an
             epoch has as many sequences as all datasets together; a dataset's are repeated or left out to fit.
-        batch_size: sequences in a micro-batch.
+        batch_size: sequences in a micro-batch; None with ``max_tokens_per_batch``.
+        max_tokens_per_batch: instead, as many rows in a micro-batch as have so many tokens together. Which rows go
+            together is drawn once; their order is new each epoch.
         gradient_accumulation_steps: micro-batches in a step.
         seed: of the order.
         shuffle: a new order each epoch, or the order of the files.
         rank, num_ranks: of the processes that share each step, which takes ``num_ranks`` times as many sequences.
+
+    Raises:
+        UserError: a row is longer than ``max_tokens_per_batch``.
     """
 
     def __init__(
@@ -37,7 +40,8 @@ class StepPlan:
         datasets: Sequence[TokenisedRows],
         *,
         weights: Sequence[float] | None = None,
-        batch_size: int,
+        batch_size: int | None = None,
+        max_tokens_per_batch: int | None = None,
         gradient_accumulation_steps: int = 1,
         seed: int = 0,
         shuffle: bool = True,
@@ -46,13 +50,24 @@ class StepPlan:
     ) -> None:
         self._datasets = list(datasets)
         self._weights = weights
-        self._batch_size = batch_size
+        self._max_tokens = max_tokens_per_batch
+        self._batch_size = 1 if max_tokens_per_batch else batch_size or 1
         self._rank, self._num_ranks = rank, num_ranks
-        self._step_size = batch_size * gradient_accumulation_steps * num_ranks
+        self._accumulation = gradient_accumulation_steps
         self._seed, self._shuffle = seed, shuffle
-        self._units = [_units(rows, index) for index, rows in enumerate(self._datasets)]
-        self._units_per_epoch = sum(map(len, self._units))
-        self._order: tuple[int, list[Unit]] | None = None
+        if max_tokens_per_batch and self.longest > max_tokens_per_batch:
+            raise UserError(
+                f"max_tokens_per_batch={max_tokens_per_batch}: the longest row has {self.longest} tokens; raise it, or "
+                "cut the rows with tokenizer.max_seq_len"
+            )
+        # Sequence i has the rows self._rows[self._ends[i - 1] : self._ends[i]] of its dataset.
+        orders = [self._row_order(rows) for rows in self._datasets]
+        ends = [self._ends_of_sequences(rows, order) for rows, order in zip(self._datasets, orders, strict=True)]
+        rows_before = numpy.cumsum([0, *map(len, orders)])
+        self._rows = numpy.concatenate(orders)
+        self._ends = numpy.concatenate([end + before for end, before in zip(ends, rows_before, strict=False)])
+        self._first_sequence = numpy.cumsum([0, *map(len, ends)])
+        self._order: tuple[int, numpy.ndarray] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -60,15 +75,23 @@ class StepPlan:
         Raises:
             UserError: the data does not fill one step.
         """
-        if self._units_per_epoch < self._step_size:
-            what = "packed sequences" if any(rows.packed for rows in self._datasets) else "rows"
-            accumulation = self._step_size // self._batch_size // self._num_ranks
+        if len(self._ends) < self._step_size:
             processes = f" x {self._num_ranks} processes" if self._num_ranks > 1 else ""
+            accumulation = f"gradient_accumulation_steps={self._accumulation}{processes}"
+            if self._max_tokens:
+                what, takes = "batches", f"max_tokens_per_batch={self._max_tokens}, {accumulation}"
+            else:
+                what = "packed sequences" if any(rows.packed for rows in self._datasets) else "rows"
+                takes = f"batch_size={self._batch_size} x {accumulation}"
             raise UserError(
-                f"dataset: has {self._units_per_epoch} {what}, but one step takes {self._step_size} (batch_size="
-                f"{self._batch_size} x gradient_accumulation_steps={accumulation}{processes}); lower one of them"
+                f"dataset: has {len(self._ends)} {what}, but one step takes {self._step_size} ({takes}); "
+                "lower one of them"
             )
-        return self._units_per_epoch // self._step_size
+        return len(self._ends) // self._step_size
+
+    @property
+    def _step_size(self) -> int:
+        return self._batch_size * self._accumulation * self._num_ranks
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -78,91 +101,107 @@ class StepPlan:
             "tokens": sum(len(rows.tokens) for rows in self._datasets),
             "content": [rows.fingerprint for rows in self._datasets],
             "sequences a step": self._step_size,
+            "tokens a batch": self._max_tokens,
             "seed": self._seed,
             "shuffle": self._shuffle,
         }
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence."""
-        return max(
-            sum(self._datasets[index].length(row) for row in rows) for units in self._units for index, rows in units
-        )
+        """Tokens of the longest row."""
+        return max(int(rows.lengths.max()) for rows in self._datasets)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """All tokens of a step on all ranks, on average."""
+        return sum(len(rows.tokens) for rows in self._datasets) / max(1, len(self._ends)) * self._step_size
 
     def micro_batches(self, epoch: int, step: int) -> list[Batch]:
         """This rank's micro-batches of step ``step`` (from 0) of epoch ``epoch`` (from 0)."""
-        return list(self._of_this_rank(self._units_of_step(epoch, step)))
+        dealt = self._dealt(self._of_step(epoch, step), self._accumulation * self._num_ranks)
+        return [self._batch(sequences) for sequences in dealt[self._rank :: self._num_ranks]]
 
     def num_supervised(self, epoch: int, step: int) -> int:
         """Supervised tokens in a step, on all ranks: what its summed losses are divided by."""
-        units = self._units_of_step(epoch, step)
-        return sum(self._datasets[index].supervised_in(row) for index, rows in units for row in rows)
+        return sum(int(rows.supervised[at].sum()) for rows, at in self._rows_of(self._of_step(epoch, step)))
+
+    def num_tokens(self, epoch: int, step: int) -> int:
+        """All tokens in a step, on all ranks."""
+        return sum(int(rows.lengths[at].sum()) for rows, at in self._rows_of(self._of_step(epoch, step)))
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """Every sequence once, as for validation: this rank's micro-batches, as many as any other rank has.
 
         The last ones may be short; an empty one has one position and no target.
         """
-        return self._of_this_rank(self._epoch_order(epoch))
+        order, size = self._epoch_order(epoch), self._batch_size * self._num_ranks
+        for start in range(0, len(order), size):
+            yield self._batch(self._dealt(order[start : start + size], self._num_ranks)[self._rank])
 
-    def _units_of_step(self, epoch: int, step: int) -> list[Unit]:
+    def _of_step(self, epoch: int, step: int) -> numpy.ndarray:
         return self._epoch_order(epoch)[step * self._step_size : (step + 1) * self._step_size]
 
-    def _of_this_rank(self, units: Sequence[Unit]) -> Iterator[Batch]:
-        for start in range(0, len(units), self._batch_size * self._num_ranks):
-            at = start + self._rank * self._batch_size
-            yield self._batch(units[at : at + self._batch_size])
+    def _dealt(self, sequences: numpy.ndarray, hands: int) -> list[numpy.ndarray]:
+        """Sequences dealt out to so many micro-batches: about as many to each, and about as many tokens."""
+        if hands == 1:
+            return [sequences]
+        tokens = [sum(int(rows.lengths[at].sum()) for rows, at in self._rows_of([one])) for one in sequences]
+        longest_first = sequences[numpy.argsort(tokens, kind="stable")[::-1]]
+        rounds = [longest_first[start : start + hands] for start in range(0, len(sequences), hands)]
+        # Each round goes the other way than the one before, so that nobody always gets the longest.
+        turned = [sequences[:: -1 if number % 2 else 1] for number, sequences in enumerate(rounds)]
+        return [numpy.array([cards[hand] for cards in turned if hand < len(cards)], dtype=int) for hand in range(hands)]
 
-    def _epoch_order(self, epoch: int) -> list[Unit]:
+    def _epoch_order(self, epoch: int) -> numpy.ndarray:
         if self._order is None or self._order[0] != epoch:
             generator = numpy.random.Generator(numpy.random.PCG64([self._seed, epoch]))
-            units = [unit for units in self._weighted(generator) for unit in units]
-            if self._shuffle:
-                units = [units[at] for at in generator.permutation(len(units))]
-            self._order = (epoch, units)
+            order = self._weighted(generator)
+            self._order = (epoch, order[generator.permutation(len(order))] if self._shuffle else order)
         return self._order[1]
 
-    def _weighted(self, generator: numpy.random.Generator) -> list[list[Unit]]:
+    def _weighted(self, generator: numpy.random.Generator) -> numpy.ndarray:
+        """The sequences of an epoch, by number: all of them, or as many of each dataset as its weight asks for."""
+        count = len(self._ends)
         if self._weights is None:
-            return self._units
+            return numpy.arange(count)
+        # Rounded so that they add up: an epoch's length must not change with the weights.
+        shares = numpy.cumsum([0.0, *self._weights]) / sum(self._weights)
+        counts = numpy.diff(numpy.rint(shares * count).astype(int))
         taken = []
-        for units, weight in zip(self._units, self._weights, strict=True):
-            count = round(self._units_per_epoch * weight / sum(self._weights))
-            at: list[int] = []
-            while len(at) < count:
-                at += generator.permutation(len(units)).tolist() if self._shuffle else range(len(units))
-            taken.append([units[index] for index in at[:count]])
-        # Rounding may leave the epoch a sequence short or long; its length must not change with that.
-        last = taken[-1] or self._units[-1]
-        missing = self._units_per_epoch - sum(map(len, taken))
-        taken[-1] = taken[-1] + last[:missing] if missing >= 0 else taken[-1][:missing]
-        return taken
+        for first, stop, wanted in zip(self._first_sequence, self._first_sequence[1:], counts, strict=False):
+            rounds = range(-(-int(wanted) // int(stop - first)))
+            all_of_it = [
+                first + (generator.permutation(stop - first) if self._shuffle else numpy.arange(stop - first))
+                for _ in rounds
+            ]
+            taken.append(numpy.concatenate([numpy.arange(0), *all_of_it])[:wanted])
+        return numpy.concatenate(taken)
 
-    def _batch(self, units: Sequence[Unit]) -> Batch:
-        if not units:
-            return padded([(torch.zeros(1, dtype=torch.int32), torch.full((1,), IGNORE_INDEX, dtype=torch.int32))])
-        rows: list[Any] = [[self._datasets[index][row] for row in rows] for index, rows in units]
-        if any(self._datasets[index].packed for index, _ in units):
-            return packed(rows)
-        return padded([row for (row,) in rows])
+    def _rows_of(self, sequences: Sequence[int] | numpy.ndarray) -> Iterator[tuple[TokenisedRows, numpy.ndarray]]:
+        for sequence in sequences:
+            dataset = int(numpy.searchsorted(self._first_sequence, sequence, side="right")) - 1
+            start = self._ends[sequence - 1] if sequence else 0
+            yield self._datasets[dataset], self._rows[start : self._ends[sequence]]
 
+    def _batch(self, sequences: numpy.ndarray) -> Batch:
+        return joined([rows[int(row)] for rows, at in self._rows_of(sequences) for row in at])
 
-def _units(rows: TokenisedRows, dataset: int) -> list[Unit]:
-    """Each row alone, or rows in their order packed into sequences of at most ``rows.max_seq_len`` tokens."""
-    if not rows.packed:
-        return [(dataset, (row,)) for row in range(len(rows))]
-    assert rows.max_seq_len is not None
-    units: list[Unit] = []
-    pack: list[int] = []
-    space = rows.max_seq_len
-    for row in range(len(rows)):
-        length = rows.length(row)
-        if length > space and pack:
-            units.append((dataset, tuple(pack)))
-            pack, space = [], rows.max_seq_len
-        pack.append(row)
-        space -= length
-    return [*units, (dataset, tuple(pack))] if pack else units
+    def _row_order(self, rows: TokenisedRows) -> numpy.ndarray:
+        if self._max_tokens and self._shuffle:
+            return numpy.random.Generator(numpy.random.PCG64([self._seed])).permutation(len(rows))
+        return numpy.arange(len(rows))
+
+    def _ends_of_sequences(self, rows: TokenisedRows, order: numpy.ndarray) -> numpy.ndarray:
+        """After which rows of ``order`` a sequence ends: after each, or after as many as have so many tokens."""
+        capacity = self._max_tokens or (rows.max_seq_len if rows.packed else None)
+        if capacity is None:
+            return numpy.arange(1, len(rows) + 1)
+        tokens = numpy.cumsum(rows.lengths[order])
+        ends, used = [0], 0
+        while ends[-1] < len(order):
+            ends.append(max(ends[-1] + 1, int(numpy.searchsorted(tokens, used + capacity, side="right"))))
+            used = int(tokens[ends[-1] - 1])
+        return numpy.array(ends[1:])
 
 
 def num_supervised(batches: Sequence[Batch]) -> int:

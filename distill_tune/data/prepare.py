@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
@@ -59,18 +60,17 @@ class TokenisedRows:
         start, stop = self.offsets[row], self.offsets[row + 1]
         return self.tokens[start:stop], self.labels[start:stop]
 
-    def length(self, row: int) -> int:
-        return int(self.offsets[row + 1] - self.offsets[row])
+    @functools.cached_property
+    def lengths(self) -> numpy.ndarray:
+        """Tokens of each row."""
+        return self.offsets.diff().numpy()
 
-    @property
-    def num_supervised(self) -> int:
-        """Tokens to be learned; a row's first token is never predicted."""
-        return int(self._supervised_before[-1])
-
-    def supervised_in(self, row: int) -> int:
-        """Tokens to be learned in one row."""
-        start, stop = self.offsets[row], self.offsets[row + 1]
-        return int(self._supervised_before[stop] - self._supervised_before[start])
+    @functools.cached_property
+    def supervised(self) -> numpy.ndarray:
+        """Tokens to be learned in each row; its first token is never predicted."""
+        learned = (self.labels != IGNORE_INDEX).numpy()
+        starts = self.offsets[:-1].numpy()
+        return numpy.add.reduceat(learned, starts, dtype=numpy.int64) - learned[starts]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -79,13 +79,6 @@ class TokenisedRows:
         for tensor in (self.tokens, self.labels, self.offsets):
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()[:16]
-
-    @functools.cached_property
-    def _supervised_before(self) -> torch.Tensor:
-        """For each token, how many before it are learned, ``[tokens + 1]``."""
-        learned = self.labels != IGNORE_INDEX
-        learned[self.offsets[:-1]] = False
-        return torch.cat([torch.zeros(1, dtype=torch.int64), learned.cumsum(0)])
 
 
 def prepare_rows(
@@ -302,7 +295,7 @@ def _write_cache(path: Path | None, rows: TokenisedRows) -> None:
 def describe_rows(datasets: Sequence[TokenisedRows]) -> str:
     """One line for the log: how many rows and tokens, and what was left out."""
     rows, tokens = sum(map(len, datasets)), sum(len(data.tokens) for data in datasets)
-    supervised = sum(data.num_supervised for data in datasets)
+    supervised = sum(int(data.supervised.sum()) for data in datasets)
     line = f"{rows:,} rows, {tokens:,} tokens, {supervised:,} of them supervised"
     if bad := sum(data.num_bad for data in datasets):
         line += f"; {bad:,} bad rows left out"

@@ -96,11 +96,11 @@ def _hidden_states(
 ) -> tuple[list[torch.Tensor], float]:
     """Last hidden states ``[n, d]`` at each batch's supervised positions, and the seconds of the forward passes."""
     take_output_head(model)
-    model(batches[0].to(device).tokens)  # the first call is slower
+    batches = [batch.to(device) for batch in batches]
+    model(batches[0].tokens, **batches[0].attention())  # the first call is slower
     hidden_states = []
     started = time.perf_counter()
     for batch in batches:
-        batch = batch.to(device)
         hidden_states.append(model(batch.tokens, **batch.attention())[batch.supervised])
     if device.type == "cuda":
         torch.cuda.synchronize(device)

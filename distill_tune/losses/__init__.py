@@ -3,15 +3,19 @@
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.divergences import Divergence, ForwardKL
 from distill_tune.losses.head import LossSums, distillation_loss
+from distill_tune.losses.projection import AutogradProjection, LinearProjection, Projection
 from distill_tune.losses.signals import DenseLogits, HiddenStates, TeacherSignal
 
 __all__ = [
+    "AutogradProjection",
     "CrossEntropy",
     "DenseLogits",
     "Divergence",
     "ForwardKL",
     "HiddenStates",
+    "LinearProjection",
     "LossSums",
+    "Projection",
     "TeacherSignal",
     "distillation_loss",
 ]

@@ -4,6 +4,8 @@ from typing import Protocol
 
 import torch
 
+_HUGE = 1e30  # stands for infinity where it may meet a probability of 0
+
 
 class Divergence(Protocol):
     """Compares two distributions a row, and differentiates for the student's logits."""
@@ -13,8 +15,9 @@ class Divergence(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
-            student_log_probs: ``[n, v]``, float32, each row normalised.
-            teacher_log_probs: ``[n, v]``, float32, each row normalised; -inf for a token that the teacher excludes.
+            student_log_probs: ``[n, v]``, float32, each row normalised; may be overwritten.
+            teacher_log_probs: ``[n, v]``, float32, each row normalised; -inf for a token that the teacher excludes; may
+                be overwritten.
 
         Returns:
             The divergence of each row ``[n]``, 0 where both agree, and the gradient of their sum for the student's
@@ -33,6 +36,7 @@ class ForwardKL:
         self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         teacher_probs = teacher_log_probs.exp()
-        difference = (teacher_log_probs - student_log_probs).masked_fill_(teacher_probs == 0, 0.0)  # 0 log 0 = 0
-        values = (teacher_probs * difference).sum(-1)
-        return values, student_log_probs.exp().sub_(teacher_probs)
+        # 0 * (-inf - x) must be 0, also where the student excludes the token as well.
+        difference = teacher_log_probs.clamp_(min=-_HUGE).sub_(student_log_probs).clamp_(max=_HUGE)
+        values = difference.mul_(teacher_probs).sum(-1)
+        return values, student_log_probs.exp_().sub_(teacher_probs)

@@ -1,17 +1,11 @@
 """Self-attention as today's decoders have it, for torchtune's transformer layer."""
 
-import functools
-from collections.abc import Callable
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention.flex_attention import BlockMask, and_masks, create_block_mask, flex_attention
 
+from distill_tune.models.packed_rows import PackedRows, attend, capped_attention, copied_for_queries
 from distill_tune.models.rope import RotaryEmbedding
-
-Mask = torch.Tensor | BlockMask | None
 
 
 class Attention(nn.Module):
@@ -59,14 +53,14 @@ class Attention(nn.Module):
         x: torch.Tensor,
         y: torch.Tensor | None = None,
         *,
-        mask: Mask = None,
+        mask: PackedRows | torch.Tensor | None = None,
         input_pos: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Args:
             x: ``[b, s, d]``.
             y: as torchtune's layer passes it, the same as ``x``.
-            mask: who sees whom, ``[b, s, s]`` bool or a BlockMask; None is causal.
+            mask: rows that share a sequence (``b`` is 1), or who sees whom, ``[b, s, s]`` bool; None is causal.
             input_pos: positions ``[b, s]``, for packed rows.
         """
         b, s, _ = x.shape
@@ -74,57 +68,28 @@ class Attention(nn.Module):
         k = self.rope(self.k_norm(self.k_proj(x).view(b, s, self.num_kv_heads, self.head_dim)), input_pos)
         v = self.v_proj(x).view(b, s, self.num_kv_heads, self.head_dim)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [b, heads, s, head_dim]
-        mask = _within_window(mask, self.window, s, x.device)
-        if isinstance(mask, BlockMask):
-            attended = self._flex(q, k, v, mask)
-        elif self.softcap is not None:
-            attended = self._capped(q, k, v, mask)
+        if isinstance(mask, PackedRows):
+            attended = attend(q, k, v, mask, scale=self.scale, window=self.window, softcap=self.softcap)
         else:
-            attended = self._plain(q, k, v, mask)
+            attended = self._plain(q, k, v, _within_window(mask, self.window, s, x.device))
         return self.output_proj(attended.transpose(1, 2).reshape(b, s, -1))
 
     def _plain(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        # Only CUDA's kernels without a mask read grouped keys as they are; elsewhere the fast kernels want copies.
-        grouped = q.is_cuda and mask is None
-        if not grouped:
-            k, v = self._copied(k), self._copied(v)
         mask = mask if mask is None else mask.view(-1, 1, *mask.shape[-2:])
+        # Only CUDA's kernels without a mask read grouped keys as they are; elsewhere the fast kernels want copies.
+        grouped = q.is_cuda and mask is None and self.softcap is None
+        if not grouped:
+            k, v = copied_for_queries(k, self.num_heads), copied_for_queries(v, self.num_heads)
+        if self.softcap is not None:
+            return capped_attention(q, k, v, mask, self.scale, self.softcap)
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
         )
 
-    def _capped(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        assert self.softcap is not None
-        scores = (q * self.scale) @ self._copied(k).transpose(2, 3)  # [b, heads, s, s]
-        scores = (scores / self.softcap).tanh() * self.softcap
-        if mask is None:
-            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-        scores = scores.masked_fill(~mask.view(-1, 1, *mask.shape[-2:]), float("-inf"))
-        return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ self._copied(v)
 
-    def _flex(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask) -> torch.Tensor:
-        cap = self.softcap
-        capped = None if cap is None else lambda score, b, h, q_index, k_index: cap * torch.tanh(score / cap)
-        attend = _compiled_flex_attention() if q.is_cuda else cast(Callable[..., torch.Tensor], flex_attention)
-        return attend(q, k, v, score_mod=capped, block_mask=mask, scale=self.scale, enable_gqa=True)
-
-    def _copied(self, x: torch.Tensor) -> torch.Tensor:
-        """Keys or values once for each query head: ``[b, kv_heads, s, head_dim] -> [b, heads, s, head_dim]``."""
-        groups = self.num_heads // self.num_kv_heads
-        return x if groups == 1 else x.repeat_interleave(groups, dim=1)
-
-
-@functools.cache
-def _compiled_flex_attention() -> Callable[..., torch.Tensor]:
-    return torch.compile(flex_attention)
-
-
-def _within_window(mask: Mask, window: int | None, s: int, device: torch.device) -> Mask:
+def _within_window(mask: torch.Tensor | None, window: int | None, s: int, device: torch.device) -> torch.Tensor | None:
     """``mask`` (None: causal) with all positions further back than ``window`` taken out."""
     if window is None or s <= window:
         return mask
-    if isinstance(mask, BlockMask):
-        seen = and_masks(mask.mask_mod, lambda b, h, q, k: q - k < window)
-        return create_block_mask(seen, mask.shape[0], None, s, s, device=str(device))
     near = torch.ones(s, s, dtype=torch.bool, device=device).tril().triu(1 - window)
     return near if mask is None else mask & near

@@ -9,6 +9,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.losses.projection import AutogradProjection, LinearProjection, Projection
+from distill_tune.models.packed_rows import use_in_torchtune_modules
 
 from torchtune.modules import TiedLinear, TransformerDecoder
 
@@ -42,11 +44,31 @@ class OutputHead:
     def vocab_size(self) -> int:
         return self.weight.shape[0]
 
-    def project(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states ``[n, d]`` to logits ``[n, v]``."""
+    @property
+    def softcap(self) -> float | None:
+        return getattr(self.projection, "cap", None)
+
+    def projection_for_loss(self) -> Projection:
+        """What the loss walks over. Of a sharded model, ask after its forward, when the weight is whole."""
+        is_linear = isinstance(self.projection, TiedLinear | SoftCappedLinear) or type(self.projection) is nn.Linear
+        if is_linear and type(self.weight.data) is torch.Tensor:  # not quantised
+            return LinearProjection(self.weight, getattr(self.module, "bias", None), self.softcap)
+        return AutogradProjection(self.project_uncapped, self.vocab_size, self.trainable, self.softcap)
+
+    def project_uncapped(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states ``[n, d]`` to logits ``[n, v]``, without the cap of :attr:`softcap`."""
         # Past FSDP's hooks, which would free the weight after each chunk.
+        if isinstance(self.projection, SoftCappedLinear):
+            return nn.Linear.forward(self.projection, hidden)
+        if isinstance(self.projection, SoftCappedTiedLinear):
+            return TiedLinear.__call__(self.projection, hidden)
         call = self.projection.forward if isinstance(self.projection, nn.Module) else self.projection
         return call(hidden)
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states ``[n, d]`` to logits ``[n, v]``."""
+        logits = self.project_uncapped(hidden)
+        return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
 
     def gather(self) -> None:
         """Make a sharded weight whole until :meth:`release`, or until backward is through."""
@@ -81,8 +103,13 @@ class SoftCappedTiedLinear(TiedLinear):
 
 
 def take_output_head(model: TransformerDecoder) -> OutputHead:
-    """Make ``model(tokens)`` end at its last hidden state ``[b, s, d]``, and return what was left out."""
+    """Make ``model(tokens)`` end at its last hidden state ``[b, s, d]``, and return what was left out.
+
+    From now on it takes :class:`~distill_tune.models.packed_rows.PackedRows` as a mask, whoever built it.
+    """
+    use_in_torchtune_modules(model)
     model.unembed = MethodType(_final_norm, model)
+    model._validate_inputs = _accept_packed_rows
     return output_head(model)
 
 
@@ -90,6 +117,10 @@ def output_head(model: TransformerDecoder) -> OutputHead:
     """The output projection of a model, tied to its embeddings or its own, with LoRA or without."""
     projection = model.output
     return OutputHead(projection, projection.tied_module if isinstance(projection, TiedLinear) else projection)
+
+
+def _accept_packed_rows(*args: object, **kwargs: object) -> None:
+    """In place of torchtune's check that the sequence is no longer than the model reads: only each row must be."""
 
 
 def _final_norm(model: TransformerDecoder, hidden: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ class LiveTeacher:
         """The signal for a batch's supervised positions: hidden states ``[n, d]``."""
         hidden = self.model(batch.tokens, **attention)[batch.supervised]  # [b, s, d] -> [n, d]
         self.head.gather()
-        return HiddenStates(hidden, self.head.project)
+        return HiddenStates(hidden, self.head.projection_for_loss())
 
     def release(self) -> None:
         """Give back what a sharded teacher has gathered for a step: embeddings and output layer."""

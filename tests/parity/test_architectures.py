@@ -8,10 +8,10 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, write_architecture
 from omegaconf import OmegaConf
-from torch.nn.attention.flex_attention import create_block_mask
 
 from distill_tune import models, training
 from distill_tune.errors import UserError
+from distill_tune.models.packed_rows import PackedRows
 
 CPU = torch.device("cpu")
 TOKENS = torch.randint(3, 96, (2, 48), generator=torch.Generator().manual_seed(0))
@@ -63,16 +63,16 @@ def test_a_packed_row_sees_only_itself(folder):
         torch.testing.assert_close(together, torch.cat([model(row), model(other)], 1), rtol=0, atol=1e-4)
 
 
-def test_a_block_mask_is_the_dense_mask(folder):
-    """What packed rows take on a GPU; here flex attention runs without its compiler."""
+def test_rows_packed_without_padding_are_the_rows_alone(folder):
     model, _ = ours(folder)
-    rows = torch.tensor([0] * 20 + [1] * 28)
-    dense = ((rows[:, None] == rows) & torch.ones(48, 48).tril().bool())[None].expand(2, -1, -1)
-    block = create_block_mask(
-        lambda b, h, q, k: (rows[q] == rows[k]) & (q >= k), B=2, H=None, Q_LEN=48, KV_LEN=48, device="cpu"
-    )
+    tokens = TOKENS.reshape(1, -1)
+    lengths = (1, 20, tokens.shape[1] - 21)
+    rows = PackedRows.of(lengths, torch.device("cpu"))
     with torch.no_grad():
-        torch.testing.assert_close(model(TOKENS, mask=block), model(TOKENS, mask=dense), rtol=0, atol=1e-4)
+        alone = torch.cat([model(row) for row in tokens.split(lengths, dim=1)], 1)
+        models.take_output_head(model)
+        together = models.output_head(model).project(model(tokens, mask=rows, input_pos=rows.positions)[0])
+    torch.testing.assert_close(together, alone[0], rtol=0, atol=1e-4)
 
 
 def test_merged_export_and_adapter_open_with_transformers_and_peft(folder, tmp_path):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune.losses import DenseLogits, HiddenStates, distillation_loss, head
+from distill_tune.losses import AutogradProjection, DenseLogits, HiddenStates, LinearProjection, distillation_loss, head
 
 from torchtune.modules.loss import ForwardKLLoss
 from torchtune.modules.peft import DoRALinear, LoRALinear
@@ -14,7 +14,8 @@ from torchtune.modules.peft import DoRALinear, LoRALinear
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven chunks and a rest, so that chunking is part of what is tested."""
-    monkeypatch.setattr(head, "CHUNK_BYTES", 4 * 53 * head._BUFFERS * 7)
+    monkeypatch.setattr(head, "CHUNK_BYTES", {"cpu": 2 * 4 * 53 * 7})
+    monkeypatch.setattr("distill_tune.losses.rows._CACHED_BYTES", 4 * 53 * 3)
 
 
 def example(n=53, d=16, v=53, d_t=24, v_t=53, scale=1.0, dtype=torch.float32):
@@ -46,11 +47,9 @@ def test_value_and_gradients_are_those_of_float64(kd_ratio, temperature, v, v_t)
     hidden, weight, teacher_hidden, teacher_weight, targets = example(v=v, v_t=v_t)
     sums = distillation_loss(
         hidden,
-        lambda rows: rows @ weight.T,
+        LinearProjection(weight),
         targets,
-        HiddenStates(teacher_hidden, lambda rows: rows @ teacher_weight.T),
-        vocab_size=v,
-        trainable=[weight],
+        HiddenStates(teacher_hidden, LinearProjection(teacher_weight)),
         kd_ratio=kd_ratio,
         temperature=temperature,
         common_vocab_size=min(v, v_t),
@@ -65,10 +64,8 @@ def test_value_and_gradients_are_those_of_float64(kd_ratio, temperature, v, v_t)
 
 def test_bf16_gradient_is_within_a_hundredth_of_float64():
     hidden, weight, teacher_hidden, teacher_weight, targets = example(dtype=torch.bfloat16)
-    signal = HiddenStates(teacher_hidden, lambda rows: rows @ teacher_weight.T)
-    sums = distillation_loss(
-        hidden, lambda rows: rows @ weight.T, targets, signal, vocab_size=53, trainable=[weight], kd_ratio=0.5
-    )
+    signal = HiddenStates(teacher_hidden, LinearProjection(teacher_weight))
+    sums = distillation_loss(hidden, LinearProjection(weight), targets, signal, kd_ratio=0.5)
     found = torch.autograd.grad(sums.loss, [hidden, weight])
     exact = torch.autograd.grad(
         plain(hidden, weight, teacher_hidden, teacher_weight, targets, 0.5, 1.0, 53), [hidden, weight]
@@ -82,9 +79,7 @@ def test_forward_kl_and_gradient_agree_with_torchtunes_loss_up_to_the_teachers_e
     logits, teacher_logits = hidden @ weight.T, teacher_hidden @ teacher_weight.T
     theirs = ForwardKLLoss()(logits, teacher_logits, targets)  # a mean cross-entropy against the teacher
     entropy = -(teacher_logits.softmax(-1) * teacher_logits.log_softmax(-1)).sum(-1).mean()
-    ours = distillation_loss(
-        hidden, lambda rows: rows @ weight.T, targets, DenseLogits(teacher_logits), vocab_size=53, kd_ratio=1.0
-    )
+    ours = distillation_loss(hidden, LinearProjection(weight), targets, DenseLogits(teacher_logits), kd_ratio=1.0)
     assert ours.kd.item() / len(hidden) == pytest.approx((theirs - entropy).item(), rel=1e-4)
     our_gradient = torch.autograd.grad(ours.loss / len(hidden), hidden)[0]
     torch.testing.assert_close(our_gradient, torch.autograd.grad(theirs, hidden)[0], rtol=1e-4, atol=1e-6)
@@ -101,7 +96,7 @@ def test_a_head_with_adapters_gets_their_gradients(layer):
     trainable = [p for p in module.parameters() if p.requires_grad]
     teacher_logits = teacher_hidden @ teacher_weight.T
     sums = distillation_loss(
-        hidden, module, targets, DenseLogits(teacher_logits), vocab_size=53, trainable=trainable, kd_ratio=0.5
+        hidden, AutogradProjection(module, 53, trainable), targets, DenseLogits(teacher_logits), kd_ratio=0.5
     )
     found = torch.autograd.grad(sums.loss, [hidden, *trainable])
     logits = module(hidden)
@@ -114,8 +109,8 @@ def test_a_head_with_adapters_gets_their_gradients(layer):
 
 def test_agreement_costs_nothing():
     hidden, weight, _, _, targets = example()
-    signal = HiddenStates(hidden.detach(), lambda rows: rows @ weight.detach().T)
-    sums = distillation_loss(hidden, lambda rows: rows @ weight.T, targets, signal, vocab_size=53, kd_ratio=1.0)
+    signal = HiddenStates(hidden.detach(), LinearProjection(weight.detach()))
+    sums = distillation_loss(hidden, LinearProjection(weight), targets, signal, kd_ratio=1.0)
     assert abs(sums.kd.item()) < 1e-4
     assert torch.autograd.grad(sums.loss, hidden)[0].abs().max() < 1e-5
 
@@ -124,9 +119,7 @@ def test_extreme_logits_and_excluded_tokens_give_no_nan():
     hidden, weight, teacher_hidden, teacher_weight, targets = example(scale=1e4)
     teacher_logits = teacher_hidden @ teacher_weight.T
     teacher_logits[:, 5:] = -torch.inf
-    sums = distillation_loss(
-        hidden, lambda rows: rows @ weight.T, targets, DenseLogits(teacher_logits), vocab_size=53, kd_ratio=0.5
-    )
+    sums = distillation_loss(hidden, LinearProjection(weight), targets, DenseLogits(teacher_logits), kd_ratio=0.5)
     gradient = torch.autograd.grad(sums.loss, hidden)[0]
     assert torch.isfinite(sums.loss)
     assert torch.isfinite(gradient).all()
@@ -136,7 +129,7 @@ def test_without_supervised_tokens_the_loss_is_zero_and_differentiable():
     hidden = torch.zeros(0, 16, requires_grad=True)
     weight = torch.randn(53, 16, requires_grad=True)
     targets = torch.zeros(0, dtype=torch.long)
-    sums = distillation_loss(hidden, lambda rows: rows @ weight.T, targets, vocab_size=53, trainable=[weight])
+    sums = distillation_loss(hidden, LinearProjection(weight), targets)
     sums.loss.backward()
     assert sums.loss.item() == 0
     assert weight.grad.abs().max() == 0
@@ -145,4 +138,4 @@ def test_without_supervised_tokens_the_loss_is_zero_and_differentiable():
 def test_a_divergence_without_a_teacher_is_refused():
     hidden, weight, _, _, targets = example()
     with pytest.raises(ValueError, match=r"kd_ratio is 0\.5, but there is no teacher signal"):
-        distillation_loss(hidden, lambda rows: rows @ weight.T, targets, vocab_size=53, kd_ratio=0.5)
+        distillation_loss(hidden, LinearProjection(weight), targets, kd_ratio=0.5)

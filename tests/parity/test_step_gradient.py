@@ -43,11 +43,9 @@ def gradient_of_step(batch_size: int, accumulation: int, packed: bool = False) -
         hidden = student(batch.tokens, **attention)[batch.supervised]
         sums = losses.distillation_loss(
             hidden,
-            head.project,
+            head.projection_for_loss(),
             batch.targets[batch.supervised],
             teacher(batch, attention),
-            vocab_size=head.vocab_size,
-            trainable=head.trainable,
             kd_ratio=0.5,
             temperature=2.0,
         )
@@ -85,7 +83,7 @@ def test_it_does_not_depend_on_how_the_step_is_cut(batch_size, accumulation, pac
     whole = gradient_of_step(8, 1)
     rows = rows_of_very_different_lengths(packed=True)
     if packed:  # the same eight rows, in four packs
-        assert data.StepPlan([rows], batch_size=1)._units_per_epoch == 4
+        assert data.StepPlan([rows], batch_size=1).steps_per_epoch == 4
     cut = gradient_of_step(batch_size, accumulation, packed)
     assert (cut - whole).norm() / whole.norm() < 1e-6
 

@@ -176,9 +176,9 @@ def test_chats_of_every_kind_learn_the_assistants_turns_alone(prepare, tmp_path)
     first = prepare(CHAT, source=jsonl(tmp_path / "a.jsonl", {"messages": messages}))
     second = prepare(CHAT, source=jsonl(tmp_path / "b.jsonl", {"conversations": sharegpt}))
     assert first.tokens.equal(second.tokens)
-    assert 0 < first.num_supervised < 10
+    assert 0 < first.supervised.sum() < 10
     chinese = {"messages": [{"role": "user", "content": "你好吗？"}, {"role": "assistant", "content": "我很好。"}]}
-    assert prepare(CHAT, source=jsonl(tmp_path / "zh.jsonl", chinese)).num_supervised > 4
+    assert prepare(CHAT, source=jsonl(tmp_path / "zh.jsonl", chinese)).supervised.sum() > 4
 
 
 def test_the_second_run_finds_the_first_ones_cache(prepare, tmp_path, monkeypatch):

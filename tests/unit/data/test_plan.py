@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 import torch
 
-from distill_tune.data import StepPlan, TokenisedRows
+from distill_tune.data import Batch, StepPlan, TokenisedRows
 from distill_tune.errors import UserError
 
 
@@ -15,7 +15,12 @@ def rows(count: int, first: int = 0, packed: bool = False, length: int = 4) -> T
 
 def seen(plan: StepPlan, epoch: int) -> list[int]:
     steps = [plan.micro_batches(epoch, step) for step in range(plan.steps_per_epoch)]
-    return [int(row[0]) for batches in steps for batch in batches for row in batch.tokens]
+    return [row for batches in steps for batch in batches for row in rows_in(batch)]
+
+
+def rows_in(batch: Batch) -> list[int]:
+    """The rows of a batch, told by their first token."""
+    return [int(row[0]) for row in batch.tokens[0].split(batch.lengths)]
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
@@ -28,7 +33,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 def test_the_rows_of_a_step_do_not_depend_on_the_micro_batch():
     cut = [StepPlan([rows(24)], batch_size=b, gradient_accumulation_steps=8 // b) for b in (8, 4, 1)]
-    steps = [{int(row[0]) for batch in plan.micro_batches(1, 2) for row in batch.tokens} for plan in cut]
+    steps = [{row for batch in plan.micro_batches(1, 2) for row in rows_in(batch)} for plan in cut]
     assert steps[0] == steps[1] == steps[2]
 
 
@@ -42,12 +47,44 @@ def test_weights_are_shares_of_an_epoch_of_the_same_length():
 def test_packs_keep_rows_whole_and_apart():
     plan = StepPlan([rows(5, packed=True)], batch_size=3, shuffle=False)
     (batch,) = plan.micro_batches(0, 0)
-    assert batch.tokens.tolist() == [[0] * 4 + [1] * 4, [2] * 4 + [3] * 4, [4] * 4 + [0] * 4]
-    assert batch.lengths == ((4, 4), (4, 4), (8,))
+    assert batch.tokens.tolist() == [[0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4]
+    assert batch.lengths == (4, 4, 4, 4, 4)
     attention = batch.attention()
-    assert attention["input_pos"][0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
-    assert not attention["mask"][0, 4:, :4].any()
-    assert batch.targets[0].tolist() == [0, 0, 0, -100, 1, 1, 1, -100]
+    assert attention["input_pos"][0].tolist() == [0, 1, 2, 3] * 5
+    assert torch.equal(attention["mask"].dense[0], torch.block_diag(*[torch.ones(4, 4).tril()] * 5).bool())
+    assert batch.targets[0, :8].tolist() == [0, 0, 0, -100, 1, 1, 1, -100]
+    assert StepPlan([rows(5, packed=True)], batch_size=1).steps_per_epoch == 3
+
+
+def test_a_batch_of_so_many_tokens_has_as_many_rows_as_fit():
+    lengths = torch.tensor([3, 9, 1, 4, 4, 2, 8, 7])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    tokens = torch.arange(8, dtype=torch.int32).repeat_interleave(lengths)
+    several = TokenisedRows(tokens, tokens, offsets, packed=False, max_seq_len=None)
+    plan = StepPlan([several], max_tokens_per_batch=10, shuffle=False)
+    assert [batch.lengths for batch in plan.epoch()] == [(3,), (9, 1), (4, 4, 2), (8,), (7,)]
+    plan = StepPlan([several], max_tokens_per_batch=12, seed=3)
+    assert sorted(seen(plan, 0)) == sorted(seen(plan, 1)) == list(range(8))
+    assert seen(plan, 0) != seen(plan, 1)
+    assert all(sum(batch.lengths) <= 12 for batch in plan.epoch())
+    with pytest.raises(UserError, match="max_tokens_per_batch=8: the longest row has 9 tokens"):
+        StepPlan([several], max_tokens_per_batch=8)
+
+
+def test_ranks_and_micro_batches_get_about_as_many_tokens():
+    lengths = torch.randint(2, 200, (64,), generator=torch.Generator().manual_seed(0))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    tokens = torch.zeros(int(lengths.sum()), dtype=torch.int32)
+    several = TokenisedRows(tokens, tokens, offsets, packed=False, max_seq_len=None)
+    plans = [
+        StepPlan([several], batch_size=8, gradient_accumulation_steps=2, rank=rank, num_ranks=4) for rank in range(4)
+    ]
+    batches = [batch for plan in plans for batch in plan.micro_batches(0, 0)]
+    sizes = [sum(batch.lengths) for batch in batches]
+    assert [len(batch.lengths) for batch in batches] == [8] * 8
+    assert sum(sizes) == int(lengths.sum()) == plans[0].num_tokens(0, 0)
+    assert max(sizes) / min(sizes) < 1.15
+    assert plans[0].num_supervised(0, 0) == sum(int(batch.supervised.sum()) for batch in batches)
 
 
 def test_too_few_rows_for_a_step_say_so():
@@ -57,4 +94,4 @@ def test_too_few_rows_for_a_step_say_so():
 
 def test_validation_takes_every_row_once_in_batches_of_which_the_last_may_be_short():
     batches = list(StepPlan([rows(3)], batch_size=2, shuffle=False).epoch())
-    assert [batch.tokens[:, 0].tolist() for batch in batches] == [[0, 1], [2]]
+    assert [rows_in(batch) for batch in batches] == [[0, 1], [2]]

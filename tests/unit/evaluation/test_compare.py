@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tiny import VOCAB_SIZE, model_arguments
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune.data.batch import padded
+from distill_tune.data.batch import joined
 from distill_tune.evaluation import compare, comparison_markdown, gap_sentence, share_of_gap_closed
 
 from torchtune.models.llama3_2 import llama3_2
@@ -21,15 +21,21 @@ def build(seed: int):
 def batches():
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(3, VOCAB_SIZE, (length,), generator=generator) for length in (9, 20, 14, 5)]
-    return [padded([(row, row) for row in rows[:2]]), padded([(row, row) for row in rows[2:]])]
+    return [joined([(row, row) for row in rows[:2]]), joined([(row, row) for row in rows[2:]])]
+
+
+def whole_logits(model, batches):
+    """Row by row, as the model is without any packing."""
+    rows = [row for batch in batches for row in batch.tokens[0].split(batch.lengths)]
+    supervised = torch.cat([batch.supervised[0] for batch in batches])
+    return torch.cat([model(row[None])[0] for row in rows])[supervised]
 
 
 def test_the_measures_are_those_of_whole_logits(batches):
     found = compare("student", lambda: build(1), build(2), batches, torch.device("cpu"))
     student, teacher = build(1), build(2)
     with torch.no_grad():
-        logits = torch.cat([student(batch.tokens)[batch.supervised] for batch in batches])
-        teacher_logits = torch.cat([teacher(batch.tokens)[batch.supervised] for batch in batches])
+        logits, teacher_logits = whole_logits(student, batches), whole_logits(teacher, batches)
     targets = torch.cat([batch.targets[batch.supervised] for batch in batches])
     assert found.perplexity == pytest.approx(math.exp(F.cross_entropy(logits, targets).item()), rel=1e-5)
     kl = F.kl_div(logits.log_softmax(-1), teacher_logits.log_softmax(-1), reduction="batchmean", log_target=True)

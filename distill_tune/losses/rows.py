@@ -1,0 +1,82 @@
+"""The elementwise half of the head: a chunk's logits become its losses and, in place, their own gradient."""
+
+import dataclasses
+
+import torch
+
+from distill_tune.losses.cross_entropy import CrossEntropy
+from distill_tune.losses.divergences import Divergence
+
+# So much of a chunk's logits is worked on at a time, in float32: it stays in a CPU's cache from one pass to the next.
+_CACHED_BYTES = 2 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """(1 - kd_ratio) * CE + kd_ratio * T^2 * D(teacher_T || student_T); see :func:`distillation_loss`."""
+
+    kd_ratio: float
+    temperature: float
+    common_vocab_size: int | None
+    cross_entropy: CrossEntropy
+    divergence: Divergence
+    softcap: float | None = None
+    teacher_softcap: float | None = None
+
+
+def losses_and_gradient(
+    mixture: Mixture, logits: torch.Tensor, targets: torch.Tensor, teacher_logits: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy and divergence of some rows, float32; ``logits`` become the mixture's gradient for them.
+
+    Args:
+        logits: the student's, before any cap, ``[c, v]``; overwritten.
+        targets: token ids ``[c]``.
+        teacher_logits: ``[c, v_t]``, before any cap; None without a divergence.
+    """
+    ce = kd = torch.zeros((), device=logits.device)
+    rows = max(1, _CACHED_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(logits)
+    for start in range(0, len(logits), rows):
+        part = slice(start, start + rows)
+        teacher_part = None if teacher_logits is None else teacher_logits[part].float()
+        ce_part, kd_part, gradient = _plain(mixture, logits[part].float(), targets[part], teacher_part)
+        logits[part] = gradient
+        ce, kd = ce + ce_part, kd + kd_part
+    return ce, kd
+
+
+def _plain(
+    mixture: Mixture, logits: torch.Tensor, targets: torch.Tensor, teacher_logits: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(ce sum, kd sum, gradient ``[b, v]``), float32 throughout."""
+    slope = None
+    if mixture.softcap is not None:
+        capped = (logits / mixture.softcap).tanh_()
+        slope = 1 - capped.square()
+        logits = capped.mul_(mixture.softcap)
+    if teacher_logits is not None and mixture.teacher_softcap is not None:
+        teacher_logits = (teacher_logits / mixture.teacher_softcap).tanh_().mul_(mixture.teacher_softcap)
+
+    ce = kd = logits.new_zeros(())
+    gradient = log_probs = None
+    if mixture.kd_ratio < 1:
+        log_probs = logits.log_softmax(-1)
+        values, gradient = mixture.cross_entropy(log_probs, targets)
+        ce = values.sum()
+        gradient.mul_(1 - mixture.kd_ratio)
+    if teacher_logits is not None:
+        v, temperature = mixture.common_vocab_size or logits.shape[-1], mixture.temperature
+        if log_probs is None or temperature != 1 or v < logits.shape[-1]:
+            log_probs = _log_probs(logits[:, :v], temperature)
+        values, kd_gradient = mixture.divergence(log_probs, _log_probs(teacher_logits[:, :v], temperature))
+        kd = values.sum()
+        if gradient is None:
+            gradient = torch.zeros_like(logits)
+        # T^2 from the loss, 1/T from the chain rule through logits / T.
+        gradient[:, :v].add_(kd_gradient, alpha=mixture.kd_ratio * temperature)
+    assert gradient is not None
+    return ce, kd, gradient if slope is None else gradient.mul_(slope)
+
+
+def _log_probs(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)

@@ -1,0 +1,240 @@
+"""Rows that share one sequence without padding: who may attend to whom, and how to compute it without waste."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+
+from torchtune.models.gemma2._attention import Gemma2Attention
+from torchtune.modules import MultiHeadAttention
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedRows:
+    """A mask for one sequence of several rows: a position sees its own row up to itself.
+
+    Attributes:
+        lengths: of the rows, in their order.
+        boundaries: where each row begins, and the end, ``[rows + 1]``, int32, on the model's device.
+        longest: of ``lengths``.
+    """
+
+    lengths: tuple[int, ...]
+    boundaries: torch.Tensor
+    longest: int
+    _block_masks: dict[int | None, BlockMask] = dataclasses.field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, lengths: tuple[int, ...], device: torch.device) -> "PackedRows":
+        boundaries = torch.tensor([0, *lengths]).cumsum(0).to(device=device, dtype=torch.int32)
+        return cls(lengths, boundaries, max(lengths))
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """Of each token in its row, ``[1, s]``."""
+        return torch.cat([torch.arange(length) for length in self.lengths])[None].to(self.boundaries.device)
+
+    @functools.cached_property
+    def dense(self) -> torch.Tensor:
+        """``[1, s, s]``, bool."""
+        row = self._row_of_each_token()
+        return torch.eq(row[:, None], row[None]).tril_()[None]
+
+    def block_mask(self, window: int | None) -> BlockMask:
+        """For flex attention; made once for all layers with this window."""
+        if window not in self._block_masks:
+            self._block_masks[window] = self._make_block_mask(window)
+        return self._block_masks[window]
+
+    def _make_block_mask(self, window: int | None) -> BlockMask:
+        row = self._row_of_each_token()
+
+        def seen(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            near = (q >= k) & (row[q] == row[k])
+            return near if window is None else near & (q - k < window)
+
+        s = len(row)
+        return create_block_mask(seen, None, None, s, s, device=str(row.device))
+
+    def _row_of_each_token(self) -> torch.Tensor:
+        lengths = self.boundaries.diff()
+        return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: PackedRows,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Attention in which each row sees itself alone; nothing is computed between rows.
+
+    On CUDA in half precision one flash kernel takes all rows; scores with a cap go through flex attention. Elsewhere
+    each row is a call.
+
+    Args:
+        q: ``[1, heads, s, head_dim]``.
+        k, v: ``[1, kv_heads, s, head_dim]``.
+        scale: of the scores; default head_dim ** -0.5.
+        window: a position sees so many positions, itself included; None for all before it.
+        softcap: scores s become softcap * tanh(s / softcap).
+
+    Returns:
+        ``[1, heads, s, head_dim]``.
+    """
+    if q.is_cuda and softcap is not None and not dropout:
+        return _flex(_compiled_flex_attention(), q, k, v, mask, scale, window, softcap)
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and softcap is None and not dropout and _has_varlen():
+        return _varlen(q, k, v, mask, scale, window)
+    return _row_by_row(q, k, v, mask, scale, window, softcap, dropout)
+
+
+def _flex(
+    flex_attention: Callable[..., torch.Tensor],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: PackedRows,
+    scale: float | None,
+    window: int | None,
+    softcap: float,
+) -> torch.Tensor:
+    def capped(score: torch.Tensor, b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return flex_attention(q, k, v, score_mod=capped, block_mask=mask.block_mask(window), scale=scale, enable_gqa=True)
+
+
+def _has_varlen() -> bool:
+    return "window_size" in _varlen_arguments()
+
+
+@functools.cache
+def _varlen_arguments() -> frozenset[str]:
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def _varlen(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: PackedRows, scale: float | None, window: int | None
+) -> torch.Tensor:
+    grouped: dict[str, Any] = {"enable_gqa": True}
+    if "enable_gqa" not in _varlen_arguments():
+        grouped = {}
+        k, v = copied_for_queries(k, q.shape[1]), copied_for_queries(v, q.shape[1])
+    q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [s, heads, head_dim]
+    attended = varlen_attn(
+        q,
+        k,
+        v,
+        mask.boundaries,
+        mask.boundaries,
+        mask.longest,
+        mask.longest,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        **grouped,
+    )
+    return cast(torch.Tensor, attended).transpose(0, 1)[None]
+
+
+@torch.compiler.disable  # the lengths change with every batch
+def _row_by_row(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: PackedRows,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    k, v = copied_for_queries(k, q.shape[1]), copied_for_queries(v, q.shape[1])
+    rows: Iterator[tuple[torch.Tensor, ...]] = zip(*(x.split(mask.lengths, dim=2) for x in (q, k, v)), strict=True)
+    return torch.cat([_one_row(q, k, v, scale, window, softcap, dropout) for q, k, v in rows], dim=2)
+
+
+def _one_row(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    s = q.shape[2]
+    near = None
+    if softcap is not None or (window is not None and window < s):
+        near = torch.ones(s, s, dtype=torch.bool, device=q.device).tril()
+        near = near if window is None else near.triu(1 - window)
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=near, is_causal=near is None, scale=scale, dropout_p=dropout
+        )
+    return capped_attention(q, k, v, near, scale, softcap)
+
+
+def capped_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float | None, softcap: float
+) -> torch.Tensor:
+    """Attention with capped scores, which the fused kernels lack. ``mask``: bool, or None for causal."""
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(2, 3)  # [b, heads, s, s]
+    scores = (scores / softcap).tanh() * softcap
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def copied_for_queries(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """Keys or values once for each query head: ``[b, kv_heads, s, head_dim] -> [b, heads, s, head_dim]``."""
+    groups = heads // x.shape[1]
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
+
+
+@functools.cache
+def _compiled_flex_attention() -> Callable[..., torch.Tensor]:
+    return torch.compile(flex_attention)
+
+
+def use_in_torchtune_modules(model: nn.Module) -> None:
+    """Let the attention of torchtune's own builders take :class:`PackedRows` as a mask."""
+    for module in model.modules():
+        if isinstance(module, MultiHeadAttention) and not isinstance(module._attention_call, functools.partial):
+            module._attention_call = functools.partial(_attention_call, module._attention_call)
+        elif isinstance(module, Gemma2Attention) and not module._forward_pre_hooks:
+            # It wants the whole matrix; from_hf's Gemma 2 does not.
+            module.register_forward_pre_hook(_with_dense_mask, with_kwargs=True)
+
+
+def _attention_call(
+    torchtunes: Callable[..., torch.Tensor],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: PackedRows | torch.Tensor | BlockMask | None,
+    dropout_p: float,
+    is_causal: bool,
+) -> torch.Tensor:
+    if isinstance(mask, PackedRows):
+        return attend(q, k, v, mask, dropout=dropout_p)
+    return torchtunes(q, k, v, mask=mask, dropout_p=dropout_p, is_causal=is_causal)
+
+
+def _with_dense_mask(module: nn.Module, arguments: tuple, named: dict) -> tuple[tuple, dict]:
+    mask = named.get("mask")
+    return arguments, named | {"mask": mask.dense if isinstance(mask, PackedRows) else mask}
