@@ -11,6 +11,10 @@ import pytest
 import sentencepiece
 import torch
 import yaml
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels then run on the CPU
+
 from tiny import ROWS, VOCAB_SIZE, model_arguments, write_model
 
 

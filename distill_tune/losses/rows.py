@@ -1,11 +1,12 @@
 """The elementwise half of the head: a chunk's logits become its losses and, in place, their own gradient."""
 
 import dataclasses
+import importlib.util
 
 import torch
 
 from distill_tune.losses.cross_entropy import CrossEntropy
-from distill_tune.losses.divergences import Divergence
+from distill_tune.losses.divergences import Divergence, ForwardKL
 
 # So much of a chunk's logits is worked on at a time, in float32: it stays in a CPU's cache from one pass to the next.
 _CACHED_BYTES = 2 * 2**20
@@ -34,6 +35,21 @@ def losses_and_gradient(
         targets: token ids ``[c]``.
         teacher_logits: ``[c, v_t]``, before any cap; None without a divergence.
     """
+    if _has_kernel(mixture, logits):
+        from distill_tune.losses import triton_rows
+
+        ce, kd = triton_rows.losses_and_gradient(
+            logits,
+            targets,
+            teacher_logits,
+            logits,
+            kd_ratio=mixture.kd_ratio,
+            temperature=mixture.temperature,
+            common_vocab_size=mixture.common_vocab_size,
+            softcap=mixture.softcap,
+            teacher_softcap=mixture.teacher_softcap,
+        )
+        return ce.sum(), kd.sum()
     ce = kd = torch.zeros((), device=logits.device)
     rows = max(1, _CACHED_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(logits)
     for start in range(0, len(logits), rows):
@@ -43,6 +59,12 @@ def losses_and_gradient(
         logits[part] = gradient
         ce, kd = ce + ce_part, kd + kd_part
     return ce, kd
+
+
+def _has_kernel(mixture: Mixture, logits: torch.Tensor) -> bool:
+    """On CUDA, for the losses that the kernel knows, where Triton is installed (PyTorch's CUDA builds bring it)."""
+    plain = type(mixture.cross_entropy) is CrossEntropy and type(mixture.divergence) is ForwardKL
+    return logits.is_cuda and plain and importlib.util.find_spec("triton") is not None
 
 
 def _plain(
