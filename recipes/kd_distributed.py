@@ -29,6 +29,7 @@ def main(cfg: DictConfig) -> None:
     device = training.init_distributed(cfg.device)
     mesh = training.device_mesh(device, cfg.get("data_parallel_replicate_dim", 1))
     dtype = training.find_dtype(cfg.dtype, device)
+    teacher_dtype = training.find_dtype(cfg.get("teacher_dtype") or cfg.dtype, device)
     kd_ratio, temperature = cfg.get("kd_ratio", 0.5), cfg.get("temperature", 1.0)
     run = training.RunFolder.of(cfg.output_dir)
     checkpoint = run.checkpoint_to_resume(cfg.get("resume_from_checkpoint", False))
@@ -45,7 +46,9 @@ def main(cfg: DictConfig) -> None:
         teacher_checkpoint = models.Checkpoint.of(
             "teacher_model", cfg.get("teacher_model"), cfg.get("teacher_checkpointer")
         )
-        teacher_model = models.checked_on_meta("teacher_model", cfg.get("teacher_model"), teacher_checkpoint, dtype)
+        teacher_model = models.checked_on_meta(
+            "teacher_model", cfg.get("teacher_model"), teacher_checkpoint, teacher_dtype
+        )
         models.check_tokenizers(student_checkpoint.folder, teacher_checkpoint.folder)
         common_vocab_size = models.common_vocabulary(student, teacher_model, tokenizer)
 
@@ -117,6 +120,7 @@ def main(cfg: DictConfig) -> None:
     lr_scheduler = training.build_lr_scheduler(cfg.get("lr_scheduler"), optimizer, total_steps)
     profiler = training.build_profiler(cfg.get("profiler"))
     torch.manual_seed(seed + training.rank())  # dropout differs between ranks
+    utilisation = training.Utilisation(student, teacher.model if teacher else None, device, dtype, training.num_ranks())
     step = 0
     if state:
         training.load_training_state(checkpoint, student, optimizer, lr_scheduler)
@@ -193,6 +197,8 @@ def main(cfg: DictConfig) -> None:
             step += 1
 
             loss_sum, ce_sum, kd_sum = training.sum_over_ranks(loss, ce, kd)
+            seconds = time.perf_counter() - started
+            lengths = plan.lengths(epoch, step_of_epoch)
             line = {
                 "step": step,
                 "epoch": epoch,
@@ -201,11 +207,14 @@ def main(cfg: DictConfig) -> None:
                 "kd_loss": kd_sum / num_tokens,
                 "lr": float(lr),
                 "grad_norm": grad_norm.item(),
-                "tokens": num_tokens,
-                "tokens_per_second": num_tokens / (time.perf_counter() - started),
+                "tokens": sum(lengths),
+                "supervised_tokens": num_tokens,
+                "tokens_per_second": sum(lengths) / seconds,
+                "supervised_tokens_per_second": num_tokens / seconds,
                 "peak_memory_bytes": training.most_of_ranks(training.peak_memory_bytes(device)),
-                "seconds": time.perf_counter() - started,
+                "seconds": seconds,
             }
+            line |= utilisation.of_step(lengths, num_tokens, seconds)
             every = cfg.get("run_val_every_n_steps")
             if plan_val and (step == total_steps or (every and step % every == 0)):
                 line |= validate(plan_val)

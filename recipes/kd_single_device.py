@@ -27,6 +27,7 @@ def main(cfg: DictConfig) -> None:
     training.require_one_process()
     device = training.find_device(cfg.device)
     dtype = training.find_dtype(cfg.dtype, device)
+    teacher_dtype = training.find_dtype(cfg.get("teacher_dtype") or cfg.dtype, device)
     kd_ratio, temperature = cfg.get("kd_ratio", 0.5), cfg.get("temperature", 1.0)
     run = training.RunFolder.of(cfg.output_dir)
     checkpoint = run.checkpoint_to_resume(cfg.get("resume_from_checkpoint", False))
@@ -43,7 +44,9 @@ def main(cfg: DictConfig) -> None:
         teacher_checkpoint = models.Checkpoint.of(
             "teacher_model", cfg.get("teacher_model"), cfg.get("teacher_checkpointer")
         )
-        teacher_model = models.checked_on_meta("teacher_model", cfg.get("teacher_model"), teacher_checkpoint, dtype)
+        teacher_model = models.checked_on_meta(
+            "teacher_model", cfg.get("teacher_model"), teacher_checkpoint, teacher_dtype
+        )
         models.check_tokenizers(student_checkpoint.folder, teacher_checkpoint.folder)
         common_vocab_size = models.common_vocabulary(student, teacher_model, tokenizer)
 
@@ -83,8 +86,13 @@ def main(cfg: DictConfig) -> None:
     offloading = OffloadActivations() if cfg.get("enable_activation_offloading", False) else contextlib.nullcontext()
     teacher = None
     if kd_ratio > 0:
-        models.load_weights(teacher_model, teacher_checkpoint, device)
-        teacher = teachers.LiveTeacher(teacher_model)
+        teacher = teachers.load_teacher(
+            teacher_model,
+            teacher_checkpoint,
+            device,
+            quantizer=cfg.get("teacher_quantizer"),
+            offload=cfg.get("teacher_offload", False),
+        )
     if cfg.get("compile", False):
         compile_model(student, verbose=False)
         if teacher:
@@ -96,6 +104,7 @@ def main(cfg: DictConfig) -> None:
     optimizer = training.build_optimizer(cfg.optimizer, student.parameters())
     lr_scheduler = training.build_lr_scheduler(cfg.get("lr_scheduler"), optimizer, total_steps)
     profiler = training.build_profiler(cfg.get("profiler"))
+    utilisation = training.Utilisation(student, teacher.model if teacher else None, device, dtype)
     step = 0
     if state:
         training.load_training_state(checkpoint, student, optimizer, lr_scheduler)
@@ -164,19 +173,25 @@ def main(cfg: DictConfig) -> None:
             profiler.step()
             step += 1
 
+            loss, ce, kd = loss.item() / num_tokens, ce.item() / num_tokens, kd.item() / num_tokens
+            seconds = time.perf_counter() - started
+            lengths = plan.lengths(epoch, step_of_epoch)
             line = {
                 "step": step,
                 "epoch": epoch,
-                "loss": loss.item() / num_tokens,
-                "ce_loss": ce.item() / num_tokens,
-                "kd_loss": kd.item() / num_tokens,
+                "loss": loss,
+                "ce_loss": ce,
+                "kd_loss": kd,
                 "lr": float(lr),
                 "grad_norm": grad_norm.item(),
-                "tokens": num_tokens,
-                "tokens_per_second": num_tokens / (time.perf_counter() - started),
+                "tokens": sum(lengths),
+                "supervised_tokens": num_tokens,
+                "tokens_per_second": sum(lengths) / seconds,
+                "supervised_tokens_per_second": num_tokens / seconds,
                 "peak_memory_bytes": training.peak_memory_bytes(device),
-                "seconds": time.perf_counter() - started,
+                "seconds": seconds,
             }
+            line |= utilisation.of_step(lengths, num_tokens, seconds)
             every = cfg.get("run_val_every_n_steps")
             if plan_val and (step == total_steps or (every and step % every == 0)):
                 line |= validate(plan_val)

@@ -133,6 +133,7 @@ CHECKS: dict[str, Check] = {
     "loss": _component,
     "lr_scheduler": _optional(_component),
     "max_steps_per_epoch": _integer(1, optional=True),
+    "max_tokens_per_batch": _integer(1, optional=True),
     "metric_logger": _optional(_component),
     "model": _component,
     "on_bad_row": _choice("stop", "skip"),
@@ -145,7 +146,10 @@ CHECKS: dict[str, Check] = {
     "seed": _integer(0, optional=True),
     "shuffle": _flag,
     "teacher_checkpointer": _optional(_component),
+    "teacher_dtype": _optional(_dtype),
     "teacher_model": _optional(_component),
+    "teacher_offload": _flag,
+    "teacher_quantizer": _optional(_component),
     "temperature": _number(0, positive=True),
     "tokenizer": _component,
 }

@@ -125,9 +125,9 @@ class StepPlan:
         """Supervised tokens in a step, on all ranks: what its summed losses are divided by."""
         return sum(int(rows.supervised[at].sum()) for rows, at in self._rows_of(self._of_step(epoch, step)))
 
-    def num_tokens(self, epoch: int, step: int) -> int:
-        """All tokens in a step, on all ranks."""
-        return sum(int(rows.lengths[at].sum()) for rows, at in self._rows_of(self._of_step(epoch, step)))
+    def lengths(self, epoch: int, step: int) -> list[int]:
+        """Tokens of each row in a step, on all ranks."""
+        return [int(n) for rows, at in self._rows_of(self._of_step(epoch, step)) for n in rows.lengths[at]]
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """Every sequence once, as for validation: this rank's micro-batches, as many as any other rank has.

@@ -95,9 +95,10 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, projection, mixture, targets, signal, differentiate, hidden, *trainable):
         v = projection.vocab_size
-        v_both = v + (signal.vocab_size if signal is not None else 0)
-        rows = _chunk_rows(len(hidden), v_both * hidden.element_size(), hidden.device)
-        memory = hidden.new_empty(rows * v_both)
+        v_t, dtype_t = (signal.vocab_size, signal.dtype) if signal is not None else (0, hidden.dtype)
+        rows = _chunk_rows(len(hidden), v * hidden.element_size() + v_t * dtype_t.itemsize, hidden.device)
+        memory = hidden.new_empty(rows, v)
+        teacher_memory = hidden.new_empty(rows, v_t, dtype=dtype_t)
         hidden_gradient = torch.empty_like(hidden)
         totals = [torch.zeros_like(p, dtype=torch.float32) for p in trainable] if differentiate else []
         ce_sum = kd_sum = hidden.new_zeros((), dtype=torch.float32)
@@ -105,11 +106,8 @@ class _ChunkedLoss(torch.autograd.Function):
             chunk = hidden[start : start + rows].detach().requires_grad_(differentiate)  # [c, d]
             c = len(chunk)
             with torch.set_grad_enabled(differentiate):
-                logits = projection.logits(chunk, out=memory[: c * v].view(c, v))  # [c, v]
-            teacher_logits = None
-            if signal is not None:
-                out = memory[rows * v :][: c * signal.vocab_size].view(c, signal.vocab_size)
-                teacher_logits = signal.logits(start, start + c, out)
+                logits = projection.logits(chunk, out=memory[:c])  # [c, v]
+            teacher_logits = signal.logits(start, start + c, teacher_memory[:c]) if signal is not None else None
             gradient = logits.detach()
             ce, kd = losses_and_gradient(mixture, gradient, targets[start : start + c], teacher_logits)
             ce_sum, kd_sum = ce_sum + ce, kd_sum + kd

@@ -13,11 +13,14 @@ class TeacherSignal(Protocol):
 
     Attributes:
         vocab_size: v.
+        dtype: of the logits.
         softcap: as in :class:`~distill_tune.losses.projection.Projection`.
     """
 
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
     @property
     def softcap(self) -> float | None: ...
 
@@ -38,6 +41,10 @@ class HiddenStates:
         return self.projection.vocab_size
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.hidden.dtype
+
+    @property
     def softcap(self) -> float | None:
         return self.projection.softcap
 
@@ -56,6 +63,10 @@ class DenseLogits:
     @property
     def vocab_size(self) -> int:
         return self.values.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
 
     def logits(self, start: int, stop: int, out: torch.Tensor) -> torch.Tensor:
         return self.values[start:stop]

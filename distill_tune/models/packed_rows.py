@@ -44,6 +44,7 @@ class PackedRows:
         return torch.cat([torch.arange(length) for length in self.lengths])[None].to(self.boundaries.device)
 
     @functools.cached_property
+    @torch.inference_mode(False)  # a teacher may ask first; the student needs it for its gradient
     def dense(self) -> torch.Tensor:
         """``[1, s, s]``, bool."""
         row = self._row_of_each_token()
@@ -55,6 +56,7 @@ class PackedRows:
             self._block_masks[window] = self._make_block_mask(window)
         return self._block_masks[window]
 
+    @torch.inference_mode(False)  # as above
     def _make_block_mask(self, window: int | None) -> BlockMask:
         row = self._row_of_each_token()
 

@@ -24,7 +24,7 @@ class LiveTeacher:
     def vocab_size(self) -> int:
         return self.head.vocab_size
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __call__(self, batch: Batch, attention: dict[str, Any]) -> HiddenStates:
         """The signal for a batch's supervised positions: hidden states ``[n, d]``."""
         hidden = self.model(batch.tokens, **attention)[batch.supervised]  # [b, s, d] -> [n, d]

@@ -17,6 +17,7 @@ from distill_tune.training.distributed import (
     whole,
 )
 from distill_tune.training.export import export_model
+from distill_tune.training.flops import Utilisation
 from distill_tune.training.full_weights import full_weights
 from distill_tune.training.metrics import Metrics, peak_memory_bytes
 from distill_tune.training.optimizer import build_lr_scheduler, build_optimizer, build_profiler, check_optimizer
@@ -30,6 +31,7 @@ __all__ = [
     "Progress",
     "RunFolder",
     "TrainingState",
+    "Utilisation",
     "build_lr_scheduler",
     "build_optimizer",
     "build_profiler",

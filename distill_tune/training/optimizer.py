@@ -14,14 +14,26 @@ from distill_tune.errors import UserError
 
 
 def build_optimizer(component: DictConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """
+    """PyTorch's own optimizers run as one fused kernel where the config does not say otherwise.
+
     Raises:
         UserError: the optimizer refuses its arguments.
     """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    fused = {}
+    if not {"fused", "foreach", "differentiable"} & set(component) and _can_be_fused(component["_component_"], trained):
+        fused["fused"] = True
     try:
-        return instantiate(component, [parameter for parameter in parameters if parameter.requires_grad])
+        return instantiate(component, trained, **fused)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(f"optimizer: {component['_component_']}: {error}") from error
+
+
+def _can_be_fused(name: str, parameters: list[nn.Parameter]) -> bool:
+    if not name.startswith("torch.optim."):
+        return False
+    takes_it = "fused" in inspect.signature(find_component(name)).parameters
+    return takes_it and all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in parameters)
 
 
 def check_optimizer(component: DictConfig, lr_scheduler: DictConfig | None) -> None:

@@ -79,7 +79,7 @@ def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(folders, c
     assert done.stdout.count("step 4/4") == 1
     one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
     assert [line["step"] for line in two] == [1, 2, 3, 4]
-    for key in ("loss", "kd_loss", "grad_norm", "tokens"):
+    for key in ("loss", "kd_loss", "grad_norm", "tokens", "supervised_tokens"):
         assert [line[key] for line in two] == pytest.approx([line[key] for line in one], rel=1e-4)
     for key in ("val_loss", "val_kd_loss"):  # nine rows: the last batch of the second process is empty
         assert two[-1][key] == pytest.approx(one[-1][key], rel=1e-4)
