@@ -1,6 +1,7 @@
 """`distill-tune validate`: every check of a run, without the run."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -20,8 +21,6 @@ Without RECIPE the config is checked for kd_single_device. Models are built with
 (all, and those that train) and the memory for their weights are printed, for each process where there are several.
 Nothing is trained, nothing is written.
 """
-# Of an NF4 weight: four bits, and a quantised scale for each 64 of them (arXiv 2305.14314, §3).
-_NF4_BYTES = 0.516
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -35,15 +34,25 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(function=_validate)
 
 
-def _validate(options: argparse.Namespace) -> None:
-    arguments, num_processes = list(options.arguments), 1
+def read_arguments(arguments: list[str]) -> tuple[Path, str, list[str], int]:
+    """(recipe, config, overrides, number of processes) of ``[torchrun options] [RECIPE] --config CONFIG [overrides]``.
+
+    Raises:
+        UserError: no such recipe, or no config.
+    """
+    num_processes = 1
     if arguments and arguments[0].startswith("--") and not arguments[0].startswith("--config"):
         torchrun = torchrun_options(arguments)
         num_processes = num_processes_asked(torchrun)
         arguments = [torchrun.training_script, *torchrun.training_script_args]
     names_recipe = bool(arguments) and not arguments[0].startswith("-") and "=" not in arguments[0]
-    recipe = find_recipe(arguments.pop(0) if names_recipe else "kd_single_device")
-    name, overrides = parse_config(arguments)
+    recipe = find_recipe(arguments[0] if names_recipe else "kd_single_device")
+    name, overrides = parse_config(arguments[1:] if names_recipe else arguments)
+    return recipe, name, overrides, num_processes
+
+
+def _validate(options: argparse.Namespace) -> None:
+    recipe, name, overrides, num_processes = read_arguments(list(options.arguments))
     try:
         cfg = checked_config(recipe, name, overrides)
     except Faults as error:
@@ -104,9 +113,6 @@ def _size(model: Any, *, trains: bool, shards: int) -> str:
     models.freeze_all_but_adapters(model)
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) if trains else 0
-    num_bytes = sum(
-        p.numel() * (_NF4_BYTES if type(p.data).__name__ == "NF4Tensor" else p.element_size())
-        for p in model.parameters()
-    )
+    num_bytes = sum(map(models.num_bytes, model.parameters()))
     each = f", {filesize.decimal(int(num_bytes / shards))} on each of {shards} processes" if shards > 1 else ""
     return f"{total:,} parameters, {trainable:,} trainable, {filesize.decimal(int(num_bytes))} for weights{each}"

@@ -111,11 +111,6 @@ class StepPlan:
         """Tokens of the longest row."""
         return max(int(rows.lengths.max()) for rows in self._datasets)
 
-    @property
-    def tokens_per_step(self) -> float:
-        """All tokens of a step on all ranks, on average."""
-        return sum(len(rows.tokens) for rows in self._datasets) / max(1, len(self._ends)) * self._step_size
-
     def micro_batches(self, epoch: int, step: int) -> list[Batch]:
         """This rank's micro-batches of step ``step`` (from 0) of epoch ``epoch`` (from 0)."""
         dealt = self._dealt(self._of_step(epoch, step), self._accumulation * self._num_ranks)
@@ -124,6 +119,16 @@ class StepPlan:
     def num_supervised(self, epoch: int, step: int) -> int:
         """Supervised tokens in a step, on all ranks: what its summed losses are divided by."""
         return sum(int(rows.supervised[at].sum()) for rows, at in self._rows_of(self._of_step(epoch, step)))
+
+    def shapes(self, epoch: int, step: int) -> list[tuple[tuple[int, ...], int]]:
+        """Of this rank's micro-batches in a step: the tokens of each row, and how many are supervised."""
+        dealt = self._dealt(self._of_step(epoch, step), self._accumulation * self._num_ranks)
+        found = []
+        for sequences in dealt[self._rank :: self._num_ranks]:
+            rows = list(self._rows_of(sequences))
+            lengths = tuple(int(length) for of_dataset, at in rows for length in of_dataset.lengths[at])
+            found.append((lengths, sum(int(of_dataset.supervised[at].sum()) for of_dataset, at in rows)))
+        return found
 
     def lengths(self, epoch: int, step: int) -> list[int]:
         """Tokens of each row in a step, on all ranks."""

@@ -2,7 +2,7 @@
 
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.divergences import Divergence, ForwardKL
-from distill_tune.losses.head import LossSums, distillation_loss
+from distill_tune.losses.head import LossSums, chunk_rows, distillation_loss
 from distill_tune.losses.projection import AutogradProjection, LinearProjection, Projection
 from distill_tune.losses.signals import DenseLogits, HiddenStates, TeacherSignal
 
@@ -17,5 +17,6 @@ __all__ = [
     "LossSums",
     "Projection",
     "TeacherSignal",
+    "chunk_rows",
     "distillation_loss",
 ]

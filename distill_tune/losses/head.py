@@ -96,7 +96,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(ctx, projection, mixture, targets, signal, differentiate, hidden, *trainable):
         v = projection.vocab_size
         v_t, dtype_t = (signal.vocab_size, signal.dtype) if signal is not None else (0, hidden.dtype)
-        rows = _chunk_rows(len(hidden), v * hidden.element_size() + v_t * dtype_t.itemsize, hidden.device)
+        rows = chunk_rows(len(hidden), v * hidden.element_size() + v_t * dtype_t.itemsize, hidden.device)
         memory = hidden.new_empty(rows, v)
         teacher_memory = hidden.new_empty(rows, v_t, dtype=dtype_t)
         hidden_gradient = torch.empty_like(hidden)
@@ -123,7 +123,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return None, None, None, None, None, *(g * loss_gradient.to(g.dtype) for g in ctx.saved_tensors)
 
 
-def _chunk_rows(n: int, bytes_per_row: int, device: torch.device) -> int:
+def chunk_rows(n: int, bytes_per_row: int, device: torch.device) -> int:
     """Rows of a chunk: as many as the budget holds, and chunks of about the same size."""
     most = max(1, CHUNK_BYTES[device.type] // bytes_per_row)
     if most > _EVEN_ROWS:

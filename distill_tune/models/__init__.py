@@ -13,6 +13,8 @@ from distill_tune.models.loading import (
     require_length,
 )
 from distill_tune.models.output_head import OutputHead, output_head, take_output_head
+from distill_tune.models.packed_rows import use_packed_rows
+from distill_tune.models.parameters import num_bytes
 from distill_tune.models.vocabulary import check_tokenizers, common_vocabulary
 
 __all__ = [
@@ -31,7 +33,9 @@ __all__ = [
     "load_weights",
     "lora_from_hf",
     "lora_shape",
+    "num_bytes",
     "output_head",
     "require_length",
     "take_output_head",
+    "use_packed_rows",
 ]

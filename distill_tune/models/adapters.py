@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune.models.parameter_names import named_parameters, plain_name
+from distill_tune.models.parameters import named_parameters, plain_name
 
 from torchtune.modules.peft import DoRALinear, LoRALinear, get_adapter_params
 

@@ -14,7 +14,7 @@ from distill_tune.errors import UserError
 from distill_tune.models.adapters import adapter_names, initial_adapters
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import conversion_of
-from distill_tune.models.parameter_names import named_parameters
+from distill_tune.models.parameters import named_parameters
 
 from torchtune.modules import TransformerDecoder
 from torchtune.training import set_default_dtype

@@ -7,10 +7,11 @@ from typing import cast
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.losses.projection import AutogradProjection, LinearProjection, Projection
-from distill_tune.models.packed_rows import use_in_torchtune_modules
+from distill_tune.models.packed_rows import use_packed_rows
 
 from torchtune.modules import TiedLinear, TransformerDecoder
 
@@ -51,7 +52,7 @@ class OutputHead:
     def projection_for_loss(self) -> Projection:
         """What the loss walks over. Of a sharded model, ask after its forward, when the weight is whole."""
         is_linear = isinstance(self.projection, TiedLinear | SoftCappedLinear) or type(self.projection) is nn.Linear
-        if is_linear and type(self.weight.data) is torch.Tensor:  # not quantised
+        if is_linear and not is_traceable_wrapper_subclass(self.weight.data):  # quantised weights are such
             return LinearProjection(self.weight, getattr(self.module, "bias", None), self.softcap)
         return AutogradProjection(self.project_uncapped, self.vocab_size, self.trainable, self.softcap)
 
@@ -107,7 +108,7 @@ def take_output_head(model: TransformerDecoder) -> OutputHead:
 
     From now on it takes :class:`~distill_tune.models.packed_rows.PackedRows` as a mask, whoever built it.
     """
-    use_in_torchtune_modules(model)
+    use_packed_rows(model)
     model.unembed = MethodType(_final_norm, model)
     model._validate_inputs = _accept_packed_rows
     return output_head(model)

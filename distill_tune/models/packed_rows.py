@@ -213,7 +213,7 @@ def _compiled_flex_attention() -> Callable[..., torch.Tensor]:
     return torch.compile(flex_attention)
 
 
-def use_in_torchtune_modules(model: nn.Module) -> None:
+def use_packed_rows(model: nn.Module) -> None:
     """Let the attention of torchtune's own builders take :class:`PackedRows` as a mask."""
     for module in model.modules():
         if isinstance(module, MultiHeadAttention) and not isinstance(module._attention_call, functools.partial):

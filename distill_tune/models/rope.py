@@ -81,6 +81,7 @@ class RotaryEmbedding:
         turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
         return torch.cat([turned.to(x.dtype), still], dim=-1)
 
+    @torch.inference_mode(False)  # a teacher may ask first
     def _fill(self, length: int, device: torch.device) -> None:
         angles = torch.outer(torch.arange(length, device="cpu", dtype=torch.float32), self._inverse_frequencies)
         self._cos = (angles.cos() * self._attention_factor).to(device)

@@ -24,11 +24,12 @@ class LiveTeacher:
     def vocab_size(self) -> int:
         return self.head.vocab_size
 
-    @torch.inference_mode()
     def __call__(self, batch: Batch, attention: dict[str, Any]) -> HiddenStates:
         """The signal for a batch's supervised positions: hidden states ``[n, d]``."""
-        hidden = self.model(batch.tokens, **attention)[batch.supervised]  # [b, s, d] -> [n, d]
-        self.head.gather()
+        # FSDP reads version counters, which tensors made in inference mode have not.
+        with torch.no_grad() if isinstance(self.model, FSDPModule) else torch.inference_mode():
+            hidden = self.model(batch.tokens, **attention)[batch.supervised]  # [1, s, d] -> [n, d]
+            self.head.gather()
         return HiddenStates(hidden, self.head.projection_for_loss())
 
     def release(self) -> None:

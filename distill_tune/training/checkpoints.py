@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from distill_tune.errors import UserError
 from distill_tune.models.loading import own_part, sharded_like
-from distill_tune.models.parameter_names import named_parameters
+from distill_tune.models.parameters import named_parameters
 from distill_tune.training.distributed import is_main_process, num_ranks, on_all_ranks, rank
 from distill_tune.training.full_weights import full_weights
 

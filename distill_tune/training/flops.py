@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,19 +11,29 @@ from distill_tune.models.output_head import output_head
 
 from torchtune.modules import TransformerDecoder
 
-# Dense bf16 tensor-core rate in FLOP/s, without sparsity, from NVIDIA's data sheets; the first name that fits counts.
-PEAK_FLOPS = {
-    "A10G": 70e12,
-    "A100": 312e12,
-    "A10": 125e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "RTX 3090": 71e12,
-    "RTX 4090": 165e12,
-    "4090": 165e12,
-    "B200": 2250e12,
+
+class Gpu(NamedTuple):
+    """
+    Attributes:
+        flops: dense bf16 tensor-core rate in FLOP/s, without sparsity, from NVIDIA's data sheets.
+        memory: bytes.
+    """
+
+    flops: float
+    memory: float
+
+
+# By a part of the name that CUDA gives them; the first that fits counts.
+GPUS = {
+    "A10G": Gpu(70e12, 24 * 2**30),
+    "A100": Gpu(312e12, 80 * 2**30),
+    "A10": Gpu(125e12, 24 * 2**30),
+    "H100": Gpu(989e12, 80 * 2**30),
+    "H200": Gpu(989e12, 141e9),
+    "L40S": Gpu(362e12, 48 * 2**30),
+    "L4": Gpu(121e12, 24 * 2**30),
+    "3090": Gpu(71e12, 24 * 2**30),
+    "4090": Gpu(165e12, 24 * 2**30),
 }
 
 
@@ -76,11 +87,12 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """The device's data-sheet rate in bf16; None where it is not known."""
     if device.type != "cuda" or dtype != torch.bfloat16:
         return None
-    return peak_flops_of(torch.cuda.get_device_name(device))
+    gpu = find_gpu(torch.cuda.get_device_name(device))
+    return gpu.flops if gpu else None
 
 
-def peak_flops_of(name: str) -> float | None:
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+def find_gpu(name: str) -> Gpu | None:
+    return next((gpu for known, gpu in GPUS.items() if known in name), None)
 
 
 class Utilisation:

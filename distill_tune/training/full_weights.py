@@ -8,7 +8,7 @@ from torchao.dtypes.nf4tensor import NF4Tensor
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.models.loading import own_part, sharded
-from distill_tune.models.parameter_names import named_parameters
+from distill_tune.models.parameters import named_parameters
 from distill_tune.training.distributed import is_main_process, whole
 
 

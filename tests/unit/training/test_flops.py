@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models
-from distill_tune.training.flops import ModelFlops, Utilisation, peak_flops_of
+from distill_tune.training.flops import ModelFlops, Utilisation, find_gpu
 
 from torchtune.models.llama3_2 import llama3_2, lora_llama3_2
 
@@ -41,8 +41,8 @@ def test_utilisation_is_told_where_the_peak_is_known(monkeypatch):
 
 
 def test_cards_are_known_by_the_names_that_cuda_gives_them():
-    assert peak_flops_of("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_flops_of("NVIDIA A10") == 125e12
-    assert peak_flops_of("NVIDIA A10G") == 70e12
-    assert peak_flops_of("NVIDIA GeForce RTX 4090") == 165e12
-    assert peak_flops_of("Radeon") is None
+    assert find_gpu("NVIDIA A100-SXM4-80GB").flops == 312e12
+    assert find_gpu("NVIDIA A10").flops == 125e12
+    assert find_gpu("NVIDIA A10G").flops == 70e12
+    assert find_gpu("NVIDIA GeForce RTX 4090").flops == 165e12
+    assert find_gpu("Radeon") is None

@@ -1,0 +1,217 @@
+"""What a run will need, told from shapes alone: memory by part, products a step, bytes on disk."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from types import TracebackType
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from distill_tune import losses, models
+from distill_tune.models.output_head import output_head
+from distill_tune.models.packed_rows import PackedRows
+from distill_tune.training.flops import ModelFlops
+from distill_tune.training.optimizer import build_optimizer
+
+from torchtune.modules import TransformerDecoder
+
+# Of torchao's weight-only kinds: the number, and a scale (and zero point) a row or a group of 128, in bf16.
+_QUANTISED_BYTES = {"Int8": 1.0 + 0.01, "Int4": 0.5 + 4 / 128, "Float8": 1.0 + 0.01}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each device, by part; activations and the head's chunk are there together, gradients come after."""
+
+    teacher: float
+    student: float
+    optimizer: float
+    gradients: float
+    activations: float
+    teacher_activations: float
+    head: float
+
+    @property
+    def peak(self) -> float:
+        """The larger of the end of the forward pass and the end of the backward pass."""
+        held = self.teacher + self.student + self.optimizer
+        return held + max(self.activations + self.head, self.teacher_activations, self.gradients)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A micro-batch as memory sees it.
+
+    Attributes:
+        lengths: of its rows.
+        num_supervised: its tokens that meet the output layer.
+    """
+
+    lengths: tuple[int, ...]
+    num_supervised: int
+
+
+def memory_of(
+    cfg: DictConfig, student: TransformerDecoder, teacher: TransformerDecoder | None, batch: Batch, shards: int = 1
+) -> Memory:
+    """
+    Args:
+        cfg: for the keys that decide on memory.
+        student, teacher: on the meta device, with their final ``requires_grad``; an output head not yet taken.
+        batch: the largest one.
+        shards: processes that share the weights.
+    """
+    trained = sum(models.num_bytes(p) for p in student.parameters() if p.requires_grad)
+    checkpointed = bool(cfg.get("enable_activation_checkpointing"))
+    offloaded = bool(cfg.get("fsdp_cpu_offload")) and shards > 1
+    held = 0.0 if offloaded else 1 / shards
+    return Memory(
+        teacher=0.0 if teacher is None else _teacher_bytes(cfg, teacher, held, shards),
+        student=_weights(student) * held + (_gathered(student) if shards > 1 else 0),
+        optimizer=trained * _optimizer_bytes(cfg.optimizer) * held,
+        gradients=trained * held,
+        activations=_activation_bytes(student, batch, checkpointed, bool(cfg.get("enable_activation_offloading"))),
+        teacher_activations=0.0 if teacher is None else _forward_bytes(teacher, batch),
+        head=_head_bytes(student, teacher, batch),
+    )
+
+
+def checkpoint_bytes(cfg: DictConfig, student: TransformerDecoder) -> float:
+    """Of a checkpoint to resume from: what trains, and the optimizer's state."""
+    return sum(models.num_bytes(p) for p in student.parameters() if p.requires_grad) * (
+        1 + _optimizer_bytes(cfg.optimizer)
+    )
+
+
+def flops_of(student: TransformerDecoder, teacher: TransformerDecoder | None, batches: Sequence[Batch]) -> float:
+    """Of some micro-batches, forward and backward."""
+    counts = [ModelFlops.of(student, trains=True)]
+    counts += [] if teacher is None else [ModelFlops.of(teacher, trains=False)]
+    return sum(count.of_step(batch.lengths, batch.num_supervised) for count in counts for batch in batches)
+
+
+def _weights(model: nn.Module) -> float:
+    return sum(models.num_bytes(p) for p in model.parameters())
+
+
+def _gathered(model: TransformerDecoder) -> float:
+    """What FSDP holds whole at one time: two layers, and for all of a step what is outside the layers."""
+    return 2 * _weights(model.layers[0]) + _outside_layers(model)
+
+
+def _outside_layers(model: TransformerDecoder) -> float:
+    return _weights(model) - _weights(model.layers)
+
+
+def _teacher_bytes(cfg: DictConfig, teacher: TransformerDecoder, held: float, shards: int) -> float:
+    if shards > 1:
+        return _weights(teacher) * held + _gathered(teacher)
+    if cfg.get("teacher_offload"):
+        return _gathered(teacher)
+    quantizer = str((cfg.get("teacher_quantizer") or {}).get("_component_", ""))
+    for name, each in _QUANTISED_BYTES.items():
+        if name in quantizer:
+            matrices = [p for p in teacher.layers.parameters() if p.ndim == 2]
+            return _weights(teacher) + sum(p.numel() * each - models.num_bytes(p) for p in matrices)
+    return _weights(teacher)
+
+
+def _optimizer_bytes(component: DictConfig) -> float:
+    """State for each byte of what trains, found by a step on a small matrix."""
+    parameter = nn.Parameter(torch.zeros(256, 256))
+    optimizer = build_optimizer(component, [parameter])
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return sum(_real_bytes(tensor) for tensor in tensors) / models.num_bytes(parameter)
+
+
+def _real_bytes(tensor: torch.Tensor) -> float:
+    if hasattr(tensor, "__tensor_flatten__"):  # a quantised state
+        return sum(_real_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return tensor.numel() * tensor.element_size()
+
+
+def _activation_bytes(model: TransformerDecoder, batch: Batch, checkpointed: bool, offloaded: bool) -> float:
+    """What the student keeps for its backward pass, and the workings of the layer that is being run."""
+    tokens = sum(batch.lengths)
+    hidden = tokens * model.layers[0].sa_norm.scale.shape[0] * next(model.parameters()).element_size()
+    saved, working = _saved_by_a_layer(model, batch)
+    if checkpointed:
+        return (0 if offloaded else hidden * len(model.layers)) + saved + working
+    return saved * len(model.layers) + working + 3 * hidden
+
+
+def _saved_by_a_layer(model: TransformerDecoder, batch: Batch) -> tuple[float, float]:
+    """Bytes that the layer's backward needs, and bytes that its forward has beyond them at its peak."""
+    with _one_layer(model, batch) as (layer, hidden, attention):
+        storages: dict[int, int] = {}
+        own = {p.untyped_storage()._cdata for p in layer.parameters()} | {hidden.untyped_storage()._cdata}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                storages[storage._cdata] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = layer(hidden.requires_grad_(), **attention)
+        saved = sum(storages.values())
+    del output
+    return saved, max(0.0, _forward_bytes(model, batch) - saved)
+
+
+def _forward_bytes(model: TransformerDecoder, batch: Batch) -> float:
+    """The most that one layer's forward has at one time, its input included, when nothing is kept."""
+    with _one_layer(model, batch) as (layer, hidden, attention), torch.no_grad():
+        tracker = MemTracker()
+        with tracker:
+            hidden = hidden + 0  # made inside, so that it counts
+            layer(hidden, **attention)
+        snapshot = tracker.get_tracker_snapshot("peak")
+    return float(max((parts["Total"] for parts in snapshot.values()), default=0))
+
+
+class _one_layer:
+    """A model's first layer without storage, and an input for it, inside FakeTensorMode."""
+
+    def __init__(self, model: TransformerDecoder, batch: Batch) -> None:
+        self._model, self._batch = model, batch
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def __enter__(self) -> tuple[nn.Module, torch.Tensor, dict]:
+        layer = copy.deepcopy(self._model.layers[0])
+        models.use_packed_rows(layer)
+        for module in layer.modules():
+            if hasattr(module, "rope_init"):
+                module.to_empty(device="cpu", recurse=False)
+                module.rope_init()
+        self._mode.__enter__()
+        for module in layer.modules():
+            for name, p in module.named_parameters(recurse=False):
+                fake = nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
+                module._parameters[name] = fake
+        rows = PackedRows(self._batch.lengths, torch.empty(0, dtype=torch.int32), max(self._batch.lengths))
+        tokens, width = sum(self._batch.lengths), self._model.layers[0].sa_norm.scale.shape[0]
+        hidden = torch.empty(1, tokens, width, dtype=next(self._model.parameters()).dtype)
+        return layer, hidden, {"mask": rows, "input_pos": torch.zeros(1, tokens, dtype=torch.int64)}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._mode.__exit__(kind, error, traceback)
+
+
+def _head_bytes(student: TransformerDecoder, teacher: TransformerDecoder | None, batch: Batch) -> float:
+    """The chunk's logits, the hidden states of the supervised positions and their gradients, that of the weight."""
+    heads = [output_head(model).weight for model in (student, teacher) if model is not None]
+    per_row = sum(weight.shape[0] * weight.element_size() for weight in heads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chunk = losses.chunk_rows(batch.num_supervised, per_row, device) * per_row
+    hidden = [batch.num_supervised * weight.shape[1] * weight.element_size() for weight in heads]
+    trained = 4 * heads[0].numel() if heads[0].requires_grad else 0
+    return chunk + sum(hidden) + 2 * hidden[0] + trained
