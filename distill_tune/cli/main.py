@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     for command in (run, ls, cp, cat, validate, plan, download, init_student, compare, demo):
         command.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
-    # run, validate and plan read their arguments themselves: argparse would take torchrun's options and --config for its own.
+    # These read their arguments themselves: argparse would take torchrun's options and --config for its own.
     reads_itself = arguments[:1] in (["run"], ["validate"], ["plan"]) and arguments[1:2] not in (["-h"], ["--help"])
     options = parser.parse_args(arguments[:1] if reads_itself else arguments)
     options.arguments = arguments[1:]

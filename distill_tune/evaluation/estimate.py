@@ -2,14 +2,17 @@
 
 import copy
 import dataclasses
+import weakref
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from distill_tune import losses, models
 from distill_tune.models.output_head import output_head
@@ -25,21 +28,30 @@ _QUANTISED_BYTES = {"Int8": 1.0 + 0.01, "Int4": 0.5 + 4 / 128, "Float8": 1.0 + 0
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on each device, by part; activations and the head's chunk are there together, gradients come after."""
+    """Bytes on each device, by part. Not all are there at one time: see :attr:`peak`.
+
+    Attributes:
+        activations: what the student's forward pass keeps for its backward pass.
+        recomputed: what checkpointing makes anew, of one layer at a time.
+        teacher_activations: the workings of one of its layers.
+        head: the chunk of logits, and the gradients for hidden states and output layer.
+    """
 
     teacher: float
     student: float
     optimizer: float
     gradients: float
     activations: float
+    recomputed: float
     teacher_activations: float
     head: float
 
     @property
     def peak(self) -> float:
-        """The larger of the end of the forward pass and the end of the backward pass."""
+        """The most of: the teacher's turn, the loss after the forward pass, the backward pass, and its end."""
         held = self.teacher + self.student + self.optimizer
-        return held + max(self.activations + self.head, self.teacher_activations, self.gradients)
+        backward = self.activations + max(self.head, self.recomputed)
+        return held + max(self.teacher_activations, backward, self.gradients)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,15 +78,18 @@ def memory_of(
         shards: processes that share the weights.
     """
     trained = sum(models.num_bytes(p) for p in student.parameters() if p.requires_grad)
-    checkpointed = bool(cfg.get("enable_activation_checkpointing"))
     offloaded = bool(cfg.get("fsdp_cpu_offload")) and shards > 1
     held = 0.0 if offloaded else 1 / shards
+    activations, recomputed = _activation_bytes(
+        student, batch, bool(cfg.get("enable_activation_checkpointing")), bool(cfg.get("enable_activation_offloading"))
+    )
     return Memory(
         teacher=0.0 if teacher is None else _teacher_bytes(cfg, teacher, held, shards),
         student=_weights(student) * held + (_gathered(student) if shards > 1 else 0),
         optimizer=trained * _optimizer_bytes(cfg.optimizer) * held,
         gradients=trained * held,
-        activations=_activation_bytes(student, batch, checkpointed, bool(cfg.get("enable_activation_offloading"))),
+        activations=activations,
+        recomputed=recomputed,
         teacher_activations=0.0 if teacher is None else _forward_bytes(teacher, batch),
         head=_head_bytes(student, teacher, batch),
     )
@@ -136,44 +151,59 @@ def _real_bytes(tensor: torch.Tensor) -> float:
     return tensor.numel() * tensor.element_size()
 
 
-def _activation_bytes(model: TransformerDecoder, batch: Batch, checkpointed: bool, offloaded: bool) -> float:
-    """What the student keeps for its backward pass, and the workings of the layer that is being run."""
-    tokens = sum(batch.lengths)
-    hidden = tokens * model.layers[0].sa_norm.scale.shape[0] * next(model.parameters()).element_size()
-    saved, working = _saved_by_a_layer(model, batch)
+def _activation_bytes(
+    model: TransformerDecoder, batch: Batch, checkpointed: bool, offloaded: bool
+) -> tuple[float, float]:
+    """What the student's forward pass keeps, and what is made anew of one layer in its backward pass."""
+    hidden = sum(batch.lengths) * _width(model) * next(model.parameters()).element_size()
+    kept, peak = _of_one_layer(model, batch, keeps=True)
+    outside = 3 * hidden  # embeddings, final norm and its input
     if checkpointed:
-        return (0 if offloaded else hidden * len(model.layers)) + saved + working
-    return saved * len(model.layers) + working + 3 * hidden
-
-
-def _saved_by_a_layer(model: TransformerDecoder, batch: Batch) -> tuple[float, float]:
-    """Bytes that the layer's backward needs, and bytes that its forward has beyond them at its peak."""
-    with _one_layer(model, batch) as (layer, hidden, attention):
-        storages: dict[int, int] = {}
-        own = {p.untyped_storage()._cdata for p in layer.parameters()} | {hidden.untyped_storage()._cdata}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                storages[storage._cdata] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = layer(hidden.requires_grad_(), **attention)
-        saved = sum(storages.values())
-    del output
-    return saved, max(0.0, _forward_bytes(model, batch) - saved)
+        return outside + (0 if offloaded else hidden * len(model.layers)), peak
+    return outside + kept * (len(model.layers) - 1) + peak, 0
 
 
 def _forward_bytes(model: TransformerDecoder, batch: Batch) -> float:
-    """The most that one layer's forward has at one time, its input included, when nothing is kept."""
-    with _one_layer(model, batch) as (layer, hidden, attention), torch.no_grad():
-        tracker = MemTracker()
-        with tracker:
-            hidden = hidden + 0  # made inside, so that it counts
-            layer(hidden, **attention)
-        snapshot = tracker.get_tracker_snapshot("peak")
-    return float(max((parts["Total"] for parts in snapshot.values()), default=0))
+    """The most that the forward pass has at one time when nothing is kept: a layer's workings and its input."""
+    _, peak = _of_one_layer(model, batch, keeps=False)
+    return peak + sum(batch.lengths) * _width(model) * next(model.parameters()).element_size()
+
+
+def _of_one_layer(model: TransformerDecoder, batch: Batch, keeps: bool) -> tuple[float, float]:
+    """Bytes that are there after a layer has run, for its backward pass, and at its peak; its input not counted."""
+    with _one_layer(model, batch) as (layer, hidden, attention), torch.set_grad_enabled(keeps):
+        layer(hidden, **attention)  # fills the rotary tables, which are shared
+        hidden.requires_grad_(keeps)
+        with _LiveBytes() as live:
+            output = layer(hidden, **attention)
+        del output
+        return live.after, live.peak
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that were made inside and are still there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self.after = 0
+        self._now: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: tuple = (), named: dict | None = None) -> Any:
+        made = function(*arguments, **(named or {}))
+        before = {x.untyped_storage()._cdata for x in tree_leaves((arguments, named)) if isinstance(x, torch.Tensor)}
+        for tensor in tree_leaves(made):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata not in before and storage._cdata not in self._now:
+                self._now[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self._now.pop, storage._cdata, None)
+        self.peak = max(self.peak, sum(self._now.values()))
+        return made
+
+    def __exit__(self, *error: Any) -> None:
+        self.after = sum(self._now.values())
+        super().__exit__(*error)
 
 
 class _one_layer:
@@ -196,7 +226,7 @@ class _one_layer:
                 fake = nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
                 module._parameters[name] = fake
         rows = PackedRows(self._batch.lengths, torch.empty(0, dtype=torch.int32), max(self._batch.lengths))
-        tokens, width = sum(self._batch.lengths), self._model.layers[0].sa_norm.scale.shape[0]
+        tokens, width = sum(self._batch.lengths), _width(self._model)
         hidden = torch.empty(1, tokens, width, dtype=next(self._model.parameters()).dtype)
         return layer, hidden, {"mask": rows, "input_pos": torch.zeros(1, tokens, dtype=torch.int64)}
 
@@ -204,6 +234,10 @@ class _one_layer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._mode.__exit__(kind, error, traceback)
+
+
+def _width(model: TransformerDecoder) -> int:
+    return output_head(model).weight.shape[1]
 
 
 def _head_bytes(student: TransformerDecoder, teacher: TransformerDecoder | None, batch: Batch) -> float:

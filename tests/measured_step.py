@@ -1,0 +1,64 @@
+"""A training step of models without files, and the memory that it took: ``measured_step.py SCENARIO``, in bytes.
+
+Prints the measured peak of this process above what it had before the models, and the estimate.
+"""
+
+import sys
+
+import torch
+from omegaconf import OmegaConf
+from tiny import VOCAB_SIZE  # noqa: F401  (puts torchtune's compatibility first)
+
+from distill_tune import losses, models, teachers, training
+from distill_tune.data.batch import joined
+from distill_tune.evaluation import estimate
+from distill_tune.evaluation.memory import PeakMemory
+
+from torchtune.models.llama3_2 import llama3_2, lora_llama3_2
+from torchtune.modules import TransformerSelfAttentionLayer
+from torchtune.training import set_activation_checkpointing
+
+LORA = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": True, "lora_rank": 16, "lora_alpha": 32}
+SHAPE = {"vocab_size": 32_000, "num_heads": 8, "num_kv_heads": 4, "embed_dim": 512, "max_seq_len": 2048}
+LENGTHS = (700, 900, 400, 1000)
+
+
+def main(scenario: str) -> None:
+    cfg = OmegaConf.create({"optimizer": {"_component_": "torch.optim.AdamW", "lr": 1e-4}})
+    cfg.enable_activation_checkpointing = "checkpointed" in scenario
+    build = (lambda **shape: lora_llama3_2(**LORA, **shape)) if "lora" in scenario else llama3_2
+
+    def student_and_teacher():
+        student = build(num_layers=8, intermediate_dim=1408, **SHAPE)
+        teacher = llama3_2(num_layers=4, intermediate_dim=2048, **SHAPE).requires_grad_(False)
+        models.freeze_all_but_adapters(student)
+        return student, teacher
+
+    with torch.device("meta"):
+        on_meta = student_and_teacher()
+    batch = estimate.Batch(LENGTHS, sum(LENGTHS) - len(LENGTHS))
+    estimated = estimate.memory_of(cfg, *on_meta, batch).peak
+
+    torch.manual_seed(0)
+    torch.randn(800, 800) @ torch.randn(800, 800)  # threads and their memory
+    with PeakMemory(torch.device("cpu")) as peak:
+        student, teacher_model = student_and_teacher()
+        head, teacher = models.take_output_head(student), teachers.LiveTeacher(teacher_model)
+        if cfg.enable_activation_checkpointing:
+            set_activation_checkpointing(student, auto_wrap_policy={TransformerSelfAttentionLayer})
+        optimizer = training.build_optimizer(cfg.optimizer, student.parameters())
+        rows = [(torch.randint(3, 32_000, (length,)),) * 2 for length in LENGTHS]
+        for _ in range(2):
+            micro_batch = joined(rows)
+            attention = micro_batch.attention()
+            signal = teacher(micro_batch, attention)
+            hidden = student(micro_batch.tokens, **attention)[micro_batch.supervised]
+            targets = micro_batch.targets[micro_batch.supervised]
+            losses.distillation_loss(hidden, head.projection_for_loss(), targets, signal, kd_ratio=0.5).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    print(peak.bytes, estimated)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
