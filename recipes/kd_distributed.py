@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> None:
         models.check_tokenizers(student_checkpoint.folder, teacher_checkpoint.folder)
         common_vocab_size = models.common_vocabulary(student, teacher_model, tokenizer)
 
-    def plan_of(dataset: DictConfig, batch_size: int, gradient_accumulation_steps: int, shuffle: bool) -> data.StepPlan:
+    def plan_of(dataset: DictConfig, batch_size: int | None, accumulation: int, shuffle: bool) -> data.StepPlan:
         with training.first_of_each_machine_first():
             rows, weights = data.prepare_rows(
                 dataset, tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop")
@@ -61,8 +61,8 @@ def main(cfg: DictConfig) -> None:
             rows,
             weights=weights,
             batch_size=batch_size,
-            max_tokens_per_batch=cfg.get("max_tokens_per_batch"),
-            gradient_accumulation_steps=gradient_accumulation_steps,
+            max_tokens_per_batch=cfg.get("max_tokens_per_batch") if batch_size is None else None,
+            gradient_accumulation_steps=accumulation,
             seed=seed,
             shuffle=shuffle,
             rank=training.rank(),
@@ -78,7 +78,7 @@ def main(cfg: DictConfig) -> None:
     plan = plan_of(cfg.dataset, cfg.batch_size, cfg.get("gradient_accumulation_steps", 1), cfg.get("shuffle", True))
     plan_val = None
     if cfg.get("dataset_val") is not None:
-        plan_val = plan_of(cfg.get("dataset_val"), cfg.get("batch_size_val", cfg.batch_size), 1, False)
+        plan_val = plan_of(cfg.get("dataset_val"), cfg.get("batch_size_val") or cfg.batch_size, 1, False)
     steps_per_epoch = min(plan.steps_per_epoch, cfg.get("max_steps_per_epoch") or plan.steps_per_epoch)
     total_steps = cfg.epochs * steps_per_epoch
     if state:

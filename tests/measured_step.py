@@ -24,7 +24,7 @@ LENGTHS = (700, 900, 400, 1000)
 
 
 def main(scenario: str) -> None:
-    cfg = OmegaConf.create({"optimizer": {"_component_": "torch.optim.AdamW", "lr": 1e-4}})
+    cfg = OmegaConf.create({"device": "cpu", "optimizer": {"_component_": "torch.optim.AdamW", "lr": 1e-4}})
     cfg.enable_activation_checkpointing = "checkpointed" in scenario
     build = (lambda **shape: lora_llama3_2(**LORA, **shape)) if "lora" in scenario else llama3_2
 

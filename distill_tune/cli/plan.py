@@ -32,9 +32,9 @@ _CHANGES = (
     ["teacher_dtype=bf16"],
     ["enable_activation_checkpointing=True"],
     ["half the batch"],
-    ["teacher_quantizer={_component_: torchao.quantization.Int8WeightOnlyConfig}"],
+    ["teacher_quantizer._component_=torchao.quantization.Int8WeightOnlyConfig"],
     ["optimizer._component_=torchao.optim.AdamW8bit"],
-    ["teacher_quantizer={_component_: torchao.quantization.Int4WeightOnlyConfig}"],
+    ["teacher_quantizer._component_=torchao.quantization.Int4WeightOnlyConfig"],
     ["teacher_offload=True"],
 )
 _OF_SEVERAL = (
@@ -121,7 +121,7 @@ def _step_plan(cfg: DictConfig, num_processes: int) -> Any:
         rows,
         weights=weights,
         batch_size=cfg.batch_size,
-        max_tokens_per_batch=cfg.get("max_tokens_per_batch"),
+        max_tokens_per_batch=cfg.get("max_tokens_per_batch") if cfg.batch_size is None else None,
         gradient_accumulation_steps=cfg.get("gradient_accumulation_steps", 1),
         seed=cfg.get("seed") or 0,
         shuffle=cfg.get("shuffle", True),
@@ -236,12 +236,12 @@ def _with(
     if "half the batch" in change:
         batches = [dataclasses.replace(b, lengths=_first_half(b.lengths), num_supervised=b.num_supervised // 2)
                    for b in batches]  # fmt: skip
-    return written, dataclasses.replace(changed, batches=batches)
+    return added, dataclasses.replace(changed, batches=batches)
 
 
 def _half(cfg: DictConfig) -> list[str]:
     accumulation = f"gradient_accumulation_steps={2 * cfg.get('gradient_accumulation_steps', 1)}"
-    if cfg.get("max_tokens_per_batch"):
+    if cfg.batch_size is None:
         return [f"max_tokens_per_batch={cfg.max_tokens_per_batch // 2}", accumulation]
     return [f"batch_size={cfg.batch_size // 2}", accumulation] if cfg.batch_size > 1 else []
 

@@ -109,8 +109,8 @@ def _optional(check: Check) -> Check:
 
 
 CHECKS: dict[str, Check] = {
-    "batch_size": _integer(1),
-    "batch_size_val": _integer(1),
+    "batch_size": _integer(1, optional=True),
+    "batch_size_val": _integer(1, optional=True),
     "checkpointer": _optional(_component),
     "clip_grad_norm": _number(0, positive=True, optional=True),
     "compile": _flag,
@@ -172,6 +172,11 @@ def check_values(config: DictConfig) -> list[str]:
             faults.append("enable_activation_offloading=True: needs enable_activation_checkpointing=True")
         if config.get("device") in ("cpu", "mps"):
             faults.append(f"enable_activation_offloading=True: needs device=cuda, device is {config['device']}")
+    if config.get("max_tokens_per_batch") is not None and config.get("batch_size") is not None:
+        tokens = config["max_tokens_per_batch"]
+        faults.append(f"max_tokens_per_batch={tokens}: takes the place of batch_size; set batch_size=null as well")
+    if config.get("max_tokens_per_batch") is None and config.get("batch_size", 1) is None:
+        faults.append("batch_size=null: needs max_tokens_per_batch")
     needed = ["model"]
     if isinstance(ratio := config.get("kd_ratio", 0.5), int | float) and ratio > 0:
         needed.append("teacher_model")

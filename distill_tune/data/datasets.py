@@ -10,6 +10,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy
+
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data import docstring_rows
 from distill_tune.data.sources import Row, RowError, load_dataset
@@ -41,7 +43,7 @@ class TokenisedDataset:
     """
 
     rows: Any
-    tokenise: Callable[[Row], dict[str, Sequence[int]]]
+    tokenise: Callable[[Row], dict[str, numpy.ndarray]]
     max_seq_len: int | None = None
     packed: bool = False
 
@@ -52,7 +54,7 @@ class TokenisedDataset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Sequence[int]]:
+    def __getitem__(self, index: int) -> dict[str, numpy.ndarray]:
         return self.tokenise(self.rows[index])
 
 
@@ -85,7 +87,7 @@ def instruct(
     """
     columns = column_map or {}
 
-    def tokenise(row: Row) -> dict[str, Sequence[int]]:
+    def tokenise(row: Row) -> dict[str, numpy.ndarray]:
         prompt = _text_field(row, columns.get("prompt"), ("instruction", "prompt", "question"), "prompt")
         more = _optional_text(row, columns.get("input", "input"))
         answer = _text_field(row, columns.get("response"), ("output", "response", "completion", "answer"), "response")
@@ -124,7 +126,7 @@ def chat(
     """
     column = (column_map or {}).get("messages")
 
-    def tokenise(row: Row) -> dict[str, Sequence[int]]:
+    def tokenise(row: Row) -> dict[str, numpy.ndarray]:
         name = column or next((name for name in ("messages", "conversations") if name in row), "messages")
         turns = _parsed(_field(row, name))
         if not isinstance(turns, list) or not turns:
@@ -160,7 +162,7 @@ def text(
     """
     column = (column_map or {}).get("text", "text")
 
-    def tokenise(row: Row) -> dict[str, Sequence[int]]:
+    def tokenise(row: Row) -> dict[str, numpy.ndarray]:
         content = _text_field(row, column, (), "text")
         if not content.strip():
             raise RowError("the text is empty")
@@ -190,7 +192,7 @@ def docstrings(
     """
     rows = _Docstrings(docstring_rows.collect(num_rows, held_out=held_out, min_characters=min_characters))
 
-    def tokenise(row: Row) -> dict[str, Sequence[int]]:
+    def tokenise(row: Row) -> dict[str, numpy.ndarray]:
         messages = [Message("user", row["instruction"], masked=True), Message("assistant", row["output"])]
         return _tokenise_messages(tokenizer, messages)
 
@@ -203,10 +205,10 @@ class _Docstrings(list):
         return hashlib.sha256(json.dumps(self).encode()).hexdigest()
 
 
-def _tokenise_messages(tokenizer: Any, messages: list[Message]) -> dict[str, Sequence[int]]:
+def _tokenise_messages(tokenizer: Any, messages: list[Message]) -> dict[str, numpy.ndarray]:
     tokens, mask = tokenizer.tokenize_messages(messages)
-    labels = [IGNORE_INDEX if masked else token for token, masked in zip(tokens, mask, strict=True)]
-    return {"tokens": tokens, "labels": labels}
+    array = numpy.asarray(tokens, numpy.int32)
+    return {"tokens": array, "labels": numpy.where(mask, IGNORE_INDEX, array)}
 
 
 def _message(turn: Any, index: int, train_on_input: bool) -> Message:

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -132,87 +133,104 @@ def _name(entry: DictConfig) -> str:
 
 
 def _tokenise(dataset: Any, tokenizer: Any, on_bad_row: str, max_seq_len: int | None) -> TokenisedRows:
-    tokens: list[torch.Tensor] = []
-    labels: list[torch.Tensor] = []
-    faults: list[str] = []
-    num_cut = 0
     # The bound is applied here: torchtune's tokenizers would put an eos where a cut answer goes on.
     bound, tokenizer.max_seq_len = getattr(tokenizer, "max_seq_len", None), None
     try:
-        for index, result in enumerate(_tokenised(dataset)):
-            if isinstance(result, str):
-                faults.append(f"{origin_of(dataset, index)}: {result}")
-                continue
-            row_tokens, row_labels = result[0][:max_seq_len], result[1][:max_seq_len]
-            if not bool((row_labels[1:] != IGNORE_INDEX).any()):
-                if bool((result[1][1:] != IGNORE_INDEX).any()):
-                    num_cut += 1
-                else:
-                    faults.append(f"{origin_of(dataset, index)}: no answer to learn from")
-                continue
-            tokens.append(row_tokens)
-            labels.append(row_labels)
+        chunks = list(_tokenised(dataset, max_seq_len))
     finally:
         tokenizer.max_seq_len = bound
+    faults = [fault for chunk in chunks for fault in chunk.faults]
     if faults and on_bad_row == "stop":
         more = f"\n  and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
-        shown = "\n  ".join(faults[:_SHOWN_FAULTS])
+        shown = "\n  ".join(f"{origin_of(dataset, row)}: {fault}" for row, fault in faults[:_SHOWN_FAULTS])
         raise UserError(
             f"dataset: {len(faults)} bad rows; mend them, or leave them out with on_bad_row=skip\n  {shown}{more}"
         )
-    lengths = torch.tensor([0, *map(len, tokens)])
-    empty = torch.zeros(0, dtype=torch.int32)
+
+    def joined(field: str) -> torch.Tensor:
+        return torch.from_numpy(numpy.concatenate([numpy.zeros(0, numpy.int32), *(getattr(c, field) for c in chunks)]))
+
     return TokenisedRows(
-        torch.cat([empty, *tokens]),
-        torch.cat([empty, *labels]),
-        lengths.cumsum(0),
+        joined("tokens"),
+        joined("labels"),
+        torch.cat([torch.zeros(1, dtype=torch.int64), joined("lengths").long().cumsum(0)]),
         packed=False,
         max_seq_len=max_seq_len,
         num_bad=len(faults),
-        num_cut=num_cut,
+        num_cut=sum(chunk.num_cut for chunk in chunks),
     )
 
 
-def _tokenised(dataset: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor] | str]:
-    """Each row's tokens and labels, or why it has none, in order, with a progress bar."""
+def _tokenised(dataset: Any, max_seq_len: int | None) -> Iterator["_Chunk"]:
+    """The rows' tokens, some hundred rows at a time, in order, with a progress bar."""
     from rich.progress import Progress
 
     count = len(dataset)
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress, _workers(dataset, count) as run:
+    show = not sys.stderr.isatty()
+    with Progress(transient=True, disable=show) as progress, _workers(dataset, count, max_seq_len) as run:
         task = progress.add_task("tokenising", total=count)
-        for results in run(chunks):
-            yield from results
-            progress.advance(task, len(results))
+        for indices, chunk in zip(chunks, run(chunks), strict=True):
+            yield chunk
+            progress.advance(task, len(indices))
 
 
 @contextlib.contextmanager
-def _workers(dataset: Any, count: int) -> Iterator[Any]:
+def _workers(dataset: Any, count: int, max_seq_len: int | None) -> Iterator[Any]:
     """A map over chunks of rows: in forked processes, which need no pickling of the dataset, or in this one."""
     global _dataset
     _dataset = dataset
+    tokenise = functools.partial(_tokenise_chunk, max_seq_len)
     processes = min(os.cpu_count() or 1, count // (4 * _CHUNK))
     if processes < 2 or sys.platform != "linux":
-        yield lambda chunks: map(_tokenise_chunk, chunks)
+        yield lambda chunks: map(tokenise, chunks)
         return
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn about the fork
+    gc.freeze()  # else the workers' collections touch, and so copy, every row
     context = multiprocessing.get_context("fork")
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
-        yield lambda chunks: pool.map(_tokenise_chunk, chunks)
+        yield lambda chunks: pool.map(tokenise, chunks)
+    gc.unfreeze()
 
 
 _dataset: Any = None
 
 
-def _tokenise_chunk(indices: range) -> list[tuple[torch.Tensor, torch.Tensor] | str]:
-    return [_tokenise_row(index) for index in indices]
+@dataclasses.dataclass
+class _Chunk:
+    """Some rows as flat arrays, which travel between processes as plain bytes."""
+
+    tokens: numpy.ndarray
+    labels: numpy.ndarray
+    lengths: numpy.ndarray
+    faults: list[tuple[int, str]]
+    num_cut: int
 
 
-def _tokenise_row(index: int) -> tuple[torch.Tensor, torch.Tensor] | str:
+def _tokenise_chunk(max_seq_len: int | None, indices: range) -> _Chunk:
+    tokens, labels, faults, num_cut = [], [], [], 0
+    for index in indices:
+        result = _tokenise_row(index)
+        if isinstance(result, str):
+            faults.append((index, result))
+            continue
+        row_tokens, row_labels = result[0][:max_seq_len], result[1][:max_seq_len]
+        if (row_labels[1:] != IGNORE_INDEX).any():
+            tokens.append(row_tokens)
+            labels.append(row_labels)
+        elif (result[1][1:] != IGNORE_INDEX).any():
+            num_cut += 1
+        else:
+            faults.append((index, "no answer to learn from"))
+    empty = numpy.zeros(0, numpy.int32)
+    lengths = numpy.array([len(row) for row in tokens], numpy.int32)
+    return _Chunk(numpy.concatenate([empty, *tokens]), numpy.concatenate([empty, *labels]), lengths, faults, num_cut)
+
+
+def _tokenise_row(index: int) -> tuple[numpy.ndarray, numpy.ndarray] | str:
     try:
         row = _dataset[index]
-        tokens = torch.as_tensor(row["tokens"], dtype=torch.int32)
-        return tokens, torch.as_tensor(row["labels"], dtype=torch.int32)
+        return numpy.asarray(row["tokens"], numpy.int32), numpy.asarray(row["labels"], numpy.int32)
     except RowError as error:
         return str(error)
     except KeyError as error:

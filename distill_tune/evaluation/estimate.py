@@ -22,6 +22,8 @@ from distill_tune.training.optimizer import build_optimizer
 
 from torchtune.modules import TransformerDecoder
 
+# Of both moments of a parameter, where torchao's and bitsandbytes' optimizers quantise them in blocks.
+_STATE_BYTES = {"8bit": 2.04, "Fp8": 2.04, "4bit": 1.07}
 # Of torchao's weight-only kinds: the number, and a scale (and zero point) a row or a group of 128, in bf16.
 _QUANTISED_BYTES = {"Int8": 1.0 + 0.01, "Int4": 0.5 + 4 / 128, "Float8": 1.0 + 0.01}
 
@@ -77,7 +79,7 @@ def memory_of(
         batch: the largest one.
         shards: processes that share the weights.
     """
-    trained = sum(models.num_bytes(p) for p in student.parameters() if p.requires_grad)
+    trained = [p for p in student.parameters() if p.requires_grad]
     offloaded = bool(cfg.get("fsdp_cpu_offload")) and shards > 1
     held = 0.0 if offloaded else 1 / shards
     activations, recomputed = _activation_bytes(
@@ -86,20 +88,19 @@ def memory_of(
     return Memory(
         teacher=0.0 if teacher is None else _teacher_bytes(cfg, teacher, held, shards),
         student=_weights(student) * held + (_gathered(student) if shards > 1 else 0),
-        optimizer=trained * _optimizer_bytes(cfg.optimizer) * held,
-        gradients=trained * held,
+        optimizer=_optimizer_bytes(cfg.optimizer, trained) * held,
+        gradients=sum(map(models.num_bytes, trained)) * held,
         activations=activations,
         recomputed=recomputed,
         teacher_activations=0.0 if teacher is None else _forward_bytes(teacher, batch),
-        head=_head_bytes(student, teacher, batch),
+        head=_head_bytes(student, teacher, batch, torch.device("cpu" if cfg.get("device") == "cpu" else "cuda")),
     )
 
 
 def checkpoint_bytes(cfg: DictConfig, student: TransformerDecoder) -> float:
     """Of a checkpoint to resume from: what trains, and the optimizer's state."""
-    return sum(models.num_bytes(p) for p in student.parameters() if p.requires_grad) * (
-        1 + _optimizer_bytes(cfg.optimizer)
-    )
+    trained = [p for p in student.parameters() if p.requires_grad]
+    return sum(map(models.num_bytes, trained)) + _optimizer_bytes(cfg.optimizer, trained)
 
 
 def flops_of(student: TransformerDecoder, teacher: TransformerDecoder | None, batches: Sequence[Batch]) -> float:
@@ -135,20 +136,18 @@ def _teacher_bytes(cfg: DictConfig, teacher: TransformerDecoder, held: float, sh
     return _weights(teacher)
 
 
-def _optimizer_bytes(component: DictConfig) -> float:
-    """State for each byte of what trains, found by a step on a small matrix."""
-    parameter = nn.Parameter(torch.zeros(256, 256))
+def _optimizer_bytes(component: DictConfig, trained: Sequence[nn.Parameter]) -> float:
+    """Of the state for some parameters: what the optimizer's name says, or what a step on a small matrix makes."""
+    count = sum(p.numel() for p in trained)
+    for kind, each in _STATE_BYTES.items():
+        if kind in component["_component_"]:
+            return count * each
+    parameter = nn.Parameter(torch.zeros(256, 256, dtype=trained[0].dtype if trained else None))
     optimizer = build_optimizer(component, [parameter])
     parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-    return sum(_real_bytes(tensor) for tensor in tensors) / models.num_bytes(parameter)
-
-
-def _real_bytes(tensor: torch.Tensor) -> float:
-    if hasattr(tensor, "__tensor_flatten__"):  # a quantised state
-        return sum(_real_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
-    return tensor.numel() * tensor.element_size()
+    return count * sum(t.numel() * t.element_size() for t in tensors) / parameter.numel()
 
 
 def _activation_bytes(
@@ -240,11 +239,12 @@ def _width(model: TransformerDecoder) -> int:
     return output_head(model).weight.shape[1]
 
 
-def _head_bytes(student: TransformerDecoder, teacher: TransformerDecoder | None, batch: Batch) -> float:
+def _head_bytes(
+    student: TransformerDecoder, teacher: TransformerDecoder | None, batch: Batch, device: torch.device
+) -> float:
     """The chunk's logits, the hidden states of the supervised positions and their gradients, that of the weight."""
     heads = [output_head(model).weight for model in (student, teacher) if model is not None]
     per_row = sum(weight.shape[0] * weight.element_size() for weight in heads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chunk = losses.chunk_rows(batch.num_supervised, per_row, device) * per_row
     hidden = [batch.num_supervised * weight.shape[1] * weight.element_size() for weight in heads]
     trained = 4 * heads[0].numel() if heads[0].requires_grad else 0

@@ -127,6 +127,37 @@ def test_distilling_for_some_hundred_steps_halves_the_divergence(write_config, c
     assert lines[-1]["ce_loss"] == 0  # kd_ratio=1 forms none
 
 
+def test_a_streamed_teacher_teaches_the_same_to_the_bit(write_config, cli, tmp_path):
+    write_config()
+    run_ok(cli)
+    run_ok(cli, "teacher_offload=True", f"output_dir={tmp_path / 'streamed'}")
+    assert losses_of(tmp_path / "streamed") == losses_of(tmp_path / "out")
+
+
+def test_a_quantised_teacher_and_one_in_bf16_teach_nearly_the_same(write_config, cli, tmp_path):
+    write_config()
+    run_ok(cli)
+    whole = losses_of(tmp_path / "out")
+    quantizer = "teacher_quantizer._component_=torchao.quantization.Int8WeightOnlyConfig"
+    for name, override in (("int8", f"+{quantizer}"), ("bf16", "+teacher_dtype=bf16")):
+        run_ok(cli, override, f"output_dir={tmp_path / name}")
+        found = losses_of(tmp_path / name)
+        assert found != whole
+        assert found == pytest.approx(whole, rel=0.02)
+
+
+def test_batches_may_be_filled_by_tokens(write_config, cli, tmp_path):
+    write_config()
+    run_ok(cli, "batch_size=null", "+max_tokens_per_batch=100", "max_steps_per_epoch=null")
+    lines = metrics_of(tmp_path / "out")
+    assert all(60 < line["tokens"] <= 100 for line in lines[:-1])
+    assert sum(line["supervised_tokens"] for line in lines) > 0
+
+
+def losses_of(folder):
+    return [line["loss"] for line in metrics_of(folder)]
+
+
 def test_kd_ratio_0_loads_no_teacher(write_config, cli, tmp_path):
     write_config(teacher_model=None, teacher_checkpointer=None)
     run_ok(cli, "kd_ratio=0")
