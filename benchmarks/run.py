@@ -23,8 +23,8 @@ from pathlib import Path
 from cases import CASES, SCALING, WARM_UP, Case
 
 HERE = Path(__file__).parent
-HEAD_ROWS = 1_024
-HEAD_SIZES = ["128256", "512", "1024"]  # vocabulary, student's width, teacher's width
+# Tokens; vocabulary, student's width, teacher's width
+HEADS = {"cpu": (1_024, ["128256", "512", "1024"]), "cuda": (8_192, ["128256", "2048", "4096"])}
 
 
 def main() -> None:
@@ -33,10 +33,11 @@ def main() -> None:
     parser.add_argument("--case", default="head,memory,tiny,wide,alpaca,alpaca_tiny,long")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", type=Path, help="virtual environment of TRL and Liger")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the head alone; see also gpu.py")
     parser.add_argument("--alpaca", default="", help="a file of alpaca rows")
     options = parser.parse_args()
     peers = [peer for peer in options.against.split(",") if peer]
-    if options.peers is None and {"trl", "liger"} & set(peers):
+    if options.device == "cpu" and options.peers is None and {"trl", "liger"} & set(peers):
         parser.error("trl and liger need --peers")
     print(machine(options.peers), flush=True)
     names = [name for case in options.case.split(",") for name in (SCALING if case == "scaling" else [case])]
@@ -66,7 +67,8 @@ def machine(peers: Path | None) -> str:
 
 
 def python_of(tool: str, options: argparse.Namespace) -> str:
-    return str(options.peers / "bin" / "python") if tool in ("trl", "liger") else sys.executable
+    own = options.device == "cpu" and tool in ("trl", "liger")  # on a GPU machine all stand in one environment
+    return str(options.peers / "bin" / "python") if own else sys.executable
 
 
 def call(tool: str, options: argparse.Namespace, script: str, *arguments: str) -> str:
@@ -85,19 +87,21 @@ def call(tool: str, options: argparse.Namespace, script: str, *arguments: str) -
 def head_alone(options: argparse.Namespace, peers: list[str]) -> None:
     tools = ["ours", "limit", *peers]
     found: dict[str, list[dict]] = {tool: [] for tool in tools}
+    rows, sizes = HEADS[options.device]
     for _ in range(options.rounds):
         for tool in tools:
-            output = call(tool, options, "head_of.py", tool, str(HEAD_ROWS), *HEAD_SIZES, "3", "cpu")
+            output = call(tool, options, "head_of.py", tool, str(rows), *sizes, "3", options.device)
             found[tool].append(json.loads(output.splitlines()[-1]))
-    v, d, d_t = HEAD_SIZES
-    print(f"\n### head: {HEAD_ROWS:,} tokens, vocabulary {v}, student {d}, teacher {d_t}, fp32\n")
+    v, d, d_t = sizes
+    dtype = "fp32" if options.device == "cpu" else "bf16"
+    print(f"\n### head: {rows:,} tokens, vocabulary {v}, student {d}, teacher {d_t}, {dtype}\n")
     print("| head | seconds | ratio to ours | added memory | CE | KL |\n| --- | ---: | ---: | ---: | ---: | ---: |")
     seconds = {tool: [statistics.median(run["seconds"]) for run in found[tool]] for tool in tools}
     for tool in tools:
         ratio = statistics.median(a / b for a, b in zip(seconds[tool], seconds["ours"], strict=True))
         added = statistics.median(run["added_bytes"] for run in found[tool])
         losses = ["" if x is None else f"{x:.4f}" for x in found[tool][0]["losses"] or (None, None)]
-        print(f"| {tool} | {statistics.median(seconds[tool]):.2f} | {ratio:.2f} | {added / 1e6:,.0f} MB | "
+        print(f"| {tool} | {statistics.median(seconds[tool]):.3f} | {ratio:.2f} | {added / 1e6:,.0f} MB | "
               f"{losses[0]} | {losses[1]} |")  # fmt: skip
     share = statistics.median(a / b for a, b in zip(seconds["limit"], seconds["ours"], strict=True))
     print(f"\nOurs runs at {share:.0%} of the bare products.", flush=True)
@@ -107,7 +111,7 @@ def head_memory(options: argparse.Namespace) -> None:
     print("\n### head: memory that ours adds, the budget being 268 MB, hidden states' gradient included\n")
     print("| tokens | added | of it for the gradient |\n| ---: | ---: | ---: |")
     for rows in (1_024, 8_192, 65_536):
-        output = call("ours", options, "head_of.py", "ours", str(rows), HEAD_SIZES[0], "64", "64", "1", "cpu")
+        output = call("ours", options, "head_of.py", "ours", str(rows), "128256", "64", "64", "1", options.device)
         added = json.loads(output.splitlines()[-1])["added_bytes"]
         # hidden.grad, and the same before it is scaled
         print(f"| {rows:,} | {added / 1e6:,.0f} MB | {2 * rows * 64 * 4 / 1e6:,.0f} MB |", flush=True)

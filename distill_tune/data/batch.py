@@ -40,7 +40,7 @@ class Batch:
 
     def attention(self) -> dict[str, Any]:
         """Arguments for the model's forward: each token's position in its row, and the rows' bounds as a mask."""
-        rows = PackedRows.of(self.lengths, self.tokens.device)
+        rows = PackedRows(self.lengths, self.tokens.device)
         return {"input_pos": rows.positions, "mask": rows}
 
 

@@ -224,7 +224,7 @@ class _one_layer:
             for name, p in module.named_parameters(recurse=False):
                 fake = nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
                 module._parameters[name] = fake
-        rows = PackedRows(self._batch.lengths, torch.empty(0, dtype=torch.int32), max(self._batch.lengths))
+        rows = PackedRows(self._batch.lengths, torch.device("cpu"))
         tokens, width = sum(self._batch.lengths), _width(self._model)
         hidden = torch.empty(1, tokens, width, dtype=next(self._model.parameters()).dtype)
         return layer, hidden, {"mask": rows, "input_pos": torch.zeros(1, tokens, dtype=torch.int64)}
@@ -244,7 +244,8 @@ def _head_bytes(
 ) -> float:
     """The chunk's logits, the hidden states of the supervised positions and their gradients, that of the weight."""
     heads = [output_head(model).weight for model in (student, teacher) if model is not None]
-    per_row = sum(weight.shape[0] * weight.element_size() for weight in heads)
+    vocabularies = [weight.shape[0] for weight in heads] + [0]
+    per_row = losses.chunk_bytes_per_row(vocabularies[0], vocabularies[1], heads[0].dtype)
     chunk = losses.chunk_rows(batch.num_supervised, per_row, device) * per_row
     hidden = [batch.num_supervised * weight.shape[1] * weight.element_size() for weight in heads]
     trained = 4 * heads[0].numel() if heads[0].requires_grad else 0

@@ -2,7 +2,7 @@
 
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.divergences import Divergence, ForwardKL
-from distill_tune.losses.head import LossSums, chunk_rows, distillation_loss
+from distill_tune.losses.head import LossSums, chunk_bytes_per_row, chunk_rows, distillation_loss
 from distill_tune.losses.projection import AutogradProjection, LinearProjection, Projection
 from distill_tune.losses.signals import DenseLogits, HiddenStates, TeacherSignal
 
@@ -17,6 +17,7 @@ __all__ = [
     "LossSums",
     "Projection",
     "TeacherSignal",
+    "chunk_bytes_per_row",
     "chunk_rows",
     "distillation_loss",
 ]

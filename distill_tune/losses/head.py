@@ -11,7 +11,7 @@ from distill_tune.losses.rows import Mixture, losses_and_gradient
 from distill_tune.losses.signals import TeacherSignal
 
 # What the logits of one chunk may take, student and teacher together: enough for products that run at full speed.
-CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20, "mps": 256 * 2**20}
+CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20, "mps": 256 * 2**20}
 _EVEN_ROWS = 64  # products of a multiple of so many rows run best
 
 
@@ -47,7 +47,7 @@ def distillation_loss(
     1. The rows are cut into chunks whose logits fit CHUNK_BYTES.
     2. A chunk's hidden states go through the student's projection, and the teacher's rows through its own: once.
     3. Cross-entropy and divergence give their values and, in closed form, the gradient for the student's logits, which
-       is written over them.
+       is written over them. All that is float32; the gradient takes the dtype of the hidden states.
     4. One more product takes it back to the hidden states, and one each to the projection's trainable parameters.
     5. The next chunk uses the same memory; the sums and the gradients, scaled by what arrives from above, are all that
        backward needs.
@@ -94,11 +94,10 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, projection, mixture, targets, signal, differentiate, hidden, *trainable):
-        v = projection.vocab_size
-        v_t, dtype_t = (signal.vocab_size, signal.dtype) if signal is not None else (0, hidden.dtype)
-        rows = chunk_rows(len(hidden), v * hidden.element_size() + v_t * dtype_t.itemsize, hidden.device)
-        memory = hidden.new_empty(rows, v)
-        teacher_memory = hidden.new_empty(rows, v_t, dtype=dtype_t)
+        v_t = signal.vocab_size if signal is not None else 0
+        rows = chunk_rows(len(hidden), chunk_bytes_per_row(projection.vocab_size, v_t, hidden.dtype), hidden.device)
+        memory = projection.memory(rows)
+        teacher_memory = signal.memory(rows) if signal is not None else None
         hidden_gradient = torch.empty_like(hidden)
         totals = [torch.zeros_like(p, dtype=torch.float32) for p in trainable] if differentiate else []
         ce_sum = kd_sum = hidden.new_zeros((), dtype=torch.float32)
@@ -106,10 +105,13 @@ class _ChunkedLoss(torch.autograd.Function):
             chunk = hidden[start : start + rows].detach().requires_grad_(differentiate)  # [c, d]
             c = len(chunk)
             with torch.set_grad_enabled(differentiate):
-                logits = projection.logits(chunk, out=memory[:c])  # [c, v]
-            teacher_logits = signal.logits(start, start + c, teacher_memory[:c]) if signal is not None else None
-            gradient = logits.detach()
-            ce, kd = losses_and_gradient(mixture, gradient, targets[start : start + c], teacher_logits)
+                logits = projection.logits(chunk, _first(memory, c))  # [c, v]
+            teacher_logits = None
+            if signal is not None:
+                teacher_logits = signal.logits(start, start + c, _first(teacher_memory, c))
+            ce, kd, gradient = losses_and_gradient(
+                mixture, logits.detach(), targets[start : start + c], teacher_logits, hidden.dtype
+            )
             ce_sum, kd_sum = ce_sum + ce, kd_sum + kd
             if differentiate:
                 hidden_gradient[start : start + c] = projection.backward(chunk, logits, gradient, totals)
@@ -121,6 +123,16 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, loss_gradient, *_):
         return None, None, None, None, None, *(g * loss_gradient.to(g.dtype) for g in ctx.saved_tensors)
+
+
+def _first(memory: torch.Tensor | None, rows: int) -> torch.Tensor | None:
+    return None if memory is None else memory[:rows]
+
+
+def chunk_bytes_per_row(vocab_size: int, teacher_vocab_size: int, dtype: torch.dtype) -> int:
+    """Logits of both in float32, and the gradient where it cannot take their place."""
+    gradient = 0 if dtype == torch.float32 else dtype.itemsize
+    return vocab_size * (4 + gradient) + teacher_vocab_size * 4
 
 
 def chunk_rows(n: int, bytes_per_row: int, device: torch.device) -> int:

@@ -1,7 +1,7 @@
 """A model's output layer as the head wants it: logits of a chunk of rows, and what their gradient is worth."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -24,8 +24,12 @@ class Projection(Protocol):
     @property
     def trainable(self) -> Sequence[torch.Tensor]: ...
 
-    def logits(self, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """``[c, d] -> [c, v]`` before any cap. ``out`` is memory that may be used, ``[c, v]``."""
+    def memory(self, rows: int) -> torch.Tensor | None:
+        """What :meth:`logits` can write so many rows into; None where it makes its own."""
+        ...
+
+    def logits(self, hidden: torch.Tensor, memory: torch.Tensor | None) -> torch.Tensor:
+        """``[c, d] -> [c, v]`` before any cap, of any float dtype."""
         ...
 
     def backward(
@@ -35,7 +39,7 @@ class Projection(Protocol):
 
         Args:
             hidden, logits: given to and got from :meth:`logits`; the values of ``logits`` may be overwritten by now.
-            gradient: for the logits, ``[c, v]``.
+            gradient: for the logits, ``[c, v]``, in the dtype of ``hidden``.
         """
         ...
 
@@ -43,6 +47,8 @@ class Projection(Protocol):
 @dataclasses.dataclass(frozen=True)
 class LinearProjection:
     """``hidden @ weight.T + bias``, in as few products as there can be and without autograd.
+
+    Logits are float32 whatever the weight is: in bf16 a logit of 20 is off by up to 0.06, and its probability by 6 %.
 
     Attributes:
         weight: ``[v, d]``.
@@ -64,9 +70,26 @@ class LinearProjection:
             parameter for parameter in (self.weight, self.bias) if parameter is not None and parameter.requires_grad
         ]
 
+    def memory(self, rows: int) -> torch.Tensor | None:
+        if self._in_one_product:
+            return None
+        return self.weight.new_empty(rows, self.vocab_size, dtype=torch.float32)
+
+    @property
+    def _in_one_product(self) -> bool:
+        """CUDA's products of half precision can give float32."""
+        return self.weight.is_cuda and self.weight.dtype != torch.float32
+
     @torch.no_grad()
-    def logits(self, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        torch.mm(hidden, self.weight.t(), out=out)
+    def logits(self, hidden: torch.Tensor, memory: torch.Tensor | None) -> torch.Tensor:
+        if memory is None:
+            out = torch.mm(hidden, self.weight.t(), out_dtype=torch.float32)
+        elif self.weight.dtype == torch.float32:
+            out = torch.mm(hidden, self.weight.t(), out=memory)
+        else:
+            out, hidden = memory, hidden.float()
+            for part in _slices(self.weight, itemsize=4):
+                out[:, part] = hidden @ self.weight[part].t().float()
         return out if self.bias is None else out.add_(self.bias)
 
     @torch.no_grad()
@@ -95,7 +118,10 @@ class AutogradProjection:
     trainable: Sequence[torch.Tensor] = ()
     softcap: float | None = None
 
-    def logits(self, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def memory(self, rows: int) -> torch.Tensor | None:
+        return None
+
+    def logits(self, hidden: torch.Tensor, memory: torch.Tensor | None) -> torch.Tensor:
         return self.project(hidden)
 
     def backward(
@@ -110,11 +136,16 @@ class AutogradProjection:
 _SLICE_BYTES = 32 * 2**20
 
 
+def _slices(weight: torch.Tensor, itemsize: int) -> Iterator[slice]:
+    """Rows of a weight, so many together as _SLICE_BYTES hold."""
+    rows = max(1, _SLICE_BYTES // (weight.shape[1] * itemsize))
+    return (slice(start, start + rows) for start in range(0, len(weight), rows))
+
+
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """``total += left @ right`` without a second tensor of that size: ``[v, c] @ [c, d]``."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
         return
-    rows = max(1, _SLICE_BYTES // (right.shape[1] * right.element_size()))
-    for start in range(0, len(left), rows):
-        total[start : start + rows] += left[start : start + rows] @ right
+    for part in _slices(total, itemsize=right.element_size()):
+        total[part] += left[part] @ right

@@ -26,15 +26,21 @@ class Mixture:
 
 
 def losses_and_gradient(
-    mixture: Mixture, logits: torch.Tensor, targets: torch.Tensor, teacher_logits: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy and divergence of some rows, float32; ``logits`` become the mixture's gradient for them.
+    mixture: Mixture,
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    teacher_logits: torch.Tensor | None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy and divergence of some rows, float32, and the mixture's gradient for the logits, ``[c, v]``.
 
     Args:
-        logits: the student's, before any cap, ``[c, v]``; overwritten.
+        logits: the student's, before any cap, ``[c, v]``; overwritten by the gradient where they are of ``dtype``.
         targets: token ids ``[c]``.
         teacher_logits: ``[c, v_t]``, before any cap; None without a divergence.
+        dtype: of the gradient.
     """
+    out = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
     if _has_kernel(mixture, logits):
         from distill_tune.losses import triton_rows
 
@@ -42,23 +48,23 @@ def losses_and_gradient(
             logits,
             targets,
             teacher_logits,
-            logits,
+            out,
             kd_ratio=mixture.kd_ratio,
             temperature=mixture.temperature,
             common_vocab_size=mixture.common_vocab_size,
             softcap=mixture.softcap,
             teacher_softcap=mixture.teacher_softcap,
         )
-        return ce.sum(), kd.sum()
+        return ce.sum(), kd.sum(), out
     ce = kd = torch.zeros((), device=logits.device)
     rows = max(1, _CACHED_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(logits)
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
         teacher_part = None if teacher_logits is None else teacher_logits[part].float()
         ce_part, kd_part, gradient = _plain(mixture, logits[part].float(), targets[part], teacher_part)
-        logits[part] = gradient
+        out[part] = gradient
         ce, kd = ce + ce_part, kd + kd_part
-    return ce, kd
+    return ce, kd, out
 
 
 def _has_kernel(mixture: Mixture, logits: torch.Tensor) -> bool:

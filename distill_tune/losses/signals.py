@@ -13,19 +13,20 @@ class TeacherSignal(Protocol):
 
     Attributes:
         vocab_size: v.
-        dtype: of the logits.
         softcap: as in :class:`~distill_tune.losses.projection.Projection`.
     """
 
     @property
     def vocab_size(self) -> int: ...
     @property
-    def dtype(self) -> torch.dtype: ...
-    @property
     def softcap(self) -> float | None: ...
 
-    def logits(self, start: int, stop: int, out: torch.Tensor) -> torch.Tensor:
-        """The logits of rows ``start`` to ``stop``, ``[stop - start, v]``; ``out`` is memory that may be used."""
+    def memory(self, rows: int) -> torch.Tensor | None:
+        """What :meth:`logits` can write so many rows into; None where it needs none."""
+        ...
+
+    def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor:
+        """The logits of rows ``start`` to ``stop``, ``[stop - start, v]``."""
         ...
 
 
@@ -41,16 +42,15 @@ class HiddenStates:
         return self.projection.vocab_size
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.hidden.dtype
-
-    @property
     def softcap(self) -> float | None:
         return self.projection.softcap
 
-    def logits(self, start: int, stop: int, out: torch.Tensor) -> torch.Tensor:
+    def memory(self, rows: int) -> torch.Tensor | None:
+        return self.projection.memory(rows)
+
+    def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor:
         with torch.no_grad():
-            return self.projection.logits(self.hidden[start:stop], out)
+            return self.projection.logits(self.hidden[start:stop], memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +64,8 @@ class DenseLogits:
     def vocab_size(self) -> int:
         return self.values.shape[1]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.values.dtype
+    def memory(self, rows: int) -> torch.Tensor | None:
+        return None
 
-    def logits(self, start: int, stop: int, out: torch.Tensor) -> torch.Tensor:
+    def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor:
         return self.values[start:stop]

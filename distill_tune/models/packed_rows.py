@@ -1,9 +1,8 @@
 """Rows that share one sequence without padding: who may attend to whom, and how to compute it without waste."""
 
-import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,9 +17,10 @@ from torchtune.models.gemma2._attention import Gemma2Attention
 from torchtune.modules import MultiHeadAttention
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class PackedRows:
     """A mask for one sequence of several rows: a position sees its own row up to itself.
+
+    A plain class: torch.compile would guard each length of a frozen dataclass, and compile for every batch anew.
 
     Attributes:
         lengths: of the rows, in their order.
@@ -28,15 +28,11 @@ class PackedRows:
         longest: of ``lengths``.
     """
 
-    lengths: tuple[int, ...]
-    boundaries: torch.Tensor
-    longest: int
-    _block_masks: dict[int | None, BlockMask] = dataclasses.field(default_factory=dict, repr=False)
-
-    @classmethod
-    def of(cls, lengths: tuple[int, ...], device: torch.device) -> "PackedRows":
-        boundaries = torch.tensor([0, *lengths]).cumsum(0).to(device=device, dtype=torch.int32)
-        return cls(lengths, boundaries, max(lengths))
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self.lengths = tuple(lengths)
+        self.boundaries = torch.tensor([0, *lengths]).cumsum(0).to(device=device, dtype=torch.int32)
+        self.longest = max(lengths)
+        self._block_masks: dict[int | None, BlockMask] = {}
 
     @property
     def positions(self) -> torch.Tensor:

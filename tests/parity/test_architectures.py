@@ -67,7 +67,7 @@ def test_rows_packed_without_padding_are_the_rows_alone(folder):
     model, _ = ours(folder)
     tokens = TOKENS.reshape(1, -1)
     lengths = (1, 20, tokens.shape[1] - 21)
-    rows = PackedRows.of(lengths, torch.device("cpu"))
+    rows = PackedRows(lengths, torch.device("cpu"))
     with torch.no_grad():
         alone = torch.cat([model(row) for row in tokens.split(lengths, dim=1)], 1)
         models.take_output_head(model)

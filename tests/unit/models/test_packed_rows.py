@@ -11,7 +11,7 @@ from distill_tune.models import packed_rows
 from distill_tune.models.packed_rows import PackedRows, attend
 
 LENGTHS = (5, 1, 40, 18)
-ROWS = PackedRows.of(LENGTHS, torch.device("cpu"))
+ROWS = PackedRows(LENGTHS, torch.device("cpu"))
 
 
 @pytest.fixture
