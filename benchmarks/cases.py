@@ -46,8 +46,8 @@ CASES = {
     case.name: case
     for case in (
         Case("tiny", vocab_size=4_096),
-        Case("wide", steps=6),
-        Case("alpaca", rows="alpaca", steps=6),
+        Case("wide", steps=4),
+        Case("alpaca", rows="alpaca", steps=4),
         Case("alpaca_tiny", vocab_size=4_096, rows="alpaca"),
         Case("long", vocab_size=32_000, rows="long", batch_size=1, max_seq_len=2_048),
     )

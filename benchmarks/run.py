@@ -90,7 +90,7 @@ def head_alone(options: argparse.Namespace, peers: list[str]) -> None:
     rows, sizes = HEADS[options.device]
     for _ in range(options.rounds):
         for tool in tools:
-            output = call(tool, options, "head_of.py", tool, str(rows), *sizes, "3", options.device)
+            output = call(tool, options, "head_of.py", tool, str(rows), *sizes, "2", options.device)
             found[tool].append(json.loads(output.splitlines()[-1]))
     v, d, d_t = sizes
     dtype = "fp32" if options.device == "cpu" else "bf16"

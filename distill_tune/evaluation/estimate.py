@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import losses, models
 from distill_tune.models.output_head import output_head
 from distill_tune.models.packed_rows import PackedRows

@@ -4,6 +4,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.config.components import instantiate
 from distill_tune.errors import UserError
 from distill_tune.models.checkpoint import Checkpoint

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.models.output_head import output_head
 
 from torchtune.modules import TransformerDecoder
