@@ -5,6 +5,7 @@ It leaves FOLDER/TOOL.jsonl, a line a step: when the step was over, its losses, 
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,7 @@ def run_ours(folder, case):
     from omegaconf import OmegaConf
 
     OmegaConf.save(OmegaConf.create(config_of(folder, case, torchtune=False)), folder / "ours.yaml")
+    shutil.rmtree(folder / "out", ignore_errors=True)  # of an earlier round
     recipe = ["kd_single_device"] if case.ranks == 1 else ["--nproc_per_node", str(case.ranks), "kd_distributed"]
     command = [sys.executable, "-m", "distill_tune", "run", *recipe, "--config", str(folder / "ours.yaml")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

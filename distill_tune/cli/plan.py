@@ -91,7 +91,7 @@ def _plan(options: argparse.Namespace) -> None:
     if faults := check_components(cfg):
         raise Faults(f"config {find_config(name)}", faults)
     plan = _step_plan(cfg, num_processes)
-    run = _run(cfg, plan, num_processes)
+    run = _Run(cfg, *_models(cfg), _batches(plan), num_processes)
     flops = _print_needs(run, plan)
     for gpu in gpus or _DEFAULT_GPUS:
         _print_gpu(gpu, run, flops, name, overrides)
@@ -129,11 +129,11 @@ def _step_plan(cfg: DictConfig, num_processes: int) -> Any:
     )
 
 
-def _run(cfg: DictConfig, plan: Any, num_processes: int) -> _Run:
+def _models(cfg: DictConfig) -> tuple[Any, Any]:
+    """Student and teacher on the meta device; no teacher where ``kd_ratio`` is 0."""
     import torch
 
     from distill_tune import models
-    from distill_tune.evaluation.estimate import Batch
 
     def model(key: str, dtype: str) -> Any:
         return models.build_on_meta(key, cfg[key], torch.bfloat16 if dtype == "bf16" else torch.float32)
@@ -143,9 +143,15 @@ def _run(cfg: DictConfig, plan: Any, num_processes: int) -> _Run:
     teacher = None
     if cfg.get("kd_ratio", 0.5) > 0:
         teacher = model("teacher_model", cfg.get("teacher_dtype") or cfg.dtype).requires_grad_(False)
+    return student, teacher
+
+
+def _batches(plan: Any) -> list:
+    """The shapes of one process's micro-batches in the first steps."""
+    from distill_tune.evaluation.estimate import Batch
+
     steps = range(min(_STEPS, plan.steps_per_epoch))
-    batches = [Batch(*shape) for step in steps for shape in plan.shapes(0, step)]
-    return _Run(cfg, student, teacher, batches, num_processes)
+    return [Batch(*shape) for step in steps for shape in plan.shapes(0, step)]
 
 
 def _print_needs(run: _Run, plan: Any) -> float:
@@ -213,7 +219,9 @@ def _smaller(
         return
     together: list[str] = []
     for change in possible:
-        together = [*(c for c in together if c.partition("=")[0] != change[0].partition("=")[0]), *change]
+        # A change takes the place of an earlier one of its key; only plain weights can be streamed.
+        gone = ("teacher_quantizer",) if change == ["teacher_offload=True"] else (change[0].partition("=")[0],)
+        together = [*(earlier for earlier in together if not earlier.startswith(gone)), *change]
         changed = _with(run, config_name, overrides, together)
         if changed is not None and (peak := changed[1].memory().peak) <= available:
             yield changed[0], peak
@@ -223,20 +231,21 @@ def _smaller(
 def _with(
     run: _Run, config_name: str, overrides: Sequence[str], change: Sequence[str]
 ) -> tuple[list[str], _Run] | None:
-    """The change as overrides, and the run with it; None where it changes nothing."""
+    """The change as overrides, and the run with it; None where it changes nothing or cannot be."""
+    from distill_tune.config.components import check_components
+
     written = [part for one in change for part in (_half(run.cfg) if one == "half the batch" else [one])]
     if not written:
         return None
     added = [f"+{one}" if one.partition("=")[0].partition(".")[0] not in run.cfg else one for one in written]
     cfg = load_config(find_config(config_name), [*overrides, *added])
-    if cfg == run.cfg:
+    if cfg == run.cfg or check_components(cfg):  # nothing new, or its other arguments do not suit
         return None
-    changed = _run(cfg, _NoPlan(), run.num_processes)
     batches = run.batches
     if "half the batch" in change:
         batches = [dataclasses.replace(b, lengths=_first_half(b.lengths), num_supervised=b.num_supervised // 2)
                    for b in batches]  # fmt: skip
-    return added, dataclasses.replace(changed, batches=batches)
+    return added, _Run(cfg, *_models(cfg), batches, run.num_processes)
 
 
 def _half(cfg: DictConfig) -> list[str]:
@@ -248,7 +257,3 @@ def _half(cfg: DictConfig) -> list[str]:
 
 def _first_half(lengths: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(lengths)[::-2]) if len(lengths) > 1 else lengths
-
-
-class _NoPlan:
-    steps_per_epoch = 0

@@ -10,8 +10,9 @@ from distill_tune.losses.projection import Projection
 from distill_tune.losses.rows import Mixture, losses_and_gradient
 from distill_tune.losses.signals import TeacherSignal
 
-# What the logits of one chunk may take, student and teacher together: enough for products that run at full speed.
-CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20, "mps": 256 * 2**20}
+# What the logits of one chunk may take, student and teacher together (other devices as a CPU): enough for products that
+# run at full speed.
+CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20}
 _EVEN_ROWS = 64  # products of a multiple of so many rows run best
 
 
@@ -137,7 +138,7 @@ def chunk_bytes_per_row(vocab_size: int, teacher_vocab_size: int, dtype: torch.d
 
 def chunk_rows(n: int, bytes_per_row: int, device: torch.device) -> int:
     """Rows of a chunk: as many as the budget holds, and chunks of about the same size."""
-    most = max(1, CHUNK_BYTES[device.type] // bytes_per_row)
+    most = max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) // bytes_per_row)
     if most > _EVEN_ROWS:
         most -= most % _EVEN_ROWS
     num_chunks = max(1, -(-n // most))

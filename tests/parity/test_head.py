@@ -115,6 +115,33 @@ def test_a_head_with_adapters_gets_their_gradients(layer):
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("softcap", "teacher_softcap"), [(None, None), (4.0, 6.0), (4.0, None)])
+def test_biases_and_caps_are_part_of_the_head(softcap, teacher_softcap, dtype):
+    hidden, weight, teacher_hidden, teacher_weight, targets = (
+        x if x.dtype == torch.int64 else x.detach().to(dtype).requires_grad_(x.requires_grad) for x in example()
+    )
+    bias = torch.randn(53, dtype=dtype, requires_grad=True)
+    signal = HiddenStates(teacher_hidden, LinearProjection(teacher_weight, softcap=teacher_softcap))
+    sums = distillation_loss(
+        hidden, LinearProjection(weight, bias, softcap), targets, signal, kd_ratio=0.4, temperature=1.5
+    )
+    found = torch.autograd.grad(sums.loss, [hidden, weight, bias])
+
+    def capped(logits, cap):
+        return logits if cap is None else cap * (logits / cap).tanh()
+
+    logits = capped(hidden.double() @ weight.double().T + bias.double(), softcap)
+    teacher_logits = capped(teacher_hidden.double() @ teacher_weight.double().T, teacher_softcap)
+    ce = F.cross_entropy(logits, targets, reduction="sum")
+    kd = F.kl_div((logits / 1.5).log_softmax(-1), (teacher_logits / 1.5).softmax(-1), reduction="sum")
+    exact = torch.autograd.grad(0.6 * ce + 0.4 * 2.25 * kd, [hidden, weight, bias])
+    for gradient, wanted in zip(found, exact, strict=True):
+        assert (gradient.double() - wanted.double()).norm() / wanted.double().norm() < (
+            1e-5 if dtype == torch.float32 else 1e-2
+        )
+
+
 def test_agreement_costs_nothing():
     hidden, weight, _, _, targets = example()
     signal = HiddenStates(hidden.detach(), LinearProjection(weight.detach()))
