@@ -9,12 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from torch.nn.attention.varlen import varlen_attn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 
 from torchtune.models.gemma2._attention import Gemma2Attention
 from torchtune.modules import MultiHeadAttention
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # PyTorch 2.9
+    varlen_attn = None  # type: ignore[assignment]
 
 
 class PackedRows:
@@ -123,7 +127,7 @@ def _has_varlen() -> bool:
 
 @functools.cache
 def _varlen_arguments() -> frozenset[str]:
-    return frozenset(inspect.signature(varlen_attn).parameters)
+    return frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else frozenset()
 
 
 def _varlen(

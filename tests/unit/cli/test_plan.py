@@ -35,6 +35,21 @@ def test_where_it_does_not_fit_changes_that_do_are_named(write_config, capsys, m
         assert peak_of(plan(capsys, "--config", config, "--gpu", "A10", *change)) <= 0.97 * peak + 1000
 
 
+def test_where_no_change_is_enough_alone_several_are_named(write_config, capsys, monkeypatch):
+    monkeypatch.setattr("distill_tune.cli.plan._CONTEXT", 0)
+    monkeypatch.setattr(
+        "distill_tune.cli.plan._CHANGES", (["enable_activation_checkpointing=True"], ["half the batch"])
+    )
+    config = write_config()
+    first, second = "+enable_activation_checkpointing=True", ["batch_size=2", "+gradient_accumulation_steps=2"]
+    alone = [peak_of(plan(capsys, "--config", config, *change)) for change in ([first], second)]
+    together = peak_of(plan(capsys, "--config", config, first, *second))
+    assert together < min(alone)
+    monkeypatch.setitem(flops.GPUS, "A10", Gpu(125e12, (together + min(alone)) / 2))
+    told = plan(capsys, "--config", config, "--gpu", "A10")
+    assert f"it would with\n  {first} {' '.join(second)}   (" in told
+
+
 def test_when_nothing_is_enough_it_says_so(write_config, capsys, monkeypatch):
     monkeypatch.setitem(flops.GPUS, "A10", Gpu(125e12, 1000))
     assert "no change of settings is enough" in plan(capsys, "--config", write_config(), "--gpu=A10")
