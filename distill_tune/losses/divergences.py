@@ -4,7 +4,7 @@ from typing import Protocol
 
 import torch
 
-_HUGE = 1e30  # stands for infinity where it may meet a probability of 0
+HUGE = 1e30  # stands for infinity where it may meet a probability of 0
 
 
 class Divergence(Protocol):
@@ -37,6 +37,6 @@ class ForwardKL:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         teacher_probs = teacher_log_probs.exp()
         # 0 * (-inf - x) must be 0, also where the student excludes the token as well.
-        difference = teacher_log_probs.clamp_(min=-_HUGE).sub_(student_log_probs).clamp_(max=_HUGE)
+        difference = teacher_log_probs.clamp_(min=-HUGE).sub_(student_log_probs).clamp_(max=HUGE)
         values = difference.mul_(teacher_probs).sum(-1)
         return values, student_log_probs.exp_().sub_(teacher_probs)

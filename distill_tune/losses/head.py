@@ -97,7 +97,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(ctx, projection, mixture, targets, signal, differentiate, hidden, *trainable):
         v_t = signal.vocab_size if signal is not None else 0
         rows = chunk_rows(len(hidden), chunk_bytes_per_row(projection.vocab_size, v_t, hidden.dtype), hidden.device)
-        memory = projection.memory(rows)
+        memory = projection.memory(rows, slot=0)
         teacher_memory = signal.memory(rows) if signal is not None else None
         hidden_gradient = torch.empty_like(hidden)
         totals = [torch.zeros_like(p, dtype=torch.float32) for p in trainable] if differentiate else []

@@ -24,8 +24,12 @@ class Projection(Protocol):
     @property
     def trainable(self) -> Sequence[torch.Tensor]: ...
 
-    def memory(self, rows: int) -> torch.Tensor | None:
-        """What :meth:`logits` can write so many rows into; None where it makes its own."""
+    def memory(self, rows: int, slot: int) -> torch.Tensor | None:
+        """What :meth:`logits` can write so many rows into; None where it makes its own.
+
+        Args:
+            slot: 0 for the student's, 1 for the teacher's, which are there at the same time.
+        """
         ...
 
     def logits(self, hidden: torch.Tensor, memory: torch.Tensor | None) -> torch.Tensor:
@@ -70,10 +74,10 @@ class LinearProjection:
             parameter for parameter in (self.weight, self.bias) if parameter is not None and parameter.requires_grad
         ]
 
-    def memory(self, rows: int) -> torch.Tensor | None:
+    def memory(self, rows: int, slot: int) -> torch.Tensor | None:
         if self._in_one_product:
             return None
-        return self.weight.new_empty(rows, self.vocab_size, dtype=torch.float32)
+        return _kept_memory(rows * self.vocab_size, self.weight.device, slot).view(rows, self.vocab_size)
 
     @property
     def _in_one_product(self) -> bool:
@@ -118,7 +122,7 @@ class AutogradProjection:
     trainable: Sequence[torch.Tensor] = ()
     softcap: float | None = None
 
-    def memory(self, rows: int) -> torch.Tensor | None:
+    def memory(self, rows: int, slot: int) -> torch.Tensor | None:
         return None
 
     def logits(self, hidden: torch.Tensor, memory: torch.Tensor | None) -> torch.Tensor:
@@ -131,6 +135,17 @@ class AutogradProjection:
         for total, part in zip(totals, found[1:], strict=True):
             total.add_(part)
         return found[0]
+
+
+_kept: dict[tuple[torch.device, int], torch.Tensor] = {}
+
+
+def _kept_memory(size: int, device: torch.device, slot: int) -> torch.Tensor:
+    """The same float32 memory at each call: the system would hand out large pieces anew, page by page."""
+    key = (device, slot)
+    if key not in _kept or len(_kept[key]) < size:
+        _kept[key] = torch.empty(size, dtype=torch.float32, device=device)
+    return _kept[key][:size]
 
 
 _SLICE_BYTES = 32 * 2**20

@@ -6,7 +6,7 @@ import importlib.util
 import torch
 
 from distill_tune.losses.cross_entropy import CrossEntropy
-from distill_tune.losses.divergences import Divergence, ForwardKL
+from distill_tune.losses.divergences import HUGE, Divergence, ForwardKL
 
 # So much of a chunk's logits is worked on at a time, in float32: it stays in a CPU's cache from one pass to the next.
 _CACHED_BYTES = 2 * 2**20
@@ -37,7 +37,7 @@ def losses_and_gradient(
     Args:
         logits: the student's, before any cap, ``[c, v]``; overwritten by the gradient where they are of ``dtype``.
         targets: token ids ``[c]``.
-        teacher_logits: ``[c, v_t]``, before any cap; None without a divergence.
+        teacher_logits: ``[c, v_t]``, before any cap, overwritten; None without a divergence.
         dtype: of the gradient.
     """
     out = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
@@ -61,16 +61,53 @@ def losses_and_gradient(
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
         teacher_part = None if teacher_logits is None else teacher_logits[part].float()
-        ce_part, kd_part, gradient = _plain(mixture, logits[part].float(), targets[part], teacher_part)
-        out[part] = gradient
+        compute = _shared if teacher_part is not None and _can_share(mixture, logits, teacher_logits) else _plain
+        ce_part, kd_part, gradient = compute(mixture, logits[part].float(), targets[part], teacher_part)
+        if gradient.data_ptr() != out[part].data_ptr():
+            out[part] = gradient
         ce, kd = ce + ce_part, kd + kd_part
     return ce, kd, out
 
 
+def _is_usual(mixture: Mixture) -> bool:
+    return type(mixture.cross_entropy) is CrossEntropy and type(mixture.divergence) is ForwardKL
+
+
 def _has_kernel(mixture: Mixture, logits: torch.Tensor) -> bool:
     """On CUDA, for the losses that the kernel knows, where Triton is installed (PyTorch's CUDA builds bring it)."""
-    plain = type(mixture.cross_entropy) is CrossEntropy and type(mixture.divergence) is ForwardKL
-    return logits.is_cuda and plain and importlib.util.find_spec("triton") is not None
+    return logits.is_cuda and _is_usual(mixture) and importlib.util.find_spec("triton") is not None
+
+
+def _can_share(mixture: Mixture, logits: torch.Tensor, teacher_logits: torch.Tensor | None) -> bool:
+    """Whether cross-entropy and divergence are of the same student's distribution, over the same tokens."""
+    v = logits.shape[1]
+    same = teacher_logits is not None and teacher_logits.shape[1] == v and mixture.common_vocab_size in (None, v)
+    uncapped = mixture.softcap is None and mixture.teacher_softcap is None
+    return _is_usual(mixture) and mixture.temperature == 1 and same and uncapped
+
+
+def _shared(
+    mixture: Mixture, student: torch.Tensor, targets: torch.Tensor, teacher: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """:func:`_plain` for cross-entropy and forward KL at temperature 1: one exponential a logit, all in place.
+
+    With shifted logits s and t, and Z the sums of their exponentials, KL = sum(e^t (t - s)) / Z_t - log Z_t + log Z_s.
+    """
+    assert teacher is not None
+    student.sub_(student.amax(-1, keepdim=True)).clamp_(min=-HUGE)
+    teacher.sub_(teacher.amax(-1, keepdim=True)).clamp_(min=-HUGE)
+    at_target = student.gather(1, targets[:, None])
+    difference = teacher - student
+    student_sum = student.exp_().sum(-1, keepdim=True)
+    teacher_sum = teacher.exp_().sum(-1, keepdim=True)
+    gap = torch.linalg.vecdot(teacher, difference)[:, None] / teacher_sum
+    kd = (gap - teacher_sum.log() + student_sum.log()).sum()
+    gradient = student.div_(student_sum).sub_(teacher.mul_(mixture.kd_ratio / teacher_sum))
+    if mixture.kd_ratio == 1:
+        return kd.new_zeros(()), kd, gradient
+    share = gradient.new_full(targets[:, None].shape, mixture.kd_ratio - 1)
+    gradient.scatter_add_(1, targets[:, None], share)
+    return (student_sum.log() - at_target).sum(), kd, gradient
 
 
 def _plain(

@@ -26,7 +26,7 @@ class TeacherSignal(Protocol):
         ...
 
     def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor:
-        """The logits of rows ``start`` to ``stop``, ``[stop - start, v]``."""
+        """The logits of rows ``start`` to ``stop``, ``[stop - start, v]``; the loss may overwrite them."""
         ...
 
 
@@ -46,7 +46,7 @@ class HiddenStates:
         return self.projection.softcap
 
     def memory(self, rows: int) -> torch.Tensor | None:
-        return self.projection.memory(rows)
+        return self.projection.memory(rows, slot=1)
 
     def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor:
         with torch.no_grad():
@@ -68,4 +68,4 @@ class DenseLogits:
         return None
 
     def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor:
-        return self.values[start:stop]
+        return self.values[start:stop].clone()

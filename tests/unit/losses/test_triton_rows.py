@@ -34,7 +34,7 @@ def logits(rows=5, v=101, v_t=101, scale=3.0, dtype=torch.float32):
 def assert_same(kernel, student, targets, teacher, atol=1e-6, **settings):
     mixture = Mixture(cross_entropy=CrossEntropy(), divergence=ForwardKL(), **settings)
     wanted = student.clone().cpu()
-    ce, kd, _ = plain(mixture, wanted, targets.cpu(), None if teacher is None else teacher.cpu())
+    ce, kd, _ = plain(mixture, wanted, targets.cpu(), None if teacher is None else teacher.clone().cpu())
     found = student.clone()
     ce_rows, kd_rows = kernel(found, targets, teacher, found, **settings)
     torch.testing.assert_close(ce_rows.sum().cpu(), ce, rtol=1e-5, atol=1e-5)
