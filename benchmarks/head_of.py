@@ -126,7 +126,7 @@ class PeakMemory:
 def best_chunk(x, device):
     """The rows with which the bare products are fastest."""
     found = {}
-    for x.chunk in [rows for rows in (256, 512, 1024, 2048, 4096) if rows <= len(x.hidden)]:
+    for x.chunk in {min(rows, len(x.hidden)) for rows in (256, 512, 1024, 2048, 4096)}:
         found[x.chunk] = statistics.median(measure(limit, x, 1, device)["seconds"])
     return min(found, key=found.get)
 
