@@ -196,7 +196,7 @@ def main():
     print("| case | tool | seconds a step | tokens/s | TFLOP/s | share of a product's rate | peak memory | loss |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for case in options.case.split(","):
-        for tool in ["ours", *(["torchtune"] if options.against and "int" not in case else [])]:
+        for tool in ["ours", *(["torchtune"] if options.against and "quantizer" not in CASES[case] else [])]:
             print(line(case, tool, options), flush=True)
 
 
