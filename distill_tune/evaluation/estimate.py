@@ -53,7 +53,7 @@ class Memory:
     def peak(self) -> float:
         """The most of: the teacher's turn, the loss after the forward pass, the backward pass, and its end."""
         held = self.teacher + self.student + self.optimizer
-        backward = self.activations + max(self.head, self.recomputed)
+        backward = self.activations + self.head + self.recomputed  # the chunk's memory stays for the next step
         return held + max(self.teacher_activations, backward, self.gradients)
 
 
