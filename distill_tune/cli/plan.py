@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ class _Run:
     def shards(self) -> int:
         return max(1, self.num_processes // int(self.cfg.get("data_parallel_replicate_dim") or 1))
 
+    @functools.cached_property
     def memory(self) -> Any:
         from distill_tune.evaluation import estimate
 
@@ -133,10 +135,10 @@ def _models(cfg: DictConfig) -> tuple[Any, Any]:
     """Student and teacher on the meta device; no teacher where ``kd_ratio`` is 0."""
     import torch
 
-    from distill_tune import models
+    from distill_tune import models, training
 
     def model(key: str, dtype: str) -> Any:
-        return models.build_on_meta(key, cfg[key], torch.bfloat16 if dtype == "bf16" else torch.float32)
+        return models.build_on_meta(key, cfg[key], training.find_dtype(dtype, torch.device("cpu")))
 
     student = model("model", cfg.dtype)
     models.freeze_all_but_adapters(student)
@@ -168,7 +170,7 @@ def _print_needs(run: _Run, plan: Any) -> float:
     step_flops = estimate.flops_of(run.student, run.teacher, run.batches) / sampled
     tokens = sum(sum(batch.lengths) for batch in run.batches) / sampled * run.num_processes
     print(f"steps: {steps:,} ({cfg.epochs} x {per_epoch:,}), some {tokens:,.0f} tokens each")
-    memory = run.memory()
+    memory = run.memory
     print("memory of each process:" if run.num_processes > 1 else "memory:")
     for part in dataclasses.fields(memory):
         if value := getattr(memory, part.name):
@@ -191,7 +193,7 @@ def _print_gpu(name: str, run: _Run, flops: float, config_name: str, overrides: 
     available = gpu.memory - _CONTEXT
     hours = flops / (gpu.flops * _RATE) / 3600
     count = f" x {run.num_processes}" if run.num_processes > 1 else ""
-    if run.memory().peak <= available:
+    if run.memory.peak <= available:
         duration = f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:,.0f} minutes"
         print(f"{name}{count}: fits its {decimal(int(gpu.memory))}; some {duration}")
         return
@@ -212,7 +214,7 @@ def _smaller(
     alone = []
     for change in possible:
         changed = _with(run, config_name, overrides, change)
-        if changed is not None and (peak := changed[1].memory().peak) <= available:
+        if changed is not None and (peak := changed[1].memory.peak) <= available:
             alone.append((changed[0], peak))
     if alone:
         yield from alone
@@ -223,7 +225,7 @@ def _smaller(
         gone = ("teacher_quantizer",) if change == ["teacher_offload=True"] else (change[0].partition("=")[0],)
         together = [*(earlier for earlier in together if not earlier.startswith(gone)), *change]
         changed = _with(run, config_name, overrides, together)
-        if changed is not None and (peak := changed[1].memory().peak) <= available:
+        if changed is not None and (peak := changed[1].memory.peak) <= available:
             yield changed[0], peak
             return
 

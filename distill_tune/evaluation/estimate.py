@@ -1,10 +1,10 @@
 """What a run will need, told from shapes alone: memory by part, products a step, bytes on disk."""
 
+import contextlib
 import copy
 import dataclasses
 import weakref
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import losses, models
 from distill_tune.models.output_head import output_head
 from distill_tune.models.packed_rows import PackedRows
-from distill_tune.training.flops import ModelFlops
+from distill_tune.training.flops import flops_of_models
 from distill_tune.training.optimizer import build_optimizer
 
 from torchtune.modules import TransformerDecoder
@@ -106,8 +106,7 @@ def checkpoint_bytes(cfg: DictConfig, student: TransformerDecoder) -> float:
 
 def flops_of(student: TransformerDecoder, teacher: TransformerDecoder | None, batches: Sequence[Batch]) -> float:
     """Of some micro-batches, forward and backward."""
-    counts = [ModelFlops.of(student, trains=True)]
-    counts += [] if teacher is None else [ModelFlops.of(teacher, trains=False)]
+    counts = flops_of_models(student, teacher)
     return sum(count.of_step(batch.lengths, batch.num_supervised) for count in counts for batch in batches)
 
 
@@ -155,7 +154,7 @@ def _activation_bytes(
     model: TransformerDecoder, batch: Batch, checkpointed: bool, offloaded: bool
 ) -> tuple[float, float]:
     """What the student's forward pass keeps, and what is made anew of one layer in its backward pass."""
-    hidden = sum(batch.lengths) * _width(model) * next(model.parameters()).element_size()
+    hidden = _hidden_bytes(model, batch)
     kept, peak = _of_one_layer(model, batch, keeps=True)
     outside = 3 * hidden  # embeddings, final norm and its input
     if checkpointed:
@@ -166,7 +165,12 @@ def _activation_bytes(
 def _forward_bytes(model: TransformerDecoder, batch: Batch) -> float:
     """The most that the forward pass has at one time when nothing is kept: a layer's workings and its input."""
     _, peak = _of_one_layer(model, batch, keeps=False)
-    return peak + sum(batch.lengths) * _width(model) * next(model.parameters()).element_size()
+    return peak + _hidden_bytes(model, batch)
+
+
+def _hidden_bytes(model: TransformerDecoder, batch: Batch) -> int:
+    """Of one layer's input."""
+    return sum(batch.lengths) * _width(model) * next(model.parameters()).element_size()
 
 
 def _of_one_layer(model: TransformerDecoder, batch: Batch, keeps: bool) -> tuple[float, float]:
@@ -206,34 +210,20 @@ class _LiveBytes(TorchDispatchMode):
         super().__exit__(*error)
 
 
-class _one_layer:
+@contextlib.contextmanager
+def _one_layer(model: TransformerDecoder, batch: Batch) -> Iterator[tuple[nn.Module, torch.Tensor, dict]]:
     """A model's first layer without storage, and an input for it, inside FakeTensorMode."""
-
-    def __init__(self, model: TransformerDecoder, batch: Batch) -> None:
-        self._model, self._batch = model, batch
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-
-    def __enter__(self) -> tuple[nn.Module, torch.Tensor, dict]:
-        layer = copy.deepcopy(self._model.layers[0])
-        models.use_packed_rows(layer)
-        for module in layer.modules():
-            if hasattr(module, "rope_init"):
-                module.to_empty(device="cpu", recurse=False)
-                module.rope_init()
-        self._mode.__enter__()
+    layer = copy.deepcopy(model.layers[0])
+    models.use_packed_rows(layer)
+    models.fill_rotary_tables(layer, torch.device("cpu"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
         for module in layer.modules():
             for name, p in module.named_parameters(recurse=False):
                 fake = nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
                 module._parameters[name] = fake
-        rows = PackedRows(self._batch.lengths, torch.device("cpu"))
-        tokens, width = sum(self._batch.lengths), _width(self._model)
-        hidden = torch.empty(1, tokens, width, dtype=next(self._model.parameters()).dtype)
-        return layer, hidden, {"mask": rows, "input_pos": torch.zeros(1, tokens, dtype=torch.int64)}
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._mode.__exit__(kind, error, traceback)
+        rows, tokens = PackedRows(batch.lengths, torch.device("cpu")), sum(batch.lengths)
+        hidden = torch.empty(1, tokens, _width(model), dtype=next(model.parameters()).dtype)
+        yield layer, hidden, {"mask": rows, "input_pos": torch.zeros(1, tokens, dtype=torch.int64)}
 
 
 def _width(model: TransformerDecoder) -> int:

@@ -1,6 +1,7 @@
 """The elementwise half of the head: a chunk's logits become its losses and, in place, their own gradient."""
 
 import dataclasses
+import functools
 import importlib.util
 
 import torch
@@ -58,10 +59,10 @@ def losses_and_gradient(
         return ce.sum(), kd.sum(), out
     ce = kd = torch.zeros((), device=logits.device)
     rows = max(1, _CACHED_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(logits)
+    compute = _shared if _can_share(mixture, logits, teacher_logits) else _plain
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
         teacher_part = None if teacher_logits is None else teacher_logits[part].float()
-        compute = _shared if teacher_part is not None and _can_share(mixture, logits, teacher_logits) else _plain
         ce_part, kd_part, gradient = compute(mixture, logits[part].float(), targets[part], teacher_part)
         if gradient.data_ptr() != out[part].data_ptr():
             out[part] = gradient
@@ -75,7 +76,12 @@ def _is_usual(mixture: Mixture) -> bool:
 
 def _has_kernel(mixture: Mixture, logits: torch.Tensor) -> bool:
     """On CUDA, for the losses that the kernel knows, where Triton is installed (PyTorch's CUDA builds bring it)."""
-    return logits.is_cuda and _is_usual(mixture) and importlib.util.find_spec("triton") is not None
+    return logits.is_cuda and _is_usual(mixture) and _has_triton()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _can_share(mixture: Mixture, logits: torch.Tensor, teacher_logits: torch.Tensor | None) -> bool:

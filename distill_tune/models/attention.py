@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distill_tune.models.packed_rows import PackedRows, attend, capped_attention, copied_for_queries
+from distill_tune.models.packed_rows import PackedRows, attend, capped_attention, copied_for_queries, within_window
 from distill_tune.models.rope import RotaryEmbedding
 
 
@@ -71,7 +71,7 @@ class Attention(nn.Module):
         if isinstance(mask, PackedRows):
             attended = attend(q, k, v, mask, scale=self.scale, window=self.window, softcap=self.softcap)
         else:
-            attended = self._plain(q, k, v, _within_window(mask, self.window, s, x.device))
+            attended = self._plain(q, k, v, within_window(mask, self.window, s, x.device))
         return self.output_proj(attended.transpose(1, 2).reshape(b, s, -1))
 
     def _plain(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -85,11 +85,3 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
         )
-
-
-def _within_window(mask: torch.Tensor | None, window: int | None, s: int, device: torch.device) -> torch.Tensor | None:
-    """``mask`` (None: causal) with all positions further back than ``window`` taken out."""
-    if window is None or s <= window:
-        return mask
-    near = torch.ones(s, s, dtype=torch.bool, device=device).tril().triu(1 - window)
-    return near if mask is None else mask & near

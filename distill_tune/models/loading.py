@@ -105,13 +105,20 @@ def load_weights(model: TransformerDecoder, checkpoint: Checkpoint, device: torc
         for name, weight in conversion.to_torchtune({hf_name: tensor}).items():
             placed[name] = _placed(weight, parameters[name], device)
     model.load_state_dict(placed, strict=True, assign=True)
+    fill_rotary_tables(model, device)
     for module in model.modules():
-        if hasattr(module, "rope_init"):  # torchtune's rotary tables are buffers that no checkpoint has
-            module.to_empty(device=device, recurse=False)
-            with torch.device(device):
-                module.rope_init()
         if hasattr(module, "initialize_dora_magnitude"):
             module.initialize_dora_magnitude()
+
+
+def fill_rotary_tables(model: nn.Module, device: torch.device) -> None:
+    """torchtune's rotary tables are buffers that no checkpoint has."""
+    for module in model.modules():
+        fill = getattr(module, "rope_init", None)
+        if fill is not None:
+            module.to_empty(device=device, recurse=False)
+            with torch.device(device):
+                fill()
 
 
 def load_model(

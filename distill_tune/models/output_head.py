@@ -58,18 +58,17 @@ class OutputHead:
 
     def project_uncapped(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[n, d]`` to logits ``[n, v]``, without the cap of :attr:`softcap`."""
-        # Past FSDP's hooks, which would free the weight after each chunk.
         if isinstance(self.projection, SoftCappedLinear):
             return nn.Linear.forward(self.projection, hidden)
         if isinstance(self.projection, SoftCappedTiedLinear):
             return TiedLinear.__call__(self.projection, hidden)
-        call = self.projection.forward if isinstance(self.projection, nn.Module) else self.projection
-        return call(hidden)
+        return self.project(hidden)
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[n, d]`` to logits ``[n, v]``."""
-        logits = self.project_uncapped(hidden)
-        return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
+        # Past FSDP's hooks, which would free the weight after each chunk.
+        call = self.projection.forward if isinstance(self.projection, nn.Module) else self.projection
+        return call(hidden)
 
     def gather(self) -> None:
         """Make a sharded weight whole until :meth:`release`, or until backward is through."""

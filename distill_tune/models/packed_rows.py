@@ -178,16 +178,20 @@ def _one_row(
     softcap: float | None,
     dropout: float,
 ) -> torch.Tensor:
-    s = q.shape[2]
-    near = None
-    if softcap is not None or (window is not None and window < s):
-        near = torch.ones(s, s, dtype=torch.bool, device=q.device).tril()
-        near = near if window is None else near.triu(1 - window)
-    if softcap is None:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=near, is_causal=near is None, scale=scale, dropout_p=dropout
-        )
-    return capped_attention(q, k, v, near, scale, softcap)
+    near = within_window(None, window, q.shape[2], q.device)
+    if softcap is not None:
+        return capped_attention(q, k, v, near, scale, softcap)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=near, is_causal=near is None, scale=scale, dropout_p=dropout
+    )
+
+
+def within_window(mask: torch.Tensor | None, window: int | None, s: int, device: torch.device) -> torch.Tensor | None:
+    """``mask`` (None: causal) with all positions further back than ``window`` taken out."""
+    if window is None or s <= window:
+        return mask
+    near = torch.ones(s, s, dtype=torch.bool, device=device).tril().triu(1 - window)
+    return near if mask is None else mask & near
 
 
 def capped_attention(

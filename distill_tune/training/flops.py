@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.models.output_head import output_head
@@ -79,6 +78,12 @@ class ModelFlops:
         return self.per_token * tokens + self.per_supervised_token * num_supervised + self.per_attended_pair * pairs
 
 
+def flops_of_models(student: TransformerDecoder, teacher: TransformerDecoder | None) -> list[ModelFlops]:
+    """Of those that take part in a step: the student trains, the teacher, where there is one, runs forward."""
+    trained = ModelFlops.of(student, trains=True)
+    return [trained] if teacher is None else [trained, ModelFlops.of(teacher, trains=False)]
+
+
 def _product(weight: torch.Tensor, trains: bool, takes_gradient: bool) -> float:
     """FLOPs for each row that is multiplied by a weight."""
     return 2.0 * weight.numel() * (1 + (1 + takes_gradient if trains else 0))
@@ -110,13 +115,12 @@ class Utilisation:
     def __init__(
         self,
         student: TransformerDecoder,
-        teacher: nn.Module | None,
+        teacher: TransformerDecoder | None,
         device: torch.device,
         dtype: torch.dtype,
         num_devices: int = 1,
     ) -> None:
-        self._models = [ModelFlops.of(student, trains=True)]
-        self._models += [] if teacher is None else [ModelFlops.of(teacher, trains=False)]
+        self._models = flops_of_models(student, teacher)
         peak = peak_flops(device, dtype)
         self._peak = peak * num_devices if peak else None
 
