@@ -1,23 +1,52 @@
-"""Losses over logits: tensors in, sums out. Nothing here knows of torchtune, files or distribution."""
+"""Losses over logits and hidden states: tensors in, sums out. Knows nothing of torchtune, files or distribution."""
 
 from distill_tune.losses.cross_entropy import CrossEntropy
-from distill_tune.losses.divergences import Divergence, ForwardKL
-from distill_tune.losses.head import LossSums, chunk_bytes_per_row, chunk_rows, distillation_loss
+from distill_tune.losses.distances import LogitMSE, TotalVariation
+from distill_tune.losses.divergences import AdaptiveKL, Divergence, ForwardKL, ReverseKL, SymmetricKL
+from distill_tune.losses.head import LossSums, chunk_bytes_per_row, chunk_rows, distillation_loss, per_token
+from distill_tune.losses.hidden import HiddenLoss
+from distill_tune.losses.mixture_divergences import JensenShannon, SkewedForwardKL, SkewedReverseKL
 from distill_tune.losses.projection import AutogradProjection, LinearProjection, Projection
-from distill_tune.losses.signals import DenseLogits, HiddenStates, TeacherSignal
+from distill_tune.losses.signals import (
+    DenseLogits,
+    HiddenStates,
+    MixtureOfTeachers,
+    SumOfTeachers,
+    TeacherOfEachRow,
+    TeacherSignal,
+)
+from distill_tune.losses.token_weights import TargetProbability, TeacherCertainty, TokenWeight
+from distill_tune.losses.top_k import TopK
 
 __all__ = [
+    "AdaptiveKL",
     "AutogradProjection",
     "CrossEntropy",
     "DenseLogits",
     "Divergence",
     "ForwardKL",
+    "HiddenLoss",
     "HiddenStates",
+    "JensenShannon",
     "LinearProjection",
+    "LogitMSE",
     "LossSums",
+    "MixtureOfTeachers",
     "Projection",
+    "ReverseKL",
+    "SkewedForwardKL",
+    "SkewedReverseKL",
+    "SumOfTeachers",
+    "SymmetricKL",
+    "TargetProbability",
+    "TeacherCertainty",
+    "TeacherOfEachRow",
     "TeacherSignal",
+    "TokenWeight",
+    "TopK",
+    "TotalVariation",
     "chunk_bytes_per_row",
     "chunk_rows",
     "distillation_loss",
+    "per_token",
 ]

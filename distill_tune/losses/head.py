@@ -1,6 +1,7 @@
 """The KD head: the loss owns the output layer, so that no full set of logits is ever made."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
@@ -8,7 +9,8 @@ from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.divergences import Divergence, ForwardKL
 from distill_tune.losses.projection import Projection
 from distill_tune.losses.rows import Mixture, losses_and_gradient
-from distill_tune.losses.signals import TeacherSignal
+from distill_tune.losses.signals import SumOfTeachers, TeacherSignal
+from distill_tune.losses.token_weights import TokenWeight
 
 # What the logits of one chunk may take, student and teacher together (other devices as a CPU): enough for products that
 # run at full speed.
@@ -24,24 +26,48 @@ class LossSums:
         loss: (1 - kd_ratio) * ce + kd_ratio * T^2 * kd, differentiable.
         ce: summed cross-entropy, detached; 0 where ``kd_ratio`` is 1.
         kd: summed divergence at the temperature, without T^2, detached; 0 without a teacher.
+        hidden: summed :class:`~distill_tune.losses.HiddenLoss`, with its weight part of ``loss``, detached.
     """
 
     loss: torch.Tensor
     ce: torch.Tensor
     kd: torch.Tensor
+    hidden: torch.Tensor
+
+    @classmethod
+    def zero(cls, device: torch.device) -> "LossSums":
+        return cls(*(torch.zeros((), device=device) for _ in dataclasses.fields(cls)))
+
+    def __add__(self, other: "LossSums") -> "LossSums":
+        return LossSums(*(mine + theirs for mine, theirs in zip(self.values(), other.values(), strict=True)))
+
+    def detach(self) -> "LossSums":
+        return LossSums(*(value.detach() for value in self.values()))
+
+    def values(self) -> tuple[torch.Tensor, ...]:
+        return self.loss, self.ce, self.kd, self.hidden
+
+
+def per_token(sums: Sequence[float], num_tokens: int, prefix: str = "") -> dict[str, float]:
+    """Means for the log from the values of :class:`LossSums`; ``hidden_loss`` where there is one."""
+    loss, ce, kd, hidden = (value / num_tokens for value in sums)
+    means = {"loss": loss, "ce_loss": ce, "kd_loss": kd} | ({"hidden_loss": hidden} if hidden else {})
+    return {prefix + name: value for name, value in means.items()}
 
 
 def distillation_loss(
     hidden: torch.Tensor,
     projection: Projection,
     targets: torch.Tensor,
-    signal: TeacherSignal | None = None,
+    signal: TeacherSignal | SumOfTeachers | None = None,
     *,
     kd_ratio: float = 0.0,
     temperature: float = 1.0,
+    temperature_squared: bool = True,
     common_vocab_size: int | None = None,
     cross_entropy: CrossEntropy | None = None,
     divergence: Divergence | None = None,
+    token_weight: TokenWeight | None = None,
 ) -> LossSums:
     """(1 - kd_ratio) * CE + kd_ratio * T^2 * D(teacher_T || student_T), summed over tokens, with its exact gradient.
 
@@ -64,41 +90,51 @@ def distillation_loss(
         kd_ratio: share of the divergence, 0 to 1. At 0 no teacher is asked, at 1 no cross-entropy is formed.
         temperature: T; both distributions are softmax(logits / T) in the divergence. As T grows, T^2 * KL tends to half
             the mean squared difference of the centred logits (Hinton et al. 2015, eq. 4).
+        temperature_squared: False leaves T^2 out: gradients fall with it as T grows.
         common_vocab_size: compare only the first so many tokens, renormalised; for vocabularies that differ by padding
             rows. Default: all.
         cross_entropy: default :class:`CrossEntropy`.
         divergence: default :class:`ForwardKL`.
+        token_weight: what each token's divergence is multiplied by; default 1.
 
     Raises:
         ValueError: ``kd_ratio`` > 0 without a signal.
     """
     if kd_ratio > 0 and signal is None:
         raise ValueError(f"kd_ratio is {kd_ratio}, but there is no teacher signal")
-    if kd_ratio == 0:
-        signal = None
+    if kd_ratio == 0 or signal is None:
+        terms: list[tuple[float, TeacherSignal]] = []
+    elif isinstance(signal, SumOfTeachers):
+        terms = list(zip(signal.weights, signal.signals, strict=True))
+    else:
+        terms = [(1.0, signal)]
     mixture = Mixture(
         kd_ratio,
         temperature,
         common_vocab_size,
         cross_entropy or CrossEntropy(),
         divergence or ForwardKL(),
+        token_weight,
+        temperature_squared,
         softcap=projection.softcap,
-        teacher_softcap=signal.softcap if signal is not None else None,
+        teachers=[(share, term.softcap) for share, term in terms] or [(1.0, None)],
     )
     trainable = projection.trainable
     differentiate = torch.is_grad_enabled() and (hidden.requires_grad or bool(trainable))
-    return LossSums(*_ChunkedLoss.apply(projection, mixture, targets, signal, differentiate, hidden, *trainable))
+    signals = [term for _, term in terms]
+    loss, ce, kd = _ChunkedLoss.apply(projection, mixture, targets, signals, differentiate, hidden, *trainable)
+    return LossSums(loss, ce, kd, torch.zeros_like(ce))
 
 
 class _ChunkedLoss(torch.autograd.Function):
     """Walks the chunks in forward and keeps the finished gradients for backward."""
 
     @staticmethod
-    def forward(ctx, projection, mixture, targets, signal, differentiate, hidden, *trainable):
-        v_t = signal.vocab_size if signal is not None else 0
+    def forward(ctx, projection, mixture, targets, signals, differentiate, hidden, *trainable):
+        v_t = sum(signal.logits_per_row for signal in signals)
         rows = chunk_rows(len(hidden), chunk_bytes_per_row(projection.vocab_size, v_t, hidden.dtype), hidden.device)
         memory = projection.memory(rows, slot=0)
-        teacher_memory = signal.memory(rows) if signal is not None else None
+        teacher_memory = [signal.memory(rows, slot) for slot, signal in enumerate(signals, 1)]
         hidden_gradient = torch.empty_like(hidden)
         totals = [torch.zeros_like(p, dtype=torch.float32) for p in trainable] if differentiate else []
         ce_sum = kd_sum = hidden.new_zeros((), dtype=torch.float32)
@@ -107,9 +143,10 @@ class _ChunkedLoss(torch.autograd.Function):
             c = len(chunk)
             with torch.set_grad_enabled(differentiate):
                 logits = projection.logits(chunk, _first(memory, c))  # [c, v]
-            teacher_logits = None
-            if signal is not None:
-                teacher_logits = signal.logits(start, start + c, _first(teacher_memory, c))
+            teacher_logits = [
+                signal.logits(start, start + c, _first(of_signal, c))
+                for signal, of_signal in zip(signals, teacher_memory, strict=True)
+            ]
             ce, kd, gradient = losses_and_gradient(
                 mixture, logits.detach(), targets[start : start + c], teacher_logits, hidden.dtype
             )
@@ -118,7 +155,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 hidden_gradient[start : start + c] = projection.backward(chunk, logits, gradient, totals)
         ctx.save_for_backward(hidden_gradient, *(g.to(p.dtype) for g, p in zip(totals, trainable, strict=False)))
         ctx.mark_non_differentiable(ce_sum, kd_sum)
-        loss = (1 - mixture.kd_ratio) * ce_sum + mixture.kd_ratio * mixture.temperature**2 * kd_sum
+        loss = (1 - mixture.kd_ratio) * ce_sum + mixture.kd_weight * kd_sum
         return loss, ce_sum, kd_sum
 
     @staticmethod

@@ -3,11 +3,14 @@
 import dataclasses
 import functools
 import importlib.util
+from collections.abc import Sequence
 
 import torch
 
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.divergences import HUGE, Divergence, ForwardKL
+from distill_tune.losses.signals import capped
+from distill_tune.losses.token_weights import TokenWeight
 
 # So much of a chunk's logits is worked on at a time, in float32: it stays in a CPU's cache from one pass to the next.
 _CACHED_BYTES = 2 * 2**20
@@ -15,22 +18,33 @@ _CACHED_BYTES = 2 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """(1 - kd_ratio) * CE + kd_ratio * T^2 * D(teacher_T || student_T); see :func:`distillation_loss`."""
+    """(1 - kd_ratio) * CE + kd_ratio * T^2 * D(teacher_T || student_T); see :func:`distillation_loss`.
+
+    Attributes:
+        teachers: of each teacher whose divergence is part of the sum, its share and the cap of its logits.
+    """
 
     kd_ratio: float
     temperature: float
     common_vocab_size: int | None
     cross_entropy: CrossEntropy
     divergence: Divergence
+    token_weight: TokenWeight | None = None
+    temperature_squared: bool = True
     softcap: float | None = None
-    teacher_softcap: float | None = None
+    teachers: Sequence[tuple[float, float | None]] = ((1.0, None),)
+
+    @property
+    def kd_weight(self) -> float:
+        """What a teacher's divergence counts in the loss, apart from its share."""
+        return self.kd_ratio * (self.temperature**2 if self.temperature_squared else 1)
 
 
 def losses_and_gradient(
     mixture: Mixture,
     logits: torch.Tensor,
     targets: torch.Tensor,
-    teacher_logits: torch.Tensor | None,
+    teacher_logits: Sequence[torch.Tensor],
     dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Summed cross-entropy and divergence of some rows, float32, and the mixture's gradient for the logits, ``[c, v]``.
@@ -38,7 +52,8 @@ def losses_and_gradient(
     Args:
         logits: the student's, before any cap, ``[c, v]``; overwritten by the gradient where they are of ``dtype``.
         targets: token ids ``[c]``.
-        teacher_logits: ``[c, v_t]``, before any cap, overwritten; None without a divergence.
+        teacher_logits: of each of the mixture's teachers ``[c, v_t]``, before any cap, overwritten; empty without a
+            divergence.
         dtype: of the gradient.
     """
     out = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
@@ -48,13 +63,14 @@ def losses_and_gradient(
         ce, kd = triton_rows.losses_and_gradient(
             logits,
             targets,
-            teacher_logits,
+            teacher_logits[0] if teacher_logits else None,
             out,
             kd_ratio=mixture.kd_ratio,
+            kd_weight=mixture.kd_weight,
             temperature=mixture.temperature,
             common_vocab_size=mixture.common_vocab_size,
             softcap=mixture.softcap,
-            teacher_softcap=mixture.teacher_softcap,
+            teacher_softcap=mixture.teachers[0][1],
         )
         return ce.sum(), kd.sum(), out
     ce = kd = torch.zeros((), device=logits.device)
@@ -62,8 +78,8 @@ def losses_and_gradient(
     compute = _shared if _can_share(mixture, logits, teacher_logits) else _plain
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
-        teacher_part = None if teacher_logits is None else teacher_logits[part].float()
-        ce_part, kd_part, gradient = compute(mixture, logits[part].float(), targets[part], teacher_part)
+        teacher_parts = [of_teacher[part].float() for of_teacher in teacher_logits]
+        ce_part, kd_part, gradient = compute(mixture, logits[part].float(), targets[part], teacher_parts)
         if gradient.data_ptr() != out[part].data_ptr():
             out[part] = gradient
         ce, kd = ce + ce_part, kd + kd_part
@@ -71,7 +87,8 @@ def losses_and_gradient(
 
 
 def _is_usual(mixture: Mixture) -> bool:
-    return type(mixture.cross_entropy) is CrossEntropy and type(mixture.divergence) is ForwardKL
+    plain = type(mixture.cross_entropy) is CrossEntropy and type(mixture.divergence) is ForwardKL
+    return plain and mixture.token_weight is None and [share for share, _ in mixture.teachers] == [1.0]
 
 
 def _has_kernel(mixture: Mixture, logits: torch.Tensor) -> bool:
@@ -84,22 +101,22 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _can_share(mixture: Mixture, logits: torch.Tensor, teacher_logits: torch.Tensor | None) -> bool:
+def _can_share(mixture: Mixture, logits: torch.Tensor, teacher_logits: Sequence[torch.Tensor]) -> bool:
     """Whether cross-entropy and divergence are of the same student's distribution, over the same tokens."""
     v = logits.shape[1]
-    same = teacher_logits is not None and teacher_logits.shape[1] == v and mixture.common_vocab_size in (None, v)
-    uncapped = mixture.softcap is None and mixture.teacher_softcap is None
-    return _is_usual(mixture) and mixture.temperature == 1 and same and uncapped
+    same = all(of_teacher.shape[1] == v for of_teacher in teacher_logits) and mixture.common_vocab_size in (None, v)
+    uncapped = mixture.softcap is None and mixture.teachers[0][1] is None
+    return bool(teacher_logits) and _is_usual(mixture) and mixture.temperature == 1 and same and uncapped
 
 
 def _shared(
-    mixture: Mixture, student: torch.Tensor, targets: torch.Tensor, teacher: torch.Tensor | None
+    mixture: Mixture, student: torch.Tensor, targets: torch.Tensor, teachers: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """:func:`_plain` for cross-entropy and forward KL at temperature 1: one exponential a logit, all in place.
 
     With shifted logits s and t, and Z the sums of their exponentials, KL = sum(e^t (t - s)) / Z_t - log Z_t + log Z_s.
     """
-    assert teacher is not None
+    teacher = teachers[0]
     student.sub_(student.amax(-1, keepdim=True)).clamp_(min=-HUGE)
     teacher.sub_(teacher.amax(-1, keepdim=True)).clamp_(min=-HUGE)
     at_target = student.gather(1, targets[:, None])
@@ -108,7 +125,7 @@ def _shared(
     teacher_sum = teacher.exp_().sum(-1, keepdim=True)
     gap = torch.linalg.vecdot(teacher, difference)[:, None] / teacher_sum
     kd = (gap - teacher_sum.log() + student_sum.log()).sum()
-    gradient = student.div_(student_sum).sub_(teacher.mul_(mixture.kd_ratio / teacher_sum))
+    gradient = student.div_(student_sum).sub_(teacher.mul_(mixture.kd_weight / teacher_sum))
     if mixture.kd_ratio == 1:
         return kd.new_zeros(()), kd, gradient
     share = gradient.new_full(targets[:, None].shape, mixture.kd_ratio - 1)
@@ -117,16 +134,14 @@ def _shared(
 
 
 def _plain(
-    mixture: Mixture, logits: torch.Tensor, targets: torch.Tensor, teacher_logits: torch.Tensor | None
+    mixture: Mixture, logits: torch.Tensor, targets: torch.Tensor, teacher_logits: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(ce sum, kd sum, gradient ``[b, v]``), float32 throughout."""
     slope = None
     if mixture.softcap is not None:
-        capped = (logits / mixture.softcap).tanh_()
-        slope = 1 - capped.square()
-        logits = capped.mul_(mixture.softcap)
-    if teacher_logits is not None and mixture.teacher_softcap is not None:
-        teacher_logits = (teacher_logits / mixture.teacher_softcap).tanh_().mul_(mixture.teacher_softcap)
+        logits = (logits / mixture.softcap).tanh_()
+        slope = 1 - logits.square()
+        logits.mul_(mixture.softcap)
 
     ce = kd = logits.new_zeros(())
     gradient = log_probs = None
@@ -135,16 +150,26 @@ def _plain(
         values, gradient = mixture.cross_entropy(log_probs, targets)
         ce = values.sum()
         gradient.mul_(1 - mixture.kd_ratio)
-    if teacher_logits is not None:
-        v, temperature = mixture.common_vocab_size or logits.shape[-1], mixture.temperature
-        if log_probs is None or temperature != 1 or v < logits.shape[-1]:
-            log_probs = _log_probs(logits[:, :v], temperature)
-        values, kd_gradient = mixture.divergence(log_probs, _log_probs(teacher_logits[:, :v], temperature))
-        kd = values.sum()
+    v, temperature = mixture.common_vocab_size or logits.shape[-1], mixture.temperature
+    if log_probs is None or temperature != 1 or v < logits.shape[-1]:
+        log_probs = _log_probs(logits[:, :v], temperature) if teacher_logits else None
+    for number, ((share, softcap), of_teacher) in enumerate(zip(mixture.teachers, teacher_logits, strict=False), 1):
+        assert log_probs is not None
+        of_teacher = capped(of_teacher[:, :v], softcap)
+        teacher_log_probs = _log_probs(of_teacher, temperature)
+        weight = None
+        if mixture.token_weight is not None:
+            at_1 = teacher_log_probs if temperature == 1 else _log_probs(of_teacher, 1)
+            weight = mixture.token_weight(at_1, targets)
+        own = log_probs if number == len(teacher_logits) else log_probs.clone()  # it may be overwritten
+        values, kd_gradient = mixture.divergence(own, teacher_log_probs)
+        if weight is not None:
+            values, kd_gradient = values * weight, kd_gradient.mul_(weight[:, None])
+        kd = kd + share * values.sum()
         if gradient is None:
             gradient = torch.zeros_like(logits)
-        # T^2 from the loss, 1/T from the chain rule through logits / T.
-        gradient[:, :v].add_(kd_gradient, alpha=mixture.kd_ratio * temperature)
+        # 1/T from the chain rule through logits / T.
+        gradient[:, :v].add_(kd_gradient, alpha=share * mixture.kd_weight / temperature)
     assert gradient is not None
     return ce, kd, gradient if slope is None else gradient.mul_(slope)
 

@@ -1,6 +1,8 @@
 """What a teacher says about the supervised positions, in the forms that the loss can use."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -13,16 +15,23 @@ class TeacherSignal(Protocol):
 
     Attributes:
         vocab_size: v.
+        logits_per_row: how many logits there are of a row while it is made.
         softcap: as in :class:`~distill_tune.losses.projection.Projection`.
     """
 
     @property
     def vocab_size(self) -> int: ...
     @property
+    def logits_per_row(self) -> int: ...
+    @property
     def softcap(self) -> float | None: ...
 
-    def memory(self, rows: int) -> torch.Tensor | None:
-        """What :meth:`logits` can write so many rows into; None where it needs none."""
+    def memory(self, rows: int, slot: int = 1) -> torch.Tensor | None:
+        """What :meth:`logits` can write so many rows into; None where it needs none.
+
+        Args:
+            slot: of the teacher, from 1, where several are there at the same time.
+        """
         ...
 
     def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor:
@@ -32,21 +41,32 @@ class TeacherSignal(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class HiddenStates:
-    """The teacher's last hidden states ``[n, d]`` and its output layer."""
+    """The teacher's last hidden states ``[n, d]`` and its output layer.
+
+    Attributes:
+        layers: further hidden states, ``[s, d]`` each, for a :class:`~distill_tune.losses.HiddenLoss`.
+        supervised: which of their positions the ``n`` are, ``[s]``, bool.
+    """
 
     hidden: torch.Tensor
     projection: Projection
+    layers: Sequence[torch.Tensor] = ()
+    supervised: torch.Tensor | None = None
 
     @property
     def vocab_size(self) -> int:
         return self.projection.vocab_size
 
     @property
+    def logits_per_row(self) -> int:
+        return self.projection.vocab_size
+
+    @property
     def softcap(self) -> float | None:
         return self.projection.softcap
 
-    def memory(self, rows: int) -> torch.Tensor | None:
-        return self.projection.memory(rows, slot=1)
+    def memory(self, rows: int, slot: int = 1) -> torch.Tensor | None:
+        return self.projection.memory(rows, slot)
 
     def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor:
         with torch.no_grad():
@@ -64,8 +84,102 @@ class DenseLogits:
     def vocab_size(self) -> int:
         return self.values.shape[1]
 
-    def memory(self, rows: int) -> torch.Tensor | None:
+    @property
+    def logits_per_row(self) -> int:
+        return self.values.shape[1]
+
+    def memory(self, rows: int, slot: int = 1) -> torch.Tensor | None:
         return None
 
     def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor:
         return self.values[start:stop].clone()
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureOfTeachers:
+    """One distribution from several teachers: sum_i w_i p_i, over the tokens that all of them have.
+
+    At a temperature T it is this mixture that is softened, softmax(log(sum_i w_i p_i) / T).
+
+    Attributes:
+        signals: of the teachers, for the same rows.
+        weights: of each; their sum is 1.
+    """
+
+    signals: Sequence[TeacherSignal]
+    weights: Sequence[float]
+    softcap: None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return min(signal.vocab_size for signal in self.signals)
+
+    @property
+    def logits_per_row(self) -> int:
+        return max(signal.logits_per_row for signal in self.signals) + 3 * self.vocab_size
+
+    def memory(self, rows: int, slot: int = 1) -> torch.Tensor | None:
+        return None
+
+    def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor:
+        mixed = None
+        for signal, weight in zip(self.signals, self.weights, strict=True):
+            logits = capped(signal.logits(start, stop, signal.memory(stop - start)), signal.softcap)
+            weighted = logits[:, : self.vocab_size].float().log_softmax(-1).add_(math.log(weight))
+            mixed = weighted if mixed is None else torch.logaddexp(mixed, weighted)
+        assert mixed is not None
+        return mixed
+
+
+@dataclasses.dataclass(frozen=True)
+class SumOfTeachers:
+    """A divergence from each of several teachers, added up with their weights: sum_i w_i D(p_i, q).
+
+    Attributes:
+        signals: of the teachers, for the same rows.
+        weights: of each; their sum is 1.
+    """
+
+    signals: Sequence[TeacherSignal]
+    weights: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherOfEachRow:
+    """Of each row the word of one teacher, over the tokens that all of them have.
+
+    Attributes:
+        signals: of the teachers, each for its own rows in their order.
+        owned: of each teacher, which rows these are, ascending.
+    """
+
+    signals: Sequence[TeacherSignal]
+    owned: Sequence[torch.Tensor]
+    softcap: None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return min(signal.vocab_size for signal in self.signals)
+
+    @property
+    def logits_per_row(self) -> int:
+        return max(signal.logits_per_row for signal in self.signals) + self.vocab_size
+
+    def memory(self, rows: int, slot: int = 1) -> torch.Tensor | None:
+        return None
+
+    def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor:
+        out = None
+        for signal, rows in zip(self.signals, self.owned, strict=True):
+            bounds = torch.tensor([start, stop], device=rows.device)
+            first, last = torch.searchsorted(rows, bounds).tolist()
+            logits = capped(signal.logits(first, last, signal.memory(last - first)), signal.softcap)
+            if out is None:
+                out = logits.new_empty(stop - start, self.vocab_size, dtype=torch.float32)
+            out[rows[first:last] - start] = logits[:, : self.vocab_size].float()
+        assert out is not None
+        return out
+
+
+def capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    return logits if softcap is None else (logits / softcap).tanh_().mul_(softcap)

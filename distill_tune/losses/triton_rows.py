@@ -27,7 +27,8 @@ def _losses_and_gradient(
     out_stride,
     v,
     common_v,
-    kd_ratio,
+    ce_weight,
+    kd_weight,
     temperature,
     student_cap,
     teacher_cap,
@@ -92,14 +93,14 @@ def _losses_and_gradient(
             slope = 1 - (x / student_cap) * (x / student_cap)
         gradient = tl.zeros([BLOCK], tl.float32)
         if HAS_CE:
-            gradient += (1 - kd_ratio) * (tl.exp(x - s_max) / s_sum - tl.where(column == target, 1.0, 0.0))
+            gradient += ce_weight * (tl.exp(x - s_max) / s_sum - tl.where(column == target, 1.0, 0.0))
         if HAS_KD:
             t = tl.load(teacher + column, mask=column < common_v, other=float("-inf")).to(tl.float32)
             if TEACHER_CAPPED:
                 t = tl.where(column < common_v, _softcapped(t, teacher_cap), float("-inf"))
             q = tl.where(column < common_v, tl.exp(x / temperature - q_max) / q_sum, 0.0)
-            # T^2 from the loss, 1/T from the chain rule through logits / T.
-            gradient += kd_ratio * temperature * (q - tl.exp(t / temperature - t_max) / t_sum)
+            # 1/T from the chain rule through logits / T.
+            gradient += kd_weight / temperature * (q - tl.exp(t / temperature - t_max) / t_sum)
         tl.store(out + column, (gradient * slope).to(out.dtype.element_ty), mask=column < v)
 
 
@@ -110,6 +111,7 @@ def losses_and_gradient(
     gradient: torch.Tensor,
     *,
     kd_ratio: float,
+    kd_weight: float,
     temperature: float,
     common_vocab_size: int | None,
     softcap: float | None,
@@ -141,7 +143,8 @@ def losses_and_gradient(
         gradient.stride(0),
         v,
         common,
-        float(kd_ratio),
+        float(1 - kd_ratio),
+        float(kd_weight),
         float(temperature),
         float(softcap or 1),
         float(teacher_softcap or 1),

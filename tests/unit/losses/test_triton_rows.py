@@ -32,11 +32,17 @@ def logits(rows=5, v=101, v_t=101, scale=3.0, dtype=torch.float32):
 
 
 def assert_same(kernel, student, targets, teacher, atol=1e-6, **settings):
-    mixture = Mixture(cross_entropy=CrossEntropy(), divergence=ForwardKL(), **settings)
+    of_mixture = {name: value for name, value in settings.items() if name not in ("teacher_softcap", "kd_weight")}
+    mixture = Mixture(
+        cross_entropy=CrossEntropy(),
+        divergence=ForwardKL(),
+        teachers=[(1.0, settings["teacher_softcap"])],
+        **of_mixture,
+    )
     wanted = student.clone().cpu()
-    ce, kd, _ = plain(mixture, wanted, targets.cpu(), None if teacher is None else teacher.clone().cpu())
+    ce, kd, _ = plain(mixture, wanted, targets.cpu(), [] if teacher is None else [teacher.clone().cpu()])
     found = student.clone()
-    ce_rows, kd_rows = kernel(found, targets, teacher, found, **settings)
+    ce_rows, kd_rows = kernel(found, targets, teacher, found, **settings | {"kd_weight": mixture.kd_weight})
     torch.testing.assert_close(ce_rows.sum().cpu(), ce, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(kd_rows.sum().cpu(), kd, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.cpu(), wanted, rtol=1e-5, atol=atol)
@@ -44,6 +50,7 @@ def assert_same(kernel, student, targets, teacher, atol=1e-6, **settings):
 
 SETTINGS = {
     "kd_ratio": 0.3,
+    "kd_weight": 0.3,
     "temperature": 1.0,
     "common_vocab_size": None,
     "softcap": None,
@@ -82,7 +89,7 @@ def test_excluded_tokens_and_extreme_logits(kernel):
 def test_agreement_is_exactly_nothing(kernel):
     student, targets, _ = logits(scale=20)
     out = torch.empty_like(student)
-    _, kd = kernel(student, targets, student, out, **(SETTINGS | {"kd_ratio": 1.0}))
+    _, kd = kernel(student, targets, student, out, **(SETTINGS | {"kd_ratio": 1.0, "kd_weight": 1.0}))
     assert kd.abs().max() < 1e-6
     assert out.abs().max() < 1e-6
 

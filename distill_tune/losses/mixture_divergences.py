@@ -1,0 +1,117 @@
+"""Divergences from a mixture of both distributions, which are finite wherever one of them is 0."""
+
+import torch
+
+from distill_tune.losses.divergences import ForwardKL, ReverseKL, require_within
+
+# exp(80) fits float32; where p and q are further apart the smaller one is below 1e-34.
+_MOST = 80.0
+
+
+class JensenShannon:
+    """Generalised Jensen-Shannon divergence, beta * KL(p || m) + (1 - beta) * KL(q || m), m = beta p + (1 - beta) q.
+
+    As GKD has it (Agarwal et al. 2023, arXiv 2306.13649, eq. 1), TRL's GKDTrainer and Liger. Divided by beta it tends
+    to KL(p || q) as beta goes to 0, divided by 1 - beta to KL(q || p) as beta goes to 1; so, as TRL has it, beta 0 is
+    forward KL and beta 1 reverse KL. The gradient is (1 - beta) q (log q/m - KL(q || m)). As T grows:
+    beta (1 - beta) times half the variance, for 0 < beta < 1.
+
+    Args:
+        beta: 0 to 1.
+
+    Raises:
+        ValueError: ``beta`` outside 0 to 1.
+    """
+
+    def __init__(self, beta: float = 0.5) -> None:
+        require_within("beta", beta)
+        self.beta = beta
+
+    def __call__(
+        self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.beta in (0, 1):
+            return (ReverseKL() if self.beta else ForwardKL())(student_log_probs, teacher_log_probs)
+        teacher_ratio = _bounded_ratio(student_log_probs, teacher_log_probs)
+        student_ratio = _minus_log_mixture(teacher_ratio, self.beta)
+        student_probs, teacher_probs = student_log_probs.exp_(), teacher_log_probs.exp_()
+        of_student = torch.linalg.vecdot(student_probs, student_ratio)
+        of_teacher = torch.linalg.vecdot(teacher_probs, teacher_ratio.add_(student_ratio))
+        gradient = student_ratio.sub_(of_student[:, None]).mul_(student_probs).mul_(1 - self.beta)
+        return self.beta * of_teacher + (1 - self.beta) * of_student, gradient
+
+
+class SkewedForwardKL:
+    """KL(p || m), m = alpha p + (1 - alpha) q (DistiLLM, Ko et al. 2024, arXiv 2402.03898, §3.1).
+
+    With alpha 0 it is forward KL; a little of p in m keeps its gradient bounded. As T grows: (1 - alpha)^2 times half
+    the variance.
+
+    Args:
+        alpha: 0 to 1, 1 excluded; the paper takes 0.1.
+
+    Raises:
+        ValueError: ``alpha`` is none of these.
+    """
+
+    def __init__(self, alpha: float = 0.1) -> None:
+        _require_skew(alpha)
+        self.alpha = alpha
+
+    def __call__(
+        self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.alpha == 0:
+            return ForwardKL()(student_log_probs, teacher_log_probs)
+        ratio = _bounded_ratio(student_log_probs, teacher_log_probs)
+        student_ratio = _minus_log_mixture(ratio, self.alpha)  # log q / m
+        student_probs, teacher_probs = student_log_probs.exp_(), teacher_log_probs.exp_()
+        values = torch.linalg.vecdot(teacher_probs, ratio.add_(student_ratio))
+        pulled = student_ratio.exp_().mul_(teacher_probs)  # p q / m
+        gradient = student_probs.mul_(pulled.sum(-1, keepdim=True)).sub_(pulled)
+        return values, gradient.mul_(1 - self.alpha)
+
+
+class SkewedReverseKL:
+    """KL(q || m), m = (1 - alpha) p + alpha q (DistiLLM, Ko et al. 2024, arXiv 2402.03898, §3.1).
+
+    With alpha 0 it is reverse KL; a little of q in m bounds it where the teacher holds a token impossible. As T grows:
+    (1 - alpha)^2 times half the variance.
+
+    Args:
+        alpha: 0 to 1, 1 excluded; the paper takes 0.1.
+
+    Raises:
+        ValueError: ``alpha`` is none of these.
+    """
+
+    def __init__(self, alpha: float = 0.1) -> None:
+        _require_skew(alpha)
+        self.alpha = alpha
+
+    def __call__(
+        self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.alpha == 0:
+            return ReverseKL()(student_log_probs, teacher_log_probs)
+        student_ratio = _minus_log_mixture(_bounded_ratio(student_log_probs, teacher_log_probs), 1 - self.alpha)
+        student_probs = student_log_probs.exp_()
+        values = torch.linalg.vecdot(student_probs, student_ratio)
+        slope = student_ratio.sub_(student_ratio.exp().mul_(self.alpha))  # but for a constant, which falls out
+        mean = torch.linalg.vecdot(student_probs, slope)
+        return values, slope.sub_(mean[:, None]).mul_(student_probs)
+
+
+def _bounded_ratio(student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor) -> torch.Tensor:
+    """log p - log q; 0 where both are excluded."""
+    return (teacher_log_probs - student_log_probs).nan_to_num_(nan=0.0).clamp_(-_MOST, _MOST)
+
+
+def _minus_log_mixture(ratio: torch.Tensor, teacher_share: float) -> torch.Tensor:
+    """log q / m for m = teacher_share * p + (1 - teacher_share) * q, from log p / q."""
+    return ratio.expm1().mul_(teacher_share).log1p_().neg_()
+
+
+def _require_skew(alpha: float) -> None:
+    if not 0 <= alpha < 1:
+        raise ValueError(f"alpha={alpha}: must be from 0 to less than 1")

@@ -1,0 +1,43 @@
+"""Any divergence over the teacher's likeliest tokens and the mass of the rest."""
+
+import torch
+
+from distill_tune.losses.divergences import Divergence, ForwardKL
+
+
+class TopK:
+    """``divergence`` between distributions over k + 1 events: the teacher's k likeliest tokens, and any other token.
+
+    What the teacher thinks of its tail beyond its mass is not looked at; a student is free to fill it as it likes. As T
+    grows both put (v - k) / v on the rest, and what is compared fades.
+
+    Args:
+        k: how many tokens, 1 or more; all of them where the vocabulary has no more.
+        divergence: default forward KL.
+
+    Raises:
+        ValueError: ``k`` below 1.
+    """
+
+    def __init__(self, k: int = 64, divergence: Divergence | None = None) -> None:
+        if k < 1:
+            raise ValueError(f"k={k}: must be at least 1")
+        self.k = k
+        self.divergence = divergence or ForwardKL()
+
+    def __call__(
+        self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.k >= student_log_probs.shape[-1]:
+            return self.divergence(student_log_probs, teacher_log_probs)
+        teacher_best, tokens = teacher_log_probs.topk(self.k)
+        student_best = student_log_probs.gather(1, tokens)
+        student_tail = student_log_probs.exp_().scatter_(1, tokens, 0.0)
+        student_rest = student_tail.sum(-1, keepdim=True)
+        teacher_rest = teacher_log_probs.exp_().scatter_(1, tokens, 0.0).sum(-1, keepdim=True)
+        values, gradient = self.divergence(
+            torch.cat([student_best, student_rest.log()], 1), torch.cat([teacher_best, teacher_rest.log()], 1)
+        )
+        # Logits of the rest share its gradient by their probability within it.
+        of_rest = student_tail.mul_(gradient[:, -1:] / student_rest.clamp(min=torch.finfo(torch.float32).tiny))
+        return values, of_rest.scatter_(1, tokens, gradient[:, :-1])

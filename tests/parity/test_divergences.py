@@ -1,0 +1,258 @@
+"""Every divergence, through the head's rows: against float64 autograd, torchtune, TRL and Liger."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune import losses
+from distill_tune.losses import rows
+from distill_tune.losses.rows import Mixture, losses_and_gradient
+
+from torchtune.modules.loss import ReverseKLLoss, SymmetricKLLoss
+
+V = 37
+
+
+def kl(p, q):
+    """KL(p || q) of log-probabilities, whatever is excluded left out."""
+    return torch.where(p.isfinite() & q.isfinite(), p.exp() * (p - q), 0.0).sum(-1)
+
+
+def mixed(p, q, share):
+    return torch.logaddexp(p + math.log(share), q + math.log(1 - share))
+
+
+def plain_adaptive(p, q, head_mass):
+    """As the paper's authors write it: sorted, cumulated, masked."""
+    likeliest, order = p.exp().detach().sort(-1, descending=True)
+    gap = (likeliest - q.exp().detach().gather(1, order)).abs()
+    is_head = likeliest.cumsum(-1) <= head_mass
+    is_head[:, 0] = True
+    share = torch.where(gap.sum(-1) > 0, (gap * is_head).sum(-1) / gap.sum(-1), 0.5)
+    return share * kl(p, q) + (1 - share) * kl(q, p)
+
+
+def plain_mse(p, q):
+    known = p.isfinite() & q.isfinite()
+    difference = torch.where(known, q - p, 0.0)
+    centred = torch.where(known, difference - difference.sum(-1, keepdim=True) / known.sum(-1, keepdim=True), 0.0)
+    return centred.square().sum(-1) / known.sum(-1)
+
+
+def plain_top_k(p, q, k, divergence):
+    best, tokens = p.topk(k)
+    rest = torch.ones_like(p, dtype=torch.bool).scatter(1, tokens, False)
+
+    def grouped(log_probs):
+        return torch.cat([log_probs.gather(1, tokens), log_probs.where(rest, -torch.inf).logsumexp(-1)[:, None]], 1)
+
+    return divergence(grouped(p), grouped(q))
+
+
+# name: (ours, the formula on log-probabilities of teacher p and student q)
+DIVERGENCES = {
+    "forward": (losses.ForwardKL(), kl),
+    "reverse": (losses.ReverseKL(), lambda p, q: kl(q, p)),
+    "symmetric": (losses.SymmetricKL(0.3), lambda p, q: 0.3 * kl(p, q) + 0.7 * kl(q, p)),
+    "jsd 0": (losses.JensenShannon(0.0), kl),
+    "jsd 0.1": (losses.JensenShannon(0.1), lambda p, q: 0.1 * kl(p, m := mixed(p, q, 0.1)) + 0.9 * kl(q, m)),
+    "jsd 0.5": (losses.JensenShannon(), lambda p, q: 0.5 * kl(p, m := mixed(p, q, 0.5)) + 0.5 * kl(q, m)),
+    "jsd 1": (losses.JensenShannon(1.0), lambda p, q: kl(q, p)),
+    "skewed forward": (losses.SkewedForwardKL(0.1), lambda p, q: kl(p, mixed(p, q, 0.1))),
+    "skewed reverse": (losses.SkewedReverseKL(0.1), lambda p, q: kl(q, mixed(p, q, 0.9))),
+    "total variation": (losses.TotalVariation(), lambda p, q: 0.5 * (p.exp() - q.exp()).abs().sum(-1)),
+    "adaptive": (losses.AdaptiveKL(0.5), lambda p, q: plain_adaptive(p, q, 0.5)),
+    "mse": (losses.LogitMSE(), plain_mse),
+    "top 5": (losses.TopK(5), lambda p, q: plain_top_k(p, q, 5, kl)),
+    "top 5 reverse": (losses.TopK(5, losses.ReverseKL()), lambda p, q: plain_top_k(p, q, 5, lambda a, b: kl(b, a))),
+    "top 5 jsd": (
+        losses.TopK(5, losses.JensenShannon()),
+        lambda p, q: plain_top_k(p, q, 5, lambda a, b: 0.5 * kl(a, m := mixed(a, b, 0.5)) + 0.5 * kl(b, m)),
+    ),
+    "top of all": (losses.TopK(100), kl),
+}
+
+
+def example(kind, dtype=torch.float32, n=41):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(n, V, generator=generator) for _ in range(2))
+    if kind == "peaked":
+        student, teacher = student * 8, teacher * 8
+    elif kind == "near-equal":
+        student, teacher = teacher * 3 + 0.01 * student, teacher * 3
+    elif kind == "masked":
+        student[:, 30:], teacher[:, 30:] = -torch.inf, -torch.inf
+    elif kind == "extreme":
+        student, teacher = student * 1e4, teacher * 1e4
+    targets = torch.randint(0, 30, (n,), generator=generator)
+    return student.to(dtype), teacher.to(dtype), targets
+
+
+def ours(divergence, student, teacher, targets, temperature=1.0, **settings):
+    mixture = Mixture(1.0, temperature, None, losses.CrossEntropy(), divergence, **settings)
+    _, kd, gradient = losses_and_gradient(mixture, student.clone(), targets, [teacher.clone()], torch.float32)
+    return kd, gradient
+
+
+def exact(formula, student, teacher, temperature=1.0):
+    """Value and gradient of T^2 times the divergence in float64, by autograd."""
+    logits = student.double().requires_grad_()
+    # -inf would make autograd's 0 * inf; a logit of -1e6 has no probability either.
+    q = (logits.clamp(min=-1e6) / temperature).log_softmax(-1)
+    p = (teacher.double().clamp(min=-1e6) / temperature).log_softmax(-1)
+    excluded = student.isinf() | teacher.isinf()
+    q, p = q.masked_fill(excluded, -torch.inf), p.masked_fill(excluded, -torch.inf)
+    value = torch.where(torch.isfinite(v := formula(p, q)), v, 0.0).sum()
+    return value, torch.autograd.grad(temperature**2 * value, logits)[0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("kind", ["random", "peaked", "near-equal"])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_value_and_gradient_are_those_of_float64(name, kind, temperature, monkeypatch):
+    monkeypatch.setattr(rows, "_CACHED_BYTES", 4 * V * 7)  # several parts, and a rest
+    divergence, formula = DIVERGENCES[name]
+    student, teacher, targets = example(kind)
+    value, gradient = ours(divergence, student, teacher, targets, temperature)
+    wanted, wanted_gradient = exact(formula, student, teacher, temperature)
+    assert value.item() == pytest.approx(wanted.item(), rel=2e-5, abs=2e-5)
+    # Near-equal distributions leave float32 some five digits of their difference.
+    tolerance = 2e-3 if kind == "near-equal" else 1e-5
+    assert (gradient - wanted_gradient).norm() / wanted_gradient.norm() < tolerance
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_bfloat16_logits_are_compared_in_float32(name):
+    divergence, formula = DIVERGENCES[name]
+    student, teacher, targets = example("peaked", torch.bfloat16)
+    value, gradient = ours(divergence, student, teacher, targets)
+    wanted, wanted_gradient = exact(formula, student, teacher)
+    assert value.item() == pytest.approx(wanted.item(), rel=2e-5)
+    assert (gradient - wanted_gradient).norm() / wanted_gradient.norm() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["extreme", "masked"])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_extreme_and_excluded_logits_give_no_nan(name, kind):
+    divergence, formula = DIVERGENCES[name]
+    for temperature in (1.0, 3.0):
+        value, gradient = ours(divergence, *example(kind), temperature)
+        assert torch.isfinite(value)
+        assert torch.isfinite(gradient).all()
+    if kind == "masked":
+        student, teacher, targets = example(kind)
+        value, gradient = ours(divergence, student, teacher, targets)
+        wanted, _ = exact(formula, student, teacher)
+        assert value.item() == pytest.approx(wanted.item(), rel=2e-5)
+        assert gradient[:, 30:].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_tokens_that_one_alone_excludes_give_no_nan(name):
+    for side in (0, 1):
+        logits = list(example("peaked"))
+        logits[side][:, 30:] = -torch.inf
+        value, gradient = ours(DIVERGENCES[name][0], *logits)
+        assert torch.isfinite(value)
+        assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("kind", ["random", "peaked", "masked", "extreme"])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_agreement_is_nothing(name, kind):
+    student, _, targets = example(kind)
+    for temperature in (1.0, 2.5):
+        value, gradient = ours(DIVERGENCES[name][0], student, student, targets, temperature)
+        assert abs(value.item()) / len(student) < 1e-6
+        assert gradient.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["random", "peaked"])
+@pytest.mark.parametrize(("name", "theirs"), [("reverse", ReverseKLLoss()), ("symmetric", SymmetricKLLoss(0.3))])
+def test_torchtunes_losses(name, theirs, kind):
+    """Its symmetric loss has the cross-entropy against the teacher for forward KL: the teacher's entropy more."""
+    student, teacher, targets = example(kind)
+    value, gradient = ours(DIVERGENCES[name][0], student, teacher, targets)
+    logits = student.clone().requires_grad_()
+    wanted = theirs(logits, teacher, targets) * len(student)
+    entropy = 0.3 * torch.special.entr(teacher.softmax(-1)).sum() if name == "symmetric" else 0.0
+    assert value.item() == pytest.approx((wanted - entropy).item(), rel=1e-4)
+    torch.testing.assert_close(gradient, torch.autograd.grad(wanted, logits)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_trls_gkd(beta, temperature):
+    """Which leaves T^2 out."""
+    from trl.experimental.gkd import GKDTrainer
+
+    student, teacher, targets = example("random")
+    value, gradient = ours(losses.JensenShannon(beta), student, teacher, targets, temperature, temperature_squared=False)
+    logits = student.clone().requires_grad_()
+    theirs = GKDTrainer.generalized_jsd_loss(logits, teacher, beta=beta, temperature=temperature, reduction="sum")
+    assert value.item() == pytest.approx(theirs.item(), rel=1e-4)
+    torch.testing.assert_close(gradient, torch.autograd.grad(theirs, logits)[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
+def test_ligers_jsd(beta):
+    from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDFunction
+
+    student, teacher, targets = example("random")
+    value, gradient = ours(losses.JensenShannon(beta), student, teacher, targets)
+    logits = student.clone().requires_grad_()
+    theirs = LigerFusedLinearJSDFunction.distillation_loss_fn(logits, teacher, beta=beta)
+    assert value.item() == pytest.approx(theirs.sum().item(), rel=1e-4)
+    torch.testing.assert_close(gradient, torch.autograd.grad(theirs.sum(), logits)[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "share"), [("forward", 1), ("reverse", 1), ("symmetric", 1), ("jsd 0.1", 0.09), ("skewed forward", 0.81)]
+)
+def test_high_temperatures_compare_centred_logits(name, share):
+    """T^2 D tends to its share of half the variance of the logits' difference."""
+    student, teacher, targets = (x.double() if x.is_floating_point() else x for x in example("random"))
+    difference = student - teacher
+    half_variance = 0.5 * (difference - difference.mean(-1, keepdim=True)).square().mean(-1).sum()
+    value, _ = exact(DIVERGENCES[name][1], student, teacher, temperature=1e4)
+    assert value.item() * 1e8 == pytest.approx(share * half_variance.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("weight", [losses.TeacherCertainty(), losses.TargetProbability()])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_token_weights_multiply_each_tokens_divergence(weight, temperature):
+    student, teacher, targets = example("random")
+    p = teacher.double().log_softmax(-1)
+    if isinstance(weight, losses.TargetProbability):
+        wanted_weight = p.gather(1, targets[:, None]).exp()[:, 0]
+    else:
+        wanted_weight = 1 + (p.exp() * p).sum(-1) / math.log(V)
+    value, gradient = ours(losses.ForwardKL(), student, teacher, targets, temperature, token_weight=weight)
+    wanted, wanted_gradient = exact(lambda a, b: wanted_weight * kl(a, b), student, teacher, temperature)
+    assert value.item() == pytest.approx(wanted.item(), rel=1e-5)
+    torch.testing.assert_close(gradient, wanted_gradient.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_wrong_arguments_are_refused():
+    for make in (
+        lambda: losses.SymmetricKL(1.5),
+        lambda: losses.JensenShannon(-0.1),
+        lambda: losses.SkewedForwardKL(1.0),
+        lambda: losses.SkewedReverseKL(2),
+        lambda: losses.AdaptiveKL(3),
+        lambda: losses.TopK(0),
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            make()
+
+
+def test_a_uniform_teacher_weighs_nothing_and_a_sure_one_all():
+    flat = torch.full((1, V), -math.log(V))
+    sure = F.one_hot(torch.tensor([3]), V).log()
+    certainty = losses.TeacherCertainty()
+    assert certainty(flat, torch.tensor([3])).item() == pytest.approx(0, abs=1e-6)
+    assert certainty(sure, torch.tensor([3])).item() == 1
+    assert losses.TargetProbability()(sure, torch.tensor([V + 5])).item() == 0  # a token that the teacher has not
