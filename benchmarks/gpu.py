@@ -103,7 +103,7 @@ def ours(case, student, teacher_model, rows, device):
     def loss():
         batch = joined(rows).to(device)
         attention = batch.attention()
-        signal = teacher(batch, attention)
+        signal = teacher(batch)
         hidden = student(batch.tokens, **attention)[batch.supervised]
         targets = batch.targets[batch.supervised]
         sums = losses.distillation_loss(hidden, head.projection_for_loss(), targets, signal, kd_ratio=0.5)

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from distill_tune import config, data, losses, models, teachers, training
 
-from torchtune.modules import TransformerSelfAttentionLayer
+from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
 from torchtune.training import OffloadActivations, compile_model, set_activation_checkpointing
 
 
@@ -30,7 +30,11 @@ def main(cfg: DictConfig) -> None:
     mesh = training.device_mesh(device, cfg.get("data_parallel_replicate_dim", 1))
     dtype = training.find_dtype(cfg.dtype, device)
     teacher_dtype = training.find_dtype(cfg.get("teacher_dtype") or cfg.dtype, device)
-    kd_ratio, temperature = cfg.get("kd_ratio", 0.5), cfg.get("temperature", 1.0)
+    kd_ratio, temperature = cfg.get("kd_ratio", 0.5), cfg.get("temperature", 1.0)  # numbers or schedules
+    cross_entropy = config.build("loss", cfg.get("loss"), losses.CrossEntropy())
+    divergence = config.build("kd_loss", cfg.get("kd_loss"), losses.ForwardKL())
+    token_weight = config.build("kd_token_weight", cfg.get("kd_token_weight"))
+    hidden_loss = config.build("hidden_loss", cfg.get("hidden_loss"), losses.HiddenLoss([], weight=0))
     run = training.RunFolder.of(cfg.output_dir)
     checkpoint = run.checkpoint_to_resume(cfg.get("resume_from_checkpoint", False))
     state = training.TrainingState.read(checkpoint) if checkpoint else None
@@ -41,51 +45,67 @@ def main(cfg: DictConfig) -> None:
     student_checkpoint = models.Checkpoint.of("model", cfg.model, cfg.get("checkpointer"))
     student = models.checked_on_meta("model", cfg.model, student_checkpoint, dtype)
     tokenizer = config.instantiate(cfg.tokenizer)
-    common_vocab_size = None
-    if kd_ratio > 0:
-        teacher_checkpoint = models.Checkpoint.of(
-            "teacher_model", cfg.get("teacher_model"), cfg.get("teacher_checkpointer")
-        )
-        teacher_model = models.checked_on_meta(
-            "teacher_model", cfg.get("teacher_model"), teacher_checkpoint, teacher_dtype
-        )
-        models.check_tokenizers(student_checkpoint.folder, teacher_checkpoint.folder)
-        common_vocab_size = models.common_vocabulary(student, teacher_model, tokenizer)
+    teacher = teachers.build_teacher(
+        cfg.get("teacher_model") if kd_ratio != 0 or cfg.get("hidden_loss") else None,
+        cfg.get("teacher_checkpointer"),
+        dtype=teacher_dtype,
+        combination=cfg.get("teacher_combination", "mixture"),
+        quantizer=cfg.get("teacher_quantizer"),
+        offload=cfg.get("teacher_offload", False),
+    )
+    common_vocab_size = teacher.check(student, student_checkpoint, tokenizer)
+    reading = data.Reading(
+        cfg.get("student_prompt_template"),
+        cfg.get("teacher_prompt_template"),
+        cfg.get("teacher_system_prompt"),
+        cfg.get("teacher_max_seq_len"),
+        teacher.names,
+    )
+    augmentations = data.Augmentations(
+        [config.build("augmentations", entry) for entry in cfg.get("augmentations") or []], tokenizer, seed
+    )
 
-    def plan_of(dataset: DictConfig, batch_size: int | None, accumulation: int, shuffle: bool) -> data.StepPlan:
+    def plan_of(dataset: DictConfig, batch_size: int | None, accumulation: int, training_rows: bool) -> data.StepPlan:
         with training.first_of_each_machine_first():
-            rows, weights = data.prepare_rows(
-                dataset, tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop")
+            rows, shares = data.prepare_rows(
+                dataset, tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop"), reading=reading
             )
         plan = data.StepPlan(
             rows,
-            weights=weights,
+            weights=shares,
             batch_size=batch_size,
             max_tokens_per_batch=cfg.get("max_tokens_per_batch") if batch_size is None else None,
             gradient_accumulation_steps=accumulation,
             seed=seed,
-            shuffle=shuffle,
+            shuffle=training_rows and cfg.get("shuffle", True),
+            augmentations=augmentations if training_rows else None,
+            dataset_temperature=cfg.get("dataset_temperature") if training_rows else None,
             rank=training.rank(),
             num_ranks=training.num_ranks(),
         )
         print(data.describe_rows(rows))
         training.require_same_on_all_ranks("dataset", plan.identity)
         models.require_length("model", student, plan.longest)
-        if kd_ratio > 0:
-            models.require_length("teacher_model", teacher_model, plan.longest)
+        teacher.require_length(plan.longest_of_teacher)
         return plan
 
-    plan = plan_of(cfg.dataset, cfg.batch_size, cfg.get("gradient_accumulation_steps", 1), cfg.get("shuffle", True))
+    plan = plan_of(cfg.dataset, cfg.batch_size, cfg.get("gradient_accumulation_steps", 1), True)
     plan_val = None
     if cfg.get("dataset_val") is not None:
         plan_val = plan_of(cfg.get("dataset_val"), cfg.get("batch_size_val") or cfg.batch_size, 1, False)
     steps_per_epoch = min(plan.steps_per_epoch, cfg.get("max_steps_per_epoch") or plan.steps_per_epoch)
     total_steps = cfg.epochs * steps_per_epoch
+    schedules = training.Schedules(
+        steps_per_epoch,
+        total_steps,
+        {"kd_ratio": kd_ratio, "temperature": temperature, "hidden_loss_weight": hidden_loss.weight},
+    )
     if state:
         state.require_same_plan(checkpoint, plan.identity)
     run.write_config(cfg, seed)
 
     # ---- Student and teacher, sharded while they have no weights; then each rank reads its own part
+    models.match_layers(student, teacher, hidden_loss)
     has_adapters = models.freeze_all_but_adapters(student)
     student_head = models.take_output_head(student)
     if cfg.get("enable_activation_checkpointing", False):
@@ -93,8 +113,6 @@ def main(cfg: DictConfig) -> None:
     offloading = OffloadActivations() if cfg.get("enable_activation_offloading", False) else contextlib.nullcontext()
     if cfg.get("compile", False):
         compile_model(student, verbose=False)
-        if kd_ratio > 0:
-            compile_model(teacher_model, verbose=False)
     cpu_offload, custom_sharded_layers = cfg.get("fsdp_cpu_offload", False), cfg.get("custom_sharded_layers") or []
     weights_device = torch.device("cpu") if cpu_offload else device
     training.shard_student(
@@ -105,58 +123,58 @@ def main(cfg: DictConfig) -> None:
         custom_sharded_layers=custom_sharded_layers,
     )
     models.load_weights(student, student_checkpoint, weights_device)
-    teacher = None
-    if kd_ratio > 0:
-        training.shard_teacher(
-            teacher_model, mesh, cpu_offload=cpu_offload, custom_sharded_layers=custom_sharded_layers
-        )
-        models.load_weights(teacher_model, teacher_checkpoint, weights_device)
-        teacher = teachers.LiveTeacher(teacher_model)
 
-    # ---- Loss, optimizer, schedule
-    cross_entropy = config.instantiate(cfg.get("loss")) if cfg.get("loss") else losses.CrossEntropy()
-    divergence = config.instantiate(cfg.get("kd_loss")) if cfg.get("kd_loss") else losses.ForwardKL()
+    def shard_teacher(model: TransformerDecoder) -> torch.device:
+        training.shard_teacher(model, mesh, cpu_offload=cpu_offload, custom_sharded_layers=custom_sharded_layers)
+        return weights_device
+
+    teacher.load(student, device, shard=shard_teacher, compile=cfg.get("compile", False))
+
+    # ---- Optimizer and schedule
     optimizer = training.build_optimizer(cfg.optimizer, student.parameters())
     lr_scheduler = training.build_lr_scheduler(cfg.get("lr_scheduler"), optimizer, total_steps)
     profiler = training.build_profiler(cfg.get("profiler"))
     torch.manual_seed(seed + training.rank())  # dropout differs between ranks
-    utilisation = training.Utilisation(student, teacher.model if teacher else None, device, dtype, training.num_ranks())
+    utilisation = training.Utilisation(student, teacher.models, device, dtype, training.num_ranks())
     step = 0
     if state:
-        training.load_training_state(checkpoint, student, optimizer, lr_scheduler)
+        training.load_training_state(checkpoint, student, optimizer, lr_scheduler, teacher)
         step = state.step
 
-    def loss_of(batch: data.Batch) -> losses.LossSums:
+    def loss_of(batch: data.Batch, weights: dict[str, float]) -> losses.LossSums:
         """Summed loss of a micro-batch over its supervised positions."""
         batch = batch.to(device)
-        attention = batch.attention()
-        signal = teacher(batch, attention) if teacher else None
+        supervised = batch.supervised[0]
+        signal = teacher(batch)
         with offloading:
-            hidden = student(batch.tokens, **attention)  # [b, s, d]
+            hidden, layers = models.hidden_states(student, batch.tokens, batch.attention())  # [1, s, d]
         student_head.gather()
-        return losses.distillation_loss(
-            hidden[batch.supervised],  # [n, d]
+        sums = losses.distillation_loss(
+            hidden[0, supervised],  # [n, d]
             student_head.projection_for_loss(),
-            batch.targets[batch.supervised],
+            batch.targets[0, supervised],
             signal,
-            kd_ratio=kd_ratio,
-            temperature=temperature,
+            kd_ratio=weights["kd_ratio"],
+            temperature=weights["temperature"],
+            temperature_squared=cfg.get("temperature_squared", True),
             common_vocab_size=common_vocab_size,
             cross_entropy=cross_entropy,
             divergence=divergence,
+            token_weight=token_weight,
         )
+        between_layers = hidden_loss(layers, signal, supervised, models.projectors(student))
+        return sums.plus_hidden(between_layers, weights["hidden_loss_weight"])
 
     @torch.no_grad()
-    def validate(plan_val: data.StepPlan) -> dict[str, float]:
+    def validate(plan_val: data.StepPlan, weights: dict[str, float]) -> dict[str, float]:
         student.eval()
-        loss = ce = kd = num_tokens = torch.zeros((), device=device)
+        sums, num_tokens = losses.LossSums.zero(device), torch.zeros((), device=device)
         for batch in plan_val.epoch():
-            sums = loss_of(batch)
-            loss, ce, kd = loss + sums.loss, ce + sums.ce, kd + sums.kd
-            num_tokens = num_tokens + data.num_supervised([batch])
+            sums += loss_of(batch, weights)
+            num_tokens += data.num_supervised([batch])
         student.train()
-        loss_sum, ce_sum, kd_sum, count = training.sum_over_ranks(loss, ce, kd, num_tokens)
-        return {"val_loss": loss_sum / count, "val_ce_loss": ce_sum / count, "val_kd_loss": kd_sum / count}
+        *totals, count = training.sum_over_ranks(*sums.values(), num_tokens)
+        return losses.per_token(totals, count, prefix="val_")
 
     # ---- Training
     student.train()
@@ -177,34 +195,34 @@ def main(cfg: DictConfig) -> None:
             started = time.perf_counter()
             epoch, step_of_epoch = divmod(step, steps_per_epoch)
             batches = plan.micro_batches(epoch, step_of_epoch)
+            weights = schedules.at(step)
             num_tokens = plan.num_supervised(epoch, step_of_epoch)  # of all ranks
 
-            loss = ce = kd = torch.zeros((), device=device)
+            sums = losses.LossSums.zero(device)
             for batch in batches:
                 student.set_requires_gradient_sync(batch is batches[-1])
-                sums = loss_of(batch)
-                (sums.loss / num_tokens).backward()
-                loss, ce, kd = loss + sums.loss.detach(), ce + sums.ce, kd + sums.kd
-            if teacher:
-                teacher.release()
+                of_batch = loss_of(batch, weights)
+                (of_batch.loss / num_tokens).backward()
+                sums += of_batch.detach()
+            teacher.release()
             max_norm = cfg.get("clip_grad_norm") or math.inf
             grad_norm = training.whole(torch.nn.utils.clip_grad_norm_(student.parameters(), max_norm))
             lr = optimizer.param_groups[0]["lr"]
             optimizer.step()
+            teacher.after_step()
             optimizer.zero_grad(set_to_none=True)
             lr_scheduler.step()
             profiler.step()
             step += 1
 
-            loss_sum, ce_sum, kd_sum = training.sum_over_ranks(loss, ce, kd)
+            means = losses.per_token(training.sum_over_ranks(*sums.values()), num_tokens)
             seconds = time.perf_counter() - started
             lengths = plan.lengths(epoch, step_of_epoch)
             line = {
                 "step": step,
                 "epoch": epoch,
-                "loss": loss_sum / num_tokens,
-                "ce_loss": ce_sum / num_tokens,
-                "kd_loss": kd_sum / num_tokens,
+                **means,
+                **weights,
                 "lr": float(lr),
                 "grad_norm": grad_norm.item(),
                 "tokens": sum(lengths),
@@ -217,7 +235,7 @@ def main(cfg: DictConfig) -> None:
             line |= utilisation.of_step(lengths, num_tokens, seconds)
             every = cfg.get("run_val_every_n_steps")
             if plan_val and (step == total_steps or (every and step % every == 0)):
-                line |= validate(plan_val)
+                line |= validate(plan_val, weights)
                 progress.say(
                     f"step {step}: " + ", ".join(f"{key} {line[key]:.4f}" for key in line if key[:4] == "val_")
                 )
@@ -227,7 +245,7 @@ def main(cfg: DictConfig) -> None:
             every = cfg.get("save_every_n_steps")
             if step % steps_per_epoch == 0 or (every and step % every == 0):
                 now = training.TrainingState(step, seed, plan.identity)
-                training.save_training_state(run.checkpoint(step), now, student, optimizer, lr_scheduler)
+                training.save_training_state(run.checkpoint(step), now, student, optimizer, lr_scheduler, teacher)
 
     # ---- What the run leaves
     if has_adapters:

@@ -37,7 +37,7 @@ def main(scenario: str) -> None:
     with torch.device("meta"):
         on_meta = student_and_teacher()
     batch = estimate.Batch(LENGTHS, sum(LENGTHS) - len(LENGTHS))
-    estimated = estimate.memory_of(cfg, *on_meta, batch).peak
+    estimated = estimate.memory_of(cfg, on_meta[0], [on_meta[1]], batch).peak
 
     torch.manual_seed(0)
     torch.randn(800, 800) @ torch.randn(800, 800)  # threads and their memory
@@ -51,7 +51,7 @@ def main(scenario: str) -> None:
         for _ in range(2):
             micro_batch = joined(rows)
             attention = micro_batch.attention()
-            signal = teacher(micro_batch, attention)
+            signal = teacher(micro_batch)
             hidden = student(micro_batch.tokens, **attention)[micro_batch.supervised]
             targets = micro_batch.targets[micro_batch.supervised]
             losses.distillation_loss(hidden, head.projection_for_loss(), targets, signal, kd_ratio=0.5).loss.backward()

@@ -103,7 +103,7 @@ def train(folder: Path, scenario: str) -> dict[str, torch.Tensor]:
             if mesh is not None:
                 student.set_requires_gradient_sync(batch is batches[-1])
             attention = batch.attention()
-            signal = teacher(batch, attention)
+            signal = teacher(batch)
             hidden = student(batch.tokens, **attention)
             head.gather()
             sums = losses.distillation_loss(

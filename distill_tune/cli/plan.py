@@ -53,7 +53,7 @@ class _Run:
 
     cfg: DictConfig
     student: Any
-    teacher: Any
+    teachers: list
     batches: list
     num_processes: int
 
@@ -66,7 +66,7 @@ class _Run:
         from distill_tune.evaluation import estimate
 
         largest = max(self.batches, key=lambda batch: sum(batch.lengths))
-        return estimate.memory_of(self.cfg, self.student, self.teacher, largest, self.shards)
+        return estimate.memory_of(self.cfg, self.student, self.teachers, largest, self.shards)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -131,21 +131,26 @@ def _step_plan(cfg: DictConfig, num_processes: int) -> Any:
     )
 
 
-def _models(cfg: DictConfig) -> tuple[Any, Any]:
-    """Student and teacher on the meta device; no teacher where ``kd_ratio`` is 0."""
+def _models(cfg: DictConfig) -> tuple[Any, list]:
+    """Student and teachers on the meta device; no teacher where ``kd_ratio`` is 0."""
     import torch
 
-    from distill_tune import models, training
+    from distill_tune import config, models, teachers, training
 
-    def model(key: str, dtype: str) -> Any:
-        return models.build_on_meta(key, cfg[key], training.find_dtype(dtype, torch.device("cpu")))
+    def dtype(name: str) -> torch.dtype:
+        return training.find_dtype(name, torch.device("cpu"))
 
-    student = model("model", cfg.dtype)
+    checkpoint = models.Checkpoint.of("model", cfg.model, cfg.get("checkpointer"))
+    student = models.build_on_meta("model", cfg.model, dtype(cfg.dtype))
+    needs_teacher = cfg.get("kd_ratio", 0.5) != 0 or cfg.get("hidden_loss")
+    teacher = teachers.build_teacher(
+        cfg.get("teacher_model") if needs_teacher else None,
+        cfg.get("teacher_checkpointer"),
+        dtype=dtype(cfg.get("teacher_dtype") or cfg.dtype),
+    )
+    teacher.check(student, checkpoint, config.instantiate(cfg.tokenizer))
     models.freeze_all_but_adapters(student)
-    teacher = None
-    if cfg.get("kd_ratio", 0.5) > 0:
-        teacher = model("teacher_model", cfg.get("teacher_dtype") or cfg.dtype).requires_grad_(False)
-    return student, teacher
+    return student, list(teacher.models)
 
 
 def _batches(plan: Any) -> list:
@@ -167,7 +172,7 @@ def _print_needs(run: _Run, plan: Any) -> float:
     per_epoch = min(plan.steps_per_epoch, cfg.get("max_steps_per_epoch") or plan.steps_per_epoch)
     steps = cfg.epochs * per_epoch
     sampled = min(_STEPS, plan.steps_per_epoch)
-    step_flops = estimate.flops_of(run.student, run.teacher, run.batches) / sampled
+    step_flops = estimate.flops_of(run.student, run.teachers, run.batches) / sampled
     tokens = sum(sum(batch.lengths) for batch in run.batches) / sampled * run.num_processes
     print(f"steps: {steps:,} ({cfg.epochs} x {per_epoch:,}), some {tokens:,.0f} tokens each")
     memory = run.memory

@@ -18,8 +18,8 @@ from distill_tune.errors import UserError
 _PASSED_POSITIONAL = {"dataset": 1, "dataset_val": 1, "optimizer": 1, "lr_scheduler": 1}
 _PASSED_BY_NAME = {"lr_scheduler": {"num_training_steps", "last_epoch"}}
 
-# Keys of a dataset entry that the recipe reads itself.
-_DATASET_KEYS = {"weight"}
+# Keys of an entry in a list that the recipe reads itself.
+_ENTRY_KEYS = {"dataset": {"weight"}, "dataset_val": {"weight"}, "teacher_model": {"name", "weight"}}
 
 # What a torchtune component asks for and the recipes can do without.
 _OPTIONAL_HERE = {"FullModelHFCheckpointer": {"checkpoint_files", "model_type", "output_dir"}}
@@ -46,6 +46,10 @@ _SERVED_BY = {
     "torchtune.modules.loss.LinearCrossEntropyLoss": "distill_tune.losses.CrossEntropy",  # its later name
     "torchtune.modules.loss.ForwardKLLoss": "distill_tune.losses.ForwardKL",
     "torchtune.modules.loss.ForwardKLWithChunkedOutputLoss": "distill_tune.losses.ForwardKL",
+    "torchtune.modules.loss.ReverseKLLoss": "distill_tune.losses.ReverseKL",
+    "torchtune.modules.loss.ReverseKLWithChunkedOutputLoss": "distill_tune.losses.ReverseKL",
+    "torchtune.modules.loss.SymmetricKLLoss": "distill_tune.losses.SymmetricKL",
+    "torchtune.modules.loss.SymmetricKLWithChunkedOutputLoss": "distill_tune.losses.SymmetricKL",
 }
 _SERVED_LOSS_ARGUMENTS = {
     "ignore_index": -100,
@@ -65,9 +69,26 @@ def instantiate(component: DictConfig, *args: Any, **kwargs: Any) -> Any:
     name = component["_component_"]
     arguments = {str(key): _resolved(value) for key, value in component.items() if key != "_component_"}
     if name in _SERVED_BY:
-        name, arguments = _SERVED_BY[name], {}
+        name = _SERVED_BY[name]
+        arguments = {key: value for key, value in arguments.items() if key not in _SERVED_LOSS_ARGUMENTS}
     target = find_component(name)
     return target(*args, **(arguments | kwargs))
+
+
+def build(key: str, component: DictConfig | None, default: Any = None) -> Any:
+    """:func:`instantiate`, or ``default`` where the config names nothing.
+
+    Raises:
+        UserError: it refuses its arguments; ``key`` is named.
+    """
+    if component is None:
+        return default
+    try:
+        return instantiate(component)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"{key}: {component['_component_']}: {error}") from error
 
 
 def find_component(name: str) -> Callable[..., Any]:
@@ -139,6 +160,8 @@ def _check_served_loss(key: str, component: DictConfig) -> list[str]:
     for argument, value in component.items():
         if argument == "_component_":
             continue
+        if argument == "sym_kd_ratio" and "SymmetricKL" in component["_component_"]:
+            continue
         if argument not in _SERVED_LOSS_ARGUMENTS:
             faults.append(f"{key}.{argument}: {component['_component_']} takes no such argument")
         elif argument == "ignore_index" and value != _SERVED_LOSS_ARGUMENTS[argument]:
@@ -159,8 +182,7 @@ def _check_arguments(
     if takes_any == ["load_dataset_kwargs"]:
         allowed |= _LOAD_DATASET_KEYS
         takes_any = []
-    if top in ("dataset", "dataset_val"):
-        allowed |= _DATASET_KEYS
+    allowed |= _ENTRY_KEYS.get(top, set()) if is_outermost else set()
     optional = _OPTIONAL_HERE.get(str(component["_component_"]).rpartition(".")[2], set())
 
     faults = []

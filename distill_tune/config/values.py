@@ -1,5 +1,6 @@
 """Checks of plain values: types, ranges, choices, paths; all without importing anything heavy."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,44 @@ def _folder(value: Any) -> str | None:
     return None if isinstance(value, str) and Path(value).is_dir() else "no such folder"
 
 
+def _or_schedule(check: Check) -> Check:
+    def checked(value: Any) -> str | None:
+        if isinstance(value, DictConfig) and _component(value) is None:
+            return None  # its values are checked once the run's length is known
+        fault = check(value)
+        return f"{fault}, or a schedule, {{_component_: distill_tune.training.Linear, ...}}" if fault else None
+
+    return checked
+
+
+def _template(value: Any) -> str | None:
+    if isinstance(value, str) and "{" in value and "}" in value:
+        return None
+    return "must be text with {input} where the row's own prompt goes, or the name of another column in braces"
+
+
 def _component(value: Any) -> str | None:
     if isinstance(value, DictConfig) and isinstance(value.get("_component_"), str):
         return None
     return "must be a component: a mapping whose _component_ names what to call"
+
+
+def _components(value: Any) -> str | None:
+    if not isinstance(value, ListConfig):
+        return _component(value)
+    if not value:
+        return "is an empty list"
+    return next((fault for entry in value if (fault := _component(entry))), None)
+
+
+def _teachers(value: Any) -> str | None:
+    if fault := _components(value):
+        return fault
+    if isinstance(value, ListConfig):
+        names = [str(entry.get("name", number)) for number, entry in enumerate(value)]
+        if len(set(names)) < len(names):
+            return "two teachers have one name"
+    return None
 
 
 def _datasets(value: Any) -> str | None:
@@ -104,11 +139,16 @@ def _datasets(value: Any) -> str | None:
     return next((fault for entry in value if (fault := _component(entry))), None)
 
 
+def _list_of_components(value: Any) -> str | None:
+    return _components(value) if isinstance(value, ListConfig) else "must be a list of components"
+
+
 def _optional(check: Check) -> Check:
     return lambda value: None if value is None else check(value)
 
 
 CHECKS: dict[str, Check] = {
+    "augmentations": _optional(_list_of_components),
     "batch_size": _integer(1, optional=True),
     "batch_size_val": _integer(1, optional=True),
     "checkpointer": _optional(_component),
@@ -117,6 +157,7 @@ CHECKS: dict[str, Check] = {
     "custom_sharded_layers": _optional(_list_of("tok_embeddings", "output")),
     "data_parallel_replicate_dim": _integer(1),
     "dataset": _datasets,
+    "dataset_temperature": _number(0, positive=True, optional=True),
     "dataset_val": _optional(_datasets),
     "device": _device,
     "dtype": _dtype,
@@ -126,8 +167,10 @@ CHECKS: dict[str, Check] = {
     "fsdp_cpu_offload": _flag,
     "fsdp_reshard_after_forward": _flag,
     "gradient_accumulation_steps": _integer(1),
+    "hidden_loss": _optional(_component),
     "kd_loss": _component,
-    "kd_ratio": _number(0, 1),
+    "kd_ratio": _or_schedule(_number(0, 1)),
+    "kd_token_weight": _optional(_component),
     "log_every_n_steps": _integer(1, optional=True),
     "log_peak_memory_stats": _flag,
     "loss": _component,
@@ -145,12 +188,18 @@ CHECKS: dict[str, Check] = {
     "save_every_n_steps": _integer(1, optional=True),
     "seed": _integer(0, optional=True),
     "shuffle": _flag,
-    "teacher_checkpointer": _optional(_component),
+    "student_prompt_template": _optional(_template),
+    "teacher_checkpointer": _optional(_components),
+    "teacher_combination": _choice("mixture", "sum", "by_row"),
     "teacher_dtype": _optional(_dtype),
-    "teacher_model": _optional(_component),
+    "teacher_max_seq_len": _integer(1, optional=True),
+    "teacher_model": _optional(_teachers),
     "teacher_offload": _flag,
+    "teacher_prompt_template": _optional(_template),
     "teacher_quantizer": _optional(_component),
-    "temperature": _number(0, positive=True),
+    "teacher_system_prompt": _optional(_text),
+    "temperature": _or_schedule(_number(0, positive=True)),
+    "temperature_squared": _flag,
     "tokenizer": _component,
 }
 
@@ -177,16 +226,31 @@ def check_values(config: DictConfig) -> list[str]:
         faults.append(f"max_tokens_per_batch={tokens}: takes the place of batch_size; set batch_size=null as well")
     if config.get("max_tokens_per_batch") is None and config.get("batch_size", 1) is None:
         faults.append("batch_size=null: needs max_tokens_per_batch")
-    needed = ["model"]
-    if isinstance(ratio := config.get("kd_ratio", 0.5), int | float) and ratio > 0:
-        needed.append("teacher_model")
-        if config.get("teacher_model") is None:
-            faults.append(f"teacher_model: missing; kd_ratio={ratio:g} needs a teacher (kd_ratio=0 trains without one)")
-    for key in needed:
-        checkpointer, model = key.replace("model", "checkpointer"), config.get(key)
-        if isinstance(model, DictConfig) and "path" not in model and config.get(checkpointer) is None:
-            faults.append(f"{checkpointer}: missing; {model.get('_component_')} does not know its folder")
+    ratio = config.get("kd_ratio", 0.5)
+    needs_teacher = ratio != 0 or config.get("hidden_loss") is not None
+    if needs_teacher and config.get("teacher_model") is None:
+        why = "hidden_loss" if ratio == 0 else f"kd_ratio={ratio:g}" if isinstance(ratio, int | float) else "kd_ratio"
+        faults.append(f"teacher_model: missing; {why} needs a teacher (kd_ratio=0 trains without one)")
+    for key in ("model", "teacher_model") if needs_teacher else ("model",):
+        checkpointer, given = key.replace("model", "checkpointer"), config.get(key)
+        for model in given if isinstance(given, ListConfig) else [given]:
+            if isinstance(model, DictConfig) and not _knows_its_weights(model) and config.get(checkpointer) is None:
+                faults.append(f"{checkpointer}: missing; {model.get('_component_')} does not know its folder")
+    if config.get("teacher_quantizer") is not None and config.get("teacher_offload") is True:
+        faults.append("teacher_offload=True: streams plain weights alone; leave teacher_quantizer out")
+    hidden_loss = config.get("hidden_loss")
+    if isinstance(hidden_loss, DictConfig) and hidden_loss.get("positions") == "all":
+        for key in _PROMPT_KEYS:
+            if config.get(key) is not None:
+                faults.append(f"hidden_loss.positions=all: {key} has teacher and student read different rows")
     return faults
+
+
+_PROMPT_KEYS = ("student_prompt_template", "teacher_prompt_template", "teacher_system_prompt", "teacher_max_seq_len")
+
+
+def _knows_its_weights(model: DictConfig) -> bool:
+    return "path" in model or str(model.get("_component_", "")).startswith("distill_tune.teachers.")
 
 
 def components_of(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
@@ -209,8 +273,17 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
         for key in _FILES:
             if isinstance(component.get(key), str) and not Path(component[key]).exists():
                 yield f"{name}.{key}={component[key]}: no such file"
-    path = component.get("path") if name in ("model", "teacher_model") else None
-    if isinstance(path, str) and not (Path(path).expanduser() / "config.json").is_file():
+    is_model = re.fullmatch(r"model|teacher_model(\.\d+)?", name) is not None
+    path = component.get("path") if is_model else None
+    if isinstance(path, str) and path.endswith(".gguf"):
+        if not Path(path).expanduser().is_file():
+            yield f"{name}.path={path}: no such file"
+        elif name == "model":
+            yield f"{name}.path={path}: a GGUF file can be a teacher; a student needs a Hugging Face model folder"
+    elif str(component["_component_"]).endswith(".EarlierCheckpoint") and isinstance(path, str):
+        if not (Path(path).expanduser() / "trained.safetensors").is_file():
+            yield f"{name}.path={path}: no checkpoint of a run; name a folder checkpoints/step_N"
+    elif isinstance(path, str) and not (Path(path).expanduser() / "config.json").is_file():
         yield f"{name}.path={path}: no such folder, or it has no config.json; name a Hugging Face model folder"
     folder = component.get("checkpoint_dir")
     if isinstance(folder, str):
@@ -219,7 +292,7 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
         else:
             yield from _missing_checkpoint_files(name, Path(folder), component.get("checkpoint_files"))
     weight = component.get("weight")
-    if weight is not None and name.startswith("dataset") and _number(0, positive=True)(weight):
+    if weight is not None and name.startswith(("dataset", "teacher_model")) and _number(0, positive=True)(weight):
         yield f"{name}.weight={weight}: must be a number above 0"
 
 

@@ -1,15 +1,22 @@
 """Rows, tokens, steps: what a recipe trains on."""
 
+from distill_tune.data.augmentation import Augmentations, DropTokens, ReplaceTokens, TruncatePrompt
 from distill_tune.data.batch import Batch
 from distill_tune.data.datasets import chat, docstrings, instruct, text
 from distill_tune.data.plan import StepPlan, num_supervised
 from distill_tune.data.prepare import TokenisedRows, describe_rows, prepare_rows
+from distill_tune.data.prompts import Reading
 from distill_tune.data.tokenizer import hf_tokenizer
 
 __all__ = [
+    "Augmentations",
     "Batch",
+    "DropTokens",
+    "Reading",
+    "ReplaceTokens",
     "StepPlan",
     "TokenisedRows",
+    "TruncatePrompt",
     "chat",
     "describe_rows",
     "docstrings",

@@ -1,15 +1,28 @@
 """One micro-batch: tokens, what to predict, and who may attend to whom."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from distill_tune.data.datasets import IGNORE_INDEX
 from distill_tune.models.packed_rows import PackedRows
 
-Row = tuple[torch.Tensor, torch.Tensor]
+
+class Row(NamedTuple):
+    """A row's tokens ``[s]`` and labels ``[s]``, -100 where nothing is to be learned.
+
+    ``teacher_tokens`` and ``teacher_labels`` are the same answer behind the teacher's own prompt, where it has one;
+    ``teacher_id`` is the number of the teacher that the row follows.
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    teacher_tokens: torch.Tensor | None = None
+    teacher_labels: torch.Tensor | None = None
+    teacher_id: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +33,20 @@ class Batch:
         tokens: ``[1, s]``, int64.
         targets: the token that follows each position, ``[1, s]``, int64; -100 where nothing is to be learned.
         lengths: of the rows; they add up to ``s``.
+        teacher: the same answers behind the teacher's own prompts, where it has such; as many supervised positions.
+        teacher_ids: of each row, the number of the teacher that it follows.
     """
 
     tokens: torch.Tensor
     targets: torch.Tensor
     lengths: tuple[int, ...]
+    teacher: "Batch | None" = None
+    teacher_ids: tuple[int, ...] = ()
+
+    @property
+    def for_teacher(self) -> "Batch":
+        """What the teacher reads."""
+        return self.teacher or self
 
     @property
     def supervised(self) -> torch.Tensor:
@@ -36,21 +58,53 @@ class Batch:
             self,
             tokens=self.tokens.to(device, non_blocking=True),
             targets=self.targets.to(device, non_blocking=True),
+            teacher=None if self.teacher is None else self.teacher.to(device),
         )
 
     def attention(self) -> dict[str, Any]:
         """Arguments for the model's forward: each token's position in its row, and the rows' bounds as a mask."""
+        return self._attention
+
+    @functools.cached_property
+    def _attention(self) -> dict[str, Any]:
         rows = PackedRows(self.lengths, self.tokens.device)
         return {"input_pos": rows.positions, "mask": rows}
 
+    def teacher_of_supervised(self) -> torch.Tensor:
+        """The number of each supervised position's teacher, ``[n]``."""
+        device = self.tokens.device
+        ids, lengths = (torch.tensor(values, device=device) for values in (self.teacher_ids, self.lengths))
+        return ids.repeat_interleave(lengths)[self.supervised[0]]
 
-def joined(rows: Sequence[Row]) -> Batch:
+    def rows_of_teacher(self, number: int) -> "Batch":
+        """What this teacher reads of the rows that follow it; without such, one position and no target."""
+        read = self.for_teacher
+        own = [row for row, teacher in enumerate(self.teacher_ids) if teacher == number]
+        if not own:
+            return joined(()).to(self.tokens.device)
+        tokens, targets = (x[0].split(list(read.lengths)) for x in (read.tokens, read.targets))
+        return Batch(
+            torch.cat([tokens[row] for row in own])[None],
+            torch.cat([targets[row] for row in own])[None],
+            tuple(read.lengths[row] for row in own),
+        )
+
+
+def joined(rows: Sequence[Row | tuple[torch.Tensor, torch.Tensor]]) -> Batch:
     """Rows of tokens and labels as a batch; without rows, one position and no target."""
-    rows = rows or [(torch.zeros(1, dtype=torch.int32), torch.full((1,), IGNORE_INDEX, dtype=torch.int32))]
+    nothing = torch.zeros(1, dtype=torch.int32)
+    all_rows = [Row(*row) for row in rows] or [Row(nothing, torch.full_like(nothing, IGNORE_INDEX))]
     # A row's last position has nothing to predict.
-    targets = [torch.cat([labels[1:], labels.new_full((1,), IGNORE_INDEX)]) for _, labels in rows]
+    targets = [torch.cat([row.labels[1:], row.labels.new_full((1,), IGNORE_INDEX)]) for row in all_rows]
+    of_teacher = [
+        Row(row.teacher_tokens, row.teacher_labels)
+        for row in all_rows
+        if row.teacher_tokens is not None and row.teacher_labels is not None
+    ]
     return Batch(
-        torch.cat([tokens for tokens, _ in rows]).long()[None],
+        torch.cat([row.tokens for row in all_rows]).long()[None],
         torch.cat(targets).long()[None],
-        tuple(len(tokens) for tokens, _ in rows),
+        tuple(len(row.tokens) for row in all_rows),
+        joined(of_teacher) if of_teacher else None,
+        tuple(row.teacher_id for row in all_rows),
     )

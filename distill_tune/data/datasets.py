@@ -14,6 +14,7 @@ import numpy
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data import docstring_rows
+from distill_tune.data.prompts import Prompt
 from distill_tune.data.sources import Row, RowError, load_dataset
 
 from torchtune.data import Message
@@ -40,12 +41,14 @@ class TokenisedDataset:
         tokenise: a row to ``{"tokens": [...], "labels": [...]}``, labels -100 where nothing is to be learned.
         max_seq_len: rows are cut there; None for the tokenizer's own bound.
         packed: rows share a sequence up to ``max_seq_len``.
+        messages: a row as the turns that are tokenised; None for plain text.
     """
 
     rows: Any
     tokenise: Callable[[Row], dict[str, numpy.ndarray]]
     max_seq_len: int | None = None
     packed: bool = False
+    messages: Callable[[Row], list[Message]] | None = None
 
     @property
     def _data(self) -> Any:
@@ -56,6 +59,27 @@ class TokenisedDataset:
 
     def __getitem__(self, index: int) -> dict[str, numpy.ndarray]:
         return self.tokenise(self.rows[index])
+
+
+def read_behind(prompt: Prompt, dataset: Any, tokenizer: Any, index: int) -> dict[str, Any]:
+    """A dataset's row, tokenised behind ``prompt``; of datasets of ours with turns.
+
+    Raises:
+        RowError: the row has not what the prompt names.
+    """
+    if prompt.is_plain:
+        return dataset[index]
+    row = dataset.rows[index]
+    return _tokenise_messages(tokenizer, prompt.applied(dataset.messages(row), row))
+
+
+def _of_messages(
+    tokenizer: Any, rows: Any, messages: Callable[[Row], list[Message]], max_seq_len: int | None, packed: bool
+) -> TokenisedDataset:
+    def tokenise(row: Row) -> dict[str, numpy.ndarray]:
+        return _tokenise_messages(tokenizer, messages(row))
+
+    return TokenisedDataset(rows, tokenise, max_seq_len, packed, messages)
 
 
 def instruct(
@@ -87,7 +111,7 @@ def instruct(
     """
     columns = column_map or {}
 
-    def tokenise(row: Row) -> dict[str, numpy.ndarray]:
+    def messages_of(row: Row) -> list[Message]:
         prompt = _text_field(row, columns.get("prompt"), ("instruction", "prompt", "question"), "prompt")
         more = _optional_text(row, columns.get("input", "input"))
         answer = _text_field(row, columns.get("response"), ("output", "response", "completion", "answer"), "response")
@@ -97,10 +121,10 @@ def instruct(
         messages = [Message("system", system, masked=not train_on_input)] if system else []
         messages.append(Message("user", f"{prompt}\n\n{more}" if more else prompt, masked=not train_on_input))
         messages.append(Message("assistant", answer))
-        return _tokenise_messages(tokenizer, messages)
+        return messages
 
     rows = load_dataset(source, split=split, **load_dataset_kwargs)
-    return TokenisedDataset(rows, tokenise, max_seq_len, packed)
+    return _of_messages(tokenizer, rows, messages_of, max_seq_len, packed)
 
 
 def chat(
@@ -126,7 +150,7 @@ def chat(
     """
     column = (column_map or {}).get("messages")
 
-    def tokenise(row: Row) -> dict[str, numpy.ndarray]:
+    def messages_of(row: Row) -> list[Message]:
         name = column or next((name for name in ("messages", "conversations") if name in row), "messages")
         turns = _parsed(_field(row, name))
         if not isinstance(turns, list) or not turns:
@@ -138,10 +162,10 @@ def chat(
             messages.pop()
         if not any(message.role == "assistant" for message in messages):
             raise RowError("no answer: there is no assistant turn with text")
-        return _tokenise_messages(tokenizer, messages)
+        return messages
 
     rows = load_dataset(source, split=split, **load_dataset_kwargs)
-    return TokenisedDataset(rows, tokenise, max_seq_len, packed)
+    return _of_messages(tokenizer, rows, messages_of, max_seq_len, packed)
 
 
 def text(
@@ -192,11 +216,10 @@ def docstrings(
     """
     rows = _Docstrings(docstring_rows.collect(num_rows, held_out=held_out, min_characters=min_characters))
 
-    def tokenise(row: Row) -> dict[str, numpy.ndarray]:
-        messages = [Message("user", row["instruction"], masked=True), Message("assistant", row["output"])]
-        return _tokenise_messages(tokenizer, messages)
+    def messages_of(row: Row) -> list[Message]:
+        return [Message("user", row["instruction"], masked=True), Message("assistant", row["output"])]
 
-    return TokenisedDataset(rows, tokenise, max_seq_len, packed)
+    return _of_messages(tokenizer, rows, messages_of, max_seq_len, packed)
 
 
 class _Docstrings(list):

@@ -6,7 +6,8 @@ from typing import Any
 import numpy
 import torch
 
-from distill_tune.data.batch import Batch, joined
+from distill_tune.data.augmentation import Augmentations
+from distill_tune.data.batch import Batch, Row, joined
 from distill_tune.data.prepare import TokenisedRows
 from distill_tune.errors import UserError
 
@@ -29,6 +30,9 @@ class StepPlan:
         gradient_accumulation_steps: micro-batches in a step.
         seed: of the order.
         shuffle: a new order each epoch, or the order of the files.
+        augmentations: change the prompts of rows as they are taken.
+        dataset_temperature: datasets without weights are taken by their sizes, and weights w as w ** (1 / T): 1 leaves
+            them, more evens them out (arXiv 2010.11934, §3.1, has sizes and T = 1 / alpha). Only with several.
         rank, num_ranks: of the processes that share each step, which takes ``num_ranks`` times as many sequences.
 
     Raises:
@@ -45,11 +49,17 @@ class StepPlan:
         gradient_accumulation_steps: int = 1,
         seed: int = 0,
         shuffle: bool = True,
+        augmentations: Augmentations | None = None,
+        dataset_temperature: float | None = None,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
         self._datasets = list(datasets)
         self._weights = weights
+        if dataset_temperature is not None and len(datasets) > 1:
+            shares = weights or [float(len(rows)) for rows in datasets]
+            self._weights = [share ** (1 / dataset_temperature) for share in shares]
+        self._augmentations = augmentations or Augmentations()
         self._max_tokens = max_tokens_per_batch
         self._batch_size = 1 if max_tokens_per_batch else batch_size or 1
         self._rank, self._num_ranks = rank, num_ranks
@@ -104,6 +114,8 @@ class StepPlan:
             "tokens a batch": self._max_tokens,
             "seed": self._seed,
             "shuffle": self._shuffle,
+            "weights": None if self._weights is None else [round(weight, 9) for weight in self._weights],
+            "augmentations": self._augmentations.identity,
         }
 
     @property
@@ -111,10 +123,15 @@ class StepPlan:
         """Tokens of the longest row."""
         return max(int(rows.lengths.max()) for rows in self._datasets)
 
+    @property
+    def longest_of_teacher(self) -> int:
+        """Tokens of the longest row as the teacher reads it."""
+        return max(int((rows.teacher or rows).lengths.max()) for rows in self._datasets)
+
     def micro_batches(self, epoch: int, step: int) -> list[Batch]:
         """This rank's micro-batches of step ``step`` (from 0) of epoch ``epoch`` (from 0)."""
         dealt = self._dealt(self._of_step(epoch, step), self._accumulation * self._num_ranks)
-        return [self._batch(sequences) for sequences in dealt[self._rank :: self._num_ranks]]
+        return [self._batch(sequences, epoch) for sequences in dealt[self._rank :: self._num_ranks]]
 
     def num_supervised(self, epoch: int, step: int) -> int:
         """Supervised tokens in a step, on all ranks: what its summed losses are divided by."""
@@ -132,6 +149,8 @@ class StepPlan:
 
     def lengths(self, epoch: int, step: int) -> list[int]:
         """Tokens of each row in a step, on all ranks."""
+        if self._augmentations:
+            return [len(row.tokens) for row in self._taken(self._of_step(epoch, step), epoch)]
         return [int(n) for rows, at in self._rows_of(self._of_step(epoch, step)) for n in rows.lengths[at]]
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
@@ -141,7 +160,7 @@ class StepPlan:
         """
         order, size = self._epoch_order(epoch), self._batch_size * self._num_ranks
         for start in range(0, len(order), size):
-            yield self._batch(self._dealt(order[start : start + size], self._num_ranks)[self._rank])
+            yield self._batch(self._dealt(order[start : start + size], self._num_ranks)[self._rank], epoch)
 
     def _of_step(self, epoch: int, step: int) -> numpy.ndarray:
         return self._epoch_order(epoch)[step * self._step_size : (step + 1) * self._step_size]
@@ -188,8 +207,16 @@ class StepPlan:
             start = self._ends[sequence - 1] if sequence else 0
             yield self._datasets[dataset], self._rows[start : self._ends[sequence]]
 
-    def _batch(self, sequences: numpy.ndarray) -> Batch:
-        return joined([rows[int(row)] for rows, at in self._rows_of(sequences) for row in at])
+    def _batch(self, sequences: numpy.ndarray, epoch: int) -> Batch:
+        return joined(list(self._taken(sequences, epoch)))
+
+    def _taken(self, sequences: numpy.ndarray, epoch: int) -> Iterator[Row]:
+        """The rows of some sequences, changed by the augmentations."""
+        for rows, at in self._rows_of(sequences):
+            for row in map(int, at):
+                taken = rows[row]
+                place = (epoch, self._datasets.index(rows), row)
+                yield self._augmentations(taken, place) if self._augmentations else taken
 
     def _row_order(self, rows: TokenisedRows) -> numpy.ndarray:
         if self._max_tokens and self._shuffle:

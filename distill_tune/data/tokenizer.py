@@ -44,6 +44,11 @@ class HFTokenizer:
         self.pad_id = 0  # padded positions are never looked at
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def added_tokens(self) -> list[int]:
+        """The ids that tokenizer.json adds to the ordinary vocabulary: special tokens."""
+        return list(self._tokenizer.get_added_tokens_decoder())
+
     def encode(self, text: str, add_bos: bool = True, add_eos: bool = True) -> list[int]:
         tokens = self._tokenizer.encode(text, add_special_tokens=False).ids
         bos = [self.bos_id] if add_bos and self.bos_id is not None else []

@@ -26,7 +26,7 @@ from torchtune.modules import TransformerDecoder
 # Of both moments of a parameter, where torchao's and bitsandbytes' optimizers quantise them in blocks.
 _STATE_BYTES = {"8bit": 2.04, "Fp8": 2.04, "4bit": 1.07}
 # Of torchao's weight-only kinds: the number, and a scale (and zero point) a row or a group of 128, in bf16.
-_QUANTISED_BYTES = {"Int8": 1.0 + 0.01, "Int4": 0.5 + 4 / 128, "Float8": 1.0 + 0.01}
+_QUANTISED_BYTES = {"Int8": 1.0 + 0.01, "Int4": 0.5 + 4 / 128, "Float8": 1.0 + 0.01, "NF4": 0.516}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +71,13 @@ class Batch:
 
 
 def memory_of(
-    cfg: DictConfig, student: TransformerDecoder, teacher: TransformerDecoder | None, batch: Batch, shards: int = 1
+    cfg: DictConfig, student: TransformerDecoder, teachers: Sequence[TransformerDecoder], batch: Batch, shards: int = 1
 ) -> Memory:
     """
     Args:
         cfg: for the keys that decide on memory.
-        student, teacher: on the meta device, with their final ``requires_grad``; an output head not yet taken.
+        student: on the meta device, with its final ``requires_grad``.
+        teachers: the same; one that is the student itself takes no memory of its own.
         batch: the largest one.
         shards: processes that share the weights.
     """
@@ -86,15 +87,16 @@ def memory_of(
     activations, recomputed = _activation_bytes(
         student, batch, bool(cfg.get("enable_activation_checkpointing")), bool(cfg.get("enable_activation_offloading"))
     )
+    others = [teacher for teacher in teachers if teacher is not student]
     return Memory(
-        teacher=0.0 if teacher is None else _teacher_bytes(cfg, teacher, held, shards),
+        teacher=sum(_teacher_bytes(cfg, teacher, held, shards) for teacher in others),
         student=_weights(student) * held + (_gathered(student) if shards > 1 else 0),
         optimizer=_optimizer_bytes(cfg.optimizer, trained) * held,
         gradients=sum(map(models.num_bytes, trained)) * held,
         activations=activations,
         recomputed=recomputed,
-        teacher_activations=0.0 if teacher is None else _forward_bytes(teacher, batch),
-        head=_head_bytes(student, teacher, batch, torch.device("cpu" if cfg.get("device") == "cpu" else "cuda")),
+        teacher_activations=max((_forward_bytes(teacher, batch) for teacher in teachers), default=0.0),
+        head=_head_bytes(student, teachers, batch, torch.device("cpu" if cfg.get("device") == "cpu" else "cuda")),
     )
 
 
@@ -104,9 +106,9 @@ def checkpoint_bytes(cfg: DictConfig, student: TransformerDecoder) -> float:
     return sum(map(models.num_bytes, trained)) + _optimizer_bytes(cfg.optimizer, trained)
 
 
-def flops_of(student: TransformerDecoder, teacher: TransformerDecoder | None, batches: Sequence[Batch]) -> float:
+def flops_of(student: TransformerDecoder, teachers: Sequence[TransformerDecoder], batches: Sequence[Batch]) -> float:
     """Of some micro-batches, forward and backward."""
-    counts = flops_of_models(student, teacher)
+    counts = flops_of_models(student, teachers)
     return sum(count.of_step(batch.lengths, batch.num_supervised) for count in counts for batch in batches)
 
 
@@ -124,8 +126,6 @@ def _outside_layers(model: TransformerDecoder) -> float:
 
 
 def _teacher_bytes(cfg: DictConfig, teacher: TransformerDecoder, held: float, shards: int) -> float:
-    if shards > 1:
-        return _weights(teacher) * held + _gathered(teacher)
     if cfg.get("teacher_offload"):
         return _gathered(teacher)
     quantizer = str((cfg.get("teacher_quantizer") or {}).get("_component_", ""))
@@ -133,7 +133,7 @@ def _teacher_bytes(cfg: DictConfig, teacher: TransformerDecoder, held: float, sh
         if name in quantizer:
             matrices = [p for p in teacher.layers.parameters() if p.ndim == 2]
             return _weights(teacher) + sum(p.numel() * each - models.num_bytes(p) for p in matrices)
-    return _weights(teacher)
+    return _weights(teacher) * held + _gathered(teacher) if shards > 1 else _weights(teacher)
 
 
 def _optimizer_bytes(component: DictConfig, trained: Sequence[nn.Parameter]) -> float:
@@ -231,12 +231,12 @@ def _width(model: TransformerDecoder) -> int:
 
 
 def _head_bytes(
-    student: TransformerDecoder, teacher: TransformerDecoder | None, batch: Batch, device: torch.device
+    student: TransformerDecoder, teachers: Sequence[TransformerDecoder], batch: Batch, device: torch.device
 ) -> float:
     """The chunk's logits, the hidden states of the supervised positions and their gradients, that of the weight."""
-    heads = [output_head(model).weight for model in (student, teacher) if model is not None]
-    vocabularies = [weight.shape[0] for weight in heads] + [0]
-    per_row = losses.chunk_bytes_per_row(vocabularies[0], vocabularies[1], heads[0].dtype)
+    heads = [output_head(model).weight for model in (student, *teachers)]
+    vocabularies = [weight.shape[0] for weight in heads]
+    per_row = losses.chunk_bytes_per_row(vocabularies[0], sum(vocabularies[1:]), heads[0].dtype)
     chunk = losses.chunk_rows(batch.num_supervised, per_row, device) * per_row
     hidden = [batch.num_supervised * weight.shape[1] * weight.element_size() for weight in heads]
     trained = 4 * heads[0].numel() if heads[0].requires_grad else 0

@@ -41,6 +41,10 @@ class LossSums:
     def __add__(self, other: "LossSums") -> "LossSums":
         return LossSums(*(mine + theirs for mine, theirs in zip(self.values(), other.values(), strict=True)))
 
+    def plus_hidden(self, between_layers: torch.Tensor, weight: float) -> "LossSums":
+        """With the sum of a :class:`~distill_tune.losses.HiddenLoss`, differentiable, and its weight."""
+        return LossSums(self.loss + weight * between_layers, self.ce, self.kd, between_layers.detach())
+
     def detach(self) -> "LossSums":
         return LossSums(*(value.detach() for value in self.values()))
 

@@ -6,6 +6,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
+from distill_tune.losses.signals import HiddenStates
+
 
 class HiddenLoss:
     """Pulls hidden states of the student's layers towards those of the teacher's, at the same positions of the answer.
@@ -53,7 +55,7 @@ class HiddenLoss:
         if self.layers == "uniform":
             share = num_teacher_layers / num_student_layers
             return [(layer, round(layer * share)) for layer in range(1, num_student_layers + 1)]
-        pairs = [(int(student), int(teacher)) for student, teacher in self.layers]
+        pairs = [(int(pair[0]), int(pair[1])) for pair in self.layers]
         for student, teacher in pairs:
             if not (0 <= student <= num_student_layers and 0 <= teacher <= num_teacher_layers):
                 raise ValueError(
@@ -65,26 +67,28 @@ class HiddenLoss:
     def __call__(
         self,
         student_layers: Sequence[torch.Tensor],
-        teacher_layers: Sequence[torch.Tensor],
+        signal: HiddenStates | None,
         supervised: torch.Tensor,
-        teacher_supervised: torch.Tensor,
         projectors: Sequence[Callable[[torch.Tensor], torch.Tensor]],
     ) -> torch.Tensor:
-        """The mean over the pairs of what is summed over positions, float32.
+        """The mean over the pairs of what is summed over positions, float32; 0 without pairs.
 
         Args:
             student_layers: ``[s, d_s]`` for each pair.
-            teacher_layers: ``[s_t, d_t]`` for each pair, detached.
-            supervised, teacher_supervised: ``[s]`` and ``[s_t]``, bool, as many of the one as of the other.
+            signal: with the teacher's ``[s_t, d_t]`` for each pair, and which of their positions are supervised.
+            supervised: ``[s]``, bool, as many as the teacher has.
             projectors: from d_s to d_t, for each pair.
         """
         total = torch.zeros((), device=supervised.device)
-        for student, teacher, project in zip(student_layers, teacher_layers, projectors, strict=True):
+        if not student_layers:
+            return total
+        assert signal is not None
+        for student, teacher, project in zip(student_layers, signal.layers, projectors, strict=True):
             if self.positions == "supervised":
-                student, teacher = student[supervised], teacher[teacher_supervised]
+                student, teacher = student[supervised], teacher[signal.supervised]
             student, teacher = project(student).float(), teacher.float()
             if self.measure == "mse":
                 total = total + (student - teacher).square().mean(-1).sum()
             else:
                 total = total + (1 - F.cosine_similarity(student, teacher, dim=-1)).sum()
-        return total / max(1, len(student_layers))
+        return total / len(student_layers)

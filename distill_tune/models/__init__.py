@@ -4,6 +4,7 @@ from distill_tune.models.adapters import adapter_names, freeze_all_but_adapters,
 from distill_tune.models.builders import from_hf, lora_from_hf
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import conversion_of
+from distill_tune.models.hidden_states import hidden_states, is_projector, keep_hidden_states, match_layers, projectors
 from distill_tune.models.loading import (
     build_on_meta,
     check_fit,
@@ -31,12 +32,17 @@ __all__ = [
     "fill_rotary_tables",
     "freeze_all_but_adapters",
     "from_hf",
+    "hidden_states",
+    "is_projector",
+    "keep_hidden_states",
     "load_model",
     "load_weights",
     "lora_from_hf",
     "lora_shape",
+    "match_layers",
     "num_bytes",
     "output_head",
+    "projectors",
     "require_length",
     "take_output_head",
     "use_packed_rows",

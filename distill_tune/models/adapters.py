@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.models.hidden_states import is_projector
 from distill_tune.models.parameters import named_parameters, plain_name
 
 from torchtune.modules.peft import DoRALinear, LoRALinear, get_adapter_params
@@ -24,26 +25,26 @@ def adapter_names(model: nn.Module) -> set[str]:
 
 
 def freeze_all_but_adapters(model: nn.Module) -> bool:
-    """Where a model has adapters, only they train. Returns whether it has any."""
+    """Where a model has adapters, only they train, and projectors. Returns whether it has adapters."""
     adapters = adapter_names(model)
     for name, parameter in named_parameters(model):
-        parameter.requires_grad_(name in adapters if adapters else True)
+        parameter.requires_grad_(name in adapters or is_projector(name) if adapters else True)
     return bool(adapters)
 
 
-def initial_adapters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The values that adapters begin with, whole and on the CPU, so that every rank draws the same.
+def initial_values(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The values that adapters and projectors begin with, whole and on the CPU, so that every rank draws the same.
 
     LoRA's A is uniform as in its authors' code, B is zero (arXiv 2106.09685, §4.1); DoRA's magnitude follows from the
-    weights once they are there.
+    weights once they are there. Projectors are uniform as PyTorch's own linear layers are.
 
     Args:
         parameters: by name; ``model``'s own, sharded or not.
     """
-    for name in sorted(adapter_names(model)):
+    for name in sorted({*adapter_names(model), *filter(is_projector, parameters)}):
         shape = parameters[name].shape
         value = torch.zeros(shape, device="cpu")
-        if name.endswith("lora_a.weight"):
+        if name.endswith("lora_a.weight") or is_projector(name):
             nn.init.kaiming_uniform_(value, a=math.sqrt(5))
         yield name, value
 

@@ -8,6 +8,7 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.errors import UserError
 from distill_tune.models.attention import Attention
 from distill_tune.models.decoder_config import decoder_config, read_config_json
+from distill_tune.models.gguf import gguf_config
 from distill_tune.models.norm import RMSNorm
 from distill_tune.models.output_head import SoftCappedLinear, SoftCappedTiedLinear
 from distill_tune.models.rope import RotaryEmbedding
@@ -31,7 +32,8 @@ def from_hf(path: str, max_seq_len: int | None = None) -> TransformerDecoder:
     """A model from its Hugging Face folder, without weights: Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3 and Phi-3.
 
     Args:
-        path: the folder; its weights are loaded by the recipe, which needs no ``checkpointer`` then.
+        path: the folder; its weights are loaded by the recipe, which needs no ``checkpointer`` then. For a teacher also
+            a GGUF file of a Llama, Mistral, Qwen2 or Qwen3.
         max_seq_len: the longest sequence; default config.json's.
 
     Raises:
@@ -94,7 +96,8 @@ class _Builder:
         use_dora: bool = False,
         quantize_base: bool = False,
     ) -> None:
-        config_json = read_config_json(Path(path).expanduser(), "path")
+        file = Path(path).expanduser()
+        config_json = gguf_config(file) if file.suffix == ".gguf" else read_config_json(file, "path")
         try:
             self.config = decoder_config(config_json)
         except UserError as error:

@@ -49,7 +49,12 @@ class Checkpoint:
         if checkpointer is None:
             if "path" not in model:
                 raise UserError(f"{prefix}checkpointer: missing; {model['_component_']} does not know its folder")
-            return cls.read(model_key, f"{model_key}.path", Path(model["path"]))
+            path = Path(model["path"]).expanduser()
+            if path.suffix == ".gguf":
+                from distill_tune.models.gguf import GGUFCheckpoint
+
+                return GGUFCheckpoint.open(model_key, path)
+            return cls.read(model_key, f"{model_key}.path", path)
         key = f"{prefix}checkpointer"
         component = checkpointer.get("_component_", "FullModelHFCheckpointer")
         if component.rpartition(".")[2] != "FullModelHFCheckpointer":

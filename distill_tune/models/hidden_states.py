@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.errors import UserError
 
 from torchtune.modules import TransformerDecoder
 
@@ -34,20 +35,41 @@ def hidden_states(
     return last, [by_layer[layer][0] for layer in getattr(model, "kept_layers", ())]
 
 
-def add_projectors(student: TransformerDecoder, count: int, teacher_width: int) -> None:
-    """Give the student ``count`` projectors from its width to the teacher's, which train with it.
+def match_layers(student: TransformerDecoder, teacher: Any, hidden_loss: Any) -> None:
+    """Have student and teacher keep the hidden states that a loss pairs; projectors join the student where needed.
 
-    They are sharded, saved to resume from and clipped as its other parameters are, and left out of what is exported.
+    Projectors are sharded, clipped and saved to resume from as the student's other parameters are, and left out of what
+    is exported.
+
+    Args:
+        student: on the meta device.
+        teacher: a :class:`~distill_tune.teachers.Teacher`.
+        hidden_loss: a :class:`~distill_tune.losses.HiddenLoss`.
+
+    Raises:
+        UserError: a layer that one of them has not; a teacher without hidden states.
     """
-    width = student.tok_embeddings.weight.shape[1]
-    dtype = student.tok_embeddings.weight.dtype
+    try:
+        pairs = hidden_loss.pairs(len(student.layers), teacher.num_layers)
+    except ValueError as error:
+        raise UserError(f"hidden_loss.{error}") from error
+    if not pairs:
+        return
+    if not teacher.num_layers:
+        raise UserError("hidden_loss: needs a single teacher; teacher_model is a list, or gives no hidden states")
+    keep_hidden_states(student, [layer for layer, _ in pairs])
+    teacher.keep_hidden_states([layer for _, layer in pairs])
+    weight = student.tok_embeddings.weight
+    if weight.shape[1] != teacher.width:
+        linear = [
+            nn.Linear(weight.shape[1], teacher.width, bias=False, device="meta", dtype=weight.dtype) for _ in pairs
+        ]
+        setattr(student, PROJECTORS, nn.ModuleList(linear))
 
-    def projector() -> nn.Module:
-        if width == teacher_width:
-            return nn.Identity()
-        return nn.Linear(width, teacher_width, bias=False, device="meta", dtype=dtype)
 
-    setattr(student, PROJECTORS, nn.ModuleList(projector() for _ in range(count)))
+def projectors(student: TransformerDecoder) -> Sequence[nn.Module]:
+    """From the student's width to the teacher's, for each kept layer."""
+    return getattr(student, PROJECTORS, None) or [nn.Identity()] * len(getattr(student, "kept_layers", ()))
 
 
 def is_projector(name: str) -> bool:

@@ -11,7 +11,7 @@ from torchao.dtypes.nf4tensor import NF4Tensor, to_nf4
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.config.components import instantiate
 from distill_tune.errors import UserError
-from distill_tune.models.adapters import adapter_names, initial_adapters
+from distill_tune.models.adapters import adapter_names, initial_values
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import conversion_of
 from distill_tune.models.parameters import named_parameters
@@ -100,7 +100,7 @@ def load_weights(model: TransformerDecoder, checkpoint: Checkpoint, device: torc
     """
     conversion = conversion_of(model, checkpoint.model_type, checkpoint.config)
     parameters = dict(named_parameters(model))
-    placed = {name: _placed(weight, parameters[name], device) for name, weight in initial_adapters(model, parameters)}
+    placed = {name: _placed(weight, parameters[name], device) for name, weight in initial_values(model, parameters)}
     for hf_name, tensor in checkpoint.weights():
         for name, weight in conversion.to_torchtune({hf_name: tensor}).items():
             placed[name] = _placed(weight, parameters[name], device)

@@ -14,6 +14,7 @@ from distill_tune.losses.projection import AutogradProjection, LinearProjection,
 from distill_tune.models.packed_rows import use_packed_rows
 
 from torchtune.modules import TiedLinear, TransformerDecoder
+from torchtune.modules.peft import DoRALinear, LoRALinear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,12 @@ class OutputHead:
         if is_linear and not is_traceable_wrapper_subclass(self.weight.data):  # quantised weights are such
             return LinearProjection(self.weight, getattr(self.module, "bias", None), self.softcap)
         return AutogradProjection(self.project_uncapped, self.vocab_size, self.trainable, self.softcap)
+
+    def base_projection_for_loss(self) -> Projection:
+        """:meth:`projection_for_loss` without the layer's adapters."""
+        if isinstance(self.projection, LoRALinear | DoRALinear):
+            return LinearProjection(self.weight, getattr(self.module, "bias", None))
+        return self.projection_for_loss()
 
     def project_uncapped(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[n, d]`` to logits ``[n, v]``, without the cap of :attr:`softcap`."""

@@ -13,19 +13,20 @@ from torchtune.modules import TransformerDecoder
 _SHOWN = 3
 
 
-def common_vocabulary(student: TransformerDecoder, teacher: TransformerDecoder, tokenizer: Any) -> int:
+def common_vocabulary(student: TransformerDecoder, teacher_size: int, tokenizer: Any) -> int:
     """How many tokens both models know, where their vocabularies differ by padding rows at the end.
 
     Says so in one line where they do.
 
     Args:
-        student, teacher: meta tensors serve.
+        student: meta tensors serve.
+        teacher_size: the teacher's vocabulary.
         tokenizer: its ``vocab_size``, where it has one, says how many tokens exist.
 
     Raises:
         UserError: a model has fewer rows than the tokenizer has tokens.
     """
-    student_size, teacher_size = output_head(student).vocab_size, output_head(teacher).vocab_size
+    student_size = output_head(student).vocab_size
     tokenizer_size = getattr(tokenizer, "vocab_size", 0)
     for key, size in (("model", student_size), ("teacher_model", teacher_size)):
         if size < tokenizer_size:
@@ -51,7 +52,8 @@ def check_tokenizers(student_folder: Path, teacher_folder: Path) -> None:
         UserError: an id means another token in each.
     """
     for read in (_hf_tokens, _sentencepiece_tokens, _tiktoken_tokens):
-        student, teacher = read(student_folder), read(teacher_folder)
+        student = read(student_folder)
+        teacher = read(teacher_folder) if teacher_folder.suffix != ".gguf" else _gguf_tokens(teacher_folder)
         if student is None or teacher is None:
             continue
         differ = [token for token, index in student.items() if teacher.get(token, index) != index]
@@ -64,6 +66,12 @@ def check_tokenizers(student_folder: Path, teacher_folder: Path) -> None:
                 "distillation by logits needs one tokenizer"
             )
         return
+
+
+def _gguf_tokens(file: Path) -> dict[str, int]:
+    from distill_tune.models.gguf import GGUFCheckpoint
+
+    return GGUFCheckpoint.open("teacher_model", file).tokens()
 
 
 def _hf_tokens(folder: Path) -> dict[str, int] | None:

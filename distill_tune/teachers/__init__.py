@@ -1,6 +1,21 @@
 """Where the teacher's signal comes from."""
 
+from distill_tune.teachers.build import build_teacher
+from distill_tune.teachers.hf import HuggingFace
 from distill_tune.teachers.live import LiveTeacher
-from distill_tune.teachers.load import load_teacher
+from distill_tune.teachers.load import NF4
+from distill_tune.teachers.own import EMA, BaseModel, EarlierCheckpoint
+from distill_tune.teachers.several import SeveralTeachers
+from distill_tune.teachers.teacher import Teacher
 
-__all__ = ["LiveTeacher", "load_teacher"]
+__all__ = [
+    "EMA",
+    "NF4",
+    "BaseModel",
+    "EarlierCheckpoint",
+    "HuggingFace",
+    "LiveTeacher",
+    "SeveralTeachers",
+    "Teacher",
+    "build_teacher",
+]

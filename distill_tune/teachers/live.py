@@ -1,36 +1,87 @@
 """A teacher that runs beside the student."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch.distributed.fsdp import FSDPModule
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune import models
 from distill_tune.data.batch import Batch
 from distill_tune.losses import HiddenStates
-from distill_tune.models.output_head import take_output_head
+from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.models.gguf import GGUFCheckpoint
+from distill_tune.teachers.load import load_gguf, load_quantised_or_streamed
+from distill_tune.teachers.teacher import Shard, Teacher
 
 from torchtune.modules import TransformerDecoder
+from torchtune.training import compile_model
 
 
-class LiveTeacher:
-    """A frozen model in eval mode, whose last hidden states and output projection are the signal."""
+class LiveTeacher(Teacher):
+    """A frozen model in eval mode, whose last hidden states and output projection are the signal.
 
-    def __init__(self, model: TransformerDecoder) -> None:
+    Args:
+        model: with its weights, or on the meta device until :meth:`load`.
+        checkpoint: where its weights are.
+        quantizer, offload: see :func:`~distill_tune.teachers.load.load_quantised_or_streamed`; such a teacher lies
+            whole on each of several processes.
+    """
+
+    def __init__(
+        self,
+        model: TransformerDecoder,
+        checkpoint: Checkpoint | None = None,
+        *,
+        quantizer: DictConfig | None = None,
+        offload: bool = False,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.head = take_output_head(model)
+        self.head = models.take_output_head(model)
+        self.models = [model]
+        self.num_layers, self.width = len(model.layers), model.tok_embeddings.weight.shape[1]
+        self.checkpoint, self._quantizer, self._offload = checkpoint, quantizer, offload
 
     @property
     def vocab_size(self) -> int:
         return self.head.vocab_size
 
-    def __call__(self, batch: Batch, attention: dict[str, Any]) -> HiddenStates:
+    def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
+        if self.checkpoint is not None:
+            models.check_tokenizers(checkpoint.folder, self.checkpoint.folder)
+        return models.common_vocabulary(student, self.vocab_size, tokenizer)
+
+    def require_length(self, longest: int) -> None:
+        models.require_length("teacher_model", self.model, longest)
+
+    def keep_hidden_states(self, layers: Sequence[int]) -> None:
+        models.keep_hidden_states(self.model, layers)
+
+    def load(
+        self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False
+    ) -> None:
+        assert self.checkpoint is not None
+        if compile:
+            compile_model(self.model, verbose=False)
+        if isinstance(self.checkpoint, GGUFCheckpoint) and not (shard or self._quantizer or self._offload):
+            load_gguf(self.model, self.checkpoint, device)
+        elif self._quantizer is not None or self._offload:
+            load_quantised_or_streamed(self.model, self.checkpoint, device, self._quantizer, self._offload)
+        else:
+            models.load_weights(self.model, self.checkpoint, shard(self.model) if shard else device)
+
+    def __call__(self, batch: Batch) -> HiddenStates:
         """The signal for a batch's supervised positions: hidden states ``[n, d]``."""
-        # FSDP reads version counters, which tensors made in inference mode have not.
-        with torch.no_grad() if isinstance(self.model, FSDPModule) else torch.inference_mode():
-            hidden = self.model(batch.tokens, **attention)[batch.supervised]  # [1, s, d] -> [n, d]
+        batch = batch.for_teacher
+        supervised = batch.supervised[0]
+        # FSDP reads version counters, which tensors made in inference mode have not; nor can a loss keep such tensors.
+        plain = isinstance(self.model, FSDPModule) or bool(self.model.output_hidden_states)
+        with torch.no_grad() if plain else torch.inference_mode():
+            hidden, layers = models.hidden_states(self.model, batch.tokens, batch.attention())
             self.head.gather()
-        return HiddenStates(hidden, self.head.projection_for_loss())
+        return HiddenStates(hidden[0, supervised], self.head.projection_for_loss(), layers, supervised)
 
     def release(self) -> None:
         """Give back what a sharded teacher has gathered for a step: embeddings and output layer."""

@@ -1,58 +1,86 @@
-"""A live teacher from its checkpoint: as it is, quantised, or streamed from host memory."""
+"""A live teacher's weights quantised, or streamed from host memory."""
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
+from torchao.dtypes.nf4tensor import to_nf4
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.config.components import instantiate
 from distill_tune.errors import UserError
 from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.models.conversion import conversion_of
+from distill_tune.models.gguf import BlockLinear, GGUFCheckpoint
 from distill_tune.models.loading import load_weights
-from distill_tune.teachers.live import LiveTeacher
 from distill_tune.teachers.offload import StreamedLayers, move_all_but_layers
 
 from torchtune.modules import TransformerDecoder
 
 
-def load_teacher(
+def load_quantised_or_streamed(
     model: TransformerDecoder,
     checkpoint: Checkpoint,
     device: torch.device,
-    *,
-    quantizer: DictConfig | None = None,
-    offload: bool = False,
-) -> LiveTeacher:
-    """Load the teacher's weights, and make it ready to be asked.
-
+    quantizer: DictConfig | None,
+    offload: bool,
+) -> None:
+    """
     Args:
-        model: on the meta device, in the dtype that it is to run in.
-        quantizer: a torchao config (``torchao.quantization.Int8WeightOnlyConfig``) for the linear layers between
-            embeddings and output layer. Each is quantised as it reaches the device: the whole model never lies there.
+        model: on the meta device, in the dtype that it is to run in, frozen.
+        quantizer: a torchao config (``torchao.quantization.Int8WeightOnlyConfig``), or :class:`NF4`, for the linear
+            layers between embeddings and output layer. Each is quantised as it reaches the device: the whole model
+            never lies there.
         offload: keep the layers in host memory, and copy each to the device just before it runs.
 
     Raises:
         UserError: the checkpoint cannot be read; the device or the model cannot be quantised so.
     """
-    if quantizer is None and not offload:
-        load_weights(model, checkpoint, device)
-        return LiveTeacher(model)
     load_weights(model, checkpoint, torch.device("cpu"))
-    teacher = LiveTeacher(model)
     if quantizer is not None:
         _quantise(model.layers, quantizer, device)
         model.to(device)
     if offload:
         move_all_but_layers(model, device)
         StreamedLayers(model.layers, device)
-    return teacher
+
+
+def load_gguf(model: TransformerDecoder, checkpoint: GGUFCheckpoint, device: torch.device) -> None:
+    """Load a GGUF file's weights; those of the layers stay in its blocks where the format is one that runs well so.
+
+    Args:
+        model: on the meta device, in the dtype that it is to run in, frozen.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    load_weights(model, checkpoint, device)
+    conversion = conversion_of(model, None, checkpoint.config)
+    for hf_name, kind, raw in checkpoint.blocks():
+        (name,) = conversion.to_torchtune({hf_name: raw})
+        parent, _, last = name.removesuffix(".weight").rpartition(".")
+        bias = model.get_submodule(parent).get_submodule(last).bias
+        setattr(model.get_submodule(parent), last, BlockLinear(raw.to(device), kind, bias))
+
+
+class NF4:
+    """Four-bit NormalFloat weights (QLoRA, arXiv 2305.14314, §3) as a ``teacher_quantizer``; runs on any device."""
 
 
 def _quantise(layers: nn.Module, quantizer: DictConfig, device: torch.device) -> None:
     from torchao.quantization import quantize_
 
     try:
-        quantize_(layers, instantiate(quantizer), device=device)
+        config = instantiate(quantizer)
+        if isinstance(config, NF4):
+            _to_nf4(layers, device)
+        else:
+            quantize_(layers, config, device=device)
     except (AssertionError, ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"teacher_quantizer: {quantizer['_component_']} on {device}: {reason}") from error
+
+
+def _to_nf4(layers: nn.Module, device: torch.device) -> None:
+    for module in layers.modules():
+        if isinstance(module, nn.Linear):
+            module.weight = nn.Parameter(to_nf4(module.weight.data.to(device)), requires_grad=False)

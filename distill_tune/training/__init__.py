@@ -23,13 +23,18 @@ from distill_tune.training.metrics import Metrics, peak_memory_bytes
 from distill_tune.training.optimizer import build_lr_scheduler, build_optimizer, build_profiler, check_optimizer
 from distill_tune.training.progress import Progress
 from distill_tune.training.run_folder import RunFolder
+from distill_tune.training.schedules import Cosine, Exponential, Linear, Schedules
 from distill_tune.training.seed import seed_everything
 from distill_tune.training.sharding import shard_student, shard_teacher
 
 __all__ = [
+    "Cosine",
+    "Exponential",
+    "Linear",
     "Metrics",
     "Progress",
     "RunFolder",
+    "Schedules",
     "TrainingState",
     "Utilisation",
     "build_lr_scheduler",

@@ -5,9 +5,9 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,13 @@ from distill_tune.models.loading import own_part, sharded_like
 from distill_tune.models.parameters import named_parameters
 from distill_tune.training.distributed import is_main_process, num_ranks, on_all_ranks, rank
 from distill_tune.training.full_weights import full_weights
+
+
+class Stateful(Protocol):
+    """A teacher that changes during a run."""
+
+    def state(self) -> Iterator[tuple[str, torch.Tensor]]: ...
+    def load_state(self, state: dict[str, torch.Tensor]) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +73,7 @@ def save_training_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+    teacher: Stateful,
 ) -> None:
     """Write beside, then rename: a folder of this name is complete.
 
@@ -74,17 +82,22 @@ def save_training_state(
     """
     trained = dict(full_weights(model, only=[name for name, p in named_parameters(model) if p.requires_grad]))
     optimizer_state = tree_map(_whole_on_cpu, optimizer.state_dict())
+    of_teacher = dict(teacher.state())
     random_states = on_all_ranks(_random_state())
     if is_main_process():
         parts = {"optimizer": optimizer_state, "lr_scheduler": lr_scheduler.state_dict(), "random": random_states}
-        _write(folder, state, trained, parts)
+        _write(folder, state, {"trained": trained, "teacher": of_teacher}, parts)
 
 
-def _write(folder: Path, state: TrainingState, trained: dict[str, torch.Tensor], parts: dict[str, Any]) -> None:
+def _write(
+    folder: Path, state: TrainingState, weights: Mapping[str, dict[str, torch.Tensor]], parts: dict[str, Any]
+) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in trained.items()}, partial / "trained.safetensors")
+    for kind, tensors in weights.items():
+        if tensors or kind == "trained":
+            save_file({name: value.contiguous() for name, value in tensors.items()}, partial / f"{kind}.safetensors")
     torch.save(parts, partial / "parts.pt")
     (partial / "state.json").write_text(json.dumps(dataclasses.asdict(state), indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -96,14 +109,17 @@ def load_training_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+    teacher: Stateful,
 ) -> None:
     """Put a checkpoint's state back into the parts of a run, in place.
 
     Raises:
-        UserError: the checkpoint is damaged, or its run trained other parameters.
+        UserError: the checkpoint is damaged, or its run trained other parameters, or had another teacher.
     """
+    of_teacher_file = folder / "teacher.safetensors"
     try:
         trained = load_file(folder / "trained.safetensors")
+        of_teacher = load_file(of_teacher_file) if of_teacher_file.is_file() else {}
         parts = torch.load(folder / "parts.pt", map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(f"checkpoint {folder}: cannot be read: {str(error).splitlines()[0]}") from error
@@ -113,6 +129,10 @@ def load_training_state(
     with torch.no_grad():
         for name, parameter in parameters.items():
             own_part(parameter).copy_(own_part(parameter, trained[name]))
+    try:
+        teacher.load_state(of_teacher)
+    except KeyError as error:
+        raise UserError(f"checkpoint {folder}: has no {error.args[0]} of the teacher's; its run had another") from error
     optimizer.load_state_dict(_spread(parts["optimizer"], optimizer))
     lr_scheduler.load_state_dict(parts["lr_scheduler"])
     if len(parts["random"]) == num_ranks():  # another number of ranks draws anew

@@ -13,6 +13,7 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.models.adapters import LoraShape, lora_shape
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import conversion_of
+from distill_tune.models.hidden_states import is_projector
 from distill_tune.training.distributed import is_main_process
 from distill_tune.training.full_weights import full_weights
 
@@ -35,7 +36,7 @@ def export_model(model: nn.Module, base: Checkpoint, folder: Path, dtype: torch.
         folder: filled anew.
         dtype: of the written weights. Adapters are merged in fp32 whatever it is.
     """
-    weights = dict(full_weights(model))
+    weights = {name: value for name, value in full_weights(model) if not is_projector(name)}
     if not is_main_process():
         return
     if shape := lora_shape(model):

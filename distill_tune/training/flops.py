@@ -1,7 +1,7 @@
 """What a step costs in matrix products, and how much of a device's peak it reached."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -78,10 +78,9 @@ class ModelFlops:
         return self.per_token * tokens + self.per_supervised_token * num_supervised + self.per_attended_pair * pairs
 
 
-def flops_of_models(student: TransformerDecoder, teacher: TransformerDecoder | None) -> list[ModelFlops]:
-    """Of those that take part in a step: the student trains, the teacher, where there is one, runs forward."""
-    trained = ModelFlops.of(student, trains=True)
-    return [trained] if teacher is None else [trained, ModelFlops.of(teacher, trains=False)]
+def flops_of_models(student: TransformerDecoder, teachers: Sequence[TransformerDecoder]) -> list[ModelFlops]:
+    """Of those that take part in a step: the student trains, teachers run forward."""
+    return [ModelFlops.of(student, trains=True), *(ModelFlops.of(teacher, trains=False) for teacher in teachers)]
 
 
 def _product(weight: torch.Tensor, trains: bool, takes_gradient: bool) -> float:
@@ -115,12 +114,12 @@ class Utilisation:
     def __init__(
         self,
         student: TransformerDecoder,
-        teacher: TransformerDecoder | None,
+        teachers: Sequence[TransformerDecoder],
         device: torch.device,
         dtype: torch.dtype,
         num_devices: int = 1,
     ) -> None:
-        self._models = flops_of_models(student, teacher)
+        self._models = flops_of_models(student, teachers)
         peak = peak_flops(device, dtype)
         self._peak = peak * num_devices if peak else None
 

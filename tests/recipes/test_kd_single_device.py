@@ -14,6 +14,9 @@ from distill_tune import models
 from distill_tune.config.load import load_config
 
 METRICS = {
+    "kd_ratio",
+    "temperature",
+    "hidden_loss_weight",
     "step",
     "epoch",
     "loss",

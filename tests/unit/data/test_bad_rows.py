@@ -137,7 +137,7 @@ def test_an_answer_that_max_seq_len_cuts_away_is_counted_and_skipped(prepare, tm
 def test_a_cut_row_does_not_end_with_a_learned_eos(prepare, tmp_path):
     row = {"instruction": "a", "output": "one two three four five six seven " * 20}
     rows = prepare(OURS, source=jsonl(tmp_path / "rows.jsonl", row))
-    tokens, labels = rows[0]
+    tokens, labels = rows[0][:2]
     assert len(tokens) == 64
     assert tokens[-1] != 2
     assert labels[-1] == tokens[-1]

@@ -26,11 +26,13 @@ def load(path, dtype=torch.float32, **options):
     component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": path})
     checkpoint = models.Checkpoint.of("teacher_model", component, None)
     model = models.checked_on_meta("teacher_model", component, checkpoint, dtype)
-    return teachers.load_teacher(model, checkpoint, CPU, **options)
+    teacher = teachers.LiveTeacher(model, checkpoint, **options)
+    teacher.load(None, CPU)
+    return teacher
 
 
 def hidden(teacher):
-    return teacher(BATCH, BATCH.attention()).hidden
+    return teacher(BATCH).hidden
 
 
 def test_streamed_layers_give_the_same_again_and_again(checkpoint):

@@ -33,9 +33,9 @@ def test_the_count_is_that_of_the_step(kind):
 
 def test_utilisation_is_told_where_the_peak_is_known(monkeypatch):
     model = llama3_2(**model_arguments())
-    assert Utilisation(model, None, torch.device("cpu"), torch.bfloat16).of_step([96], 96, 1.0) == {}
+    assert Utilisation(model, [], torch.device("cpu"), torch.bfloat16).of_step([96], 96, 1.0) == {}
     monkeypatch.setattr("distill_tune.training.flops.peak_flops", lambda device, dtype: 1e9)
-    told = Utilisation(model, model, torch.device("cuda"), torch.bfloat16, num_devices=2).of_step([96], 90, 0.5)
+    told = Utilisation(model, [model], torch.device("cuda"), torch.bfloat16, num_devices=2).of_step([96], 90, 0.5)
     flops = sum(ModelFlops.of(model, trains).of_step([96], 90) for trains in (True, False))
     assert told == {"model_flops_utilization": pytest.approx(flops / 0.5 / 2e9)}
 

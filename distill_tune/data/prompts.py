@@ -1,0 +1,97 @@
+"""What teacher and student read before the answer, where that is not the same."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.data.sources import RowError
+
+from torchtune.data import Message
+
+_COLUMN = re.compile(r"\{(\w+)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """Written around each user turn of a row.
+
+    Attributes:
+        template: with ``{input}`` for the user turn, and the row's other columns by their names.
+        system: before the whole conversation; a row's own system turn follows it.
+        key: which names the template, for messages.
+    """
+
+    template: str | None = None
+    system: str | None = None
+    key: str = "prompt_template"
+
+    @property
+    def is_plain(self) -> bool:
+        return self.template is None and self.system is None
+
+    def applied(self, messages: list[Message], row: Mapping[str, Any]) -> list[Message]:
+        """
+        Raises:
+            RowError: the template names a column that the row has not.
+        """
+        applied = [self._applied(message, row) if message.role == "user" else message for message in messages]
+        if self.system is None:
+            return applied
+        if applied[0].role == "system":
+            own = applied.pop(0)
+            return [_with_text(own, f"{self.system}\n\n{own.text_content}"), *applied]
+        return [Message("system", self.system, masked=applied[0].masked), *applied]
+
+    def _applied(self, message: Message, row: Mapping[str, Any]) -> Message:
+        if self.template is None:
+            return message
+
+        def filled(match: re.Match[str]) -> str:
+            name = match[1]
+            if name == "input":
+                return message.text_content
+            if not isinstance(row.get(name), str | int | float):
+                raise RowError(f"{self.key}: {{{name}}}: the row has no such text; it has {', '.join(map(str, row))}")
+            return str(row[name])
+
+        return _with_text(message, _COLUMN.sub(filled, self.template))
+
+
+def _with_text(message: Message, text: str) -> Message:
+    return Message(message.role, text, masked=message.masked)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How the rows are read: the keys of a config that change what teacher and student see of them.
+
+    Attributes:
+        student_prompt_template, teacher_prompt_template: see :class:`Prompt`.
+        teacher_system_prompt: a system turn for the teacher alone.
+        teacher_max_seq_len: where what the teacher reads is cut; default where the student's is.
+        teacher_names: by which a row's column ``teacher_id`` chooses; empty without such a choice.
+    """
+
+    student_prompt_template: str | None = None
+    teacher_prompt_template: str | None = None
+    teacher_system_prompt: str | None = None
+    teacher_max_seq_len: int | None = None
+    teacher_names: tuple[str, ...] = ()
+
+    @property
+    def student(self) -> Prompt:
+        return Prompt(self.student_prompt_template, None, "student_prompt_template")
+
+    @property
+    def teacher(self) -> Prompt:
+        return Prompt(self.teacher_prompt_template, self.teacher_system_prompt, "teacher_prompt_template")
+
+    @property
+    def differs(self) -> bool:
+        """Whether the teacher reads something else than the student."""
+        return not (self.student.is_plain and self.teacher.is_plain and self.teacher_max_seq_len is None)
+
+
+PLAIN_READING = Reading()

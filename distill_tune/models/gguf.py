@@ -1,0 +1,198 @@
+"""GGUF files, llama.cpp's, as checkpoints of a frozen model: their config, their weights, and linear layers over them.
+
+The numbers of the block formats are those of ggml: 32 weights share a float16 scale (and minimum), low nibbles first.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from distill_tune.errors import UserError
+from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.models.hf_names import Weights
+
+_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_TENSOR = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
+_BLOCK = 32  # weights
+_BLOCK_BYTES = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20}
+
+
+@dataclasses.dataclass(frozen=True)
+class GGUFCheckpoint(Checkpoint):
+    """A GGUF file; ``folder`` is the file itself."""
+
+    @classmethod
+    def open(cls, key: str, path: Path) -> "GGUFCheckpoint":
+        """
+        Raises:
+            UserError: as :func:`gguf_config`.
+        """
+        return cls(key, path, (path,), None, gguf_config(path))
+
+    def headers(self) -> Weights:
+        return {name: torch.empty(shape, device="meta") for name, shape in self._shapes()}
+
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and weight, one after another, as float32."""
+        from gguf import quants
+
+        for name, tensor in self._tensors():
+            values = torch.from_numpy(quants.dequantize(tensor.data, tensor.tensor_type))
+            yield name, self._in_hf_order(name, values)
+
+    def blocks(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """Name, format and raw blocks ``[out, bytes]``, uint8, of the weights that :class:`BlockLinear` can hold."""
+        for name, tensor in self._tensors():
+            if tensor.tensor_type.name in _BLOCK_BYTES and "layers" in name:
+                raw = torch.from_numpy(tensor.data.copy())
+                yield name, tensor.tensor_type.name, self._in_hf_order(name, raw)
+
+    def tokens(self) -> dict[str, int]:
+        """The tokenizer's vocabulary."""
+        return {token: number for number, token in enumerate(_field(_reader(self.folder), "tokenizer.ggml.tokens", []))}
+
+    def _tensors(self) -> Iterator[tuple[str, Any]]:
+        for tensor in _reader(self.folder).tensors:
+            found = _TENSOR.fullmatch(tensor.name)
+            if tensor.name == "rope_freqs.weight":
+                continue
+            if found is None or found[2] not in _NAMES:
+                raise UserError(f"{self.key}: {self.folder}: {tensor.name} is no weight of a known architecture")
+            layer = f"model.layers.{found[1]}." if found[1] else ""
+            yield f"{layer}{_NAMES[found[2]]}.{found[3]}", tensor
+
+    def _shapes(self) -> Iterator[tuple[str, list[int]]]:
+        for name, tensor in self._tensors():
+            yield name, [int(size) for size in reversed(tensor.shape)]
+
+    def _in_hf_order(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Of Llama's q and k the rows of a head stand in pairs; Hugging Face has halves."""
+        if self.config["model_type"] != "llama" or not re.search(r"self_attn\.[qk]_proj", name):
+            return rows
+        heads = self.config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
+        return rows.view(heads, len(rows) // heads // 2, 2, -1).transpose(1, 2).reshape(rows.shape)
+
+
+def gguf_config(path: Path) -> dict[str, Any]:
+    """What config.json would say of the model in a GGUF file.
+
+    Raises:
+        UserError: the file cannot be read, or has an architecture that is not supported.
+    """
+    reader = _reader(path)
+    kind = _field(reader, "general.architecture", "")
+    if kind not in _ARCHITECTURES:
+        raise UserError(
+            f"path={path}: GGUF of the architecture {kind} is not read; there are {', '.join(_ARCHITECTURES)}"
+        )
+
+    def number(name: str, default: Any = None) -> Any:
+        value = _field(reader, f"{kind}.{name}", default)
+        if value is None:
+            raise UserError(f"path={path}: the file has no {kind}.{name}")
+        return value
+
+    heads = number("attention.head_count")
+    names = {tensor.name for tensor in reader.tensors}
+    config = {
+        "architectures": [_ARCHITECTURES[kind]],
+        "model_type": kind,
+        "vocab_size": int(next(tensor.shape[1] for tensor in reader.tensors if tensor.name == "token_embd.weight")),
+        "num_hidden_layers": number("block_count"),
+        "hidden_size": number("embedding_length"),
+        "intermediate_size": number("feed_forward_length"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": number("attention.head_count_kv", heads),
+        "head_dim": number("attention.key_length", number("embedding_length") // heads),
+        "max_position_embeddings": number("context_length"),
+        "rms_norm_eps": number("attention.layer_norm_rms_epsilon"),
+        "rope_theta": number("rope.freq_base", 10_000.0),
+        "tie_word_embeddings": "output.weight" not in names,
+    }
+    if "rope_freqs.weight" in names:  # Llama 3.1 and later; the file has the outcome, not the settings
+        factors = next(tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight")
+        config["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": float(factors.max()),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+    return config
+
+
+class BlockLinear(nn.Module):
+    """A linear layer whose weight stays in GGUF's blocks; it is dequantised for each product and dropped again.
+
+    Args:
+        raw: ``[out, bytes]``, uint8.
+        kind: ``Q8_0``, ``Q4_0`` or ``Q4_1``.
+        bias: ``[out]``.
+    """
+
+    raw: torch.Tensor
+
+    def __init__(self, raw: torch.Tensor, kind: str, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("raw", raw, persistent=False)
+        self._kind = kind
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, dequantised(self.raw, self._kind, x.dtype), self.bias)
+
+
+def dequantised(raw: torch.Tensor, kind: str, dtype: torch.dtype) -> torch.Tensor:
+    """``[out, bytes] -> [out, in]``."""
+    blocks = raw.view(len(raw), -1, _BLOCK_BYTES[kind])
+    scale = blocks[..., :2].contiguous().view(torch.float16).to(dtype)  # [out, blocks, 1]
+    if kind == "Q8_0":
+        return (blocks[..., 2:].view(torch.int8).to(dtype) * scale).flatten(1)
+    packed = blocks[..., -_BLOCK // 2 :]
+    values = torch.cat([packed & 15, packed >> 4], -1).to(dtype)
+    if kind == "Q4_0":
+        return ((values - 8) * scale).flatten(1)
+    return (values * scale + blocks[..., 2:4].contiguous().view(torch.float16).to(dtype)).flatten(1)
+
+
+@functools.cache
+def _reader(path: Path) -> Any:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise UserError(f"path={path}: GGUF files are read by gguf; pip install 'distill-tune[gguf]'") from error
+    try:
+        return GGUFReader(path)
+    except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
+        raise UserError(f"path={path}: cannot be read as GGUF: {error}; is the download complete?") from error
+
+
+def _field(reader: Any, name: str, default: Any) -> Any:
+    field = reader.get_field(name)
+    return default if field is None else field.contents()

@@ -1,0 +1,86 @@
+"""Several teachers: one distribution from all, a divergence from each, or one teacher a row."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.data.batch import Batch
+from distill_tune.losses import MixtureOfTeachers, SumOfTeachers, TeacherOfEachRow
+from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.teachers.teacher import Shard, Teacher
+
+from torchtune.modules import TransformerDecoder
+
+COMBINATIONS = ("mixture", "sum", "by_row")
+
+
+class SeveralTeachers(Teacher):
+    """
+    Args:
+        teachers: each of any kind.
+        weights: of each, as in the config; here they are made to add up to 1.
+        names: of each; rows choose by them in ``by_row``.
+        combination: ``mixture``: the student follows sum_i w_i p_i; ``sum``: the loss is sum_i w_i D(p_i, q);
+            ``by_row``: each row follows the teacher that its column ``teacher_id`` names.
+    """
+
+    def __init__(
+        self, teachers: Sequence[Teacher], weights: Sequence[float], names: Sequence[str], combination: str
+    ) -> None:
+        self._teachers, self._combination = list(teachers), combination
+        self._weights = [weight / sum(weights) for weight in weights]
+        self._all_names = tuple(names)
+        if combination == "by_row":
+            self.names = self._all_names
+
+    def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
+        common = [teacher.check(student, checkpoint, tokenizer) for teacher in self._teachers]
+        self.models = list(itertools.chain.from_iterable(teacher.models for teacher in self._teachers))
+        return min((size for size in common if size is not None), default=None)
+
+    def require_length(self, longest: int) -> None:
+        for teacher in self._teachers:
+            teacher.require_length(longest)
+
+    def load(
+        self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False
+    ) -> None:
+        for teacher in self._teachers:
+            teacher.load(student, device, shard=shard, compile=compile)
+
+    def __call__(self, batch: Batch) -> Any:
+        if self._combination == "by_row":
+            return self._of_each_row(batch)
+        signals = [teacher(batch) for teacher in self._teachers]
+        combined = MixtureOfTeachers if self._combination == "mixture" else SumOfTeachers
+        return combined(signals, self._weights)
+
+    def _of_each_row(self, batch: Batch) -> TeacherOfEachRow:
+        signals, owned = [], []
+        owners = batch.teacher_of_supervised()  # [n]
+        for number, teacher in enumerate(self._teachers):
+            # Also where no row is its own: of sharded teachers every rank has to run each.
+            signals.append(teacher(batch.rows_of_teacher(number)))
+            owned.append((owners == number).nonzero()[:, 0])
+        return TeacherOfEachRow(signals, owned)
+
+    def release(self) -> None:
+        for teacher in self._teachers:
+            teacher.release()
+
+    def after_step(self) -> None:
+        for teacher in self._teachers:
+            teacher.after_step()
+
+    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, teacher in zip(self._all_names, self._teachers, strict=True):
+            for parameter, value in teacher.state():
+                yield f"{name}/{parameter}", value
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        for name, teacher in zip(self._all_names, self._teachers, strict=True):
+            own = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
+            teacher.load_state(own)

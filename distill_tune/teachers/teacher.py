@@ -1,0 +1,94 @@
+"""What the recipes ask of a teacher."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.data.batch import Batch
+from distill_tune.models.checkpoint import Checkpoint
+
+from torchtune.modules import TransformerDecoder
+
+# Shards a model in place while it has no weights, and says where its parts are to lie.
+Shard = Callable[[TransformerDecoder], torch.device]
+
+
+class Teacher:
+    """Gives a signal for each batch. The recipes call, in this order:
+
+    1. :meth:`check`, before anything is loaded: whether it can teach this student.
+    2. :meth:`load`: its weights.
+    3. For each batch, the teacher itself: the signal for the supervised positions. :meth:`release` after a step's last.
+    4. :meth:`after_step`, once the student's weights have changed.
+
+    A kind of teacher that is named as ``teacher_model`` in a config is a subclass; what does nothing here, few need.
+
+    Attributes:
+        models: that run forward for each batch, for counting their work; known after :meth:`check`.
+        num_layers, width: of its hidden states; 0 where it gives none but the last.
+        names: of several teachers, by which rows choose theirs.
+    """
+
+    models: Sequence[TransformerDecoder] = ()
+    num_layers = 0
+    width = 0
+    names: tuple[str, ...] = ()
+
+    def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
+        """
+        Args:
+            student: on the meta device, as it was built.
+            checkpoint: the student's.
+
+        Returns:
+            How many tokens both know, from the first on; None where that is all.
+
+        Raises:
+            UserError: it cannot teach this student.
+        """
+        return None
+
+    def require_length(self, longest: int) -> None:
+        """
+        Raises:
+            UserError: it cannot read so many tokens.
+        """
+
+    def keep_hidden_states(self, layers: Sequence[int]) -> None:
+        """Have the signal carry those of ``layers``; see :func:`distill_tune.models.keep_hidden_states`."""
+
+    def load(
+        self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False
+    ) -> None:
+        """
+        Args:
+            student: with its weights.
+            shard: of several processes; a teacher may also lie whole on each.
+            compile: its layers with torch.compile.
+
+        Raises:
+            UserError: its checkpoint cannot be read.
+        """
+
+    def __call__(self, batch: Batch) -> Any:
+        """The signal for the batch's supervised positions, for :func:`distill_tune.losses.distillation_loss`."""
+        return None
+
+    def release(self) -> None:
+        """Give back what a sharded teacher has gathered for a step."""
+
+    def after_step(self) -> None:
+        """The student has changed."""
+
+    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What a resumed run needs: names and whole tensors, on the main process; every rank goes through all."""
+        return iter(())
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Put back what :meth:`state` gave.
+
+        Raises:
+            KeyError: something is missing.
+        """
