@@ -2,7 +2,7 @@
 
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.distances import LogitMSE, TotalVariation
-from distill_tune.losses.divergences import AdaptiveKL, Divergence, ForwardKL, ReverseKL, SymmetricKL
+from distill_tune.losses.divergences import AdaptiveKL, Distribution, Divergence, ForwardKL, ReverseKL, SymmetricKL
 from distill_tune.losses.head import LossSums, chunk_bytes_per_row, chunk_rows, distillation_loss, per_token
 from distill_tune.losses.hidden import HiddenLoss
 from distill_tune.losses.mixture_divergences import JensenShannon, SkewedForwardKL, SkewedReverseKL
@@ -23,6 +23,7 @@ __all__ = [
     "AutogradProjection",
     "CrossEntropy",
     "DenseLogits",
+    "Distribution",
     "Divergence",
     "ForwardKL",
     "HiddenLoss",

@@ -2,6 +2,8 @@
 
 import torch
 
+from distill_tune.losses.divergences import Distribution
+
 
 class TotalVariation:
     """1/2 sum_v |p - q| (Wen et al. 2023, arXiv 2307.15190, §3.1), between 0 and 1.
@@ -10,15 +12,12 @@ class TotalVariation:
     ``temperature_squared: False``.
     """
 
-    def __call__(
-        self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        student_probs = student_log_probs.exp_()
-        difference = student_probs - teacher_log_probs.exp_()
+    def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
+        difference = torch.sub(student.probs, teacher.probs, out=teacher.probs)
         values = difference.abs().sum(-1).mul_(0.5)
         sign = difference.sign_()
-        mean = torch.linalg.vecdot(student_probs, sign)
-        return values, sign.sub_(mean[:, None]).mul_(student_probs).mul_(0.5)
+        mean = torch.linalg.vecdot(student.probs, sign)
+        return values, sign.sub_(mean[:, None]).mul_(student.probs).mul_(0.5)
 
 
 class LogitMSE:
@@ -28,10 +27,8 @@ class LogitMSE:
     T grows T^2 times it stays what it is: twice what T^2 * KL tends to.
     """
 
-    def __call__(
-        self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        difference = student_log_probs.sub_(teacher_log_probs)
+    def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
+        difference = student.log_probs.sub_(teacher.log_probs)
         known = difference.isfinite()
         count = known.sum(-1, keepdim=True).clamp_(min=1)
         difference.masked_fill_(known.logical_not_(), 0.0)

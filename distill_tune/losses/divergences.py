@@ -6,22 +6,39 @@ T^2 times the divergence, so that gradients keep their size as T grows. What tha
 T^2 * KL tends to (Hinton et al. 2015, arXiv 1503.02531, eq. 4).
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
 HUGE = 1e30  # stands for infinity where it may meet a probability of 0
 
 
+class Distribution(NamedTuple):
+    """Probabilities over the vocabulary, and their logarithms, -inf for an excluded token; float32, ``[n, v]``."""
+
+    log_probs: torch.Tensor
+    probs: torch.Tensor
+
+
+def distribution(logits: torch.Tensor, probs: torch.Tensor) -> Distribution:
+    """softmax and log_softmax of ``[n, v]`` with one exponential a logit.
+
+    Args:
+        logits: overwritten by the logarithms.
+        probs: what the probabilities are written into, ``[n, v]``.
+    """
+    torch.exp(logits.sub_(logits.amax(-1, keepdim=True)), out=probs)
+    total = probs.sum(-1, keepdim=True)
+    return Distribution(logits.sub_(total.log()), probs.div_(total))
+
+
 class Divergence(Protocol):
     """Compares two distributions a row, and differentiates for the student's logits."""
 
-    def __call__(
-        self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
-            student_log_probs: ``[n, v]``, float32, each row normalised; may be overwritten.
+            student, teacher: over the same tokens; their tensors may be overwritten.
             teacher_log_probs: ``[n, v]``, float32, each row normalised; -inf for a token that the teacher excludes; may
                 be overwritten.
 
@@ -39,14 +56,10 @@ class ForwardKL:
     half the variance.
     """
 
-    def __call__(
-        self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        teacher_probs = teacher_log_probs.exp()
+    def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
         # 0 * (-inf - x) must be 0, also where the student excludes the token as well.
-        difference = teacher_log_probs.clamp_(min=-HUGE).sub_(student_log_probs).clamp_(max=HUGE)
-        values = difference.mul_(teacher_probs).sum(-1)
-        return values, student_log_probs.exp_().sub_(teacher_probs)
+        difference = teacher.log_probs.clamp_(min=-HUGE).sub_(student.log_probs).clamp_(max=HUGE)
+        return torch.linalg.vecdot(teacher.probs, difference), student.probs.sub_(teacher.probs)
 
 
 class ReverseKL:
@@ -57,13 +70,10 @@ class ReverseKL:
     the variance.
     """
 
-    def __call__(
-        self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        ratio = _finite(student_log_probs - teacher_log_probs)
-        student_probs = student_log_probs.exp_()
-        values = torch.linalg.vecdot(student_probs, ratio)
-        return values, ratio.sub_(values[:, None]).mul_(student_probs)
+    def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
+        ratio = _log_ratio(student, teacher)
+        values = torch.linalg.vecdot(student.probs, ratio)
+        return values, ratio.sub_(values[:, None]).mul_(student.probs)
 
 
 class SymmetricKL:
@@ -80,11 +90,8 @@ class SymmetricKL:
         require_within("sym_kd_ratio", sym_kd_ratio)
         self.sym_kd_ratio = sym_kd_ratio
 
-    def __call__(
-        self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        share = torch.full_like(student_log_probs[:, 0], self.sym_kd_ratio)
-        return _both_ways(student_log_probs, teacher_log_probs, share)
+    def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
+        return _both_ways(student, teacher, torch.full_like(student.probs[:, 0], self.sym_kd_ratio))
 
 
 class AdaptiveKL:
@@ -101,21 +108,17 @@ class AdaptiveKL:
         ValueError: ``head_mass`` outside 0 to 1.
     """
 
-    _FIRST = 64  # candidates for the head; rows whose head is larger are sorted whole
+    _FIRST, _MORE = 64, 32  # candidates for the head, and so many times more for rows whose head is larger
 
     def __init__(self, head_mass: float = 0.5) -> None:
         require_within("head_mass", head_mass)
         self.head_mass = head_mass
 
-    def __call__(
-        self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        teacher_probs = teacher_log_probs.exp()
-        gap = (student_log_probs.exp() - teacher_probs).abs_()
+    def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
+        gap = (student.probs - teacher.probs).abs_()
         total = gap.sum(-1)
-        in_head = self._gap_of_head(teacher_probs, gap, min(self._FIRST, gap.shape[-1]))
-        share = torch.where(total > 0, in_head / total, 0.5)
-        return _both_ways(student_log_probs, teacher_log_probs, share)
+        in_head = self._gap_of_head(teacher.probs, gap, min(self._FIRST, gap.shape[-1]))
+        return _both_ways(student, teacher, torch.where(total > 0, in_head / total, 0.5))
 
     def _gap_of_head(self, teacher_probs: torch.Tensor, gap: torch.Tensor, most: int) -> torch.Tensor:
         likeliest, tokens = teacher_probs.topk(most)
@@ -125,27 +128,26 @@ class AdaptiveKL:
         in_head = (gap.gather(1, tokens) * is_head).sum(-1)
         larger = mass[:, -1] <= self.head_mass
         if most < gap.shape[-1] and larger.any():
-            in_head[larger] = self._gap_of_head(teacher_probs[larger], gap[larger], gap.shape[-1])
+            more = min(most * self._MORE, gap.shape[-1])
+            in_head[larger] = self._gap_of_head(teacher_probs[larger], gap[larger], more)
         return in_head
 
 
 def _both_ways(
-    student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor, forward_share: torch.Tensor
+    student: Distribution, teacher: Distribution, forward_share: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """forward_share * KL(p || q) + (1 - forward_share) * KL(q || p); ``forward_share`` ``[n]``."""
-    ratio = _finite(student_log_probs - teacher_log_probs)
-    student_probs, teacher_probs = student_log_probs.exp_(), teacher_log_probs.exp_()
-    reverse = torch.linalg.vecdot(student_probs, ratio)
-    forward = -torch.linalg.vecdot(teacher_probs, ratio)
+    ratio = _log_ratio(student, teacher)
+    reverse = torch.linalg.vecdot(student.probs, ratio)
+    forward = -torch.linalg.vecdot(teacher.probs, ratio)
     share = forward_share[:, None]
-    gradient = ratio.sub_(reverse[:, None]).mul_(1 - share).add_(share).mul_(student_probs)
-    gradient.addcmul_(teacher_probs, share, value=-1)
-    return forward_share * forward + (1 - forward_share) * reverse, gradient
+    gradient = ratio.mul_(1 - share).add_(share - (1 - share) * reverse[:, None]).mul_(student.probs)
+    return forward_share * forward + (1 - forward_share) * reverse, gradient.sub_(teacher.probs.mul_(share))
 
 
-def _finite(ratio: torch.Tensor) -> torch.Tensor:
+def _log_ratio(student: Distribution, teacher: Distribution) -> torch.Tensor:
     """log q - log p in place, 0 where one of them is excluded."""
-    return ratio.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return student.log_probs.sub_(teacher.log_probs).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def require_within(name: str, value: float, least: float = 0.0, most: float = 1.0) -> None:

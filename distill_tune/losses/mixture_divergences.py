@@ -2,7 +2,7 @@
 
 import torch
 
-from distill_tune.losses.divergences import ForwardKL, ReverseKL, require_within
+from distill_tune.losses.divergences import Distribution, ForwardKL, ReverseKL, require_within
 
 # exp(80) fits float32; where p and q are further apart the smaller one is below 1e-34.
 _MOST = 80.0
@@ -27,17 +27,14 @@ class JensenShannon:
         require_within("beta", beta)
         self.beta = beta
 
-    def __call__(
-        self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
         if self.beta in (0, 1):
-            return (ReverseKL() if self.beta else ForwardKL())(student_log_probs, teacher_log_probs)
-        teacher_ratio = _bounded_ratio(student_log_probs, teacher_log_probs)
+            return (ReverseKL() if self.beta else ForwardKL())(student, teacher)
+        teacher_ratio = _bounded_ratio(student, teacher)
         student_ratio = _minus_log_mixture(teacher_ratio, self.beta)
-        student_probs, teacher_probs = student_log_probs.exp_(), teacher_log_probs.exp_()
-        of_student = torch.linalg.vecdot(student_probs, student_ratio)
-        of_teacher = torch.linalg.vecdot(teacher_probs, teacher_ratio.add_(student_ratio))
-        gradient = student_ratio.sub_(of_student[:, None]).mul_(student_probs).mul_(1 - self.beta)
+        of_student = torch.linalg.vecdot(student.probs, student_ratio)
+        of_teacher = torch.linalg.vecdot(teacher.probs, teacher_ratio.add_(student_ratio))
+        gradient = student_ratio.sub_(of_student[:, None]).mul_(student.probs).mul_(1 - self.beta)
         return self.beta * of_teacher + (1 - self.beta) * of_student, gradient
 
 
@@ -58,17 +55,14 @@ class SkewedForwardKL:
         _require_skew(alpha)
         self.alpha = alpha
 
-    def __call__(
-        self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
         if self.alpha == 0:
-            return ForwardKL()(student_log_probs, teacher_log_probs)
-        ratio = _bounded_ratio(student_log_probs, teacher_log_probs)
+            return ForwardKL()(student, teacher)
+        ratio = _bounded_ratio(student, teacher)
         student_ratio = _minus_log_mixture(ratio, self.alpha)  # log q / m
-        student_probs, teacher_probs = student_log_probs.exp_(), teacher_log_probs.exp_()
-        values = torch.linalg.vecdot(teacher_probs, ratio.add_(student_ratio))
-        pulled = student_ratio.exp_().mul_(teacher_probs)  # p q / m
-        gradient = student_probs.mul_(pulled.sum(-1, keepdim=True)).sub_(pulled)
+        values = torch.linalg.vecdot(teacher.probs, ratio.add_(student_ratio))
+        pulled = student_ratio.exp_().mul_(teacher.probs)  # p q / m
+        gradient = student.probs.mul_(pulled.sum(-1, keepdim=True)).sub_(pulled)
         return values, gradient.mul_(1 - self.alpha)
 
 
@@ -89,22 +83,19 @@ class SkewedReverseKL:
         _require_skew(alpha)
         self.alpha = alpha
 
-    def __call__(
-        self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
         if self.alpha == 0:
-            return ReverseKL()(student_log_probs, teacher_log_probs)
-        student_ratio = _minus_log_mixture(_bounded_ratio(student_log_probs, teacher_log_probs), 1 - self.alpha)
-        student_probs = student_log_probs.exp_()
-        values = torch.linalg.vecdot(student_probs, student_ratio)
+            return ReverseKL()(student, teacher)
+        student_ratio = _minus_log_mixture(_bounded_ratio(student, teacher), 1 - self.alpha)
+        values = torch.linalg.vecdot(student.probs, student_ratio)
         slope = student_ratio.sub_(student_ratio.exp().mul_(self.alpha))  # but for a constant, which falls out
-        mean = torch.linalg.vecdot(student_probs, slope)
-        return values, slope.sub_(mean[:, None]).mul_(student_probs)
+        mean = torch.linalg.vecdot(student.probs, slope)
+        return values, slope.sub_(mean[:, None]).mul_(student.probs)
 
 
-def _bounded_ratio(student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor) -> torch.Tensor:
-    """log p - log q; 0 where both are excluded."""
-    return (teacher_log_probs - student_log_probs).nan_to_num_(nan=0.0).clamp_(-_MOST, _MOST)
+def _bounded_ratio(student: Distribution, teacher: Distribution) -> torch.Tensor:
+    """log p - log q in place; 0 where both are excluded."""
+    return teacher.log_probs.sub_(student.log_probs).nan_to_num_(nan=0.0).clamp_(-_MOST, _MOST)
 
 
 def _minus_log_mixture(ratio: torch.Tensor, teacher_share: float) -> torch.Tensor:

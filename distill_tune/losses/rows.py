@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from distill_tune.losses.cross_entropy import CrossEntropy
-from distill_tune.losses.divergences import HUGE, Divergence, ForwardKL
+from distill_tune.losses.divergences import HUGE, Distribution, Divergence, ForwardKL, distribution
 from distill_tune.losses.signals import capped
 from distill_tune.losses.token_weights import TokenWeight
 
@@ -75,11 +75,18 @@ def losses_and_gradient(
         return ce.sum(), kd.sum(), out
     ce = kd = torch.zeros((), device=logits.device)
     rows = max(1, _CACHED_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(logits)
-    compute = _shared if _can_share(mixture, logits, teacher_logits) else _plain
+    can_share = _can_share(mixture, logits, teacher_logits)
+    # Made once for all parts: memory that is new each time costs as much as an exponential.
+    scratch = [] if can_share else [logits.new_empty(rows, logits.shape[1], dtype=torch.float32) for _ in range(3)]
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
         teacher_parts = [of_teacher[part].float() for of_teacher in teacher_logits]
-        ce_part, kd_part, gradient = compute(mixture, logits[part].float(), targets[part], teacher_parts)
+        student = logits[part].float()
+        if can_share:
+            ce_part, kd_part, gradient = _shared(mixture, student, targets[part], teacher_parts)
+        else:
+            own = [memory[: len(student)] for memory in scratch]
+            ce_part, kd_part, gradient = _plain(mixture, student, targets[part], teacher_parts, own)
         if gradient.data_ptr() != out[part].data_ptr():
             out[part] = gradient
         ce, kd = ce + ce_part, kd + kd_part
@@ -106,37 +113,59 @@ def _can_share(mixture: Mixture, logits: torch.Tensor, teacher_logits: Sequence[
     v = logits.shape[1]
     same = all(of_teacher.shape[1] == v for of_teacher in teacher_logits) and mixture.common_vocab_size in (None, v)
     uncapped = mixture.softcap is None and mixture.teachers[0][1] is None
-    return bool(teacher_logits) and _is_usual(mixture) and mixture.temperature == 1 and same and uncapped
+    return bool(teacher_logits) and _is_usual(mixture) and same and uncapped
 
 
 def _shared(
     mixture: Mixture, student: torch.Tensor, targets: torch.Tensor, teachers: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """:func:`_plain` for cross-entropy and forward KL at temperature 1: one exponential a logit, all in place.
+    """:func:`_plain` for cross-entropy and forward KL: as few exponentials a logit as there can be, all in place.
 
     With shifted logits s and t, and Z the sums of their exponentials, KL = sum(e^t (t - s)) / Z_t - log Z_t + log Z_s.
     """
     teacher = teachers[0]
+    temperature, has_ce = mixture.temperature, mixture.kd_ratio < 1
     student.sub_(student.amax(-1, keepdim=True)).clamp_(min=-HUGE)
     teacher.sub_(teacher.amax(-1, keepdim=True)).clamp_(min=-HUGE)
     at_target = student.gather(1, targets[:, None])
+    of_ce = None
+    if temperature != 1:
+        of_ce = student.exp() if has_ce else None
+        student.div_(temperature)
+        teacher.div_(temperature)
     difference = teacher - student
     student_sum = student.exp_().sum(-1, keepdim=True)
     teacher_sum = teacher.exp_().sum(-1, keepdim=True)
     gap = torch.linalg.vecdot(teacher, difference)[:, None] / teacher_sum
     kd = (gap - teacher_sum.log() + student_sum.log()).sum()
-    gradient = student.div_(student_sum).sub_(teacher.mul_(mixture.kd_weight / teacher_sum))
-    if mixture.kd_ratio == 1:
+    if temperature == 1:
+        ce_sum = student_sum
+        gradient = student.div_(student_sum).sub_(teacher.mul_(mixture.kd_ratio / teacher_sum))
+    else:
+        weight = mixture.kd_weight / temperature  # 1/T from the chain rule through logits / T
+        gradient = student.mul_(weight / student_sum).sub_(teacher.mul_(weight / teacher_sum))
+        if of_ce is not None:
+            ce_sum = of_ce.sum(-1, keepdim=True)
+            gradient.add_(of_ce.mul_((1 - mixture.kd_ratio) / ce_sum))
+    if not has_ce:
         return kd.new_zeros(()), kd, gradient
     share = gradient.new_full(targets[:, None].shape, mixture.kd_ratio - 1)
     gradient.scatter_add_(1, targets[:, None], share)
-    return (student_sum.log() - at_target).sum(), kd, gradient
+    return (ce_sum.log() - at_target).sum(), kd, gradient
 
 
 def _plain(
-    mixture: Mixture, logits: torch.Tensor, targets: torch.Tensor, teacher_logits: Sequence[torch.Tensor]
+    mixture: Mixture,
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    teacher_logits: Sequence[torch.Tensor],
+    scratch: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(ce sum, kd sum, gradient ``[b, v]``), float32 throughout."""
+    """(ce sum, kd sum, gradient ``[b, v]``), float32 throughout.
+
+    Args:
+        scratch: three times ``[b, v]``, to work in.
+    """
     slope = None
     if mixture.softcap is not None:
         logits = (logits / mixture.softcap).tanh_()
@@ -144,35 +173,41 @@ def _plain(
         logits.mul_(mixture.softcap)
 
     ce = kd = logits.new_zeros(())
-    gradient = log_probs = None
+    v, temperature = mixture.common_vocab_size or logits.shape[-1], mixture.temperature
+    is_same = temperature == 1 and v == logits.shape[-1]  # cross-entropy and divergence see one distribution
+    gradient = student = None
     if mixture.kd_ratio < 1:
-        log_probs = logits.log_softmax(-1)
-        values, gradient = mixture.cross_entropy(log_probs, targets)
+        student = distribution(logits if is_same or not teacher_logits else logits.clone(), scratch[0])
+        values, gradient = mixture.cross_entropy(student, targets, scratch[1])
         ce = values.sum()
         gradient.mul_(1 - mixture.kd_ratio)
-    v, temperature = mixture.common_vocab_size or logits.shape[-1], mixture.temperature
-    if log_probs is None or temperature != 1 or v < logits.shape[-1]:
-        log_probs = _log_probs(logits[:, :v], temperature) if teacher_logits else None
+    if teacher_logits and (student is None or not is_same):
+        student = distribution(_scaled(logits[:, :v], temperature), scratch[0][:, :v])
     for number, ((share, softcap), of_teacher) in enumerate(zip(mixture.teachers, teacher_logits, strict=False), 1):
-        assert log_probs is not None
+        assert student is not None
         of_teacher = capped(of_teacher[:, :v], softcap)
-        teacher_log_probs = _log_probs(of_teacher, temperature)
         weight = None
         if mixture.token_weight is not None:
-            at_1 = teacher_log_probs if temperature == 1 else _log_probs(of_teacher, 1)
-            weight = mixture.token_weight(at_1, targets)
-        own = log_probs if number == len(teacher_logits) else log_probs.clone()  # it may be overwritten
-        values, kd_gradient = mixture.divergence(own, teacher_log_probs)
+            weight = mixture.token_weight(distribution(of_teacher.clone(), scratch[2][:, :v]), targets)
+        teacher = distribution(_scaled(of_teacher, temperature), scratch[2][:, :v])
+        # A divergence may overwrite what it is given.
+        own = student if number == len(teacher_logits) else Distribution(*(part.clone() for part in student))
+        values, kd_gradient = mixture.divergence(own, teacher)
         if weight is not None:
             values, kd_gradient = values * weight, kd_gradient.mul_(weight[:, None])
         kd = kd + share * values.sum()
+        # 1/T from the chain rule through logits / T.
+        factor = share * mixture.kd_weight / temperature
+        if gradient is None and is_same:
+            gradient = kd_gradient.mul_(factor)
+            continue
         if gradient is None:
             gradient = torch.zeros_like(logits)
-        # 1/T from the chain rule through logits / T.
-        gradient[:, :v].add_(kd_gradient, alpha=share * mixture.kd_weight / temperature)
+        gradient[:, :v].add_(kd_gradient, alpha=factor)
     assert gradient is not None
     return ce, kd, gradient if slope is None else gradient.mul_(slope)
 
 
-def _log_probs(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
+def _scaled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """In place."""
+    return logits if temperature == 1 else logits.div_(temperature)

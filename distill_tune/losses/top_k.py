@@ -2,7 +2,7 @@
 
 import torch
 
-from distill_tune.losses.divergences import Divergence, ForwardKL
+from distill_tune.losses.divergences import Distribution, Divergence, ForwardKL
 
 
 class TopK:
@@ -25,19 +25,23 @@ class TopK:
         self.k = k
         self.divergence = divergence or ForwardKL()
 
-    def __call__(
-        self, student_log_probs: torch.Tensor, teacher_log_probs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.k >= student_log_probs.shape[-1]:
-            return self.divergence(student_log_probs, teacher_log_probs)
-        teacher_best, tokens = teacher_log_probs.topk(self.k)
-        student_best = student_log_probs.gather(1, tokens)
-        student_tail = student_log_probs.exp_().scatter_(1, tokens, 0.0)
+    def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.k >= student.probs.shape[-1]:
+            return self.divergence(student, teacher)
+        tokens = teacher.probs.topk(self.k).indices
+        student_tail = student.probs.scatter(1, tokens, 0.0)
         student_rest = student_tail.sum(-1, keepdim=True)
-        teacher_rest = teacher_log_probs.exp_().scatter_(1, tokens, 0.0).sum(-1, keepdim=True)
         values, gradient = self.divergence(
-            torch.cat([student_best, student_rest.log()], 1), torch.cat([teacher_best, teacher_rest.log()], 1)
+            _grouped(student, tokens, student_rest),
+            _grouped(teacher, tokens, teacher.probs.scatter(1, tokens, 0.0).sum(-1, keepdim=True)),
         )
         # Logits of the rest share its gradient by their probability within it.
         of_rest = student_tail.mul_(gradient[:, -1:] / student_rest.clamp(min=torch.finfo(torch.float32).tiny))
         return values, of_rest.scatter_(1, tokens, gradient[:, :-1])
+
+
+def _grouped(of: Distribution, tokens: torch.Tensor, rest: torch.Tensor) -> Distribution:
+    """Over the chosen tokens and the rest, ``[n, k + 1]``."""
+    return Distribution(
+        torch.cat([of.log_probs.gather(1, tokens), rest.log()], 1), torch.cat([of.probs.gather(1, tokens), rest], 1)
+    )

@@ -119,8 +119,8 @@ def test_value_and_gradient_are_those_of_float64(name, kind, temperature, monkey
     value, gradient = ours(divergence, student, teacher, targets, temperature)
     wanted, wanted_gradient = exact(formula, student, teacher, temperature)
     assert value.item() == pytest.approx(wanted.item(), rel=2e-5, abs=2e-5)
-    # Near-equal distributions leave float32 some five digits of their difference.
-    tolerance = 2e-3 if kind == "near-equal" else 1e-5
+    # Near-equal distributions leave float32 few digits of their difference, and the sign of some of them open.
+    tolerance = 1e-5 if kind != "near-equal" else 0.1 if name == "total variation" else 2e-3
     assert (gradient - wanted_gradient).norm() / wanted_gradient.norm() < tolerance
 
 
@@ -254,6 +254,7 @@ def test_wrong_arguments_are_refused():
 def test_a_uniform_teacher_weighs_nothing_and_a_sure_one_all():
     flat = torch.full((1, V), -math.log(V))
     sure = F.one_hot(torch.tensor([3]), V).log()
+    flat, sure = (losses.Distribution(log_probs, log_probs.exp()) for log_probs in (flat, sure))
     certainty = losses.TeacherCertainty()
     assert certainty(flat, torch.tensor([3])).item() == pytest.approx(0, abs=1e-6)
     assert certainty(sure, torch.tensor([3])).item() == 1
