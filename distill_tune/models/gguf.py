@@ -181,8 +181,12 @@ def dequantised(raw: torch.Tensor, kind: str, dtype: torch.dtype) -> torch.Tenso
     return (values * scale + blocks[..., 2:4].contiguous().view(torch.float16).to(dtype)).flatten(1)
 
 
-@functools.cache
 def _reader(path: Path) -> Any:
+    return _opened(path.resolve())
+
+
+@functools.cache
+def _opened(path: Path) -> Any:
     try:
         from gguf import GGUFReader
     except ImportError as error:

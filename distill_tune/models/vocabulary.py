@@ -68,10 +68,10 @@ def check_tokenizers(student_folder: Path, teacher_folder: Path) -> None:
         return
 
 
-def _gguf_tokens(file: Path) -> dict[str, int]:
+def _gguf_tokens(file: Path) -> dict[str, int] | None:
     from distill_tune.models.gguf import GGUFCheckpoint
 
-    return GGUFCheckpoint.open("teacher_model", file).tokens()
+    return GGUFCheckpoint.open("teacher_model", file).tokens() or None
 
 
 def _hf_tokens(folder: Path) -> dict[str, int] | None:

@@ -63,7 +63,12 @@ def load_gguf(model: TransformerDecoder, checkpoint: GGUFCheckpoint, device: tor
 
 
 class NF4:
-    """Four-bit NormalFloat weights (QLoRA, arXiv 2305.14314, §3) as a ``teacher_quantizer``; runs on any device."""
+    """Four-bit NormalFloat weights (QLoRA, arXiv 2305.14314, §3) as a ``teacher_quantizer``; runs on any device.
+
+    Matrices whose number of weights is no multiple of 16,384 stay as they are.
+    """
+
+    multiple = 64 * 256  # weights of a block, times blocks that share a scale of scales
 
 
 def _quantise(layers: nn.Module, quantizer: DictConfig, device: torch.device) -> None:
@@ -81,6 +86,9 @@ def _quantise(layers: nn.Module, quantizer: DictConfig, device: torch.device) ->
 
 
 def _to_nf4(layers: nn.Module, device: torch.device) -> None:
-    for module in layers.modules():
-        if isinstance(module, nn.Linear):
+    linear = [module for module in layers.modules() if isinstance(module, nn.Linear)]
+    if all(module.weight.numel() % NF4.multiple for module in linear):
+        raise ValueError(f"no layer has a multiple of {NF4.multiple} weights")
+    for module in linear:
+        if module.weight.numel() % NF4.multiple == 0:
             module.weight = nn.Parameter(to_nf4(module.weight.data.to(device)), requires_grad=False)
