@@ -1,6 +1,7 @@
 """`distill-tune validate`: every check of a run, without the run."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,24 @@ def _check_with_components(cfg: DictConfig, name: str, num_processes: int) -> No
     from distill_tune import models
 
     faults = []
+    entries = {key: (component, checkpointer) for key, component, checkpointer in _models_of(cfg)}
     for key, model in _print_sizes(cfg, num_processes, faults).items():
         try:
-            checkpointer = cfg.get("checkpointer" if key == "model" else "teacher_checkpointer")
-            models.check_fit(key, model, models.Checkpoint.of(key, cfg[key], checkpointer))
+            models.check_fit(key, model, models.Checkpoint.of(key, *entries[key]))
         except UserError as error:
             faults.append(str(error))
     if faults:
         raise Faults(f"config {find_config(name)}", faults)
+
+
+def _models_of(cfg: DictConfig) -> Iterator[tuple[str, DictConfig, DictConfig | None]]:
+    """Key, component and checkpointer of the student and of each teacher."""
+    from distill_tune.teachers.build import entries_of
+
+    yield "model", cfg.model, cfg.get("checkpointer")
+    if cfg.get("teacher_model") is not None:
+        for key, entry, checkpointer in entries_of(cfg.teacher_model, cfg.get("teacher_checkpointer")):
+            yield key, entry.component, checkpointer
 
 
 def _print_sizes(cfg: DictConfig, num_processes: int, faults: list[str] | None = None) -> dict[str, Any]:
@@ -88,13 +99,18 @@ def _print_sizes(cfg: DictConfig, num_processes: int, faults: list[str] | None =
     import torch
 
     from distill_tune import models
+    from distill_tune.config.components import instantiate
+    from distill_tune.teachers.build import is_kind_of_teacher
 
     built = {}
-    for key in ("model", "teacher_model"):
-        if cfg.get(key) is None:
-            continue
+    dtype = torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
+    for key, component, _ in _models_of(cfg):
         try:
-            model = models.build_on_meta(key, cfg[key], torch.bfloat16 if cfg.dtype == "bf16" else torch.float32)
+            if is_kind_of_teacher(component):
+                instantiate(component)
+                print(f"{key}: {component['_component_']}")
+                continue
+            model = models.build_on_meta(key, component, dtype)
         except UserError as error:
             if faults is not None:
                 faults.append(str(error))

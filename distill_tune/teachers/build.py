@@ -1,7 +1,8 @@
 """The teacher that a config names: a model beside its checkpoint, a kind of teacher, or a list of them."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -39,36 +40,56 @@ def build_teacher(
         UserError: a model does not fit its checkpoint.
     """
 
-    def one(key: str, entry: DictConfig, entry_checkpointer: DictConfig | None) -> Teacher:
-        target = find_component(entry["_component_"])
-        plain = OmegaConf.create({name: value for name, value in entry.items() if name not in ENTRY_KEYS})
-        if inspect.isclass(target) and issubclass(target, Teacher):
-            teacher = instantiate(plain)
-            teacher.dtype = dtype
-            return teacher
-        checkpoint = models.Checkpoint.of(key, plain, entry_checkpointer)
-        model = models.checked_on_meta(key, plain, checkpoint, dtype)
-        return LiveTeacher(model, checkpoint, quantizer=quantizer, offload=offload)
-
     if component is None:
         return Teacher()
+    teachers, weights, names = [], [], []
+    for key, entry, entry_checkpointer in entries_of(component, checkpointer):
+        if is_kind_of_teacher(entry.component):
+            teacher = instantiate(entry.component)
+            teacher.dtype = dtype
+        else:
+            checkpoint = models.Checkpoint.of(key, entry.component, entry_checkpointer)
+            model = models.checked_on_meta(key, entry.component, checkpoint, dtype)
+            teacher = LiveTeacher(model, checkpoint, quantizer=quantizer, offload=offload)
+        teachers.append(teacher)
+        weights.append(entry.weight)
+        names.append(entry.name)
     if isinstance(component, DictConfig):
-        if isinstance(checkpointer, ListConfig):
-            raise UserError("teacher_checkpointer: is a list, and teacher_model is not")
-        return one("teacher_model", component, checkpointer)
-    checkpointers = _one_each(checkpointer, len(component))
-    teachers = [
-        one(f"teacher_model.{number}", entry, entry_checkpointer)
-        for number, (entry, entry_checkpointer) in enumerate(zip(component, checkpointers, strict=True))
-    ]
-    weights = [float(entry.get("weight", 1.0)) for entry in component]
-    names = [str(entry.get("name", number)) for number, entry in enumerate(component)]
+        return teachers[0]
     return SeveralTeachers(teachers, weights, names, combination)
 
 
-def _one_each(checkpointer: DictConfig | ListConfig | None, count: int) -> Sequence[DictConfig | None]:
-    if checkpointer is None:
-        return [None] * count
-    if not isinstance(checkpointer, ListConfig) or len(checkpointer) != count:
-        raise UserError(f"teacher_checkpointer: teacher_model is a list of {count}: give a list of as many")
-    return list(checkpointer)
+class Entry(NamedTuple):
+    """One of the teachers that a config names."""
+
+    component: DictConfig
+    weight: float
+    name: str
+
+
+def entries_of(
+    component: DictConfig | ListConfig, checkpointer: DictConfig | ListConfig | None
+) -> Iterator[tuple[str, Entry, DictConfig | None]]:
+    """Key, teacher and checkpointer of ``teacher_model``, be it a list or not.
+
+    Raises:
+        UserError: not as many checkpointers as teachers.
+    """
+    if isinstance(component, DictConfig):
+        if isinstance(checkpointer, ListConfig):
+            raise UserError("teacher_checkpointer: is a list, and teacher_model is not")
+        yield "teacher_model", Entry(component, 1.0, "0"), checkpointer
+        return
+    checkpointers = [None] * len(component) if checkpointer is None else checkpointer
+    if not isinstance(checkpointers, Sequence) or len(checkpointers) != len(component):
+        raise UserError(f"teacher_checkpointer: teacher_model is a list of {len(component)}: give a list of as many")
+    for number, (entry, of_entry) in enumerate(zip(component, checkpointers, strict=True)):
+        plain = OmegaConf.create({name: value for name, value in entry.items() if name not in ENTRY_KEYS})
+        weight, name = float(entry.get("weight", 1.0)), str(entry.get("name", number))
+        yield f"teacher_model.{number}", Entry(plain, weight, name), of_entry
+
+
+def is_kind_of_teacher(component: DictConfig) -> bool:
+    """Whether a component is a subclass of :class:`Teacher`, not a model."""
+    target = find_component(component["_component_"])
+    return inspect.isclass(target) and issubclass(target, Teacher)
