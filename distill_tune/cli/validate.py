@@ -35,6 +35,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(function=_validate)
 
 
+# Small components, whose own checks tell what is wrong with their arguments.
+_BUILT_EARLY = ("loss", "kd_loss", "kd_token_weight", "hidden_loss")
+
+
 def read_arguments(arguments: list[str]) -> tuple[Path, str, list[str], int]:
     """(recipe, config, overrides, number of processes) of ``[torchrun options] [RECIPE] --config CONFIG [overrides]``.
 
@@ -66,7 +70,7 @@ def _validate(options: argparse.Namespace) -> None:
 
 def _check_with_components(cfg: DictConfig, name: str, num_processes: int) -> None:
     """The checks that import what the config names."""
-    from distill_tune.config.components import check_components
+    from distill_tune.config.components import build, check_components
 
     if faults := check_components(cfg):
         raise Faults(f"config {find_config(name)}", faults)
@@ -78,6 +82,12 @@ def _check_with_components(cfg: DictConfig, name: str, num_processes: int) -> No
     for key, model in _print_sizes(cfg, num_processes, faults).items():
         try:
             models.check_fit(key, model, models.Checkpoint.of(key, *entries[key]))
+        except UserError as error:
+            faults.append(str(error))
+    losses = [(key, cfg.get(key)) for key in _BUILT_EARLY]
+    for key, component in [*losses, *(("augmentations", entry) for entry in cfg.get("augmentations") or [])]:
+        try:
+            build(key, component)
         except UserError as error:
             faults.append(str(error))
     if faults:

@@ -63,7 +63,7 @@ class GGUFCheckpoint(Checkpoint):
         from gguf import quants
 
         for name, tensor in self._tensors():
-            values = torch.from_numpy(quants.dequantize(tensor.data, tensor.tensor_type))
+            values = torch.tensor(quants.dequantize(tensor.data, tensor.tensor_type))
             yield name, self._in_hf_order(name, values)
 
     def blocks(self) -> Iterator[tuple[str, str, torch.Tensor]]:

@@ -78,15 +78,18 @@ def entries_of(
     if isinstance(component, DictConfig):
         if isinstance(checkpointer, ListConfig):
             raise UserError("teacher_checkpointer: is a list, and teacher_model is not")
-        yield "teacher_model", Entry(component, 1.0, "0"), checkpointer
+        yield "teacher_model", _entry(component, 0), checkpointer
         return
     checkpointers = [None] * len(component) if checkpointer is None else checkpointer
     if not isinstance(checkpointers, Sequence) or len(checkpointers) != len(component):
         raise UserError(f"teacher_checkpointer: teacher_model is a list of {len(component)}: give a list of as many")
     for number, (entry, of_entry) in enumerate(zip(component, checkpointers, strict=True)):
-        plain = OmegaConf.create({name: value for name, value in entry.items() if name not in ENTRY_KEYS})
-        weight, name = float(entry.get("weight", 1.0)), str(entry.get("name", number))
-        yield f"teacher_model.{number}", Entry(plain, weight, name), of_entry
+        yield f"teacher_model.{number}", _entry(entry, number), of_entry
+
+
+def _entry(entry: DictConfig, number: int) -> Entry:
+    plain = OmegaConf.create({name: value for name, value in entry.items() if name not in ENTRY_KEYS})
+    return Entry(plain, float(entry.get("weight", 1.0)), str(entry.get("name", number)))
 
 
 def is_kind_of_teacher(component: DictConfig) -> bool:

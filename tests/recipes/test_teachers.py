@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 from tiny import ROWS, metrics_of, write_model
+from tiny_gguf import write_gguf
 
 from distill_tune.cli.main import main
 from distill_tune.errors import UserError
@@ -160,54 +161,9 @@ def test_a_hugging_face_model_teaches_as_ours(run, teacher_folder):
     assert theirs[0]["hidden_loss"] == pytest.approx(ours[0]["hidden_loss"], rel=1e-4)
 
 
-def write_gguf(folder, path, kind):
-    """A Llama folder as llama.cpp writes it: heads' rows in pairs, blocks of 32 weights."""
-    import gguf
-    from safetensors.numpy import load_file
-
-    config = json.loads((folder / "config.json").read_text())
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_theta"])
-    from distill_tune.models.gguf import _NAMES
-
-    names = {theirs: ours for ours, theirs in _NAMES.items()}
-    for name, value in load_file(folder / "model.safetensors").items():
-        layer, module, last = _parts(name)
-        if module in ("self_attn.q_proj", "self_attn.k_proj"):
-            heads = config["num_attention_heads" if "q_proj" in module else "num_key_value_heads"]
-            value = value.reshape(heads, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
-        full = f"{f'blk.{layer}.' if layer else ''}{names[module]}.{last}"
-        quantised = value.ndim == 2 and layer
-        of_kind = gguf.GGMLQuantizationType[kind if quantised else "F32"]
-        raw = gguf.quants.quantize(value.astype(numpy.float32), of_kind)
-        writer.add_tensor(full, raw, raw_dtype=of_kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _parts(name):
-    layer = ""
-    if name.startswith("model.layers."):
-        _, _, layer, name = name.split(".", 3)
-    module, _, last = name.rpartition(".")
-    return layer, module, last
-
-
 @pytest.mark.parametrize(("kind", "most"), [("F32", 1e-5), ("Q8_0", 0.01), ("Q4_0", 0.3), ("Q4_1", 0.3)])
 def test_a_gguf_file_teaches(run, tmp_path, tokenizer_file, kind, most):
     folder = write_model(tmp_path / "plain", tokenizer_file, seed=5, width=64)
-    config = json.loads((folder / "config.json").read_text())
-    del config["rope_scaling"]
-    (folder / "config.json").write_text(json.dumps(config))
     write_gguf(folder, tmp_path / "teacher.gguf", kind)
     plain, of_file = (run({"_component_": FROM_HF, "path": path}) for path in (str(folder), "teacher.gguf"))
     assert first_kd(of_file) == pytest.approx(first_kd(plain), rel=most)

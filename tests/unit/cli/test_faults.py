@@ -25,6 +25,23 @@ AT_ONCE = [
     ("batch_size=null", "batch_size=null: needs max_tokens_per_batch"),
     ("teacher_dtype=int4", "teacher_dtype=int4: must be one of bf16, fp32"),
     ("teacher_quantizer=int4", "teacher_quantizer=int4: must be a component"),
+    ("temperature_squared=2", "temperature_squared=2: must be True or False"),
+    ("temperature=[1,2]", "temperature=[1, 2]: must be a number above 0, or a schedule, {_component_: distill_tune."),
+    ("teacher_combination=vote", "teacher_combination=vote: must be one of mixture, sum, by_row"),
+    ("teacher_prompt_template=hello", "teacher_prompt_template=hello: must be text with {input}"),
+    ("augmentations=3", "augmentations=3: must be a list of components"),
+    ("dataset_temperature=0", "dataset_temperature=0: must be a number above 0 or null"),
+    ("hidden_loss=uniform", "hidden_loss=uniform: must be a component"),
+    ("teacher_model=[]", "teacher_model=[]: is an empty list"),
+    ("+model.path=x.gguf", "model.path=x.gguf: no such file"),
+    (
+        "teacher_quantizer._component_=distill_tune.teachers.NF4 teacher_offload=True",
+        "teacher_offload=True: streams plain weights alone; leave teacher_quantizer out",
+    ),
+    (
+        "hidden_loss._component_=distill_tune.losses.HiddenLoss hidden_loss.positions=all teacher_max_seq_len=9",
+        "hidden_loss.positions=all: teacher_max_seq_len has teacher and student read different rows",
+    ),
     ("batch_size=True", "batch_size=True: must be a whole number of at least 1 or null"),
     ("max_steps_per_epoch=-1", "max_steps_per_epoch=-1: must be a whole number of at least 1 or null"),
     ("clip_grad_norm=0", "clip_grad_norm=0: must be a number above 0 or null"),
@@ -55,6 +72,11 @@ AT_ONCE = [
     ),
 ]
 
+LOSS, HIDDEN = "kd_loss._component_=distill_tune.losses.", "hidden_loss._component_=distill_tune.losses.HiddenLoss"
+ARGUMENTS = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "intermediate_dim", "max_seq_len")
+KIND = " ".join(f"~teacher_model.{name}" for name in ARGUMENTS) + " teacher_model=distill_tune.teachers."
+RATIO = "~kd_ratio kd_ratio._component_=distill_tune.training.Linear kd_ratio.start=0.5"
+
 # One wrong argument each, found when the component's module is imported.
 OF_COMPONENTS = [
     ("model.lora_rnk=8 model=torchtune.models.llama3_2.lora_llama3_2", "has no such argument, did you mean lora_rank"),
@@ -70,6 +92,20 @@ OF_COMPONENTS = [
     ),
     ("optimizer.lr=abc", "optimizer.lr=abc: must be a number"),
     ("optimizer.lr=-1", "optimizer: torch.optim.AdamW: Invalid learning rate: -1"),
+    (f"{LOSS}JensenShannon kd_loss.beta=2", "kd_loss: distill_tune.losses.JensenShannon: beta=2: must be from 0 to 1"),
+    (f"{LOSS}TopK kd_loss.k=0", "kd_loss: distill_tune.losses.TopK: k=0: must be at least 1"),
+    (f"{LOSS}TopK kd_loss.n=5", "kd_loss.n: distill_tune.losses.TopK has no such argument"),
+    (f"{HIDDEN} hidden_loss.layers=first", "HiddenLoss: layers=first: must be uniform, last, or pairs"),
+    (f"{HIDDEN} hidden_loss.layers=[[9,1]]", "hidden_loss.layers: [9, 1]: the student has 2 layers, the teacher 3"),
+    (f"{KIND}EMA +teacher_model.decay=2", "teacher_model.decay=2: must be from 0 to less than 1"),
+    (f"{KIND}BaseModel", "the student without its adapters, and `model` has none"),
+    (f"{KIND}HuggingFace +teacher_model.path=nowhere", "teacher_model.path=nowhere: no such folder"),
+    (f"{RATIO} kd_ratio.change=1", "kd_ratio: its schedule gives 1.5 at step 1; it must stay from 0 to 1"),
+    (RATIO, "kd_ratio: distill_tune.training.Linear: change or end: give one of them"),
+    (
+        "augmentations.0._component_=distill_tune.data.DropTokens augmentations.0.rate=2",
+        "augmentations={'0': {'_component_'",
+    ),
     ("optimizer.params=[]", "optimizer.params: the recipe passes this itself; leave it out"),
     ("optimizer=nopackage.Adam", "nopackage.Adam: no module named nopackage; is the package installed?"),
     ("dataset.train_on_inputs=True", "dataset.train_on_inputs: distill_tune.data.instruct has no such argument"),

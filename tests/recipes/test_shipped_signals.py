@@ -1,0 +1,74 @@
+"""Each config of configs/signals and configs/migrate takes its steps on the demo's models, as it is shipped."""
+
+import json
+import math
+import sys
+
+import pytest
+from tiny import ROWS, metrics_of, write_model
+from tiny_gguf import write_gguf
+
+from distill_tune.cli.main import main
+from distill_tune.config.files import config_names, demo_model_folder
+
+NAMES = [name for name in config_names() if name.startswith(("signals/", "migrate/"))]
+SMALL = ["dataset.num_rows=16", "dataset.min_characters=30"]
+# What a user would have at hand.
+NEEDED = {
+    "signals/mixed_datasets": ["dataset.0.num_rows=16", "dataset.0.min_characters=30", "dataset.1.num_rows=8"],
+    "signals/teacher_of_each_row": ["dataset.source=rows.json"],
+    "signals/earlier_checkpoint": [*SMALL, "teacher_model.path=before/checkpoints/step_1"],
+    "signals/gguf_teacher": [*SMALL, "tokenizer.path=plain/tokenizer.model", "model.path=plain"],
+}
+FEW = ["batch_size=4", "max_steps_per_epoch=1", "epochs=2", "device=cpu", "optimizer.lr=1e-4"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["distill-tune"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def go(name, *overrides, output="out"):
+        main(["run", "kd_single_device", "--config", name, *overrides, *FEW, f"output_dir={output}"])
+        return metrics_of(tmp_path / output)
+
+    return go
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_trains(name, run, tmp_path, tokenizer_file):
+    (tmp_path / "rows.json").write_text(
+        json.dumps([row | {"teacher_id": ("large", "small")[number % 2]} for number, row in enumerate(ROWS)])
+    )
+    if name == "signals/earlier_checkpoint":
+        run("tiny", *SMALL, output="before")
+    if name == "signals/gguf_teacher":
+        folder = write_model(tmp_path / "plain", tokenizer_file, seed=5, width=64)
+        write_gguf(folder, tmp_path / "teacher.gguf", "Q8_0")
+    lines = run(name, *NEEDED.get(name, SMALL))
+    assert len(lines) == 2
+    assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("autotrain", {"kd_ratio": 0.7, "temperature": 3.0}),
+        ("hf_trainer", {"kd_ratio": 0.5, "temperature": 2.0}),
+        ("trl_gkd", {"kd_ratio": 1.0, "temperature": 0.9}),
+        ("torchtune_kd", {"kd_ratio": 0.5, "temperature": 1.0}),
+    ],
+)
+def test_a_mapping_optimises_what_the_other_tool_optimises(name, keys, run):
+    """loss = (1 - kd_ratio) * CE + kd_ratio * T^2 * KL of each, T^2 where the tool has it."""
+    line = run(name, *SMALL)[0]
+    assert {key: line[key] for key in keys} == keys
+    squared = 1 if name == "trl_gkd" else keys["temperature"] ** 2
+    wanted = (1 - keys["kd_ratio"]) * line["ce_loss"] + keys["kd_ratio"] * squared * line["kd_loss"]
+    assert line["loss"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_every_config_has_the_demos_models():
+    assert demo_model_folder("teacher").is_dir()
+    assert len(NAMES) >= 30

@@ -1,0 +1,59 @@
+"""Tiny GGUF files."""
+
+import json
+
+import gguf
+import numpy
+from safetensors.torch import load_file
+
+from distill_tune.models.gguf import _NAMES
+
+
+def write_gguf(folder, path, kind):
+    """The model of a Llama folder as llama.cpp writes it: heads' rows in pairs, blocks of 32 weights."""
+    config = json.loads((folder / "config.json").read_text())
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    names = {theirs: ours for ours, theirs in _NAMES.items()}
+    for name, value in load_file(folder / "model.safetensors").items():
+        value = value.float().numpy()
+        layer, module, last = _parts(name)
+        if module in ("self_attn.q_proj", "self_attn.k_proj"):
+            heads = config["num_attention_heads" if "q_proj" in module else "num_key_value_heads"]
+            value = value.reshape(heads, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+        full = f"{f'blk.{layer}.' if layer else ''}{names[module]}.{last}"
+        quantised = value.ndim == 2 and layer
+        of_kind = gguf.GGMLQuantizationType[kind if quantised else "F32"]
+        raw = gguf.quants.quantize(value.astype(numpy.float32), of_kind)
+        writer.add_tensor(full, raw, raw_dtype=of_kind)
+    if scaling := config.get("rope_scaling"):
+        writer.add_tensor("rope_freqs.weight", _rope_factors(config, scaling))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _rope_factors(config, scaling):
+    """By what each rotary frequency is divided (Llama 3.1): 1 for short waves, the factor for long ones."""
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    waves = 2 * numpy.pi * config["rope_theta"] ** (numpy.arange(0, head_dim, 2) / head_dim)
+    original, factor = scaling["original_max_position_embeddings"], scaling["factor"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    along = ((original / waves - low) / (high - low)).clip(0, 1)
+    return (1 / ((1 - along) / factor + along)).astype(numpy.float32)
+
+
+def _parts(name):
+    layer = ""
+    if name.startswith("model.layers."):
+        _, _, layer, name = name.split(".", 3)
+    module, _, last = name.rpartition(".")
+    return layer, module, last
