@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from distill_tune.config.components import find_component, instantiate
 from distill_tune.errors import UserError
+
+_FUSED_WHERE_SHARDED = ("torch.optim.Adam", "torch.optim.AdamW")  # PyTorch has no rule for the others
 
 
 def build_optimizer(component: DictConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -31,6 +34,8 @@ def build_optimizer(component: DictConfig, parameters: Iterable[nn.Parameter]) -
 
 def _can_be_fused(name: str, parameters: list[nn.Parameter]) -> bool:
     if not name.startswith("torch.optim."):
+        return False
+    if any(isinstance(p, DTensor) for p in parameters) and name not in _FUSED_WHERE_SHARDED:
         return False
     takes_it = "fused" in inspect.signature(find_component(name)).parameters
     return takes_it and all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in parameters)

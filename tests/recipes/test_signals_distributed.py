@@ -78,6 +78,6 @@ def test_two_processes_are_one_and_one_goes_on_where_two_stopped(run, case, tmp_
     one, two = run(case, 1, "one"), run(case, 2, "two")
     for key in ("loss", "ce_loss", "kd_loss", "grad_norm", "tokens", "supervised_tokens"):
         assert [line[key] for line in two] == pytest.approx([line[key] for line in one], rel=1e-4, abs=1e-7)
-    shutil.copytree(tmp_path / "two", tmp_path / "on")
-    on = run(case, 1, "on", "resume_from_checkpoint=on/checkpoints/step_2")
+    shutil.copytree(tmp_path / "two", tmp_path / "further")
+    on = run(case, 1, "further", "resume_from_checkpoint=further/checkpoints/step_2")
     assert [line["loss"] for line in on] == pytest.approx([line["loss"] for line in one], rel=1e-4)
