@@ -238,6 +238,7 @@ def check_values(config: DictConfig) -> list[str]:
                 faults.append(f"{checkpointer}: missing; {model.get('_component_')} does not know its folder")
     if config.get("teacher_quantizer") is not None and config.get("teacher_offload") is True:
         faults.append("teacher_offload=True: streams plain weights alone; leave teacher_quantizer out")
+    faults += _without_effect(config)
     hidden_loss = config.get("hidden_loss")
     if isinstance(hidden_loss, DictConfig) and hidden_loss.get("positions") == "all":
         for key in _PROMPT_KEYS:
@@ -246,11 +247,25 @@ def check_values(config: DictConfig) -> list[str]:
     return faults
 
 
+def _without_effect(config: DictConfig) -> Iterator[str]:
+    """Settings that nothing would heed beside the others."""
+    teacher = config.get("teacher_model")
+    if config.get("teacher_combination") is not None and isinstance(teacher, DictConfig):
+        yield f"teacher_combination={config['teacher_combination']}: teacher_model names one teacher; give a list"
+    if config.get("dataset_temperature") is not None and isinstance(config.get("dataset"), DictConfig):
+        yield f"dataset_temperature={config['dataset_temperature']}: dataset names one dataset; give a list"
+    kind = str(teacher.get("_component_", "")) if isinstance(teacher, DictConfig) else ""
+    for key in ("teacher_quantizer", "teacher_offload"):
+        if config.get(key) and kind.startswith(_KINDS_OF_TEACHER):
+            yield f"{key}: {kind} does not heed it; it is for models"
+
+
+_KINDS_OF_TEACHER = "distill_tune.teachers."
 _PROMPT_KEYS = ("student_prompt_template", "teacher_prompt_template", "teacher_system_prompt", "teacher_max_seq_len")
 
 
 def _knows_its_weights(model: DictConfig) -> bool:
-    return "path" in model or str(model.get("_component_", "")).startswith("distill_tune.teachers.")
+    return "path" in model or str(model.get("_component_", "")).startswith(_KINDS_OF_TEACHER)
 
 
 def components_of(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:

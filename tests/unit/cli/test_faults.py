@@ -28,6 +28,12 @@ AT_ONCE = [
     ("temperature_squared=2", "temperature_squared=2: must be True or False"),
     ("temperature=[1,2]", "temperature=[1, 2]: must be a number above 0, or a schedule, {_component_: distill_tune."),
     ("teacher_combination=vote", "teacher_combination=vote: must be one of mixture, sum, by_row"),
+    ("teacher_combination=sum", "teacher_combination=sum: teacher_model names one teacher; give a list"),
+    ("dataset_temperature=2", "dataset_temperature=2: dataset names one dataset; give a list"),
+    (
+        "teacher_model._component_=distill_tune.teachers.EMA teacher_offload=True",
+        "teacher_offload: distill_tune.teachers.EMA does not heed it; it is for models",
+    ),
     ("teacher_prompt_template=hello", "teacher_prompt_template=hello: must be text with {input}"),
     ("augmentations=3", "augmentations=3: must be a list of components"),
     ("dataset_temperature=0", "dataset_temperature=0: must be a number above 0 or null"),
