@@ -198,10 +198,10 @@ def _plain(
         kd = kd + share * values.sum()
         # 1/T from the chain rule through logits / T.
         factor = share * mixture.kd_weight / temperature
-        if gradient is None and is_same:
+        if gradient is None and is_same and len(teacher_logits) == 1:
             gradient = kd_gradient.mul_(factor)
             continue
-        if gradient is None:
+        if gradient is None:  # and not that of a first teacher, whose memory the next one takes
             gradient = torch.zeros_like(logits)
         gradient[:, :v].add_(kd_gradient, alpha=factor)
     assert gradient is not None

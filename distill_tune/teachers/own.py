@@ -34,7 +34,7 @@ class _CopyOfStudent(Teacher):
         self._teacher = LiveTeacher(copy.deepcopy(student), checkpoint)
         self.models = self._teacher.models
         self.num_layers, self.width = self._teacher.num_layers, self._teacher.width
-        return None
+        return models.common_vocabulary(student, self._teacher.vocab_size, tokenizer)
 
     def keep_hidden_states(self, layers: Sequence[int]) -> None:
         self._teacher.keep_hidden_states(layers)
@@ -118,7 +118,7 @@ class EarlierCheckpoint(_CopyOfStudent):
         self._file = Path(path).expanduser() / "trained.safetensors"
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
-        super().check(student, checkpoint, tokenizer)
+        common = super().check(student, checkpoint, tokenizer)
         adapters = models.adapter_names(student)
         shapes = {name: list(p.shape) for name, p in named_parameters(student) if not adapters or name in adapters}
         try:
@@ -129,7 +129,7 @@ class EarlierCheckpoint(_CopyOfStudent):
         found = {name: shape for name, shape in found.items() if not models.is_projector(name)}
         if found != shapes:
             raise UserError(f"teacher_model.path={self._file.parent}: was trained with other parameters than `model`")
-        return None
+        return common
 
     @torch.no_grad()
     def load(
@@ -153,7 +153,7 @@ class BaseModel(Teacher):
         self.models = [student]
         self.num_layers, self.width = len(student.layers), student.tok_embeddings.weight.shape[1]
         self._layers: Sequence[int] = ()
-        return None
+        return models.common_vocabulary(student, models.output_head(student).vocab_size, tokenizer)
 
     def keep_hidden_states(self, layers: Sequence[int]) -> None:
         self._layers = layers

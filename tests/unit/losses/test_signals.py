@@ -29,17 +29,18 @@ def signals_of(of_teachers, softcap=None):
     return [HiddenStates(h, LinearProjection(w, softcap=softcap)) for h, w in of_teachers]
 
 
-def compare(signal, wanted, temperature=2.0, **settings):
+def compare(signal, wanted, temperature=2.0, kd_ratio=0.6, **settings):
     """Value and both gradients against ``wanted(student logits, teachers' logits)``, all float64."""
     hidden, weight, targets, of_teachers = example()
     projection = LinearProjection(weight)
     sums = distillation_loss(
-        hidden, projection, targets, signal(of_teachers), kd_ratio=0.6, temperature=temperature, **settings
+        hidden, projection, targets, signal(of_teachers), kd_ratio=kd_ratio, temperature=temperature, **settings
     )
     found = torch.autograd.grad(sums.loss, [hidden, weight])
     logits = hidden.double() @ weight.double().T
     kd = wanted(logits, [h.double() @ w.double().T for h, w in of_teachers])
-    exact = 0.4 * F.cross_entropy(logits, targets, reduction="sum") + 0.6 * temperature**2 * kd
+    ce = F.cross_entropy(logits, targets, reduction="sum")
+    exact = (1 - kd_ratio) * ce + kd_ratio * temperature**2 * kd
     assert sums.loss.item() == pytest.approx(exact.item(), rel=1e-5)
     assert sums.kd.item() == pytest.approx(kd.item(), rel=1e-5)
     for gradient, right in zip(found, torch.autograd.grad(exact, [hidden, weight]), strict=True):
@@ -67,6 +68,15 @@ def test_a_sum_has_a_divergence_from_each(divergence):
         return sum(w * kl(*pair) for w, pair in zip(WEIGHTS, pairs, strict=True))
 
     compare(lambda of_teachers: losses.SumOfTeachers(signals_of(of_teachers), WEIGHTS), wanted, divergence=divergence)
+
+
+def test_one_teachers_gradient_does_not_lie_where_the_next_ones_is_made():
+    def wanted(logits, teachers):
+        q = logits.softmax(-1)
+        return sum(0.5 * w * (t.softmax(-1) - q).abs().sum() for w, t in zip(WEIGHTS, teachers, strict=True))
+
+    settings = {"divergence": losses.TotalVariation(), "temperature": 1.0, "kd_ratio": 1.0}
+    compare(lambda of_teachers: losses.SumOfTeachers(signals_of(of_teachers), WEIGHTS), wanted, **settings)
 
 
 def test_each_row_has_its_own_teacher():
