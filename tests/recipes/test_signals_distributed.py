@@ -12,7 +12,7 @@ from tiny import ROWS, metrics_of, write_model
 from distill_tune.cli.main import main
 
 FROM_HF = "distill_tune.models.from_hf"
-CASES = ["projectors", "several", "each row its own", "base model", "average"]
+CASES = ["projectors", "several", "each row its own", "base model"]
 
 
 @pytest.fixture
@@ -38,7 +38,6 @@ def run(tmp_path, write_config, student_folder, teacher_folder, tokenizer_file, 
             "teacher_model": {"_component_": "distill_tune.teachers.BaseModel"},
             "model": {"lora_attn_modules": ["q_proj", "v_proj"], "lora_rank": 4},
         },
-        "average": {"teacher_model": {"_component_": "distill_tune.teachers.EMA", "decay": 0.5}},
     }
 
     def go(case, count, output, *overrides):
