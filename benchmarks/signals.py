@@ -8,6 +8,7 @@ on rows of modules that no model has seen. Runs that are there already are not r
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +74,7 @@ def table(folder: Path, names: list[str], markdown: Path | None) -> None:
         seconds = (
             [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()] if metrics.is_file() else []
         )
-        middle = f"{sorted(seconds)[len(seconds) // 2]:.2f}" if seconds else ""
+        middle = f"{statistics.median(seconds):.2f}" if seconds else ""
         lines.append(f"| {row.name} | {row.perplexity:.2f} | {row.kl:.4f} | {row.agreement:.1%} | {middle} |")
     text = "\n".join(lines) + "\n"
     print(text)

@@ -19,7 +19,7 @@ _PASSED_POSITIONAL = {"dataset": 1, "dataset_val": 1, "optimizer": 1, "lr_schedu
 _PASSED_BY_NAME = {"lr_scheduler": {"num_training_steps", "last_epoch"}}
 
 # Keys of an entry in a list that the recipe reads itself.
-_ENTRY_KEYS = {"dataset": {"weight"}, "dataset_val": {"weight"}, "teacher_model": {"name", "weight"}}
+ENTRY_KEYS = {"dataset": {"weight"}, "dataset_val": {"weight"}, "teacher_model": {"name", "weight"}}
 
 # What a torchtune component asks for and the recipes can do without.
 _OPTIONAL_HERE = {"FullModelHFCheckpointer": {"checkpoint_files", "model_type", "output_dir"}}
@@ -182,7 +182,7 @@ def _check_arguments(
     if takes_any == ["load_dataset_kwargs"]:
         allowed |= _LOAD_DATASET_KEYS
         takes_any = []
-    allowed |= _ENTRY_KEYS.get(top, set()) if is_outermost else set()
+    allowed |= ENTRY_KEYS.get(top, set()) if is_outermost else set()
     optional = _OPTIONAL_HERE.get(str(component["_component_"]).rpartition(".")[2], set())
 
     faults = []

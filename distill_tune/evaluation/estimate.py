@@ -18,6 +18,7 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import losses, models
 from distill_tune.models.output_head import output_head
 from distill_tune.models.packed_rows import PackedRows
+from distill_tune.models.parameters import NF4_BYTES
 from distill_tune.training.flops import flops_of_models
 from distill_tune.training.optimizer import build_optimizer
 
@@ -26,7 +27,7 @@ from torchtune.modules import TransformerDecoder
 # Of both moments of a parameter, where torchao's and bitsandbytes' optimizers quantise them in blocks.
 _STATE_BYTES = {"8bit": 2.04, "Fp8": 2.04, "4bit": 1.07}
 # Of torchao's weight-only kinds: the number, and a scale (and zero point) a row or a group of 128, in bf16.
-_QUANTISED_BYTES = {"Int8": 1.0 + 0.01, "Int4": 0.5 + 4 / 128, "Float8": 1.0 + 0.01, "NF4": 0.516}
+_QUANTISED_BYTES = {"Int8": 1.0 + 0.01, "Int4": 0.5 + 4 / 128, "Float8": 1.0 + 0.01, "NF4": NF4_BYTES}
 
 
 @dataclasses.dataclass(frozen=True)

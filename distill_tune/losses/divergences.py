@@ -39,8 +39,6 @@ class Divergence(Protocol):
         """
         Args:
             student, teacher: over the same tokens; their tensors may be overwritten.
-            teacher_log_probs: ``[n, v]``, float32, each row normalised; -inf for a token that the teacher excludes; may
-                be overwritten.
 
         Returns:
             The divergence of each row ``[n]``, 0 where both agree, and the gradient of their sum for the student's

@@ -186,10 +186,12 @@ def _plain(
     for number, ((share, softcap), of_teacher) in enumerate(zip(mixture.teachers, teacher_logits, strict=False), 1):
         assert student is not None
         of_teacher = capped(of_teacher[:, :v], softcap)
-        weight = None
-        if mixture.token_weight is not None:
-            weight = mixture.token_weight(distribution(of_teacher.clone(), scratch[2][:, :v]), targets)
+        weight, weigh = None, mixture.token_weight
+        if weigh is not None and temperature != 1:
+            weight = weigh(distribution(of_teacher.clone(), scratch[2][:, :v]), targets)
         teacher = distribution(_scaled(of_teacher, temperature), scratch[2][:, :v])
+        if weigh is not None and temperature == 1:
+            weight = weigh(teacher, targets)
         # A divergence may overwrite what it is given.
         own = student if number == len(teacher_logits) else Distribution(*(part.clone() for part in student))
         values, kd_gradient = mixture.divergence(own, teacher)

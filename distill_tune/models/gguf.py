@@ -53,7 +53,10 @@ class GGUFCheckpoint(Checkpoint):
         return cls(key, path, (path,), None, gguf_config(path))
 
     def headers(self) -> Weights:
-        return {name: torch.empty(shape, device="meta") for name, shape in self._shapes()}
+        return {
+            name: torch.empty([int(size) for size in reversed(tensor.shape)], device="meta")
+            for name, tensor in self._tensors()
+        }
 
     def dtype(self) -> torch.dtype:
         return torch.bfloat16
@@ -86,10 +89,6 @@ class GGUFCheckpoint(Checkpoint):
                 raise UserError(f"{self.key}: {self.folder}: {tensor.name} is no weight of a known architecture")
             layer = f"model.layers.{found[1]}." if found[1] else ""
             yield f"{layer}{_NAMES[found[2]]}.{found[3]}", tensor
-
-    def _shapes(self) -> Iterator[tuple[str, list[int]]]:
-        for name, tensor in self._tensors():
-            yield name, [int(size) for size in reversed(tensor.shape)]
 
     def _in_hf_order(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Of Llama's q and k the rows of a head stand in pairs; Hugging Face has halves."""

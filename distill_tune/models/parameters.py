@@ -20,10 +20,10 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 # Of an NF4 weight: four bits, and a quantised scale for each 64 of them (arXiv 2305.14314, §3).
-_NF4_BYTES = 0.516
+NF4_BYTES = 0.516
 
 
 def num_bytes(parameter: nn.Parameter) -> float:
     """What a parameter takes in memory, of one on the meta device what it would take."""
     is_nf4 = type(parameter.data).__name__ == "NF4Tensor"
-    return parameter.numel() * (_NF4_BYTES if is_nf4 else parameter.element_size())
+    return parameter.numel() * (NF4_BYTES if is_nf4 else parameter.element_size())

@@ -8,14 +8,11 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune import models
-from distill_tune.config.components import find_component, instantiate
+from distill_tune.config.components import ENTRY_KEYS, find_component, instantiate
 from distill_tune.errors import UserError
 from distill_tune.teachers.live import LiveTeacher
 from distill_tune.teachers.several import SeveralTeachers
 from distill_tune.teachers.teacher import Teacher
-
-# Keys of an entry in a list of teachers that are not its component's.
-ENTRY_KEYS = ("name", "weight")
 
 
 def build_teacher(
@@ -88,7 +85,7 @@ def entries_of(
 
 
 def _entry(entry: DictConfig, number: int) -> Entry:
-    plain = OmegaConf.create({name: value for name, value in entry.items() if name not in ENTRY_KEYS})
+    plain = OmegaConf.create({name: value for name, value in entry.items() if name not in ENTRY_KEYS["teacher_model"]})
     return Entry(plain, float(entry.get("weight", 1.0)), str(entry.get("name", number)))
 
 

@@ -12,6 +12,7 @@ from distill_tune import models
 from distill_tune.data.batch import Batch
 from distill_tune.errors import UserError
 from distill_tune.losses import HiddenStates, LinearProjection
+from distill_tune.losses.signals import capped
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.teachers.teacher import Shard, Teacher
 
@@ -83,6 +84,9 @@ class HuggingFace(Teacher):
         if not isinstance(self._head, nn.Linear):
             raise UserError(f"teacher_model.path={self._path}: its output layer is a {type(self._head).__name__}")
         self._find_scale(model, device)
+        bias = self._head.bias
+        scaled_bias = bias if bias is None or self._scale == 1 else bias * self._scale
+        self._projection = LinearProjection(self._head.weight, scaled_bias, self._softcap)
         if compile:
             self._decoder.compile()
 
@@ -97,7 +101,7 @@ class HuggingFace(Teacher):
             self._scale = 1.0 if abs(self._scale - 1) < _TOLERANCE[self.dtype] else self._scale
             found = found * self._scale
         else:
-            found = self._softcap * (found / self._softcap).tanh()
+            found = capped(found, self._softcap)
         off = ((found - wanted).norm() / wanted.norm()).item()
         if off > _TOLERANCE[self.dtype]:
             raise UserError(
@@ -115,10 +119,5 @@ class HuggingFace(Teacher):
         out = self._decoder(tokens, attention_mask=mask.long(), output_hidden_states=bool(self._layers))
         hidden, supervised = out.last_hidden_state[mask], batch.supervised[0]  # [s, d], [s]
         layers = [out.hidden_states[layer][mask] for layer in self._layers]
-        bias = self._head.bias
-        projection = LinearProjection(self._head.weight, bias, self._softcap)
-        if self._scale == 1:
-            return HiddenStates(hidden[supervised], projection, layers, supervised)
-        if bias is not None:
-            projection = LinearProjection(self._head.weight, bias * self._scale)
-        return HiddenStates(hidden[supervised] * self._scale, projection, layers, supervised)
+        hidden = hidden[supervised]
+        return HiddenStates(hidden if self._scale == 1 else hidden * self._scale, self._projection, layers, supervised)

@@ -53,13 +53,14 @@ def load_gguf(model: TransformerDecoder, checkpoint: GGUFCheckpoint, device: tor
     Raises:
         UserError: the file cannot be read.
     """
-    load_weights(model, checkpoint, device)
+    load_weights(model, checkpoint, torch.device("cpu"))  # dequantised, the layers would not fit the device
     conversion = conversion_of(model, None, checkpoint.config)
     for hf_name, kind, raw in checkpoint.blocks():
         (name,) = conversion.to_torchtune({hf_name: raw})
         parent, _, last = name.removesuffix(".weight").rpartition(".")
         bias = model.get_submodule(parent).get_submodule(last).bias
-        setattr(model.get_submodule(parent), last, BlockLinear(raw.to(device), kind, bias))
+        setattr(model.get_submodule(parent), last, BlockLinear(raw, kind, bias))
+    model.to(device)
 
 
 class NF4:

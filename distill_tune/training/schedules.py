@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from omegaconf import DictConfig
 
-from distill_tune.config.components import instantiate
+from distill_tune.config.components import build
 from distill_tune.errors import UserError
 
 
@@ -116,7 +116,9 @@ class Schedules:
 
     def __init__(self, steps_per_epoch: int, total_steps: int, values: Mapping[str, Any]) -> None:
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
-        self._values = {name: _made(name, value) for name, value in values.items()}
+        self._values = {
+            name: build(name, value) if isinstance(value, DictConfig) else value for name, value in values.items()
+        }
         for name in self._values:
             least, most = _BOUNDS.get(name, (0.0, math.inf))
             for step in {0, total_steps - 1, *range(0, total_steps, max(1, total_steps // 1000))}:
@@ -136,12 +138,3 @@ class Schedules:
         if value.by == "epoch":
             return value.value(step // self._steps_per_epoch, self._total_steps / self._steps_per_epoch)
         return value.value(step, self._total_steps)
-
-
-def _made(name: str, value: Any) -> Any:
-    if not isinstance(value, DictConfig):
-        return value
-    try:
-        return instantiate(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: {value['_component_']}: {error}") from error
