@@ -36,8 +36,11 @@ def main(cfg: DictConfig) -> None:
     token_weight = config.build("kd_token_weight", cfg.get("kd_token_weight"))
     hidden_loss = config.build("hidden_loss", cfg.get("hidden_loss"), losses.HiddenLoss([], weight=0))
     run = training.RunFolder.of(cfg.output_dir)
-    checkpoint = run.checkpoint_to_resume(cfg.get("resume_from_checkpoint", False))
+    checkpoints = training.Checkpoints(run, cfg.get("keep_last_n"), cfg.get("keep_best"))
+    checkpoint = checkpoints.to_resume(cfg.get("resume", cfg.get("resume_from_checkpoint", False)))
     state = training.TrainingState.read(checkpoint) if checkpoint else None
+    if state:
+        state.require_same_config(checkpoint, cfg, cfg.get("resume_with_changes", False))
     seed = training.seed_everything(state.seed if state and cfg.get("seed") is None else cfg.get("seed"))
 
     # ---- Checkpoints and data, checked before anything is loaded
@@ -100,8 +103,9 @@ def main(cfg: DictConfig) -> None:
         total_steps,
         {"kd_ratio": kd_ratio, "temperature": temperature, "hidden_loss_weight": hidden_loss.weight},
     )
+    identity = plan.identity | {"steps an epoch": steps_per_epoch}
     if state:
-        state.require_same_plan(checkpoint, plan.identity)
+        state.require_same_plan(checkpoint, identity, cfg.get("resume_with_changes", False))
     run.write_config(cfg, seed)
 
     # ---- Student and teacher, sharded while they have no weights; then each rank reads its own part
@@ -132,14 +136,14 @@ def main(cfg: DictConfig) -> None:
 
     # ---- Optimizer and schedule
     optimizer = training.build_optimizer(cfg.optimizer, student.parameters())
-    lr_scheduler = training.build_lr_scheduler(cfg.get("lr_scheduler"), optimizer, total_steps)
     profiler = training.build_profiler(cfg.get("profiler"))
     torch.manual_seed(seed + training.rank())  # dropout differs between ranks
     utilisation = training.Utilisation(student, teacher.models, device, dtype, training.num_ranks())
-    step = 0
+    step, tokens = (state.step, state.tokens) if state else (0, 0)
     if state:
-        training.load_training_state(checkpoint, student, optimizer, lr_scheduler, teacher)
-        step = state.step
+        training.load_training_state(checkpoint, student, optimizer, cfg.optimizer, teacher)
+    lr_scheduler = training.build_lr_scheduler(cfg.get("lr_scheduler"), optimizer, total_steps, done=step)
+    checkpoints.begin(step)
 
     def loss_of(batch: data.Batch, weights: dict[str, float]) -> losses.LossSums:
         """Summed loss of a micro-batch over its supervised positions."""
@@ -165,6 +169,16 @@ def main(cfg: DictConfig) -> None:
         between_layers = hidden_loss(layers, signal, supervised, models.projectors(student))
         return sums.plus_hidden(between_layers, weights["hidden_loss_weight"])
 
+    def accumulate(batches: list[data.Batch], weights: dict[str, float], num_tokens: int) -> list[losses.LossSums]:
+        """The gradient of a step; the sums of each micro-batch."""
+        sums = []
+        for batch in batches:
+            student.set_requires_gradient_sync(batch is batches[-1])
+            of_batch = loss_of(batch, weights)
+            (of_batch.loss / num_tokens).backward()
+            sums.append(of_batch.detach())
+        return sums
+
     @torch.no_grad()
     def validate(plan_val: data.StepPlan, weights: dict[str, float]) -> dict[str, float]:
         student.eval()
@@ -178,46 +192,54 @@ def main(cfg: DictConfig) -> None:
 
     # ---- Training
     student.train()
-    line = None
+    line, stopped_by = None, 0
+    history = training.metrics_of_checkpoint(checkpoint) if checkpoint else None
+    watch = training.LossWatch(training.read_metrics(history), cfg.get("max_bad_steps", 10))
     logger = None
     if cfg.get("metric_logger") and training.is_main_process():
         logger = config.instantiate(cfg.get("metric_logger"))
-        logger.log_config(cfg)
+        logger.log_config(config.without_secrets(cfg))
     metrics = training.Metrics(
         run.metrics,
-        step=step,
+        history,
         logger=logger,
         log_every_n_steps=cfg.get("log_every_n_steps") or 1,
         log_peak_memory_stats=cfg.get("log_peak_memory_stats", True),
     )
-    with metrics, profiler, training.Progress(total_steps, done=step) as progress:
-        while step < total_steps:
+    with metrics, profiler, training.StopSignals() as stop, training.Progress(total_steps, done=step) as progress:
+        while step < total_steps and not stopped_by:
             started = time.perf_counter()
             epoch, step_of_epoch = divmod(step, steps_per_epoch)
             batches = plan.micro_batches(epoch, step_of_epoch)
             weights = schedules.at(step)
             num_tokens = plan.num_supervised(epoch, step_of_epoch)  # of all ranks
 
-            sums = losses.LossSums.zero(device)
-            for batch in batches:
-                student.set_requires_gradient_sync(batch is batches[-1])
-                of_batch = loss_of(batch, weights)
-                (of_batch.loss / num_tokens).backward()
-                sums += of_batch.detach()
+            batches, sums = training.halved_if_too_large(
+                accumulate, batches, weights, num_tokens, optimizer=optimizer, say=progress.say
+            )
             teacher.release()
             max_norm = cfg.get("clip_grad_norm") or math.inf
             grad_norm = training.whole(torch.nn.utils.clip_grad_norm_(student.parameters(), max_norm))
+            totals = training.sum_over_ranks(*losses.LossSums.total(sums).values())
+            means = losses.per_token(totals, num_tokens)
             lr = optimizer.param_groups[0]["lr"]
-            optimizer.step()
-            teacher.after_step()
+            if is_good := watch.is_good(means["loss"], grad_norm.item()):
+                optimizer.step()
+                teacher.after_step()
             optimizer.zero_grad(set_to_none=True)
             lr_scheduler.step()
             profiler.step()
             step += 1
 
-            means = losses.per_token(training.sum_over_ranks(*sums.values()), num_tokens)
             seconds = time.perf_counter() - started
             lengths = plan.lengths(epoch, step_of_epoch)
+            tokens += sum(lengths)
+            peak_memory, stopped_by = training.most_of_ranks(training.peak_memory_bytes(device), stop.number)
+            if not is_good:
+                named = training.name_rows(plan, batches, sums, means["loss"], grad_norm.item())
+                progress.say(f"step {step}: {named}")
+            elif watch.spike:
+                progress.say(f"step {step}: {watch.spike}")
             line = {
                 "step": step,
                 "epoch": epoch,
@@ -225,11 +247,13 @@ def main(cfg: DictConfig) -> None:
                 **weights,
                 "lr": float(lr),
                 "grad_norm": grad_norm.item(),
+                "applied": is_good,
                 "tokens": sum(lengths),
+                "total_tokens": tokens,
                 "supervised_tokens": num_tokens,
                 "tokens_per_second": sum(lengths) / seconds,
                 "supervised_tokens_per_second": num_tokens / seconds,
-                "peak_memory_bytes": training.most_of_ranks(training.peak_memory_bytes(device)),
+                "peak_memory_bytes": peak_memory,
                 "seconds": seconds,
             }
             line |= utilisation.of_step(lengths, num_tokens, seconds)
@@ -243,11 +267,18 @@ def main(cfg: DictConfig) -> None:
             progress.update(line)
 
             every = cfg.get("save_every_n_steps")
-            if step % steps_per_epoch == 0 or (every and step % every == 0):
-                now = training.TrainingState(step, seed, plan.identity)
-                training.save_training_state(run.checkpoint(step), now, student, optimizer, lr_scheduler, teacher)
+            is_due = step % steps_per_epoch == 0 or (every and step % every == 0)
+            if is_due or stopped_by or watch.is_lost or checkpoints.is_best(line):
+                now = training.TrainingState.after(step, seed, identity, cfg, tokens, line)
+                checkpoints.save(now, student, optimizer, teacher, say=progress.say)
+            if watch.is_lost:
+                checkpoints.wait(progress.say)
+                raise watch.lost(step)
 
     # ---- What the run leaves
+    checkpoints.close()
+    if stopped_by and step < total_steps:
+        stop.leave(step, stopped_by)
     if has_adapters:
         training.export_adapter(student, student_checkpoint, run.adapter)
     if not (has_adapters and cfg.get("save_adapter_weights_only", False)):

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import yaml
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels then run on the CPU
 
+from command_server import CommandServer
 from tiny import ROWS, VOCAB_SIZE, model_arguments, write_model
 
 
@@ -108,9 +109,32 @@ def write_config(tmp_path: Path, student_folder: Path, teacher_folder: Path, row
     return write
 
 
+@pytest.fixture(scope="session")
+def command_server(_quiet_cache: None) -> Iterator[CommandServer]:
+    server = CommandServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The real command, in tmp_path."""
+def cli(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, command_server: CommandServer
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The real command in a process of its own, in tmp_path; what is heavy is imported already."""
+    output = tmp_path_factory.mktemp("output")
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            return command_server.run([*map(str, arguments)], tmp_path, output, timeout=300)
+
+    return run
+
+
+@pytest.fixture
+def fresh_cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As ``cli``, in a fresh Python."""
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

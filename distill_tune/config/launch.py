@@ -18,6 +18,11 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     return "RANK" in environment or _is_slurm_task(environment)
 
 
+def is_restarted(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun or Slurm started this run again after it failed or was requeued."""
+    return any(int(environment.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
 def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that torch.distributed reads: as torchrun has set them, made from Slurm's, or for one process."""
     if "RANK" in environment:

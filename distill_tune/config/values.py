@@ -79,13 +79,13 @@ def _output_dir(value: Any) -> str | None:
 
 
 def _resume(value: Any) -> str | None:
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool) or value == "auto":
         return None
-    return _folder(value) if isinstance(value, str) else "must be True, False or a folder checkpoints/step_N"
+    return _folder(value) if isinstance(value, str) else "must be auto, True, False or a folder checkpoints/step_N"
 
 
 def _folder(value: Any) -> str | None:
-    return None if isinstance(value, str) and Path(value).is_dir() else "no such folder"
+    return None if isinstance(value, str) and Path(value).expanduser().is_dir() else "no such folder"
 
 
 def _or_schedule(check: Check) -> Check:
@@ -171,10 +171,13 @@ CHECKS: dict[str, Check] = {
     "kd_loss": _component,
     "kd_ratio": _or_schedule(_number(0, 1)),
     "kd_token_weight": _optional(_component),
+    "keep_best": _optional(_choice("val_loss", "val_ce_loss", "val_kd_loss")),
+    "keep_last_n": _integer(1, optional=True),
     "log_every_n_steps": _integer(1, optional=True),
     "log_peak_memory_stats": _flag,
     "loss": _component,
     "lr_scheduler": _optional(_component),
+    "max_bad_steps": _integer(1),
     "max_steps_per_epoch": _integer(1, optional=True),
     "max_tokens_per_batch": _integer(1, optional=True),
     "metric_logger": _optional(_component),
@@ -182,7 +185,9 @@ CHECKS: dict[str, Check] = {
     "on_bad_row": _choice("stop", "skip"),
     "optimizer": _component,
     "output_dir": _output_dir,
+    "resume": _resume,
     "resume_from_checkpoint": _resume,
+    "resume_with_changes": _flag,
     "run_val_every_n_steps": _integer(1, optional=True),
     "save_adapter_weights_only": _flag,
     "save_every_n_steps": _integer(1, optional=True),
@@ -254,6 +259,11 @@ def _without_effect(config: DictConfig) -> Iterator[str]:
         yield f"teacher_combination={config['teacher_combination']}: teacher_model names one teacher; give a list"
     if config.get("dataset_temperature") is not None and isinstance(config.get("dataset"), DictConfig):
         yield f"dataset_temperature={config['dataset_temperature']}: dataset names one dataset; give a list"
+    if config.get("keep_best") is not None and config.get("dataset_val") is None:
+        yield f"keep_best={config['keep_best']}: there is no dataset_val to measure it on"
+    if config.get("resume_from_checkpoint") and config.get("resume") is not None:
+        told = f"resume_from_checkpoint={config['resume_from_checkpoint']}"
+        yield f"{told}: resume={config['resume']} means the same; keep one"
     kind = str(teacher.get("_component_", "")) if isinstance(teacher, DictConfig) else ""
     for key in ("teacher_quantizer", "teacher_offload"):
         if config.get(key) and kind.startswith(_KINDS_OF_TEACHER):
@@ -296,7 +306,7 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
         elif name == "model":
             yield f"{name}.path={path}: a GGUF file can be a teacher; a student needs a Hugging Face model folder"
     elif str(component["_component_"]).endswith(".EarlierCheckpoint") and isinstance(path, str):
-        if not (Path(path).expanduser() / "trained.safetensors").is_file():
+        if not (Path(path).expanduser() / "state.json").is_file():
             yield f"{name}.path={path}: no checkpoint of a run; name a folder checkpoints/step_N"
     elif isinstance(path, str) and not (Path(path).expanduser() / "config.json").is_file():
         yield f"{name}.path={path}: no such folder, or it has no config.json; name a Hugging Face model folder"

@@ -15,7 +15,7 @@ class Row(NamedTuple):
     """A row's tokens ``[s]`` and labels ``[s]``, -100 where nothing is to be learned.
 
     ``teacher_tokens`` and ``teacher_labels`` are the same answer behind the teacher's own prompt, where it has one;
-    ``teacher_id`` is the number of the teacher that the row follows.
+    ``teacher_id`` is the number of the teacher that the row follows; ``place`` the dataset's number and its own there.
     """
 
     tokens: torch.Tensor
@@ -23,6 +23,7 @@ class Row(NamedTuple):
     teacher_tokens: torch.Tensor | None = None
     teacher_labels: torch.Tensor | None = None
     teacher_id: int = 0
+    place: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Batch:
         lengths: of the rows; they add up to ``s``.
         teacher: the same answers behind the teacher's own prompts, where it has such; as many supervised positions.
         teacher_ids: of each row, the number of the teacher that it follows.
+        places: of each row, its dataset's number and its own in it.
     """
 
     tokens: torch.Tensor
@@ -42,6 +44,7 @@ class Batch:
     lengths: tuple[int, ...]
     teacher: "Batch | None" = None
     teacher_ids: tuple[int, ...] = ()
+    places: tuple[tuple[int, int], ...] = ()
 
     @property
     def for_teacher(self) -> "Batch":
@@ -78,15 +81,27 @@ class Batch:
 
     def rows_of_teacher(self, number: int) -> "Batch":
         """What this teacher reads of the rows that follow it; without such, one position and no target."""
-        read = self.for_teacher
         own = [row for row, teacher in enumerate(self.teacher_ids) if teacher == number]
-        if not own:
-            return joined(()).to(self.tokens.device)
-        tokens, targets = (x[0].split(list(read.lengths)) for x in (read.tokens, read.targets))
+        return self.for_teacher._of_rows(own) if own else joined(()).to(self.tokens.device)
+
+    def halves(self) -> "list[Batch]":
+        """The batch as two, of about as many tokens; a single row as it is."""
+        if len(self.lengths) < 2:
+            return [self]
+        total, end, taken = sum(self.lengths), 1, self.lengths[0]
+        while end < len(self.lengths) - 1 and taken + self.lengths[end] <= total / 2:
+            taken, end = taken + self.lengths[end], end + 1
+        return [self._of_rows(rows) for rows in (range(end), range(end, len(self.lengths)))]
+
+    def _of_rows(self, rows: Sequence[int]) -> "Batch":
+        tokens, targets = (x[0].split(list(self.lengths)) for x in (self.tokens, self.targets))
         return Batch(
-            torch.cat([tokens[row] for row in own])[None],
-            torch.cat([targets[row] for row in own])[None],
-            tuple(read.lengths[row] for row in own),
+            torch.cat([tokens[row] for row in rows])[None],
+            torch.cat([targets[row] for row in rows])[None],
+            tuple(self.lengths[row] for row in rows),
+            None if self.teacher is None else self.teacher._of_rows(rows),
+            tuple(self.teacher_ids[row] for row in rows) if self.teacher_ids else (),
+            tuple(self.places[row] for row in rows) if self.places else (),
         )
 
 
@@ -107,4 +122,5 @@ def joined(rows: Sequence[Row | tuple[torch.Tensor, torch.Tensor]]) -> Batch:
         tuple(len(row.tokens) for row in all_rows),
         joined(of_teacher) if of_teacher else None,
         tuple(row.teacher_id for row in all_rows),
+        tuple(row.place for row in all_rows) if rows else (),
     )

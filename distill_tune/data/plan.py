@@ -153,6 +153,10 @@ class StepPlan:
             return [len(row.tokens) for row in self._taken(self._of_step(epoch, step), epoch)]
         return [int(n) for rows, at in self._rows_of(self._of_step(epoch, step)) for n in rows.lengths[at]]
 
+    def origin(self, dataset: int, row: int) -> str:
+        """The file and number of a row, as a batch's ``places`` have it."""
+        return self._datasets[dataset].origin(row)
+
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """Every sequence once, as for validation: this rank's micro-batches, as many as any other rank has.
 
@@ -214,9 +218,9 @@ class StepPlan:
         """The rows of some sequences, changed by the augmentations."""
         for rows, at in self._rows_of(sequences):
             for row in map(int, at):
-                taken = rows[row]
-                place = (epoch, self._datasets.index(rows), row)
-                yield self._augmentations(taken, place) if self._augmentations else taken
+                place = (self._datasets.index(rows), row)
+                taken = rows[row]._replace(place=place)
+                yield self._augmentations(taken, (epoch, *place)) if self._augmentations else taken
 
     def _row_order(self, rows: TokenisedRows) -> numpy.ndarray:
         if self._max_tokens and self._shuffle:

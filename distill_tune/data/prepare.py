@@ -50,6 +50,8 @@ class TokenisedRows:
         num_cut: rows left out because ``max_seq_len`` cut their whole answer away.
         teacher: the same answers behind the teacher's own prompts, row for row, where it has such.
         teacher_ids: of each row, the number of the teacher that it follows, int32; None where all follow one.
+        files: that the rows are from.
+        origins: of each row, the number of its file and its own number there, ``[rows, 2]``, int32.
     """
 
     tokens: torch.Tensor
@@ -61,6 +63,8 @@ class TokenisedRows:
     num_cut: int = 0
     teacher: "TokenisedRows | None" = None
     teacher_ids: torch.Tensor | None = None
+    files: tuple[str, ...] = ()
+    origins: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -76,6 +80,13 @@ class TokenisedRows:
             None if of_teacher is None else of_teacher.labels,
             teacher_id,
         )
+
+    def origin(self, row: int) -> str:
+        """File and number of a row, as a user would look it up."""
+        if self.origins is None:
+            return f"row {row + 1}"
+        file, number = self.origins[row].tolist()
+        return f"{self.files[file]}, row {number}"
 
     @functools.cached_property
     def lengths(self) -> numpy.ndarray:
@@ -177,7 +188,7 @@ def _tokenise(
     faults = [fault for chunk in chunks for fault in chunk.faults]
     if faults and on_bad_row == "stop":
         more = f"\n  and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
-        shown = "\n  ".join(f"{origin_of(dataset, row)}: {fault}" for row, fault in faults[:_SHOWN_FAULTS])
+        shown = "\n  ".join(f"{_origin(dataset, row)}: {fault}" for row, fault in faults[:_SHOWN_FAULTS])
         raise UserError(
             f"dataset: {len(faults)} bad rows; mend them, or leave them out with on_bad_row=skip\n  {shown}{more}"
         )
@@ -196,8 +207,13 @@ def _tokenise(
             **more,
         )
 
+    places = [origin_of(dataset, index) for chunk in chunks for index in chunk.kept]
+    files = list(dict.fromkeys(file for file, _ in places))
+    number_of = {file: number for number, file in enumerate(files)}
     return rows(
         [chunk.student for chunk in chunks],
+        files=tuple(files),
+        origins=torch.tensor([(number_of[file], number) for file, number in places], dtype=torch.int32).view(-1, 2),
         num_bad=len(faults),
         num_cut=sum(chunk.num_cut for chunk in chunks),
         teacher=rows([chunk.teacher for chunk in chunks]) if reading.differs else None,
@@ -274,12 +290,17 @@ class _Chunk:
     student: _Flat
     teacher: _Flat
     teacher_ids: numpy.ndarray
+    kept: list[int]
     faults: list[tuple[int, str]]
     num_cut: int
 
 
+def _origin(dataset: Any, index: int) -> str:
+    return "{}, row {}".format(*origin_of(dataset, index))
+
+
 def _tokenise_chunk(indices: range) -> _Chunk:
-    of_student, of_teacher, teacher_ids, faults, num_cut = [], [], [], [], 0
+    of_student, of_teacher, teacher_ids, kept, faults, num_cut = [], [], [], [], [], 0
     for index in indices:
         try:
             student = _read(index, _source.reading.student)
@@ -296,10 +317,12 @@ def _tokenise_chunk(indices: range) -> _Chunk:
         of_student.append(student)
         of_teacher.append(teacher)
         teacher_ids.append(teacher_id)
+        kept.append(index)
     return _Chunk(
         _Flat.of(of_student),
         _Flat.of(of_teacher if _source.reading.differs else []),
         numpy.array(teacher_ids, numpy.int32),
+        kept,
         faults,
         num_cut,
     )
@@ -425,7 +448,7 @@ def _strings(config: DictConfig) -> list[tuple[str, str]]:
 
 
 _TENSORS = ("tokens", "labels", "offsets")
-_SETTINGS = ("packed", "max_seq_len", "num_bad", "num_cut")
+_SETTINGS = ("packed", "max_seq_len", "num_bad", "num_cut", "files")
 
 
 def _read_cache(path: Path | None) -> TokenisedRows | None:
@@ -452,6 +475,8 @@ def _write_cache(path: Path | None, rows: TokenisedRows) -> None:
         tensors |= {f"teacher.{name}": getattr(rows.teacher, name) for name in _TENSORS}
     if rows.teacher_ids is not None:
         tensors["teacher_ids"] = rows.teacher_ids
+    if rows.origins is not None:
+        tensors["origins"] = rows.origins
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

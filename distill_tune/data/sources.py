@@ -66,9 +66,9 @@ class LocalRows(Sequence[Row]):
             raise RowError(located.fault)
         return dict(located.row)
 
-    def origin(self, index: int) -> str:
+    def origin(self, index: int) -> tuple[str, int]:
         """File and row number, as a user would look them up."""
-        return f"{self._rows[index].file}, row {self._rows[index].number}"
+        return str(self._rows[index].file), self._rows[index].number
 
     def filter(self, keep: Callable[[Row], bool]) -> "LocalRows":
         filtered = LocalRows(self.files, self._split, self._field, **self._csv_options)
@@ -111,10 +111,13 @@ def fingerprint_of(dataset: Any) -> str | None:
     return getattr(rows, "fingerprint", None) or getattr(rows, "_fingerprint", None)
 
 
-def origin_of(dataset: Any, index: int) -> str:
-    """Where a row stands, for an error message."""
+def origin_of(dataset: Any, index: int) -> tuple[str, int]:
+    """Where a row stands, for an error message: its file, or what the dataset is called, and its number there."""
     rows = getattr(dataset, "_data", dataset)
-    return rows.origin(index) if hasattr(rows, "origin") else f"row {index + 1}"
+    if hasattr(rows, "origin"):
+        return rows.origin(index)
+    info = getattr(rows, "info", None)
+    return str(getattr(info, "dataset_name", None) or "dataset"), index + 1
 
 
 def _local_files(source: str, options: Mapping[str, Any]) -> list[Path] | None:

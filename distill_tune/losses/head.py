@@ -1,6 +1,7 @@
 """The KD head: the loss owns the output layer, so that no full set of logits is ever made."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -37,6 +38,11 @@ class LossSums:
     @classmethod
     def zero(cls, device: torch.device) -> "LossSums":
         return cls(*(torch.zeros((), device=device) for _ in dataclasses.fields(cls)))
+
+    @classmethod
+    def total(cls, sums: "Sequence[LossSums]") -> "LossSums":
+        """Of some micro-batches, one or more."""
+        return functools.reduce(cls.__add__, sums)
 
     def __add__(self, other: "LossSums") -> "LossSums":
         return LossSums(*(mine + theirs for mine, theirs in zip(self.values(), other.values(), strict=True)))

@@ -144,13 +144,6 @@ def own_part(parameter: torch.Tensor, value: torch.Tensor | None = None) -> torc
     return value
 
 
-def sharded_like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """A whole ``value`` sharded as ``parameter`` is; as it is where the parameter is whole or of another shape."""
-    if not isinstance(parameter, DTensor) or not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
-        return value
-    return sharded(parameter, own_part(parameter, value).to(parameter.to_local().device))
-
-
 def sharded(parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
     """The tensor of which this rank has ``part``, sharded as ``parameter`` is; where that is whole, so is the part."""
     if not isinstance(parameter, DTensor):

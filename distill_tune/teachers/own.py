@@ -1,13 +1,11 @@
 """The student as its own teacher: an average of its weights, an earlier checkpoint, or its base model."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
@@ -18,11 +16,14 @@ from distill_tune.losses import HiddenStates
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.loading import own_part, sharded
 from distill_tune.models.parameters import named_parameters
+from distill_tune.models.tensor_files import read_tensors, shapes_of
 from distill_tune.teachers.live import LiveTeacher
 from distill_tune.teachers.teacher import Shard, Teacher
 
 from torchtune.modules import TransformerDecoder
 from torchtune.modules.peft import disable_adapter
+
+_STUDENT = "student."  # what a checkpoint's names of the student's parameters begin with
 
 
 class _CopyOfStudent(Teacher):
@@ -93,15 +94,12 @@ class EMA(_CopyOfStudent):
             if own_part(mine).data_ptr() != average.data_ptr():
                 own_part(mine).copy_(average)
 
-    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, (_, mine) in self._pairs.items():
-            value = sharded(mine, self._average[name])
-            yield name, (value.full_tensor() if hasattr(value, "full_tensor") else value).cpu()
+    def state(self) -> dict[str, torch.Tensor]:
+        return {name: sharded(mine.detach(), self._average[name]) for name, (_, mine) in self._pairs.items()}
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+    def restored(self) -> None:
         for name, (_, mine) in self._pairs.items():
-            self._average[name].copy_(own_part(mine, state[name]))
             own_part(mine).copy_(self._average[name])
 
 
@@ -115,20 +113,20 @@ class EarlierCheckpoint(_CopyOfStudent):
     """
 
     def __init__(self, path: str) -> None:
-        self._file = Path(path).expanduser() / "trained.safetensors"
+        self._folder = Path(path).expanduser()
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         common = super().check(student, checkpoint, tokenizer)
         adapters = models.adapter_names(student)
         shapes = {name: list(p.shape) for name, p in named_parameters(student) if not adapters or name in adapters}
         try:
-            with safe_open(self._file, framework="pt") as file:
-                found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"teacher_model.path={self._file.parent}: cannot be read: {error}") from error
-        found = {name: shape for name, shape in found.items() if not models.is_projector(name)}
+            saved = shapes_of(self._folder)
+        except UserError as error:
+            raise UserError(f"teacher_model.path={error}") from error
+        trained = {key.removeprefix(_STUDENT): list(value.shape) for key, value in saved.items() if _STUDENT in key}
+        found = {name: shape for name, shape in trained.items() if not models.is_projector(name)}
         if found != shapes:
-            raise UserError(f"teacher_model.path={self._file.parent}: was trained with other parameters than `model`")
+            raise UserError(f"teacher_model.path={self._folder}: was trained with other parameters than `model`")
         return common
 
     @torch.no_grad()
@@ -136,9 +134,7 @@ class EarlierCheckpoint(_CopyOfStudent):
         self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False
     ) -> None:
         super().load(student, device, shard=shard, compile=compile)
-        values = load_file(self._file)
-        for name, (_, mine) in self._pairs.items():
-            own_part(mine).copy_(own_part(mine, values[name]))
+        read_tensors(self._folder, {f"{_STUDENT}{name}": mine.detach() for name, (_, mine) in self._pairs.items()})
 
 
 class BaseModel(Teacher):

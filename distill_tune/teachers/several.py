@@ -1,7 +1,7 @@
 """Several teachers: one distribution from all, a divergence from each, or one teacher a row."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,12 +75,13 @@ class SeveralTeachers(Teacher):
         for teacher in self._teachers:
             teacher.after_step()
 
-    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, teacher in zip(self._all_names, self._teachers, strict=True):
-            for parameter, value in teacher.state():
-                yield f"{name}/{parameter}", value
+    def state(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{name}/{parameter}": value
+            for name, teacher in zip(self._all_names, self._teachers, strict=True)
+            for parameter, value in teacher.state().items()
+        }
 
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        for name, teacher in zip(self._all_names, self._teachers, strict=True):
-            own = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
-            teacher.load_state(own)
+    def restored(self) -> None:
+        for teacher in self._teachers:
+            teacher.restored()

@@ -1,6 +1,6 @@
 """What the recipes ask of a teacher."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -82,13 +82,9 @@ class Teacher:
     def after_step(self) -> None:
         """The student has changed."""
 
-    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What a resumed run needs: names and whole tensors, on the main process; every rank goes through all."""
-        return iter(())
+    def state(self) -> dict[str, torch.Tensor]:
+        """The tensors, sharded or whole, that a resumed run needs: copied into its checkpoints, filled in place."""
+        return {}
 
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Put back what :meth:`state` gave.
-
-        Raises:
-            KeyError: something is missing.
-        """
+    def restored(self) -> None:
+        """The tensors of :meth:`state` have been filled."""

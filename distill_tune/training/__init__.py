@@ -1,7 +1,8 @@
 """What a run needs besides the algorithm: devices, schedules, checkpoints, metrics, the folder it leaves."""
 
 from distill_tune.training.adapters import export_adapter
-from distill_tune.training.checkpoints import TrainingState, load_training_state, save_training_state
+from distill_tune.training.checkpoint_contents import load_training_state
+from distill_tune.training.checkpoints import Checkpoints, metrics_of_checkpoint
 from distill_tune.training.device import find_device, find_dtype, require_one_process
 from distill_tune.training.distributed import (
     device_mesh,
@@ -19,22 +20,29 @@ from distill_tune.training.distributed import (
 from distill_tune.training.export import export_model
 from distill_tune.training.flops import Utilisation
 from distill_tune.training.full_weights import full_weights
-from distill_tune.training.metrics import Metrics, peak_memory_bytes
+from distill_tune.training.loss_watch import LossWatch, name_rows
+from distill_tune.training.metrics import Metrics, peak_memory_bytes, read_metrics
 from distill_tune.training.optimizer import build_lr_scheduler, build_optimizer, build_profiler, check_optimizer
+from distill_tune.training.out_of_memory import halved_if_too_large
 from distill_tune.training.progress import Progress
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.schedules import Cosine, Exponential, Linear, Schedules
 from distill_tune.training.seed import seed_everything
 from distill_tune.training.sharding import shard_student, shard_teacher
+from distill_tune.training.state import TrainingState
+from distill_tune.training.stop import StopSignals
 
 __all__ = [
+    "Checkpoints",
     "Cosine",
     "Exponential",
     "Linear",
+    "LossWatch",
     "Metrics",
     "Progress",
     "RunFolder",
     "Schedules",
+    "StopSignals",
     "TrainingState",
     "Utilisation",
     "build_lr_scheduler",
@@ -48,17 +56,20 @@ __all__ = [
     "find_dtype",
     "first_of_each_machine_first",
     "full_weights",
+    "halved_if_too_large",
     "init_distributed",
     "is_main_process",
     "leave",
     "load_training_state",
+    "metrics_of_checkpoint",
     "most_of_ranks",
+    "name_rows",
     "num_ranks",
     "peak_memory_bytes",
     "rank",
+    "read_metrics",
     "require_one_process",
     "require_same_on_all_ranks",
-    "save_training_state",
     "seed_everything",
     "shard_student",
     "shard_teacher",

@@ -1,165 +1,287 @@
-"""Training state to resume from: checkpoints/step_N/."""
+"""checkpoints/step_N/ of a run: written in the background, put in place whole, checked before they are taken."""
 
+import concurrent.futures
 import dataclasses
-import json
 import os
-import pickle
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.utils._pytree import tree_map
 
+from distill_tune.config.launch import is_restarted
+from distill_tune.disk import damage, digest, flush, put_in_place, retried, write_checksums
 from distill_tune.errors import UserError
-from distill_tune.models.loading import own_part, sharded_like
-from distill_tune.models.parameters import named_parameters
-from distill_tune.training.distributed import is_main_process, num_ranks, on_all_ranks, rank
-from distill_tune.training.full_weights import full_weights
+from distill_tune.models.tensor_files import write_tensors
+from distill_tune.training.checkpoint_contents import Stateful, copied, own_part_of_rank, tensors_of
+from distill_tune.training.distributed import from_main_process, is_main_process, num_ranks, on_all_ranks, rank
+from distill_tune.training.run_folder import RunFolder
+from distill_tune.training.state import TrainingState
+
+_METRICS = "metrics.jsonl"
 
 
-class Stateful(Protocol):
-    """A teacher that changes during a run."""
+class Checkpoints:
+    """Saves and finds a run's checkpoints. Every rank has one and makes the same calls.
 
-    def state(self) -> Iterator[tuple[str, torch.Tensor]]: ...
-    def load_state(self, state: dict[str, torch.Tensor]) -> None: ...
+    A folder step_N is complete: it is written beside as .step_N.partial, flushed, listed in SHA256SUMS and renamed.
+
+    Args:
+        keep_last_n: older ones are deleted once a newer one is in place; None keeps all.
+        keep_best: of the validation metric of this name the lowest, besides; it is saved when it is reached.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        keep_last_n: int | None = None,
+        keep_best: str | None = None,
+    ) -> None:
+        self._run, self._keep_last_n, self._keep_best = run, keep_last_n, keep_best
+        self._folder = run.path / "checkpoints"
+        self._best = float("inf")
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: concurrent.futures.Future[str | None] | None = None
+        # Training's own collectives must not meet those of the thread.
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+
+    # ---- Finding
+
+    def to_resume(self, resume: bool | str) -> Path | None:
+        """The checkpoint that ``resume`` means, all its checksums right; None for a fresh start.
+
+        Args:
+            resume: ``auto`` takes the newest good one, or starts afresh where there is none; True wants one; a folder
+                is taken itself; False starts afresh. A run that torchrun or Slurm has restarted takes up its own.
+
+        Raises:
+            UserError: a fresh start in a folder that holds a run; a resume in one that has no good checkpoint.
+        """
+        there = from_main_process(self._steps())
+        if is_restarted(os.environ) and there:
+            resume = "auto"
+        if isinstance(resume, str) and resume != "auto":
+            folder = Path(resume).expanduser()
+            if found := _damage(folder):
+                raise UserError(f"resume={resume}: {found}; name another checkpoint, or resume=auto takes the newest")
+            return _told(folder)
+        if not resume:
+            self._require_empty(bool(there))
+            return None
+        for step in sorted(there, reverse=True):
+            found = _damage(self._at(step))
+            if found is None:
+                return _told(self._at(step))
+            print(f"checkpoint {self._at(step)}: {found}; taking the one before it")
+        if there:
+            raise UserError(f"resume={resume}: no checkpoint in {self._folder} is whole; start in another output_dir")
+        if resume == "auto":
+            return None
+        raise UserError(
+            f"resume={resume}: {self._folder} has none; they are written every save_every_n_steps and after each "
+            "epoch (resume=auto starts afresh where there is none)"
+        )
+
+    def _require_empty(self, has_checkpoints: bool) -> None:
+        if has_checkpoints or self._run.model.exists() or self._run.adapter.exists():
+            raise UserError(
+                f"output_dir={self._run.path}: holds a run already; go on with it (resume=auto), "
+                "name another folder, or delete this one"
+            )
+
+    def _steps(self) -> list[int]:
+        """Of the folders that are in place."""
+        names = [folder.name for folder in self._folder.glob("step_*")]
+        return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+
+    def _at(self, step: int) -> Path:
+        return self._folder / f"step_{step}"
+
+    # ---- Saving
+
+    def begin(self, step: int) -> None:
+        """Before the first save: what was interrupted is cleared away, and what lies after ``step`` set aside.
+
+        Those steps will be taken again; a later start must not take up the former ones.
+        """
+        if is_main_process():
+            for left in [*self._folder.glob(".step_*.partial"), *self._folder.glob(".step_*.before")]:
+                shutil.rmtree(left, ignore_errors=True)
+            for later in (other for other in self._steps() if other > step):
+                aside = self._folder / f"step_{later}.superseded"
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(self._at(later), aside)
+                print(f"checkpoint {self._at(later)}: set aside as {aside.name}; the run goes on from step {step}")
+            self._best = min(self._values().values(), default=self._best)
+        self._best = from_main_process(self._best)
+
+    def is_best(self, line: Mapping[str, Any]) -> bool:
+        """Whether a step's metrics have the lowest value of ``keep_best`` so far."""
+        value = line.get(self._keep_best) if self._keep_best else None
+        return value is not None and value < self._best
+
+    def save(
+        self,
+        state: TrainingState,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        teacher: Stateful,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """Copy what the next step depends on to the CPU, and write it while training goes on.
+
+        Only trained parameters are kept; frozen ones come from the base checkpoint again. A write that fails is told by
+        ``say`` at the next call, and leaves the checkpoints before it as they are.
+        """
+        self.wait(say)
+        if self._keep_best:
+            self._best = min(self._best, state.validation.get(self._keep_best, self._best))
+        tensors = {name: copied(value) for name, value in tensors_of(model, optimizer, teacher)}
+        num_bytes = sum(value.numel() * value.element_size() for value in tensors.values())
+        metrics = self._run.metrics
+        history = metrics.stat().st_size if is_main_process() and metrics.is_file() else 0
+        job = _Job(self._at(state.step), dataclasses.replace(state, num_ranks=num_ranks()), tensors, history, num_bytes)
+        part = own_part_of_rank(model, optimizer)
+        self._writing = self._pool.submit(self._write, job, part)
+
+    def wait(self, say: Callable[[str], None] = print) -> None:
+        """Until what is being written is in place."""
+        if self._writing is not None and (failure := self._writing.result()):
+            say(failure)
+        self._writing = None
+
+    def close(self, say: Callable[[str], None] = print) -> None:
+        """:meth:`wait`, for the last time."""
+        self.wait(say)
+        self._pool.shutdown()
+
+    def _write(self, job: "_Job", part: dict[str, Any]) -> str | None:
+        """In the thread of each rank; what failed, where something did."""
+        try:
+            retried(f"checkpoint {job.folder}", lambda: self._write_once(job, part))
+        except Exception as error:  # whatever it is, training goes on
+            shutil.rmtree(job.partial, ignore_errors=True)
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+            kept = self._steps()
+            return f"step {job.state.step}: its checkpoint could not be written ({reason}); " + (
+                f"{self._at(kept[-1])} stays the newest" if kept else "there is none before it"
+            )
+        return None
+
+    def _write_once(self, job: "_Job", part: dict[str, Any]) -> None:
+        def first() -> None:
+            shutil.rmtree(job.partial, ignore_errors=True)
+            job.partial.mkdir(parents=True)
+            free = shutil.disk_usage(job.partial).free
+            if free < job.num_bytes:
+                raise OSError(f"{job.num_bytes / 1e9:.2f} GB are needed, the disk has {free / 1e9:.2f} GB left")
+
+        def own() -> list[tuple[str, str]]:
+            torch.save(part, job.partial / f"rank_{rank()}.pt")
+            names = [f"rank_{rank()}.pt", *(file.name for file in job.partial.glob(f"shard-{rank() + 1:05d}-*"))]
+            return [_summed(job.partial / name) for name in names]
+
+        self._together(first if is_main_process() else None)
+        write_tensors(job.partial, job.tensors, self._group)
+        sums = [pair for of_rank in self._together(own) for pair in of_rank]
+
+        def last() -> None:
+            job.state.write(job.partial)
+            _copy_start(self._run.metrics, job.partial / _METRICS, job.history)
+            write_checksums(job.partial, [*sums, *(_summed(job.partial / name) for name in ("state.json", _METRICS))])
+            put_in_place(job.partial, job.folder)
+            self._prune(newest=job.state.step)
+
+        self._together(last if is_main_process() else None)
+
+    def _together(self, function: Callable[[], Any] | None) -> list[Any]:
+        """A function on each rank that has one; where it fails on any, it fails on all."""
+        value, failure = None, None
+        try:
+            value = function() if function else None
+        except Exception as error:
+            failure = error if isinstance(error, OSError) else OSError(str(error))
+        if self._group is None:
+            found = [(value, failure)]
+        else:
+            found = [(None, None)] * num_ranks()
+            dist.all_gather_object(found, (value, failure), group=self._group)
+        for _, failed in found:
+            if failed is not None:
+                raise failed
+        return [one for one, _ in found]
+
+    def _prune(self, newest: int) -> None:
+        if self._keep_last_n is None:
+            return
+        values = self._values()
+        kept = {newest, *self._steps()[-self._keep_last_n :]}
+        kept |= {min(values, key=lambda step: values[step])} if values else set()
+        for step in set(self._steps()) - kept:
+            gone = self._folder / f".step_{step}.before"  # so that a kill leaves no half of one
+            os.replace(self._at(step), gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def _values(self) -> dict[int, float]:
+        """``keep_best`` of each checkpoint that has it."""
+        found = {}
+        for step in self._steps() if self._keep_best else ():
+            try:
+                value = TrainingState.read(self._at(step)).validation.get(str(self._keep_best))
+            except UserError:
+                continue
+            if value is not None:
+                found[step] = float(value)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingState:
-    """Where a run stands, besides what its parts hold; state.json of a checkpoint.
+class _Job:
+    """What is written: the tensors are copies; ``history`` is the length of metrics.jsonl at this step, in bytes."""
 
-    Attributes:
-        step: optimizer steps taken; the next step's rows follow from it.
-        seed: the seed in use.
-        plan: what decides which rows a step has; a resumed run must have the same.
-    """
+    folder: Path
+    state: TrainingState
+    tensors: Mapping[str, torch.Tensor]
+    history: int
+    num_bytes: int
 
-    step: int
-    seed: int
-    plan: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, folder: Path) -> "TrainingState":
-        """
-        Raises:
-            UserError: no state.json there, or a broken one.
-        """
-        try:
-            return cls(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"checkpoint {folder}: state.json cannot be read: {error}") from error
-
-    def require_same_plan(self, folder: Path, plan: Mapping[str, Any]) -> None:
-        """
-        Raises:
-            UserError: the data or the batch settings are not those that this state was saved with.
-        """
-        differ = [
-            f"{key} was {self.plan.get(key)}, is {value}" for key, value in plan.items() if self.plan.get(key) != value
-        ]
-        if differ:
-            raise UserError(f"checkpoint {folder}: this config takes other steps: {'; '.join(differ)}")
+    @property
+    def partial(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.partial")
 
 
-def save_training_state(
-    folder: Path,
-    state: TrainingState,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
-    teacher: Stateful,
-) -> None:
-    """Write beside, then rename: a folder of this name is complete.
-
-    Only trained parameters are kept; frozen ones come from the base checkpoint again. Every rank calls it, the main
-    process writes, whole tensors: any number of ranks may go on from them.
-    """
-    trained = dict(full_weights(model, only=[name for name, p in named_parameters(model) if p.requires_grad]))
-    optimizer_state = tree_map(_whole_on_cpu, optimizer.state_dict())
-    of_teacher = dict(teacher.state())
-    random_states = on_all_ranks(_random_state())
-    if is_main_process():
-        parts = {"optimizer": optimizer_state, "lr_scheduler": lr_scheduler.state_dict(), "random": random_states}
-        _write(folder, state, {"trained": trained, "teacher": of_teacher}, parts)
+def metrics_of_checkpoint(folder: Path) -> Path:
+    """The metrics of all steps up to a checkpoint's."""
+    return folder / _METRICS
 
 
-def _write(
-    folder: Path, state: TrainingState, weights: Mapping[str, dict[str, torch.Tensor]], parts: dict[str, Any]
-) -> None:
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for kind, tensors in weights.items():
-        if tensors or kind == "trained":
-            save_file({name: value.contiguous() for name, value in tensors.items()}, partial / f"{kind}.safetensors")
-    torch.save(parts, partial / "parts.pt")
-    (partial / "state.json").write_text(json.dumps(dataclasses.asdict(state), indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-
-
-def load_training_state(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
-    teacher: Stateful,
-) -> None:
-    """Put a checkpoint's state back into the parts of a run, in place.
-
-    Raises:
-        UserError: the checkpoint is damaged, or its run trained other parameters, or had another teacher.
-    """
-    of_teacher_file = folder / "teacher.safetensors"
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, found together: each rank reads a part of the files."""
     try:
-        trained = load_file(folder / "trained.safetensors")
-        of_teacher = load_file(of_teacher_file) if of_teacher_file.is_file() else {}
-        parts = torch.load(folder / "parts.pt", map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise UserError(f"checkpoint {folder}: cannot be read: {str(error).splitlines()[0]}") from error
-    parameters = {name: p for name, p in named_parameters(model) if p.requires_grad}
-    if {name: p.shape for name, p in parameters.items()} != {name: w.shape for name, w in trained.items()}:
-        raise UserError(f"checkpoint {folder}: was trained with other parameters than this config's model")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            own_part(parameter).copy_(own_part(parameter, trained[name]))
-    try:
-        teacher.load_state(of_teacher)
-    except KeyError as error:
-        raise UserError(f"checkpoint {folder}: has no {error.args[0]} of the teacher's; its run had another") from error
-    optimizer.load_state_dict(_spread(parts["optimizer"], optimizer))
-    lr_scheduler.load_state_dict(parts["lr_scheduler"])
-    if len(parts["random"]) == num_ranks():  # another number of ranks draws anew
-        random_state = parts["random"][rank()]
-        torch.set_rng_state(random_state["cpu"])
-        if "cuda" in random_state and torch.cuda.is_available():
-            torch.cuda.set_rng_state(random_state["cuda"])
+        found = retried(f"checkpoint {folder}", lambda: damage(folder, rank(), num_ranks()))
+    except OSError as error:
+        found = f"cannot be read: {error.strerror}"
+    return next((one for one in on_all_ranks(found) if one), None)
 
 
-def _whole_on_cpu(value: Any) -> Any:
-    """A tensor of the optimizer's state, gathered; dropped where this is not the process that writes."""
-    if not isinstance(value, DTensor):
-        return value
-    gathered = value.full_tensor()
-    return gathered.cpu() if is_main_process() else None
+def _told(folder: Path) -> Path:
+    print(f"resuming from {folder}")
+    return folder
 
 
-def _spread(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's saved state with this rank's part of what belongs to sharded parameters."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    spread = {
-        index: {name: sharded_like(parameters[index], value) for name, value in values.items()}
-        for index, values in state["state"].items()
-    }
-    return {**state, "state": spread}
+def _summed(path: Path) -> tuple[str, str]:
+    flush(path)
+    return path.name, digest(path)
 
 
-def _random_state() -> dict[str, torch.Tensor]:
-    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
-    return {"cpu": torch.get_rng_state()} | cuda
+def _copy_start(source: Path, target: Path, length: int) -> None:
+    """The first ``length`` bytes of a file that grows."""
+    with target.open("wb") as out:
+        if length:
+            with source.open("rb") as stream:
+                while length and (block := stream.read(min(length, 2**20))):
+                    out.write(block)
+                    length -= len(block)

@@ -135,9 +135,9 @@ def sum_over_ranks(*values: torch.Tensor) -> list[float]:
     return stacked.tolist()
 
 
-def most_of_ranks(value: float) -> float:
-    """The largest value of any rank."""
-    return max(on_all_ranks(value))
+def most_of_ranks(*values: int) -> list[int]:
+    """Of each value the largest of any rank."""
+    return [max(of_ranks) for of_ranks in zip(*on_all_ranks(values), strict=True)]
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,11 +53,15 @@ def check_optimizer(component: DictConfig, lr_scheduler: DictConfig | None) -> N
 
 
 def build_lr_scheduler(
-    component: DictConfig | None, optimizer: torch.optim.Optimizer, num_training_steps: int
+    component: DictConfig | None, optimizer: torch.optim.Optimizer, num_training_steps: int, done: int = 0
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """A schedule stepped once an optimizer step; without a component the learning rate stays as it is.
 
     torchtune's schedules are told ``num_training_steps``; those of torch.optim do not ask.
+
+    Args:
+        done: steps taken already. The schedule is taken through them, so that it is what the config says also where
+            that has changed since.
 
     Raises:
         UserError: the schedule refuses its arguments.
@@ -65,9 +70,16 @@ def build_lr_scheduler(
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     takes_length = "num_training_steps" in inspect.signature(find_component(component["_component_"])).parameters
     try:
-        return instantiate(component, optimizer, **({"num_training_steps": num_training_steps} if takes_length else {}))
+        scheduler = instantiate(
+            component, optimizer, **({"num_training_steps": num_training_steps} if takes_length else {})
+        )
     except (TypeError, ValueError) as error:
         raise UserError(f"lr_scheduler: {component['_component_']}: {error}") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the optimizer has not stepped
+        for _ in range(done):
+            scheduler.step()
+    return scheduler
 
 
 def build_profiler(component: DictConfig | None) -> Any:

@@ -12,8 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 import distill_tune
 from distill_tune.config.files import recipes_folder
+from distill_tune.config.secrets import hide_in_arguments
 from distill_tune.errors import UserError
 from distill_tune.training.distributed import is_main_process
+from distill_tune.training.state import plain_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,33 +43,6 @@ class RunFolder:
     def adapter(self) -> Path:
         return self.path / "adapter"
 
-    def checkpoint(self, step: int) -> Path:
-        return self.path / "checkpoints" / f"step_{step}"
-
-    def newest_checkpoint(self) -> Path | None:
-        """The complete checkpoint with the highest step."""
-        folders = [folder for folder in self.path.glob("checkpoints/step_*") if folder.name[5:].isdigit()]
-        return max(folders, key=lambda folder: int(folder.name[5:]), default=None)
-
-    def checkpoint_to_resume(self, resume: bool | str) -> Path | None:
-        """The checkpoint that ``resume_from_checkpoint`` means: the newest, a folder, or none for a fresh start.
-
-        Raises:
-            UserError: a fresh start in a folder that holds a run; a resume in one that holds none.
-        """
-        checkpoint = Path(resume) if isinstance(resume, str) else self.newest_checkpoint()
-        if resume and checkpoint is None:
-            raise UserError(
-                f"resume_from_checkpoint={resume}: {self.path}/checkpoints has none; "
-                "they are written every save_every_n_steps and after each epoch"
-            )
-        if not resume and (checkpoint or self.model.exists() or self.adapter.exists()):
-            raise UserError(
-                f"output_dir={self.path}: holds a run already; go on with it (resume_from_checkpoint=True), "
-                "name another folder, or delete this one"
-            )
-        return checkpoint if resume else None
-
     def write_config(self, cfg: DictConfig, seed: int) -> None:
         """Make the folder and write config.yaml, with the seed in use.
 
@@ -76,8 +51,7 @@ class RunFolder:
         """
         if not is_main_process():
             return
-        written = OmegaConf.create(cfg)
-        written["seed"] = seed
+        written = OmegaConf.create(plain_config(cfg) | {"seed": seed})
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "config.yaml").write_text(_header() + OmegaConf.to_yaml(written), encoding="utf-8")
@@ -108,6 +82,6 @@ def _header() -> str:
     recipe = Path(sys.argv[0])
     name = recipe.stem if recipe.parent == recipes_folder() else str(recipe)
     return (
-        f"# {shlex.join(['distill-tune', 'run', name, *sys.argv[1:]])}\n"
+        f"# {shlex.join(['distill-tune', 'run', name, *hide_in_arguments(sys.argv[1:])])}\n"
         f"# distill-tune {distill_tune.__version__}, {packages}, Python {platform.python_version()}\n"
     )

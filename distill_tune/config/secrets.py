@@ -1,0 +1,49 @@
+"""Tokens and passwords: what must not reach a log, a written config, a report or a traceback."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+_HIDDEN = "***"
+_NAMES = re.compile(r"token$|api_?key|secret|password|passwd|credential", re.IGNORECASE)
+# As hubs and trackers write them: Hugging Face, OpenAI and alike, GitHub, AWS; and what stands in a URL before the @.
+_SHAPES = re.compile(
+    r"\b(?:hf_|sk-|ghp_|github_pat_|ms-)[A-Za-z0-9_-]{16,}|\bAKIA[0-9A-Z]{16}\b|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
+_SHORTEST = 8  # characters; a shorter value would be found in ordinary words
+
+
+def hide_secrets(text: str) -> str:
+    """The text without the values of environment variables that hold secrets, and without what looks like one."""
+    for name, value in os.environ.items():
+        if _NAMES.search(name) and len(value) >= _SHORTEST:
+            text = text.replace(value, _HIDDEN)
+    return _SHAPES.sub(_HIDDEN, text)
+
+
+def without_secrets(config: DictConfig) -> DictConfig:
+    """A resolved copy; what stands under a key like ``token`` or ``api_key`` is hidden, and secrets in other values."""
+    return OmegaConf.create(_hidden(OmegaConf.to_container(config, resolve=True)))
+
+
+def _hidden(node: Any, key: str = "") -> Any:
+    if isinstance(node, Mapping):
+        return {name: _hidden(value, str(name)) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_hidden(value, key) for value in node]
+    if not isinstance(node, str):
+        return node
+    return _HIDDEN if _NAMES.search(key) and node else hide_secrets(node)
+
+
+def hide_in_arguments(arguments: list[str]) -> list[str]:
+    """The command line's overrides, as ``without_secrets`` has their values."""
+    shown = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        is_secret = bool(equals and value and _NAMES.search(key.rpartition(".")[2]))
+        shown.append(f"{key}={_HIDDEN}" if is_secret else hide_secrets(argument))
+    return shown

@@ -1,0 +1,112 @@
+"""Files that must survive: flushed, put in place whole, checked by their sums, read again where a disk fails."""
+
+import errno
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from distill_tune.errors import UserError
+
+Value = TypeVar("Value")
+
+CHECKSUMS = "SHA256SUMS"  # as sha256sum writes and checks it
+_WAITS = (1.0, 5.0, 20.0)  # seconds, between attempts
+# What a network file system answers while its server is away.
+_PASSING = {errno.EAGAIN, errno.EINTR, errno.EIO, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
+
+
+def retried(what: str, function: Callable[[], Value]) -> Value:
+    """The function's value; called again, some seconds later, where a file system fails in a way that passes.
+
+    Args:
+        what: is being done, for the line that says so.
+
+    Raises:
+        OSError: it failed for good.
+    """
+    for wait in _WAITS:
+        try:
+            return function()
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+            print(f"{what}: {error.strerror}; once more in {wait:g} s", file=sys.stderr, flush=True)
+            time.sleep(wait)
+    return function()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    sums = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(2**20):
+            sums.update(block)
+    return sums.hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Have a file's content, or a folder's names, on the disk before this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_checksums(folder: Path, sums: Iterable[tuple[str, str]]) -> None:
+    """
+    Args:
+        sums: name and digest of each file.
+    """
+    text = "".join(f"{value}  {name}\n" for name, value in sorted(sums))
+    (folder / CHECKSUMS).write_text(text, encoding="utf-8")
+    flush(folder / CHECKSUMS)
+
+
+def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with a folder whose files :func:`write_checksums` has listed; None where nothing is.
+
+    Args:
+        part, parts: look at every so manieth file alone, the others being looked at by others.
+    """
+    try:
+        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+        listed = {name: value for value, name in (line.split("  ", 1) for line in lines)}
+    except (OSError, ValueError) as error:
+        return f"{CHECKSUMS} cannot be read ({type(error).__name__})"
+    if not listed or not all(name == Path(name).name for name in listed):
+        return f"{CHECKSUMS} is damaged"
+    for name in sorted(listed)[part::parts]:
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if digest(folder / name) != listed[name]:
+            return f"{name} is damaged: its checksum differs"
+    return None
+
+
+def put_in_place(partial: Path, folder: Path) -> None:
+    """Give a folder that was written beside its name; what had the name before goes last. A kill leaves one of both."""
+    flush(partial)
+    before = folder.with_name(f".{folder.name}.before")
+    shutil.rmtree(before, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, before)
+    os.replace(partial, folder)
+    flush(folder.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def require_space(key: str, folder: Path, num_bytes: int) -> None:
+    """
+    Raises:
+        UserError: the disk has not so much left.
+    """
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < num_bytes:
+        raise UserError(f"{key}: {there} has {free / 1e9:.2f} GB left, {num_bytes / 1e9:.2f} GB are needed; free some")

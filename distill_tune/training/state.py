@@ -1,0 +1,126 @@
+"""Where a run stands, besides its tensors, and whether a config goes on with it."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from distill_tune.config.secrets import without_secrets
+from distill_tune.errors import UserError
+
+# What a checkpoint's tensors belong to. Rows and batches are compared by what they are, not by how they are named.
+_MATTERS = ("model", "checkpointer", "teacher_model", "teacher_checkpointer", "optimizer._component_")
+# Where a run writes, and how it is resumed, may be new each time.
+_ABOUT_THE_RUN = ("output_dir", "log_dir", "resume", "resume_from_checkpoint", "resume_with_changes")
+_NOTHING = "nothing"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingState:
+    """state.json of a checkpoint.
+
+    Attributes:
+        step: optimizer steps taken; the next step's rows, weights of losses and learning rate follow from it.
+        seed: the seed in use.
+        plan: what decides which rows a step has.
+        config: as run, without secrets.
+        tokens: that the steps have read, on all ranks.
+        num_ranks: that wrote the checkpoint.
+        validation: of this step, where it had one.
+    """
+
+    step: int
+    seed: int
+    plan: Mapping[str, Any]
+    config: Mapping[str, Any]
+    tokens: int = 0
+    num_ranks: int = 1
+    validation: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> "TrainingState":
+        """
+        Raises:
+            UserError: no state.json there, or a broken one.
+        """
+        try:
+            return cls(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"checkpoint {folder}: state.json cannot be read: {error}") from error
+
+    def write(self, folder: Path) -> None:
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, default=str)
+        (folder / "state.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def after(
+        cls, step: int, seed: int, plan: Mapping[str, Any], cfg: DictConfig, tokens: int, line: Mapping[str, Any]
+    ) -> "TrainingState":
+        """The state after a step whose metrics are ``line``."""
+        validation = {name: value for name, value in line.items() if name.startswith("val_")}
+        return cls(step, seed, plan, plain_config(cfg), tokens, validation=validation)
+
+    def require_same_config(self, folder: Path, cfg: DictConfig, with_changes: bool) -> None:
+        """Print what a config has changed since, where that is harmless.
+
+        Raises:
+            UserError: model, teacher or optimizer are others, and not ``with_changes``.
+        """
+        changes = list(_changes(self.config, plain_config(cfg)))
+        _refuse(folder, [text for key, text in changes if _is_below(key, _MATTERS)], with_changes)
+        if harmless := [text for key, text in changes if not _is_below(key, _MATTERS)]:
+            print(f"changed since {folder.name}: {', '.join(harmless)}")
+
+    def require_same_plan(self, folder: Path, plan: Mapping[str, Any], with_changes: bool) -> None:
+        """
+        Raises:
+            UserError: rows or batches are not those that this state was saved with, and not ``with_changes``.
+        """
+        differ = [
+            f"{key} was {self.plan.get(key)}, is {value}" for key, value in plan.items() if self.plan.get(key) != value
+        ]
+        _refuse(folder, differ, with_changes)
+
+
+def plain_config(cfg: DictConfig) -> dict[str, Any]:
+    """A config as plain values, without secrets."""
+    return cast(dict[str, Any], OmegaConf.to_container(without_secrets(cfg)))
+
+
+def _refuse(folder: Path, changes: list[str], with_changes: bool) -> None:
+    if not changes:
+        return
+    told = "\n  ".join(changes)
+    if not with_changes:
+        raise UserError(
+            f"checkpoint {folder}: this config would go on with another run; set it back, or "
+            f"resume_with_changes=True\n  {told}"
+        )
+    print(f"going on in spite of changes:\n  {told}")
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(dotted key, ``key old -> new``) of every value that differs."""
+    before, now = dict(_values(old)), dict(_values(new))
+    for key in sorted({**before, **now}):
+        was, is_now = before.get(key, _NOTHING), now.get(key, _NOTHING)
+        if was != is_now and not set(key.split(".")) & set(_ABOUT_THE_RUN):
+            yield key, f"{key} {was} -> {is_now}"
+
+
+def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _values(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from _values(value, f"{prefix}.{number}")
+    else:
+        yield prefix, node
+
+
+def _is_below(key: str, parents: tuple[str, ...]) -> bool:
+    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
