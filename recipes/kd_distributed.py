@@ -26,7 +26,7 @@ from torchtune.training import OffloadActivations, compile_model, set_activation
 
 def main(cfg: DictConfig) -> None:
     # ---- Processes and settings
-    device = training.init_distributed(cfg.device)
+    device = training.init_distributed(cfg.device, cfg.get("collective_timeout_seconds", 600))
     mesh = training.device_mesh(device, cfg.get("data_parallel_replicate_dim", 1))
     dtype = training.find_dtype(cfg.dtype, device)
     teacher_dtype = training.find_dtype(cfg.get("teacher_dtype") or cfg.dtype, device)

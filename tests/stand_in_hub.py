@@ -18,6 +18,10 @@ class StandInHub(http.server.ThreadingHTTPServer):
         models: files by name, by model.
         token: what a gated hub wants to see.
         cut_after: the first answer of each file ends after so many bytes, as a lost connection does.
+
+    Attributes:
+        listed: contents whose hashes are listed instead of those of the files that are sent.
+        sizes: that are listed instead of the true ones.
     """
 
     daemon_threads = True
@@ -27,6 +31,8 @@ class StandInHub(http.server.ThreadingHTTPServer):
         self.models, self.token, self.cut_after = models, token, cut_after
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.cut: set[str] = set()
+        self.listed: dict[str, bytes] = {}
+        self.sizes: dict[str, int] = {}
 
     @property
     def url(self) -> str:
@@ -87,7 +93,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif "/tree/" in self.path:
             self._json(200, [{"type": "file", "path": name, "size": len(files[name]), "oid": "0"} for name in files])
         else:
-            self._json(200, {"id": model, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]})
+            siblings = [self._listed(name, content) for name, content in files.items()]
+            self._json(200, {"id": model, "sha": COMMIT, "siblings": siblings})
+
+    def _listed(self, name: str, content: bytes) -> dict[str, object]:
+        content = self.server.listed.get(name, content)
+        entry: dict[str, object] = {"rfilename": name, "size": self.server.sizes.get(name, len(content))}
+        if name.endswith((".safetensors", ".bin")):
+            sums = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 1}
+            return entry | {"blobId": "0", "lfs": sums}
+        return entry | {"blobId": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}
 
     def _modelscope(self, model: str, rest: list[str], query: dict[str, str]) -> None:
         files = self.server.models.get(model)

@@ -1,11 +1,14 @@
 """`distill-tune download`: a model's folder from the Hugging Face Hub, a mirror of it, or ModelScope."""
 
 import argparse
+import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from distill_tune.config.secrets import hide_secrets
+from distill_tune.disk import digest, require_space
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Download a model into a folder that a config can name.
@@ -47,17 +50,63 @@ def _download(options: argparse.Namespace) -> None:
     folder = options.output or Path("models") / name
     fetch = _from_modelscope if options.source == "modelscope" else _from_hugging_face
     try:
+        listed = _listing(options, folder) if options.source == "huggingface" else []
         if options.all_files:
             fetch(options, folder, None)
         else:
             fetch(options, folder, _NEEDED)
             if not list(folder.glob("model*.safetensors")):
                 fetch(options, folder, _PICKLED)
-    except (OSError, RuntimeError, ValueError) as error:
+        _verify(folder, listed)  # ModelScope's client does so itself
+    except UserError:
+        raise
+    except Exception as error:  # of whatever client the hub's library has underneath
         raise UserError(f"download {options.model}: {_reason(error, options)}") from None
     if not (folder / "config.json").is_file():
         raise UserError(f"download {options.model}: has no config.json: no model of the transformers library")
     print(folder)
+
+
+def _listing(options: argparse.Namespace, folder: Path) -> Sequence[Any]:
+    """The hub's files, with sizes and hashes.
+
+    Raises:
+        UserError: one would lie outside of the folder, or the disk is too small for those that are needed.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import filter_repo_objects
+
+    info = HfApi().model_info(options.model, revision=options.revision, files_metadata=True, token=options.token)
+    files = {file.rfilename: file for file in info.siblings or []}
+    for name in files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"download {options.model}: the hub lists {name}, which lies outside of the model's folder")
+    patterns, unwanted = (None, None) if options.all_files else (list(_NEEDED), list(_NOT_NEEDED))
+    wanted = filter_repo_objects(files, allow_patterns=patterns, ignore_patterns=unwanted)
+    missing = [files[name].size or 0 for name in wanted if not (folder / name).is_file()]
+    require_space(f"download {options.model}", folder.absolute(), sum(missing))
+    return list(files.values())
+
+
+def _verify(folder: Path, files: Sequence[Any]) -> None:
+    """Compare what has come with the hub's hashes: SHA-256 of large files, git's of the others.
+
+    Raises:
+        OSError: a file's content is another; it is deleted.
+    """
+    for file in files:
+        path = folder / file.rfilename
+        if not path.is_file():
+            continue
+        large = file.lfs["sha256"] if file.lfs else None
+        if (large and digest(path) != large) or (not large and file.blob_id and _git_hash(path) != file.blob_id):
+            path.unlink()
+            raise OSError(f"{file.rfilename}: its content is not what the hub lists, so it was deleted")
+
+
+def _git_hash(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _from_hugging_face(options: argparse.Namespace, folder: Path, patterns: Sequence[str] | None) -> None:
@@ -101,7 +150,4 @@ def _reason(error: Exception, options: argparse.Namespace) -> str:
         told = "the hub cannot be reached; a mirror is set with HF_ENDPOINT, ModelScope with --source modelscope"
     else:
         told = f"{kind}: {' '.join(str(error).split())[:300]}; a second call goes on where this one stopped"
-    for secret in (options.token, os.environ.get("HF_TOKEN"), os.environ.get("MODELSCOPE_API_TOKEN")):
-        if secret:
-            told = told.replace(secret, "***")
-    return told
+    return hide_secrets(told.replace(options.token, "***") if options.token else told)

@@ -5,6 +5,7 @@ import logging
 import os
 import runpy
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +35,9 @@ A distributed recipe gets one process for each GPU of this machine. torchrun's o
   distill-tune run --nnodes 2 --nproc_per_node 8 --rdzv_endpoint HOST:29500 kd_distributed --config CONFIG
 The second line is given on both machines. Under torchrun or srun the processes that are there are taken.
 """
+
+
+_SECONDS_TO_STOP = 600
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -134,7 +138,10 @@ def _run_under_torchrun(arguments: list[str]) -> None:
 
 def _launch(options: Any, recipe: Path, config: str, overrides: list[str]) -> None:
     """Run a checked config under torchrun, and end as its first failing process did."""
+    from torch.distributed import DistNetworkError
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.run import run as torchrun
 
     options.training_script = str(recipe)
@@ -144,14 +151,41 @@ def _launch(options: Any, recipe: Path, config: str, overrides: list[str]) -> No
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // per_node)))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failed rank has told why
+    # Told to stop, the ranks finish their step and write a checkpoint; torchrun would kill them after 30 s.
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SECONDS_TO_STOP))
+    _require_free_port(options)
     try:
         torchrun(options)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    except (DistNetworkError, RendezvousError) as error:
+        raise UserError(f"run: the processes cannot meet: {str(error).splitlines()[0]}") from error
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
             print(f"distill-tune: rank {rank} was ended by {name}; the others were stopped", file=sys.stderr)
         sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
+
+
+def _require_free_port(options: Any) -> None:
+    """On one machine nobody else keeps the port; of several the first to come does.
+
+    Raises:
+        UserError: another program has it.
+    """
+    if options.standalone or str(options.nnodes).rpartition(":")[2] != "1":
+        return
+    port = str(options.rdzv_endpoint).rpartition(":")[2] or str(options.master_port or "")
+    if not port.isdigit():
+        return
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("", int(port)))
+        except OSError as error:
+            raise UserError(f"port {port}: {error.strerror}; another program has it; name another, or none") from error
 
 
 def _num_gpus() -> int:

@@ -20,7 +20,8 @@ _DESCRIPTION = """Check a config: every key, every component's arguments, every 
 
 Without RECIPE the config is checked for kd_single_device. Models are built without their weights, and their parameters
 (all, and those that train) and the memory for their weights are printed, for each process where there are several.
-Nothing is trained, nothing is written.
+Nothing is trained, nothing is written, and no code from outside the packages that this one is made for is run or even
+imported: what a run would import besides is listed.
 """
 
 
@@ -64,6 +65,10 @@ def _validate(options: argparse.Namespace) -> None:
         if all("no such" in fault and "key" not in fault for fault in error.faults):  # nothing but missing files
             _print_sizes(load_config(find_config(name), overrides), num_processes)
         raise
+    from distill_tune.config.trust import outside
+
+    if told := list(outside(cfg)):
+        print("a run would run code from elsewhere, which is not checked here:\n  " + "\n  ".join(told))
     _check_with_components(cfg, name, num_processes)
     print(f"{name}: valid for {recipe.stem}")
 
@@ -71,8 +76,9 @@ def _validate(options: argparse.Namespace) -> None:
 def _check_with_components(cfg: DictConfig, name: str, num_processes: int) -> None:
     """The checks that import what the config names."""
     from distill_tune.config.components import build, check_components
+    from distill_tune.config.trust import may_be_called
 
-    if faults := check_components(cfg):
+    if faults := check_components(cfg, only_known=True):
         raise Faults(f"config {find_config(name)}", faults)
 
     from distill_tune import models
@@ -86,6 +92,8 @@ def _check_with_components(cfg: DictConfig, name: str, num_processes: int) -> No
             faults.append(str(error))
     losses = [(key, cfg.get(key)) for key in _BUILT_EARLY]
     for key, component in [*losses, *(("augmentations", entry) for entry in cfg.get("augmentations") or [])]:
+        if not may_be_called(component):
+            continue
         try:
             build(key, component)
         except UserError as error:
@@ -110,12 +118,16 @@ def _print_sizes(cfg: DictConfig, num_processes: int, faults: list[str] | None =
 
     from distill_tune import models
     from distill_tune.config.components import instantiate
+    from distill_tune.config.trust import may_be_called
     from distill_tune.teachers.build import is_kind_of_teacher
 
     built = {}
     dtype = torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
     for key, component, _ in _models_of(cfg):
         try:
+            if not may_be_called(component):
+                print(f"{key}: {component['_component_']}, not built")
+                continue
             if is_kind_of_teacher(component):
                 instantiate(component)
                 print(f"{key}: {component['_component_']}")

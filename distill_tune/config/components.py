@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.files import nearest
 from distill_tune.config.signatures import parameters_without_import
+from distill_tune.config.trust import is_known
 from distill_tune.config.values import components_of
 from distill_tune.errors import UserError
 
@@ -91,6 +92,11 @@ def build(key: str, component: DictConfig | None, default: Any = None) -> Any:
         raise UserError(f"{key}: {component['_component_']}: {error}") from error
 
 
+def is_served(name: str) -> bool:
+    """Whether a component of torchtune's is served by one of ours."""
+    return name in _SERVED_BY
+
+
 def find_component(name: str) -> Callable[..., Any]:
     """Import the callable with this dotted name.
 
@@ -133,11 +139,15 @@ def check_components_without_import(config: DictConfig) -> list[str]:
     return faults
 
 
-def check_components(config: DictConfig) -> list[str]:
-    """Faults of every component's name and arguments; imports their modules, builds nothing."""
+def check_components(config: DictConfig, only_known: bool = False) -> list[str]:
+    """Faults of every component's name and arguments; imports their modules, builds nothing.
+
+    Args:
+        only_known: import nothing of packages that are not among the known ones.
+    """
     faults = []
     for key, component in components_of(config):
-        if component["_component_"] in _SERVED_BY:
+        if is_served(component["_component_"]) or (only_known and not is_known(str(component["_component_"]))):
             continue
         try:
             target = find_component(component["_component_"])

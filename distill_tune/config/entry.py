@@ -1,9 +1,11 @@
 """How a recipe starts: from `distill-tune run`, from torchrun, or as a plain script."""
 
 import argparse
+import faulthandler
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from omegaconf import DictConfig
 from distill_tune.config.check import checked_config
 from distill_tune.config.components import check_components
 from distill_tune.config.launch import num_processes, process_environment
+from distill_tune.config.memory_advice import memory_advice, memory_ran_out
+from distill_tune.config.secrets import hide_secrets
+from distill_tune.config.waiting import waited_in_vain
 from distill_tune.errors import Faults, UserError
 
 _GRACE, _GRACE_OF_OTHERS = 10, 3  # seconds
@@ -31,7 +36,13 @@ def run_recipe(main: Callable[[DictConfig], None], arguments: Sequence[str] | No
         cfg = checked_config(recipe, options.config, options.overrides)
         if faults := check_components(cfg):
             raise Faults(f"config {options.config}", faults)
-        main(cfg)
+        faulthandler.enable()  # a process that PyTorch aborts says in which line it was
+        try:
+            main(cfg)
+        except Exception as error:
+            if told := memory_ran_out(error):
+                raise UserError(f"{told}; what costs least: {memory_advice(cfg, num_processes() > 1)}") from error
+            raise
 
 
 class told_without_traceback:
@@ -44,7 +55,7 @@ class told_without_traceback:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, where: object) -> None:
         if error is None or isinstance(error, SystemExit):
             return
         status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
@@ -56,16 +67,15 @@ class told_without_traceback:
             time.sleep(_GRACE)  # torchrun ends all when one ends: the one that tells must come first
             _end_at_once(status)
         elif isinstance(error, UserError) and os.environ.get("DISTILL_TUNE_TRACEBACK") != "1":
-            print(f"distill-tune: {who}{error}", file=sys.stderr)
+            print(f"distill-tune: {who}{hide_secrets(str(error))}", file=sys.stderr)
         elif isinstance(error, KeyboardInterrupt):
             print(f"distill-tune: {who}interrupted", file=sys.stderr)
-        elif who:
-            import traceback as tracebacks
-
-            print(f"distill-tune: {who}failed:", file=sys.stderr)
-            tracebacks.print_exception(error)
+        elif hung := waited_in_vain(error):
+            print(f"distill-tune: {who}{hung}", file=sys.stderr)
         else:
-            return  # Python's own traceback
+            if who:
+                print(f"distill-tune: {who}failed:", file=sys.stderr)
+            print(hide_secrets("".join(traceback.format_exception(error))), file=sys.stderr, end="")
         if who:
             _end_at_once(status)
         sys.exit(status)

@@ -8,6 +8,16 @@ from omegaconf import DictConfig
 _SHOWN = 3
 
 
+def memory_ran_out(error: BaseException) -> str | None:
+    """What to say of an error where it means that memory ran out; None for any other."""
+    first = (str(error).splitlines() or [""])[0]
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"the device's memory ran out: {first}"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return f"this machine's memory ran out: {first}"
+    return None
+
+
 def memory_advice(config: DictConfig, is_distributed: bool) -> str:
     """The three settings that cost least of those that the config does not have yet."""
     settings = itertools.islice(_settings(config, is_distributed), _SHOWN)

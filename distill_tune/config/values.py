@@ -30,7 +30,7 @@ def _number(least: float, most: float = float("inf"), *, positive: bool = False,
             return None
         if positive:
             return "must be a number above 0" + (" or null" if optional else "")
-        return f"must be a number from {least:g} to {most:g}"
+        return f"must be a number from {least:g} to {most:g}" if most < float("inf") else f"must be at least {least:g}"
 
     return check
 
@@ -153,6 +153,7 @@ CHECKS: dict[str, Check] = {
     "batch_size_val": _integer(1, optional=True),
     "checkpointer": _optional(_component),
     "clip_grad_norm": _number(0, positive=True, optional=True),
+    "collective_timeout_seconds": _number(1),
     "compile": _flag,
     "custom_sharded_layers": _optional(_list_of("tok_embeddings", "output")),
     "data_parallel_replicate_dim": _integer(1),
@@ -278,8 +279,12 @@ def _knows_its_weights(model: DictConfig) -> bool:
     return "path" in model or str(model.get("_component_", "")).startswith(_KINDS_OF_TEACHER)
 
 
-def components_of(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
-    """(dotted key, component) for every mapping below ``node`` that has a ``_component_``."""
+def components_of(
+    node: DictConfig | ListConfig, prefix: str = "", itself: bool = False
+) -> Iterator[tuple[str, DictConfig]]:
+    """(dotted key, component) for every mapping below ``node`` that has a ``_component_``; with ``node`` if asked."""
+    if itself and isinstance(node, DictConfig) and "_component_" in node:
+        yield prefix, node
     items = node.items() if isinstance(node, DictConfig) else enumerate(node)
     for key, value in items:
         name = f"{prefix}{key}"

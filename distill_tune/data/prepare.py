@@ -1,6 +1,6 @@
 """Rows to tokens, once: read, checked and tokenised in parallel before any model loads, then kept in a cache."""
 
-import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import dataclasses
 import functools
@@ -230,9 +230,22 @@ def _tokenised(source: "_Source") -> Iterator["_Chunk"]:
     show = not sys.stderr.isatty()
     with Progress(transient=True, disable=show) as progress, _workers(source, count) as run:
         task = progress.add_task("tokenising", total=count)
-        for indices, chunk in zip(chunks, run(chunks), strict=True):
-            yield chunk
-            progress.advance(task, len(indices))
+        done = 0
+        try:
+            for chunk in run(chunks):
+                yield chunk
+                progress.advance(task, len(chunks[done]))
+                done += 1
+        except concurrent.futures.process.BrokenProcessPool:
+            first, last = chunks[done][0] + 1, chunks[-1][-1] + 1
+            print(
+                f"dataset: a worker that tokenised rows was killed, perhaps for want of memory; "
+                f"rows {first} to {last} follow in one process",
+                file=sys.stderr,
+            )
+            for indices in chunks[done:]:
+                yield _tokenise_chunk(indices)
+                progress.advance(task, len(indices))
 
 
 @contextlib.contextmanager

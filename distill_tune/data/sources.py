@@ -8,10 +8,12 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from distill_tune.disk import digest, retried
 from distill_tune.errors import UserError
 
+Value = TypeVar("Value")
 Row = dict[str, Any]
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _FORMATS = ("json", "csv", "parquet")  # the names under which `datasets` reads local files
@@ -41,21 +43,24 @@ class LocalRows(Sequence[Row]):
     ) -> None:
         self.files = list(files)
         self._split, self._field, self._csv_options = split, field, csv_options
+        self._found = [_state_of(file) for file in self.files]
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes when a file's content or the way it is read changes."""
-        digest = hashlib.sha256(repr((self._split, self._field, self._csv_options)).encode())
-        for file in self.files:
-            with file.open("rb") as stream:
-                while block := stream.read(2**20):
-                    digest.update(block)
-        return digest.hexdigest()
+        contents = [_retried(file, digest) for file in self.files]
+        return hashlib.sha256(repr((self._split, self._field, self._csv_options, contents)).encode()).hexdigest()
 
     @functools.cached_property
     def _rows(self) -> list[_Located]:
-        rows = [row for file in self.files for row in _read(file, self._field, self._csv_options)]
+        rows = [row for file in self.files for row in _retried(file, self._read)]
+        for file, before in zip(self.files, self._found, strict=True):
+            if _state_of(file) != before:
+                raise UserError(f"dataset {file}: has changed while it was read; start again once it is written")
         return rows[_slice_of(self._split, len(rows))]
+
+    def _read(self, file: Path) -> list[_Located]:
+        return list(_read(file, self._field, self._csv_options))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -74,6 +79,23 @@ class LocalRows(Sequence[Row]):
         filtered = LocalRows(self.files, self._split, self._field, **self._csv_options)
         filtered.__dict__["_rows"] = [row for row in self._rows if row.row is None or keep(row.row)]
         return filtered
+
+
+def _state_of(file: Path) -> tuple[int, int]:
+    """What changes when a file is written to."""
+    status = _retried(file, Path.stat)
+    return status.st_size, status.st_mtime_ns
+
+
+def _retried(file: Path, function: Callable[[Path], Value]) -> Value:
+    """
+    Raises:
+        UserError: the file cannot be read, also not some seconds later.
+    """
+    try:
+        return retried(f"dataset {file}", lambda: function(file))
+    except OSError as error:
+        raise UserError(f"dataset {file}: cannot be read: {error.strerror or error}") from error
 
 
 def load_dataset(source: str, *, split: str = "train", **options: Any) -> Any:

@@ -9,6 +9,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -22,17 +23,26 @@ from distill_tune.training.device import find_device
 
 Value = TypeVar("Value")
 
+# NCCL's watchdog ends a process whose collective hangs, and first writes what was under way on each rank.
+_WATCHDOG = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+}
 
-def init_distributed(device_name: str) -> torch.device:
+
+def init_distributed(device_name: str, timeout_seconds: float = 600) -> torch.device:
     """Join the other processes (NCCL on GPUs, gloo on CPUs) and return this one's device.
 
     Started by torchrun, by Slurm's srun, or alone. All ranks but the first fall silent on stdout.
 
     Args:
         device_name: ``cuda``, ``cpu`` or ``auto``, which is CUDA where it is.
+        timeout_seconds: after which a collective that does not end is an error: on CPUs where it waits, on GPUs by
+            PyTorch's watchdog, which ends the process and writes which collectives were under way.
 
     Raises:
-        UserError: a numbered device; more processes on a machine than it has GPUs.
+        UserError: a numbered device; more processes on a machine than it has GPUs; a port that is taken.
     """
     os.environ.update(process_environment(os.environ))
     if ":" in device_name or device_name == "mps":
@@ -46,10 +56,19 @@ def init_distributed(device_name: str) -> torch.device:
             f"set --nproc_per_node {count}"
         )
     device = find_device(f"cuda:{local_rank}" if device_name == "cuda" else device_name)
-    if device.type == "cuda":
-        dist.init_process_group("cuda:nccl,cpu:gloo", device_id=device)  # gloo for what is offloaded to the CPU
-    else:
-        dist.init_process_group("gloo")
+    timeout = timedelta(seconds=timeout_seconds)
+    for name, value in _WATCHDOG.items():
+        os.environ.setdefault(name, value)
+    try:
+        if device.type == "cuda":  # gloo for what is offloaded to the CPU
+            dist.init_process_group("cuda:nccl,cpu:gloo", device_id=device, timeout=timeout)
+        else:
+            dist.init_process_group("gloo", timeout=timeout)
+    except RuntimeError as error:
+        endpoint = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+            raise UserError(f"MASTER_PORT: {endpoint} is taken by another program; set another port") from error
+        raise UserError(f"MASTER_ADDR: no connection through {endpoint}: {str(error).splitlines()[0]}") from error
     if not is_main_process():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open until the process ends)
         warnings.simplefilter("ignore")  # rank 0 shows the same

@@ -32,7 +32,7 @@ SOURCES = ["huggingface", "modelscope"]
 
 
 @pytest.fixture
-def download(cli, tmp_path):
+def download(fresh_cli, tmp_path):
     def run(hub: StandInHub, source: str, *arguments: str, **environment: str):
         endpoint = {
             "HF_ENDPOINT": hub.url,
@@ -42,7 +42,7 @@ def download(cli, tmp_path):
             "MODELSCOPE_CACHE": str(tmp_path / "modelscope"),
             "HOME": str(tmp_path),
         }
-        return cli("download", "maker/Small", "--source", source, *arguments, **endpoint | environment)
+        return fresh_cli("download", "maker/Small", "--source", source, *arguments, **endpoint | environment)
 
     return run
 

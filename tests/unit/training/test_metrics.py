@@ -1,6 +1,7 @@
+import errno
 import json
 
-from distill_tune.training import Metrics
+from distill_tune.training import Metrics, read_metrics
 
 
 class Logger:
@@ -14,10 +15,11 @@ class Logger:
         self.heard.append("closed")
 
 
-def test_a_resumed_run_drops_the_lines_that_it_will_write_again(tmp_path):
-    path = tmp_path / "metrics.jsonl"
+def test_a_resumed_run_begins_with_its_checkpoints_history(tmp_path):
+    path, history = tmp_path / "metrics.jsonl", tmp_path / "history.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    with Metrics(path, step=2) as metrics:
+    history.write_text('{"step": 1}\n{"step": 2}\n')
+    with Metrics(path, history) as metrics:
         metrics.write({"step": 3, "loss": 1.0})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 1},
@@ -31,6 +33,32 @@ def test_a_fresh_run_begins_anew(tmp_path):
     with Metrics(tmp_path / "metrics.jsonl"):
         pass
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_what_is_not_finite_is_null_in_the_file(tmp_path):
+    with Metrics(tmp_path / "m.jsonl") as metrics:
+        metrics.write({"step": 1, "loss": float("nan"), "grad_norm": float("inf")})
+    assert list(read_metrics(tmp_path / "m.jsonl")) == [{"step": 1, "loss": None, "grad_norm": None}]
+
+
+def test_a_full_disk_loses_no_line(tmp_path, capsys, monkeypatch):
+    metrics = Metrics(tmp_path / "m.jsonl")
+    flush = metrics._file.flush
+
+    class Full:
+        name, write, close = "m.jsonl", metrics._file.write, metrics._file.close
+
+        def flush(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    full, metrics._file = metrics._file, Full()
+    metrics.write({"step": 1})
+    assert "No space left on device" in capsys.readouterr().err
+    metrics._file = full
+    flush()
+    metrics.write({"step": 2})
+    metrics.__exit__(None, None, None)
+    assert [line["step"] for line in read_metrics(tmp_path / "m.jsonl")] == [1, 2]
 
 
 def test_a_logger_hears_every_nth_step_and_of_memory_if_asked(tmp_path):
