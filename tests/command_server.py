@@ -4,11 +4,13 @@ The process computes nothing itself, so a child is what a fresh `python -m disti
 import times and of threads take the real thing; see ``cli`` and ``fresh_cli`` in conftest.py.
 """
 
+import atexit
 import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -100,14 +102,20 @@ def _command(request: dict) -> None:
         os.dup2(opened, descriptor)
     sys.argv = ["distill-tune", *request["arguments"]]
     sys.path.insert(0, "")
+    status = 0
     try:
         main()
-    except SystemExit:
-        raise
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BaseException:
         traceback.print_exc()
-        sys.exit(1)
-    sys.exit(0)
+        status = 1
+    # The way Python ends, but for taking every module apart, which is slow here.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

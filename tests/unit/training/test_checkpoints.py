@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import interrupted_writes
 import pytest
 import torch
 from interrupted_writes import Run, Still
 
-import interrupted_writes
 from distill_tune import training
 from distill_tune.errors import UserError
 from distill_tune.training import TrainingState
@@ -68,7 +68,7 @@ def test_where_no_checkpoint_is_good_nothing_is_begun_anew(run):
     for number in (1, 2, 3):
         (run.run.path / "checkpoints" / f"step_{number}" / "state.json").write_text("{")
     for resume in ("auto", True):
-        with pytest.raises(UserError, match="no checkpoint in .* is whole"):
+        with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
             run.checkpoints.to_resume(resume)
 
 

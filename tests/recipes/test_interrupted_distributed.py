@@ -1,0 +1,146 @@
+"""Several gloo ranks that die, hang, are told to stop, or go on in another number, through the real CLI."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import metrics_of
+
+LOSS = "            of_batch = loss_of(batch, weights)\n"
+STEPS = ["epochs=2", "max_steps_per_epoch=4", "batch_size=4"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def config(write_config, student_folder, teacher_folder):
+    """config.yaml with all parameters trained, an average of the student as second teacher, and resume=auto."""
+    return write_config(
+        model={"_component_": "distill_tune.models.from_hf", "path": str(student_folder)},
+        teacher_model=[
+            {"_component_": "distill_tune.models.from_hf", "path": str(teacher_folder)},
+            {"_component_": "distill_tune.teachers.EMA", "decay": 0.9},
+        ],
+        checkpointer=None,
+        teacher_checkpointer=None,
+        save_every_n_steps=1,
+        resume="auto",
+    )
+
+
+def started(tmp_path: Path, count: int, *arguments: str, recipe: str = "kd_distributed") -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "distill_tune", "run", "--nproc_per_node", str(count)]
+    if arguments[:1] == ("--max_restarts",):
+        line, arguments = [*line, *arguments[:2]], arguments[2:]
+    return subprocess.Popen(
+        [*line, recipe, "--config", "config.yaml", *STEPS, *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
+    output, told = process.communicate(timeout=200)
+    assert process.returncode == status, told
+    return output, told
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def difference(one: Path, other: Path) -> float:
+    mine, theirs = weights_of(one), weights_of(other)
+    return max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
+
+
+def edited(cli, tmp_path: Path, lines: str) -> str:
+    """mine.py: the recipe with lines put before its call of loss_of."""
+    assert cli("cp", "kd_distributed", "mine.py", "--force").returncode == 0
+    source = (tmp_path / "mine.py").read_text()
+    assert source.count(LOSS) == 1
+    indented = "".join(f"            {line}\n" for line in lines.splitlines())
+    source = source.replace(LOSS, indented + LOSS).replace("import time\n", "import time, os\n")
+    (tmp_path / "mine.py").write_text(source)
+    return "mine.py"
+
+
+def test_what_two_ranks_saved_four_and_one_go_on_with_and_two_to_the_bit(config, cli, tmp_path):
+    ended(started(tmp_path, 2, "output_dir=whole"))
+    checkpoint = "resume=whole/checkpoints/step_3"
+    files = {file.name for file in (tmp_path / "whole" / "checkpoints" / "step_3").iterdir()}
+    assert {"rank_0.pt", "rank_1.pt"} <= files and len([name for name in files if name.startswith("shard-")]) == 2
+    ended(started(tmp_path, 2, checkpoint, "output_dir=by_two"))
+    assert difference(tmp_path / "whole", tmp_path / "by_two") == 0
+    ended(started(tmp_path, 4, checkpoint, "output_dir=by_four", "batch_size=2"))
+    assert difference(tmp_path / "whole", tmp_path / "by_four") < 1e-5
+    done = cli(
+        *("run", "kd_single_device", "--config", "config.yaml", *STEPS),
+        *(checkpoint, "output_dir=by_one", "batch_size=8"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert difference(tmp_path / "whole", tmp_path / "by_one") < 1e-5
+    first, by_one = metrics_of(tmp_path / "whole"), metrics_of(tmp_path / "by_one")
+    assert [line["step"] for line in by_one] == list(range(1, 9))  # the history came along
+    assert [line["loss"] for line in by_one] == pytest.approx([line["loss"] for line in first], rel=1e-4)
+
+
+def test_a_rank_that_dies_ends_the_others_and_torchrun_starts_all_again_where_they_were(config, cli, tmp_path):
+    ended(started(tmp_path, 2, "output_dir=whole"))
+    lines = (
+        "if training.rank() == 1 and lr_scheduler.last_epoch == 5 and not os.path.exists('died'):\n"
+        "    open('died', 'w').close(); os.kill(os.getpid(), 9)"
+    )
+    recipe = edited(cli, tmp_path, lines)
+    output, _ = ended(started(tmp_path, 2, "--max_restarts", "1", recipe=recipe))
+    assert (tmp_path / "died").exists()
+    assert "resuming from" in output
+    assert difference(tmp_path / "whole", tmp_path / "out") == 0
+    assert [line["step"] for line in metrics_of(tmp_path / "out")] == list(range(1, 9))
+
+
+def test_told_to_stop_all_ranks_end_after_the_same_step_with_a_checkpoint(config, cli, tmp_path):
+    recipe = edited(cli, tmp_path, "time.sleep(0.3)")
+    process = started(tmp_path, 2, recipe=recipe)
+    metrics, until = tmp_path / "out" / "metrics.jsonl", time.monotonic() + 100
+    while time.monotonic() < until and not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 2):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = ended(process, 128 + signal.SIGTERM)
+    taken = len(metrics.read_text().splitlines())
+    assert 2 <= taken < 8
+    assert f"stopped after step {taken} by SIGTERM" in output
+    assert (tmp_path / "out" / "checkpoints" / f"step_{taken}" / "SHA256SUMS").is_file()
+    assert f"step_{taken}" in ended(started(tmp_path, 2))[0]
+
+
+def test_ranks_that_wait_in_vain_name_the_one_that_hangs_the_step_and_the_line(config, cli, tmp_path):
+    recipe = edited(cli, tmp_path, "if training.rank() == 1 and lr_scheduler.last_epoch == 2: time.sleep(1000)")
+    _, told = ended(started(tmp_path, 2, "collective_timeout_seconds=8", recipe=recipe), 1)
+    assert "distill-tune: rank 0: step 3, " in told
+    assert "mine.py line " in told
+    assert "a collective did not end in time; rank 1 did not come" in told
+    assert "Traceback" not in told
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_applied_on_none(config, cli, tmp_path):
+    lines = "if (0, 7) in batch.places:\n    for p in student.parameters(): p.grad = torch.full_like(p, math.nan)"
+    recipe = edited(cli, tmp_path, lines)
+    output, _ = ended(started(tmp_path, 2, "epochs=1", "max_steps_per_epoch=8", recipe=recipe))
+    lines_of_metrics = metrics_of(tmp_path / "out")
+    (bad,) = [line["step"] for line in lines_of_metrics if not line["applied"]]
+    assert f"step {bad}: gradient norm nan: not applied" in output
+    assert "rows.json, row 8" in output
+    assert all(line["loss"] is not None for line in lines_of_metrics)
