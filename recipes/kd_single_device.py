@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> None:
     training.check_optimizer(cfg.optimizer, cfg.get("lr_scheduler"))
     student_checkpoint = models.Checkpoint.of("model", cfg.model, cfg.get("checkpointer"))
     student = models.checked_on_meta("model", cfg.model, student_checkpoint, dtype)
-    tokenizer = config.instantiate(cfg.tokenizer)
+    tokenizer = config.build("tokenizer", cfg.tokenizer)
     teacher = teachers.build_teacher(
         cfg.get("teacher_model") if kd_ratio != 0 or cfg.get("hidden_loss") else None,
         cfg.get("teacher_checkpointer"),
@@ -82,8 +82,8 @@ def main(cfg: DictConfig) -> None:
             dataset_temperature=cfg.get("dataset_temperature") if training_rows else None,
         )
         print(data.describe_rows(rows))
-        models.require_length("model", student, plan.longest)
-        teacher.require_length(plan.longest_of_teacher)
+        models.require_rows("model", student, plan.longest, plan.largest_token)
+        teacher.require_rows(plan.longest_of_teacher, plan.largest_token)
         return plan
 
     plan = plan_of(cfg.dataset, cfg.batch_size, cfg.get("gradient_accumulation_steps", 1), True)

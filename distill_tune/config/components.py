@@ -87,9 +87,9 @@ def build(key: str, component: DictConfig | None, default: Any = None) -> Any:
     try:
         return instantiate(component)
     except UserError as error:
-        raise UserError(f"{key}: {error}") from error
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"{key}: {component['_component_']}: {error}") from error
+        raise UserError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error
+    except (TypeError, ValueError, AssertionError, RuntimeError, OSError, LookupError, AttributeError) as error:
+        raise UserError(f"{key}: {component['_component_']}: {' '.join(str(error).split())}") from error
 
 
 def is_served(name: str) -> bool:

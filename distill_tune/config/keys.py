@@ -71,7 +71,8 @@ def check_keys(config: DictConfig, recipe: Path, source: str, overrides: Sequenc
     used = set(_INTERPOLATION.findall(source))
     asked = {re.split(r"[.=]", override.lstrip("+~"))[0] for override in overrides}
     faults = []
-    for key in sorted(set(map(str, config)) - known - used, key=list(config).index):
+    written = [str(key) for key in config]
+    for key in sorted(set(written) - known - used, key=written.index):
         others = [path.stem for path in sorted(recipes_folder().glob("*.py")) if key in keys_of_recipe(path).all]
         if others and key in asked:
             faults.append(f"{key}: {recipe.stem} does not read it; {' and '.join(others)} does")

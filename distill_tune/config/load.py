@@ -26,7 +26,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
     """
     try:
         config = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, TypeError) as error:
         raise UserError(f"config {path}: not valid YAML: {_one_line(error)}") from error
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}") from error
@@ -60,7 +60,7 @@ def _apply(config: DictConfig, override: str) -> None:
     key = key.removeprefix("+")
     try:
         value = OmegaConf.from_dotlist([f"value={text}"]).get("value") if "${" not in text else text
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise UserError(f"{override}: the value is not valid YAML: {_one_line(error)}") from error
     try:
         present = OmegaConf.select(config, key, throw_on_resolution_failure=False)

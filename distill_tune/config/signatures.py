@@ -6,6 +6,7 @@ What cannot be told for sure (decorated functions, names made at run time) is le
 import ast
 import functools
 import importlib.util
+import os
 from inspect import Parameter
 from pathlib import Path
 
@@ -102,13 +103,13 @@ def _imported(node: ast.ImportFrom, module: Path, root: Path) -> Path | None:
         if found is None:
             return None
         folder, found_file = found.parent if found.name == "__init__.py" else found.with_suffix(""), found
-    return found_file if found_file.is_file() else None
+    return found_file if os.path.isfile(found_file) else None
 
 
 def _submodule(module: Path, name: str) -> Path | None:
     """``name`` below a package, given by its __init__.py."""
     candidates = (module.parent / name / "__init__.py", module.parent / f"{name}.py")
-    return next((path for path in candidates if module.name == "__init__.py" and path.is_file()), None)
+    return next((path for path in candidates if module.name == "__init__.py" and os.path.isfile(path)), None)
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """Checks of plain values: types, ranges, choices, paths; all without importing anything heavy."""
 
+import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +27,7 @@ def _number(least: float, most: float = float("inf"), *, positive: bool = False,
     def check(value: Any) -> str | None:
         if value is None and optional:
             return None
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if is_number and least <= value <= most and (value > 0 or not positive):
             return None
         if positive:
@@ -73,7 +75,7 @@ def _output_dir(value: Any) -> str | None:
     if fault := _text(value):
         return fault
     for folder in (Path(value), *Path(value).parents):
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not os.path.isdir(folder):
             return f"cannot be made: {folder} is a file"
     return None
 
@@ -85,7 +87,7 @@ def _resume(value: Any) -> str | None:
 
 
 def _folder(value: Any) -> str | None:
-    return None if isinstance(value, str) and Path(value).expanduser().is_dir() else "no such folder"
+    return None if isinstance(value, str) and os.path.isdir(os.path.expanduser(value)) else "no such folder"
 
 
 def _or_schedule(check: Check) -> Check:
@@ -222,6 +224,7 @@ def check_values(config: DictConfig) -> list[str]:
             faults.append(f"{key}={_shown(config[key])}: {fault}")
     for name, component in components_of(config):
         faults += _argument_faults(name, component)
+    faults += _nameless_components(config)
     if config.get("enable_activation_offloading") is True:
         if config.get("enable_activation_checkpointing") is not True:
             faults.append("enable_activation_offloading=True: needs enable_activation_checkpointing=True")
@@ -288,10 +291,19 @@ def components_of(
     items = node.items() if isinstance(node, DictConfig) else enumerate(node)
     for key, value in items:
         name = f"{prefix}{key}"
-        if isinstance(value, DictConfig) and "_component_" in value:
+        if isinstance(value, DictConfig) and isinstance(value.get("_component_"), str):
             yield name, value
         if isinstance(value, DictConfig | ListConfig):
             yield from components_of(value, f"{name}.")
+
+
+def _nameless_components(node: Any, prefix: str = "") -> Iterator[str]:
+    """Below the top level, whose own checks tell it."""
+    items = node.items() if isinstance(node, DictConfig) else enumerate(node) if isinstance(node, ListConfig) else ()
+    for key, value in items:
+        if prefix and isinstance(value, DictConfig) and not isinstance(value.get("_component_", ""), str):
+            yield f"{prefix}{key}._component_={_shown(value['_component_'])}: must be the dotted name of what to call"
+        yield from _nameless_components(value, f"{prefix}{key}.")
 
 
 def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
@@ -301,23 +313,23 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
             yield f"{name}.{key}={value}: must be above 0"
     if name.startswith("tokenizer"):
         for key in _FILES:
-            if isinstance(component.get(key), str) and not Path(component[key]).exists():
+            if isinstance(component.get(key), str) and not os.path.exists(component[key]):
                 yield f"{name}.{key}={component[key]}: no such file"
     is_model = re.fullmatch(r"model|teacher_model(\.\d+)?", name) is not None
     path = component.get("path") if is_model else None
     if isinstance(path, str) and path.endswith(".gguf"):
-        if not Path(path).expanduser().is_file():
+        if not os.path.isfile(os.path.expanduser(path)):
             yield f"{name}.path={path}: no such file"
         elif name == "model":
             yield f"{name}.path={path}: a GGUF file can be a teacher; a student needs a Hugging Face model folder"
     elif str(component["_component_"]).endswith(".EarlierCheckpoint") and isinstance(path, str):
-        if not (Path(path).expanduser() / "state.json").is_file():
+        if not os.path.isfile(os.path.join(os.path.expanduser(path), "state.json")):
             yield f"{name}.path={path}: no checkpoint of a run; name a folder checkpoints/step_N"
-    elif isinstance(path, str) and not (Path(path).expanduser() / "config.json").is_file():
+    elif isinstance(path, str) and not os.path.isfile(os.path.join(os.path.expanduser(path), "config.json")):
         yield f"{name}.path={path}: no such folder, or it has no config.json; name a Hugging Face model folder"
     folder = component.get("checkpoint_dir")
     if isinstance(folder, str):
-        if not Path(folder).is_dir():
+        if not os.path.isdir(folder):
             yield f"{name}.checkpoint_dir={folder}: no such folder"
         else:
             yield from _missing_checkpoint_files(name, Path(folder), component.get("checkpoint_files"))
@@ -329,7 +341,7 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
 def _missing_checkpoint_files(name: str, folder: Path, files: Any) -> Iterator[str]:
     if isinstance(files, ListConfig):
         for file in files:
-            if not (folder / str(file)).is_file():
+            if not os.path.isfile(folder / str(file)):
                 yield f"{name}.checkpoint_files: {folder / str(file)}: no such file"
 
 

@@ -239,7 +239,7 @@ def _message(turn: Any, index: int, train_on_input: bool) -> Message:
         raise RowError(f"turn {index + 1} must have a role and a content, found {_kind(turn)}")
     role = turn.get("role", turn.get("from"))
     content = turn.get("content", turn.get("value"))
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise RowError(f"turn {index + 1} has the role {role!r}; known are {', '.join(_ROLES)}")
     if not isinstance(content, str):
         raise RowError(f"turn {index + 1} has no text, found {_kind(content)}")

@@ -124,6 +124,11 @@ class StepPlan:
         return max(int(rows.lengths.max()) for rows in self._datasets)
 
     @property
+    def largest_token(self) -> int:
+        """The largest token of any row."""
+        return max(rows.largest_token for rows in self._datasets)
+
+    @property
     def longest_of_teacher(self) -> int:
         """Tokens of the longest row as the teacher reads it."""
         return max(int((rows.teacher or rows).lengths.max()) for rows in self._datasets)

@@ -94,6 +94,11 @@ class TokenisedRows:
         return self.offsets.diff().numpy()
 
     @functools.cached_property
+    def largest_token(self) -> int:
+        """Of all rows, those that the teacher reads included."""
+        return max(int(rows.tokens.max()) for rows in (self, self.teacher) if rows is not None)
+
+    @functools.cached_property
     def supervised(self) -> numpy.ndarray:
         """Tokens to be learned in each row; its first token is never predicted."""
         learned = (self.labels != IGNORE_INDEX).numpy()
@@ -351,7 +356,8 @@ def _read(index: int, prompt: Prompt) -> Tokens:
         return numpy.asarray(row["tokens"], numpy.int32), numpy.asarray(row["labels"], numpy.int32)
     except KeyError as error:
         raise RowError(f"no field {error.args[0]}") from error
-    except (TypeError, ValueError, AttributeError, AssertionError) as error:  # a component's own check of the row
+    except (TypeError, ValueError, AttributeError, AssertionError, LookupError, RuntimeError, OverflowError) as error:
+        # A component's own check of the row, or a tokenizer that refuses its text.
         raise RowError(f"cannot be used: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -152,19 +153,19 @@ def _local_files(source: str, options: Mapping[str, Any]) -> list[Path] | None:
         if any(name.startswith(("http://", "https://", "hf://")) for name in names):
             return None
         return [file for name in names for file in _files_at(name)]
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     looks_local = path.suffix in _SUFFIXES or source.startswith((".", "/", "~"))
-    return _files_at(source) if looks_local or path.exists() else None
+    return _files_at(source) if looks_local or os.path.exists(path) else None
 
 
 def _files_at(name: str) -> list[Path]:
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
         if not files:
             raise UserError(f"dataset {path}: the folder has no {', '.join(_SUFFIXES)} file")
         return files
-    if not path.is_file():
+    if not os.path.isfile(path):
         matches = sorted(path.parent.glob(path.name)) if "*" in path.name else []
         if not matches:
             raise UserError(f"dataset {path}: no such file or folder")
@@ -204,6 +205,8 @@ def _read(file: Path, field: str | None, csv_options: Mapping[str, Any]) -> Iter
     encoding = csv_options.get("encoding") or "utf-8-sig"  # with or without a byte order mark
     try:
         text = file.read_text(encoding=encoding)
+    except LookupError as error:
+        raise UserError(f"dataset {file}: encoding={encoding}: there is no such encoding") from error
     except UnicodeDecodeError as error:
         raise UserError(
             f"dataset {file}: not {encoding.removesuffix('-sig')} at byte {error.start}; "
@@ -236,6 +239,8 @@ def _read_json(file: Path, text: str, field: str | None) -> Iterator[_Located]:
         raise UserError(
             f"dataset {file}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
+    except RecursionError as error:
+        raise UserError(f"dataset {file}: broken JSON: nested too deeply") from error
     if field is not None and isinstance(data, dict):
         data = data.get(field)
     if isinstance(data, dict):

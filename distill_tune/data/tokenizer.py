@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -64,7 +65,10 @@ class HFTokenizer:
             but what the template writes for the unmasked turns, end-of-turn token included.
         """
         rendered, spans = self._render(messages)
-        encoding = self._tokenizer.encode(rendered, add_special_tokens=False)
+        try:
+            encoding = self._tokenizer.encode(rendered, add_special_tokens=False)
+        except Exception as error:  # tokenizers raises nothing more special
+            raise RowError(f"the tokenizer refuses it: {error}") from error
         mask = [not any(start < stop_ and stop > start_ for start_, stop_ in spans) for start, stop in encoding.offsets]
         if self.max_seq_len is not None:
             return encoding.ids[: self.max_seq_len], mask[: self.max_seq_len]
@@ -161,9 +165,9 @@ def hf_tokenizer(path: str, max_seq_len: int | None = None) -> HFTokenizer:
     Raises:
         UserError: no tokenizer.json there, or one that cannot be read.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     folder = folder.parent if folder.name == "tokenizer.json" else folder
-    if not (folder / "tokenizer.json").is_file():
+    if not os.path.isfile(folder / "tokenizer.json"):
         raise UserError(f"tokenizer.path={path}: the folder has no tokenizer.json")
     try:
         return HFTokenizer(folder, max_seq_len)

@@ -12,7 +12,8 @@ from distill_tune.models.loading import (
     fill_rotary_tables,
     load_model,
     load_weights,
-    require_length,
+    require_rows,
+    require_tokens,
 )
 from distill_tune.models.output_head import OutputHead, output_head, take_output_head
 from distill_tune.models.packed_rows import use_packed_rows
@@ -43,7 +44,8 @@ __all__ = [
     "num_bytes",
     "output_head",
     "projectors",
-    "require_length",
+    "require_rows",
+    "require_tokens",
     "take_output_head",
     "use_packed_rows",
 ]

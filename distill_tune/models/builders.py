@@ -1,5 +1,6 @@
 """Models built from a Hugging Face folder: config.json says all that is needed."""
 
+import os
 from pathlib import Path
 
 from torch import nn
@@ -96,7 +97,7 @@ class _Builder:
         use_dora: bool = False,
         quantize_base: bool = False,
     ) -> None:
-        file = Path(path).expanduser()
+        file = Path(os.path.expanduser(path))
         config_json = gguf_config(file) if file.suffix == ".gguf" else read_config_json(file, "path")
         try:
             self.config = decoder_config(config_json)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Checkpoint:
         if checkpointer is None:
             if "path" not in model:
                 raise UserError(f"{prefix}checkpointer: missing; {model['_component_']} does not know its folder")
-            path = Path(model["path"]).expanduser()
+            path = Path(os.path.expanduser(model["path"]))
             if path.suffix == ".gguf":
                 from distill_tune.models.gguf import GGUFCheckpoint
 
@@ -80,7 +81,7 @@ class Checkpoint:
             names: a list, or torchtune's ``{filename_format: model-{}-of-{}.safetensors, max_filename: "00004"}``;
                 None for the folder's index, or its safetensors, or its .bin files.
         """
-        folder = folder.expanduser()
+        folder = Path(os.path.expanduser(folder))
         config = read_config_json(folder, folder_key)
         if names is None:
             files = _found_files(folder_key, folder)
@@ -89,8 +90,10 @@ class Checkpoint:
             numbers = (str(number).zfill(len(last)) for number in range(1, int(last) + 1))
             files = [folder / names["filename_format"].format(number, last) for number in numbers]
         else:
-            files = [folder / name for name in names]
-        missing = [str(file) for file in files if not file.is_file()]
+            files = [folder / str(name) for name in names]
+        if outside := [file for file in files if file.parent != folder]:
+            raise UserError(f"{key}.checkpoint_files: {outside[0]}: lies outside of {folder}")
+        missing = [str(file) for file in files if not os.path.isfile(file)]
         if missing:
             raise UserError(f"{key}.checkpoint_files: no such file: {', '.join(missing)}; is the download complete?")
         return cls(key, folder, tuple(files), model_type, config)
@@ -154,10 +157,11 @@ def _found_files(key: str, folder: Path) -> list[Path]:
         if not (folder / index).is_file():
             continue
         try:
-            names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{key}={folder}: {index} is broken: {error}") from error
-        outside = [name for name in names if Path(name).name != name]
+            weight_map = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
+            names = sorted(set(map(Path, weight_map.values())))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+            raise UserError(f"{key}={folder}: {index} is broken: {type(error).__name__} {error}") from error
+        outside = [name for name in names if name.name != str(name)]
         if outside:
             raise UserError(f"{key}={folder}: {index} names {outside[0]}, which is no file of this folder")
         return [folder / name for name in names]

@@ -96,6 +96,18 @@ class DecoderConfig:
     ropes: tuple[RopeConfig, ...]
 
 
+_SIZES = (
+    "head_dim",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "vocab_size",
+)
+
+
 def read_config_json(folder: Path, key: str) -> dict[str, Any]:
     """
     Args:
@@ -108,7 +120,7 @@ def read_config_json(folder: Path, key: str) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{key}={folder}: has no config.json; name a Hugging Face model folder") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{key}={folder}: config.json is broken: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{key}={folder}: config.json is broken: it is no mapping")
@@ -143,12 +155,17 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     Raises:
         UserError: an architecture, an activation or a rope scaling that is not supported, or a key that is missing.
     """
-    text = language_model_config(config)
-    architecture = text["architectures"][0]
     try:
+        text = language_model_config(config)
+        architecture = text["architectures"][0]
+        for name in _SIZES:
+            if text.get(name) is not None and (not isinstance(text[name], int) or text[name] < 1):
+                raise UserError(f"config.json: {name}={text[name]}: must be a whole number above 0")
         return _decoder_config(architecture, text)
     except KeyError as error:
         raise UserError(f"config.json: has no {error.args[0]}, which {architecture} needs") from error
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
+        raise UserError(f"config.json: does not describe a model: {error}") from error
 
 
 def _decoder_config(architecture: str, text: dict[str, Any]) -> DecoderConfig:

@@ -73,15 +73,28 @@ def checked_on_meta(
     return model
 
 
-def require_length(key: str, model: TransformerDecoder, longest: int) -> None:
+def require_rows(key: str, model: TransformerDecoder, longest: int, largest_token: int) -> None:
     """
     Raises:
-        UserError: the data has a row that is longer than the model can read.
+        UserError: the data has a row that is longer than the model can read, or a token that it does not have.
     """
+    require_tokens(key, model.tok_embeddings.weight.shape[0], largest_token)
     if longest > model.max_seq_len:
         raise UserError(
             f"dataset: its longest sequence has {longest} tokens, {key} reads {model.max_seq_len} at most; "
             f"set tokenizer.max_seq_len={model.max_seq_len}"
+        )
+
+
+def require_tokens(key: str, vocab_size: int, largest_token: int) -> None:
+    """
+    Raises:
+        UserError: the data has a token that the model does not have.
+    """
+    if largest_token >= vocab_size:
+        raise UserError(
+            f"dataset: its rows have the token {largest_token}, {key} knows {vocab_size}, numbered from 0; "
+            "take the model's own tokenizer"
         )
 
 

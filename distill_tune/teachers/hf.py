@@ -1,5 +1,6 @@
 """A causal language model of transformers as teacher: any architecture that torchtune lacks."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class HuggingFace(Teacher):
     dtype: torch.dtype = torch.float32
 
     def __init__(self, path: str, trust_remote_code: bool = False) -> None:
-        self._path, self._trust = Path(path).expanduser(), trust_remote_code
+        self._path, self._trust = Path(os.path.expanduser(path)), trust_remote_code
         try:
             import transformers
         except ImportError as error:
@@ -62,7 +63,8 @@ class HuggingFace(Teacher):
         models.check_tokenizers(checkpoint.folder, self._path)
         return models.common_vocabulary(student, self._config.vocab_size, tokenizer)
 
-    def require_length(self, longest: int) -> None:
+    def require_rows(self, longest: int, largest_token: int) -> None:
+        models.require_tokens("teacher_model", self._config.vocab_size, largest_token)
         most = getattr(self._config, "max_position_embeddings", None)
         if most is not None and longest > most:
             raise UserError(f"dataset: its longest sequence has {longest} tokens, teacher_model reads {most} at most")

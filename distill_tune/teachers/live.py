@@ -53,8 +53,8 @@ class LiveTeacher(Teacher):
             models.check_tokenizers(checkpoint.folder, self.checkpoint.folder)
         return models.common_vocabulary(student, self.vocab_size, tokenizer)
 
-    def require_length(self, longest: int) -> None:
-        models.require_length("teacher_model", self.model, longest)
+    def require_rows(self, longest: int, largest_token: int) -> None:
+        models.require_rows("teacher_model", self.model, longest, largest_token)
 
     def keep_hidden_states(self, layers: Sequence[int]) -> None:
         models.keep_hidden_states(self.model, layers)

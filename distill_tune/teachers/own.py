@@ -1,6 +1,7 @@
 """The student as its own teacher: an average of its weights, an earlier checkpoint, or its base model."""
 
 import copy
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ class EarlierCheckpoint(_CopyOfStudent):
     """
 
     def __init__(self, path: str) -> None:
-        self._folder = Path(path).expanduser()
+        self._folder = Path(os.path.expanduser(path))
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         common = super().check(student, checkpoint, tokenizer)

@@ -41,9 +41,9 @@ class SeveralTeachers(Teacher):
         self.models = list(itertools.chain.from_iterable(teacher.models for teacher in self._teachers))
         return min((size for size in common if size is not None), default=None)
 
-    def require_length(self, longest: int) -> None:
+    def require_rows(self, longest: int, largest_token: int) -> None:
         for teacher in self._teachers:
-            teacher.require_length(longest)
+            teacher.require_rows(longest, largest_token)
 
     def load(
         self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False

@@ -50,10 +50,10 @@ class Teacher:
         """
         return None
 
-    def require_length(self, longest: int) -> None:
+    def require_rows(self, longest: int, largest_token: int) -> None:
         """
         Raises:
-            UserError: it cannot read so many tokens.
+            UserError: it cannot read so many tokens, or not this one.
         """
 
     def keep_hidden_states(self, layers: Sequence[int]) -> None:

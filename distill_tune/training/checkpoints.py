@@ -64,7 +64,7 @@ class Checkpoints:
         if is_restarted(os.environ) and there:
             resume = "auto"
         if isinstance(resume, str) and resume != "auto":
-            folder = Path(resume).expanduser()
+            folder = Path(os.path.expanduser(resume))
             if found := _damage(folder):
                 raise UserError(f"resume={resume}: {found}; name another checkpoint, or resume=auto takes the newest")
             return _told(folder)

@@ -27,7 +27,6 @@ Value = TypeVar("Value")
 _WATCHDOG = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
 }
 
 
@@ -60,10 +59,14 @@ def init_distributed(device_name: str, timeout_seconds: float = 600) -> torch.de
     for name, value in _WATCHDOG.items():
         os.environ.setdefault(name, value)
     try:
+        store, own_rank, count = next(dist.rendezvous("env://", timeout=timeout))
+        # torchrun keeps one store through its restarts: what an earlier start has left there must not be met.
+        store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        group = {"store": store, "rank": own_rank, "world_size": count, "timeout": timeout}
         if device.type == "cuda":  # gloo for what is offloaded to the CPU
-            dist.init_process_group("cuda:nccl,cpu:gloo", device_id=device, timeout=timeout)
+            dist.init_process_group("cuda:nccl,cpu:gloo", device_id=device, **group)
         else:
-            dist.init_process_group("gloo", timeout=timeout)
+            dist.init_process_group("gloo", **group)
     except RuntimeError as error:
         endpoint = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         if "EADDRINUSE" in str(error) or "address already in use" in str(error):

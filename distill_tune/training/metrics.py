@@ -81,9 +81,10 @@ class Metrics:
 def read_metrics(path: Path | None) -> Iterator[dict[str, Any]]:
     """The lines of a metrics.jsonl; none without one."""
     if path is not None and path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):  # cut short
-                yield json.loads(line)
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):  # cut short
+                if isinstance(values := json.loads(line), dict):
+                    yield values
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """The folder that a run leaves: what lies where."""
 
 import dataclasses
+import os
 import platform
 import shlex
 import sys
@@ -29,7 +30,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, output_dir: str) -> "RunFolder":
-        return cls(Path(output_dir).expanduser())
+        return cls(Path(os.path.expanduser(output_dir)))
 
     @property
     def metrics(self) -> Path:

@@ -1,0 +1,568 @@
+"""Wrong inputs, and a part of the message that is told: the cases of tests/recipes/test_bad_input.py."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from tiny import ROWS, write_model
+
+# One wrong setting each, told before anything heavy is imported: overrides, and a part of the message.
+AT_ONCE = [
+    ("kd_raito=0.1", "kd_raito: no such key, did you mean kd_ratio?"),
+    ("mode.apply_lora_to_output=True", "mode: no such key, did you mean model?"),
+    ("zzz=1", "zzz: no such key, and nothing would read it"),
+    ("kd_ratio=1.5", "kd_ratio=1.5: must be a number from 0 to 1"),
+    ("kd_ratio=half", "kd_ratio=half: must be a number from 0 to 1"),
+    ("temperature=0", "temperature=0: must be a number above 0"),
+    ("epochs=0", "epochs=0: must be a whole number of at least 1"),
+    ("batch_size=2.5", "batch_size=2.5: must be a whole number of at least 1 or null"),
+    (
+        "max_tokens_per_batch=4096",
+        "max_tokens_per_batch=4096: takes the place of batch_size; set batch_size=null as well",
+    ),
+    ("batch_size=null", "batch_size=null: needs max_tokens_per_batch"),
+    ("teacher_dtype=int4", "teacher_dtype=int4: must be one of bf16, fp32"),
+    ("teacher_quantizer=int4", "teacher_quantizer=int4: must be a component"),
+    ("temperature_squared=2", "temperature_squared=2: must be True or False"),
+    ("temperature=[1,2]", "temperature=[1, 2]: must be a number above 0, or a schedule, {_component_: distill_tune."),
+    ("teacher_combination=vote", "teacher_combination=vote: must be one of mixture, sum, by_row"),
+    ("teacher_combination=sum", "teacher_combination=sum: teacher_model names one teacher; give a list"),
+    ("dataset_temperature=2", "dataset_temperature=2: dataset names one dataset; give a list"),
+    (
+        "teacher_model._component_=distill_tune.teachers.EMA teacher_offload=True",
+        "teacher_offload: distill_tune.teachers.EMA does not heed it; it is for models",
+    ),
+    ("teacher_prompt_template=hello", "teacher_prompt_template=hello: must be text with {input}"),
+    ("augmentations=3", "augmentations=3: must be a list of components"),
+    ("dataset_temperature=0", "dataset_temperature=0: must be a number above 0 or null"),
+    ("hidden_loss=uniform", "hidden_loss=uniform: must be a component"),
+    ("teacher_model=[]", "teacher_model=[]: is an empty list"),
+    ("+model.path=x.gguf", "model.path=x.gguf: no such file"),
+    (
+        "teacher_quantizer._component_=distill_tune.teachers.NF4 teacher_offload=True",
+        "teacher_offload=True: streams plain weights alone; leave teacher_quantizer out",
+    ),
+    (
+        "hidden_loss._component_=distill_tune.losses.HiddenLoss hidden_loss.positions=all teacher_max_seq_len=9",
+        "hidden_loss.positions=all: teacher_max_seq_len has teacher and student read different rows",
+    ),
+    ("batch_size=True", "batch_size=True: must be a whole number of at least 1 or null"),
+    ("max_steps_per_epoch=-1", "max_steps_per_epoch=-1: must be a whole number of at least 1 or null"),
+    ("clip_grad_norm=0", "clip_grad_norm=0: must be a number above 0 or null"),
+    ("dtype=fp16", "dtype=fp16: is not supported: gradients underflow in fp16 without loss scaling; take bf16"),
+    ("dtype=float", "dtype=float: must be one of bf16, fp32"),
+    ("device=gpu", "device=gpu: must be cpu, cuda, cuda:N, mps or auto (the fastest that is there)"),
+    ("on_bad_row=ignore", "on_bad_row=ignore: must be one of stop, skip"),
+    ("shuffle=maybe", "shuffle=maybe: must be True or False"),
+    ("seed=-1", "seed=-1: must be a whole number of at least 0 or null"),
+    ("resume_from_checkpoint=nowhere", "resume_from_checkpoint=nowhere: no such folder"),
+    ("output_dir=config.yaml/out", "output_dir=config.yaml/out: cannot be made: config.yaml is a file"),
+    ("optimizer.lr=1e-3 optimizer=3", "optimizer=3: must be a component"),
+    ("dataset=[]", "dataset=[]: is an empty list"),
+    ("tokenizer.path=nowhere.model", "tokenizer.path=nowhere.model: no such file"),
+    ("checkpointer.checkpoint_dir=nowhere", "checkpointer.checkpoint_dir=nowhere: no such folder"),
+    ("checkpointer.checkpoint_files=[b.safetensors]", "b.safetensors: no such file"),
+    ("~teacher_model", "teacher_model: missing; kd_ratio=0.5 needs a teacher (kd_ratio=0 trains without one)"),
+    ("~optimizer", "optimizer: missing; the recipe needs it"),
+    ("~nothing", "~nothing: there is no nothing to remove"),
+    ("+kd_ratio=0.1", "+kd_ratio=0.1: kd_ratio is there already; leave out the +"),
+    ("kd_ratio", "kd_ratio: not an override; write key=value, +key=value or ~key"),
+    ("kd_ratio=[", "kd_ratio=[: the value is not valid YAML"),
+    ("seed.x=1", "seed={'x': 1}: must be a whole number"),
+    ("--kd_ratio=1", "--kd_ratio=1: no such option; settings are written key=value"),
+    (
+        "enable_activation_offloading=True",
+        "enable_activation_offloading=True: needs enable_activation_checkpointing=True",
+    ),
+]
+
+LOSS, HIDDEN = "kd_loss._component_=distill_tune.losses.", "hidden_loss._component_=distill_tune.losses.HiddenLoss"
+ARGUMENTS = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "intermediate_dim", "max_seq_len")
+KIND = " ".join(f"~teacher_model.{name}" for name in ARGUMENTS) + " teacher_model=distill_tune.teachers."
+RATIO = "~kd_ratio kd_ratio._component_=distill_tune.training.Linear kd_ratio.start=0.5"
+
+# One wrong argument each, found when the component's module is imported.
+OF_COMPONENTS = [
+    ("model.lora_rnk=8 model=torchtune.models.llama3_2.lora_llama3_2", "has no such argument, did you mean lora_rank"),
+    (
+        "model.num_layer=2",
+        "model.num_layer: torchtune.models.llama3_2.llama3_2 has no such argument, did you mean num_layers?",
+    ),
+    ("model.num_layers=two", "model.num_layers=two: must be a whole number"),
+    ("~model.vocab_size", "model.vocab_size: missing; torchtune.models.llama3_2.llama3_2 needs it"),
+    (
+        "optimizer=torch.optim.AdmW",
+        "torch.optim.AdmW: torch.optim has no AdmW, did you mean AdamW",
+    ),
+    ("optimizer.lr=abc", "optimizer.lr=abc: must be a number"),
+    ("optimizer.lr=-1", "optimizer: torch.optim.AdamW: Invalid learning rate: -1"),
+    (f"{LOSS}JensenShannon kd_loss.beta=2", "kd_loss: distill_tune.losses.JensenShannon: beta=2: must be from 0 to 1"),
+    (f"{LOSS}TopK kd_loss.k=0", "kd_loss: distill_tune.losses.TopK: k=0: must be at least 1"),
+    (f"{LOSS}TopK kd_loss.n=5", "kd_loss.n: distill_tune.losses.TopK has no such argument"),
+    (f"{HIDDEN} hidden_loss.layers=first", "HiddenLoss: layers=first: must be uniform, last, or pairs"),
+    (f"{HIDDEN} hidden_loss.layers=[[9,1]]", "hidden_loss.layers: [9, 1]: the student has 2 layers, the teacher 3"),
+    (f"{KIND}EMA +teacher_model.decay=2", "teacher_model.decay=2: must be from 0 to less than 1"),
+    (f"{KIND}BaseModel", "the student without its adapters, and `model` has none"),
+    (f"{KIND}HuggingFace +teacher_model.path=nowhere", "teacher_model.path=nowhere: no such folder"),
+    (f"{RATIO} kd_ratio.change=1", "kd_ratio: its schedule gives 1.5 at step 1; it must stay from 0 to 1"),
+    (RATIO, "kd_ratio: distill_tune.training.Linear: change or end: give one of them"),
+    (
+        "augmentations.0._component_=distill_tune.data.DropTokens augmentations.0.rate=2",
+        "augmentations={'0': {'_component_'",
+    ),
+    ("optimizer.params=[]", "optimizer.params: the recipe passes this itself; leave it out"),
+    ("optimizer=nopackage.Adam", "nopackage.Adam: no module named nopackage; is the package installed?"),
+    ("dataset.train_on_inputs=True", "dataset.train_on_inputs: distill_tune.data.instruct has no such argument"),
+    ("dataset=torchtune.datasets.alpaca_dataset dataset.sorce=x", "has no such argument, did you mean source?"),
+    ("+loss._component_=torchtune.modules.loss.CEWithChunkedOutputLoss +loss.ignore_index=0", "must be -100"),
+]
+
+
+class Wrong:
+    """A folder with a valid config.yaml; each method breaks something and gives overrides that name it."""
+
+    def __init__(self, folder: Path, tokenizer_file: Path) -> None:
+        self.folder, self._tokenizer_file = folder, tokenizer_file
+
+    def config(self, content: str | bytes) -> list[str]:
+        path = self.folder / "config.yaml"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return []
+
+    def line(self, text: str) -> list[str]:
+        """config.yaml with another line."""
+        path = self.folder / "config.yaml"
+        path.write_text(path.read_text() + text + "\n")
+        return []
+
+    def rows(self, name: str, content: object, component: str = "instruct", **arguments: object) -> list[str]:
+        path = self.folder / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+        more = [f"+dataset.{key}={value}" for key, value in arguments.items()]
+        return [f"dataset._component_=distill_tune.data.{component}", f"dataset.source={path}", *more]
+
+    def model(self, **shape: int) -> Path:
+        """A model's folder of its own, to be broken."""
+        return write_model(self.folder / "model", self._tokenizer_file, seed=3, **shape)
+
+    def file(self, name: str, content: str | bytes | None) -> list[str]:
+        """The student's folder with another file, or without one."""
+        folder = self.model()
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return [f"checkpointer.checkpoint_dir={folder}", "~checkpointer.checkpoint_files"]
+
+    def index(self, content: object) -> list[str]:
+        text = content if isinstance(content, str) else json.dumps(content)
+        return self.file("model.safetensors.index.json", text)
+
+    def cut(self, keep: int | float) -> list[str]:
+        folder = self.model()
+        weights = (folder / "model.safetensors").read_bytes()
+        kept = int(keep * len(weights)) if isinstance(keep, float) else keep
+        (folder / "model.safetensors").write_bytes(weights[:kept])
+        return [f"checkpointer.checkpoint_dir={folder}"]
+
+    def tensors(self, change: Callable[[dict], None]) -> list[str]:
+        from safetensors.torch import load_file, save_file
+
+        folder = self.model()
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors")
+        return [f"checkpointer.checkpoint_dir={folder}"]
+
+    def json_of(self, name: str, **changes: object) -> list[str]:
+        folder = self.model()
+        config = json.loads((folder / name).read_text()) | changes
+        config = {key: value for key, value in config.items() if value is not None}
+        (folder / name).write_text(json.dumps(config))
+        return [f"checkpointer.checkpoint_dir={folder}"]
+
+    def from_hf(self, **changes: object) -> list[str]:
+        """The student built from its folder, whose config.json is changed."""
+        self.json_of("config.json", **changes)
+        settings = yaml.safe_load((self.folder / "config.yaml").read_text())
+        settings["model"] = {"_component_": "distill_tune.models.from_hf", "path": str(self.folder / "model")}
+        del settings["checkpointer"]
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        return []
+
+    def tokenizer_json(self, content: str | None, config: str = '{"eos_token": "</s>"}') -> list[str]:
+        folder = self.folder / "tokenizer"
+        folder.mkdir()
+        if content is not None:
+            (folder / "tokenizer.json").write_text(content)
+        (folder / "tokenizer_config.json").write_text(config)
+        return ["tokenizer=distill_tune.data.hf_tokenizer", f"tokenizer.path={folder}"]
+
+    def pickle(self) -> list[str]:
+        """Weights that would run code."""
+        import pickle
+
+        class Code:
+            def __reduce__(self) -> tuple:
+                return (open, (str(self_folder / "was_run"), "w"))
+
+        self_folder = self.folder
+        folder = self.model()
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"model.embed_tokens.weight": Code()}))
+        return [f"checkpointer.checkpoint_dir={folder}", "checkpointer.checkpoint_files=[pytorch_model.bin]"]
+
+    def gguf(self, content: bytes) -> list[str]:
+        (self.folder / "teacher.gguf").write_bytes(content)
+        settings = yaml.safe_load((self.folder / "config.yaml").read_text())
+        settings["teacher_model"] = {
+            "_component_": "distill_tune.models.from_hf",
+            "path": str(self.folder / "teacher.gguf"),
+        }
+        del settings["teacher_checkpointer"]
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        return []
+
+    def run_before(self, *files: str) -> list[str]:
+        """An output folder in which a run has left something."""
+        for name in files:
+            path = self.folder / "out" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+        return []
+
+    def copy_of_rows(self, change: Callable[[list[dict]], object]) -> list[str]:
+        rows = [dict(row) for row in ROWS]
+        change(rows)
+        return self.rows("rows.json", rows)
+
+    def without(self, name: str) -> list[str]:
+        shutil.rmtree(self.folder / name)
+        return []
+
+
+def _no_tensor(weights: dict) -> None:
+    del weights["model.layers.1.mlp.up_proj.weight"]
+
+
+def _one_more(weights: dict) -> None:
+    weights["model.layers.9.mlp.up_proj.weight"] = weights["model.norm.weight"].clone()
+
+
+def _wider(weights: dict) -> None:
+    weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].repeat(1, 2)
+
+
+GOOD = {"instruction": "What is 1 plus 1?", "output": "1 plus 1 is 2, done."}
+TURN = {"role": "user", "content": "hi"}
+
+# Broken files of every kind: what is broken, and a part of the message.
+OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
+    # config.yaml
+    ("config: not YAML", lambda w: w.config("a: ["), "config config.yaml: not valid YAML"),
+    ("config: a tab", lambda w: w.config("a:\n\tb: 1"), "config config.yaml: not valid YAML"),
+    ("config: a key twice", lambda w: w.line("seed: 1"), "found duplicate key seed"),
+    ("config: a list", lambda w: w.config("- a"), "must be a mapping of keys"),
+    ("config: a number", lambda w: w.config("5"), "config config.yaml: "),
+    ("config: empty", lambda w: w.config(""), "model: missing; the recipe needs it"),
+    ("config: refers to itself", lambda w: w.line("metric_logger: ${metric_logger}"), "nterpolation"),
+    (
+        "config: a cycle",
+        lambda w: w.line("clip_grad_norm: ${max_bad_steps}\nmax_bad_steps: ${clip_grad_norm}"),
+        "nterpolation",
+    ),
+    (
+        "config: refers to nothing",
+        lambda w: w.line("clip_grad_norm: ${nothing}"),
+        "Interpolation key 'nothing' not found",
+    ),
+    ("config: unknown resolver", lambda w: w.line("clip_grad_norm: ${magic:1}"), "magic"),
+    ("config: unset variable", lambda w: w.line("clip_grad_norm: ${oc.env:NOT_SET_HERE}"), "NOT_SET_HERE"),
+    ("config: null bytes", lambda w: w.config(b"a: \x00\x00"), "config config.yaml: not valid YAML"),
+    ("config: latin-1", lambda w: w.config("name: caf\u00e9".encode("latin-1")), "config config.yaml: not valid YAML"),
+    (
+        "config: python tag",
+        lambda w: w.line("seed2: !!python/object/apply:os.system [touch was_run]"),
+        "not valid YAML",
+    ),
+    ("config: nested too deeply", lambda w: w.config("a: " + "[" * 5000), "config config.yaml: not valid YAML"),
+    ("config: a number as key", lambda w: w.line("7: 8"), "7: no such key"),
+    ("config: nan", lambda w: w.line("clip_grad_norm: .nan"), "clip_grad_norm=nan: must be a number above 0"),
+    # Checkpoints
+    ("weights: none", lambda w: w.file("model.safetensors", None), "has no weights (model*.safetensors or"),
+    (
+        "weights: file named is not there",
+        lambda w: ["checkpointer.checkpoint_files=[b.safetensors]"],
+        "b.safetensors: no such file",
+    ),
+    ("weights: cut in half", lambda w: w.cut(0.5), "model.safetensors: cannot be read"),
+    ("weights: header alone", lambda w: w.cut(200), "model.safetensors: cannot be read"),
+    ("weights: empty file", lambda w: w.cut(0), "model.safetensors: cannot be read"),
+    (
+        "weights: another file",
+        lambda w: w.file("model.safetensors", b"<html>404</html>" * 9),
+        "model.safetensors: cannot be read",
+    ),
+    ("weights: a tensor missing", lambda w: w.tensors(_no_tensor), "the checkpoint lacks layers.1.mlp"),
+    ("weights: a tensor more", lambda w: w.tensors(_one_more), "the model has no place for"),
+    ("weights: a wrong shape", lambda w: w.tensors(_wider), "shapes differ: layers.0.mlp"),
+    ("weights: run code", lambda w: w.pickle(), "pytorch_model.bin: cannot be read"),
+    ("weights: another size of model", lambda w: [f"checkpointer.checkpoint_dir={w.model(width=64)}"], "shapes differ"),
+    (
+        "weights: more layers",
+        lambda w: [f"checkpointer.checkpoint_dir={w.model(layers=3)}"],
+        "the model has no place for layers.2",
+    ),
+    (
+        "weights: fewer layers",
+        lambda w: [f"checkpointer.checkpoint_dir={w.model(layers=1)}"],
+        "the checkpoint lacks layers.1",
+    ),
+    ("index: not JSON", lambda w: w.index("{"), "model.safetensors.index.json is broken"),
+    ("index: without weight_map", lambda w: w.index({}), "model.safetensors.index.json is broken"),
+    ("index: a list", lambda w: w.index([]), "model.safetensors.index.json is broken"),
+    ("index: absent file", lambda w: w.index({"weight_map": {"a": "model-9.safetensors"}}), "no such file: "),
+    (
+        "index: outside",
+        lambda w: w.index({"weight_map": {"a": "../secret.safetensors"}}),
+        "which is no file of this folder",
+    ),
+    ("index: absolute", lambda w: w.index({"weight_map": {"a": "/etc/passwd"}}), "which is no file of this folder"),
+    (
+        "index: a number for a file",
+        lambda w: w.index({"weight_map": {"a": 5}}),
+        "model.safetensors.index.json is broken",
+    ),
+    ("checkpoint_files: outside", lambda w: ["checkpointer.checkpoint_files=[../../etc/passwd]"], "checkpoint_files"),
+    ("config.json: none", lambda w: w.file("config.json", None), "config.json"),
+    ("config.json: not JSON", lambda w: w.file("config.json", "{"), "config.json is broken"),
+    ("config.json: a list", lambda w: w.file("config.json", "[]"), "config.json is broken"),
+    ("config.json: not UTF-8", lambda w: w.file("config.json", b"\xff\xfe{"), "config.json is broken"),
+    (
+        "from_hf: unknown family",
+        lambda w: w.from_hf(model_type="gpt2", architectures=["GPT2LMHeadModel"]),
+        "GPT2LMHeadModel",
+    ),
+    ("from_hf: no width", lambda w: w.from_hf(hidden_size=None), "hidden_size"),
+    ("from_hf: text for a number", lambda w: w.from_hf(num_hidden_layers="two"), "num_hidden_layers"),
+    ("from_hf: no layers", lambda w: w.from_hf(num_hidden_layers=0), "num_hidden_layers"),
+    ("from_hf: heads that do not divide", lambda w: w.from_hf(num_attention_heads=5, head_dim=None), "model"),
+    ("gguf: not one", lambda w: w.gguf(b"hello"), "teacher.gguf"),
+    ("gguf: cut", lambda w: w.gguf(b"GGUF\x03\x00\x00\x00"), "teacher.gguf"),
+    ("gguf: empty", lambda w: w.gguf(b""), "teacher.gguf"),
+    ("model_type: unknown", lambda w: ["checkpointer.model_type=LLAMA9"], "LLAMA9"),
+    (
+        "checkpointer: another kind",
+        lambda w: ["checkpointer._component_=torchtune.training.FullModelMetaCheckpointer"],
+        "only Hugging Face folders are read",
+    ),
+    # Tokenizers
+    ("tokenizer: none", lambda w: ["tokenizer.path=nowhere.model"], "tokenizer.path=nowhere.model: no such file"),
+    ("tokenizer: not SentencePiece", lambda w: ["tokenizer.path=config.yaml"], "tokenizer"),
+    ("tokenizer: a folder for a file", lambda w: ["tokenizer.path=."], "tokenizer"),
+    ("tokenizer: of another kind", lambda w: ["tokenizer=torchtune.models.llama3.llama3_tokenizer"], "tokenizer"),
+    ("tokenizer.json: none", lambda w: w.tokenizer_json(None), "the folder has no tokenizer.json"),
+    ("tokenizer.json: not JSON", lambda w: w.tokenizer_json("{"), "tokenizer.path="),
+    ("tokenizer.json: empty object", lambda w: w.tokenizer_json("{}"), "tokenizer.path="),
+    ("tokenizer_config.json: broken", lambda w: w.tokenizer_json(TOKENIZER, "{"), "tokenizer.path="),
+    ("tokenizer.json: no end of sequence", lambda w: w.tokenizer_json(TOKENIZER, "{}"), "no end-of-sequence token"),
+    ("tokenizer: larger than the model", lambda w: w.tokenizer_json(TOKENIZER), "token"),
+    # Rows
+    ("rows: no file", lambda w: ["dataset.source=nowhere.json"], "dataset nowhere.json: no such file or folder"),
+    ("rows: a folder without any", lambda w: ["dataset.source=."], "the folder has no .json"),
+    ("rows: unknown ending", lambda w: w.rows("rows.xlsx", b"PK"), "cannot be read; known are .json"),
+    ("rows: broken JSON", lambda w: w.rows("rows.json", '[{"instruction": "a"'), "broken JSON at line 1, column 21"),
+    ("rows: one object", lambda w: w.rows("rows.json", {"data": [GOOD]}), "name the list with field: data"),
+    ("rows: a number", lambda w: w.rows("rows.json", "5"), "must be a list of rows, found int"),
+    ("rows: an empty list", lambda w: w.rows("rows.json", "[]"), "has no row to train on"),
+    ("rows: an empty file", lambda w: w.rows("rows.jsonl", ""), "has no row to train on"),
+    ("rows: a single row", lambda w: w.rows("rows.json", [GOOD]), "has 1 rows, but one step takes 4"),
+    ("rows: numbers", lambda w: w.rows("rows.json", [1, 2]), "row 1: must be an object with fields, found int"),
+    (
+        "rows: latin-1",
+        lambda w: w.rows("rows.json", '[{"instruction": "\u00fc"}]'.encode("latin-1")),
+        "not utf-8 at byte 18",
+    ),
+    ("rows: UTF-16", lambda w: w.rows("rows.jsonl", json.dumps(GOOD).encode("utf-16")), "not utf-8 at byte 0"),
+    (
+        "rows: null bytes",
+        lambda w: w.rows("rows.jsonl", json.dumps(GOOD).encode() + b"\n\x00\x00\n"),
+        "row 2: broken JSON",
+    ),
+    (
+        "rows: half a line",
+        lambda w: w.rows("rows.jsonl", json.dumps(GOOD) + '\n{"instruction": "a", '),
+        "row 2: broken JSON at column",
+    ),
+    (
+        "rows: no answer",
+        lambda w: w.copy_of_rows(lambda rows: rows[5].pop("output")),
+        "rows.json, row 6: no field output",
+    ),
+    (
+        "rows: an empty answer",
+        lambda w: w.copy_of_rows(lambda rows: rows[5].update(output=" ")),
+        "rows.json, row 6: the answer is empty",
+    ),
+    (
+        "rows: a number for text",
+        lambda w: w.copy_of_rows(lambda rows: rows[5].update(output=5)),
+        "row 6: field output must be text, found int",
+    ),
+    (
+        "rows: nothing for text",
+        lambda w: w.copy_of_rows(lambda rows: rows[5].update(instruction=None)),
+        "row 6: field instruction must be text, found nothing",
+    ),
+    ("rows: a surrogate", lambda w: w.rows("rows.json", '[{"instruction": "a", "output": "\\ud800"}]'), "row 1: "),
+    ("rows: nested too deeply", lambda w: w.rows("rows.jsonl", "[" * 100_000), "row 1: broken JSON: nested too deeply"),
+    ("rows: JSON nested too deeply", lambda w: w.rows("rows.json", "[" * 100_000), "nested too deeply"),
+    (
+        "rows: of 10 MB",
+        lambda w: [
+            *w.copy_of_rows(lambda rows: rows[0].update(output="one two " * 1_300_000)),
+            "tokenizer.max_seq_len=null",
+        ],
+        "its longest sequence has",
+    ),
+    (
+        "rows: all bad and skipped",
+        lambda w: [*w.rows("rows.jsonl", "{}\n{}\n"), "on_bad_row=skip"],
+        "has no row to train on",
+    ),
+    ("rows: answers cut away", lambda w: ["tokenizer.max_seq_len=3"], "whose answer max_seq_len=3 cuts away"),
+    (
+        "rows: other column names",
+        lambda w: w.rows("rows.json", [{"ask": "a", "tell": "b"}]),
+        "name it with column_map: {prompt: ...}",
+    ),
+    (
+        "rows: a column that is not there",
+        lambda w: ["+dataset.column_map={prompt: ask}"],
+        "no field ask; it has instruction",
+    ),
+    (
+        "rows: a part that is not there",
+        lambda w: ["+dataset.split=test"],
+        "dataset split=test: local files have one split",
+    ),
+    ("rows: an empty part", lambda w: ["+dataset.split=train[:0]"], "has no row to train on"),
+    (
+        "rows: a field that is not there",
+        lambda w: w.rows("rows.json", {"data": [GOOD]}, field="rows"),
+        "must be a list of rows, found NoneType",
+    ),
+    (
+        "csv: too few columns",
+        lambda w: w.rows("rows.csv", "instruction,output\na,b\nc\n"),
+        "row 3: has not the 2 columns of the header",
+    ),
+    ("csv: an open quote", lambda w: w.rows("rows.csv", 'instruction,output\na,"b\n'), "broken CSV"),
+    ("csv: only a header", lambda w: w.rows("rows.csv", "instruction,output\n"), "has no row to train on"),
+    ("csv: unknown encoding", lambda w: w.rows("rows.csv", "instruction,output\na,b\n", encoding="utf-99"), "utf-99"),
+    ("parquet: not one", lambda w: w.rows("rows.parquet", b"PAR1 not really"), "not a Parquet file"),
+    ("parquet: empty", lambda w: w.rows("rows.parquet", b""), "not a Parquet file"),
+    ("chat: no turns", lambda w: w.rows("rows.json", [{"messages": []}], "chat"), "messages must be a list of turns"),
+    (
+        "chat: text",
+        lambda w: w.rows("rows.json", [{"messages": "hi"}], "chat"),
+        "messages must be a list of turns, found str",
+    ),
+    (
+        "chat: unknown role",
+        lambda w: w.rows("rows.json", [{"messages": [{"role": "robot", "content": "a"}]}], "chat"),
+        "turn 1 has the role 'robot'",
+    ),
+    (
+        "chat: no content",
+        lambda w: w.rows("rows.json", [{"messages": [{"role": "user"}]}], "chat"),
+        "turn 1 has no text",
+    ),
+    (
+        "chat: no answer",
+        lambda w: w.rows("rows.json", [{"messages": [TURN]}], "chat"),
+        "no answer: there is no assistant turn",
+    ),
+    (
+        "chat: a list as role",
+        lambda w: w.rows("rows.json", [{"messages": [{"role": [], "content": "a"}]}], "chat"),
+        "turn 1 has the role",
+    ),
+    ("text: no field", lambda w: w.rows("rows.json", [{"txt": "a"}], "text"), "no field text; it has txt"),
+    ("text: blank", lambda w: w.rows("rows.json", [{"text": " "}], "text"), "the text is empty"),
+    (
+        "validation: no file",
+        lambda w: ["+dataset_val={_component_: distill_tune.data.instruct, source: nowhere.json}"],
+        "dataset nowhere.json: no such file",
+    ),
+    (
+        "packed without a length",
+        lambda w: ["+dataset.packed=True", "tokenizer.max_seq_len=null"],
+        "dataset.packed=True: needs a length",
+    ),
+    # Hardware
+    ("device: no CUDA", lambda w: ["device=cuda"], "device=cuda: PyTorch sees no CUDA device here"),
+    ("device: no MPS", lambda w: ["device=mps"], "device=mps: there is no MPS device here"),
+    # Output folders
+    ("output_dir: a file", lambda w: ["output_dir=config.yaml"], "output_dir=config.yaml: cannot be made"),
+    ("output_dir: below a file", lambda w: ["output_dir=config.yaml/out"], "cannot be made: config.yaml is a file"),
+    (
+        "output_dir: not writable",
+        lambda w: ["output_dir=/proc/none/out"],
+        "output_dir=/proc/none/out: cannot be written",
+    ),
+    (
+        "output_dir: a model of another run",
+        lambda w: w.run_before("model/config.json"),
+        "holds a run already; go on with it (resume=auto)",
+    ),
+    (
+        "output_dir: checkpoints of another run",
+        lambda w: w.run_before("checkpoints/step_3/state.json"),
+        "holds a run already",
+    ),
+    (
+        "resume: none there",
+        lambda w: ["resume=True"],
+        "checkpoints has none; they are written every save_every_n_steps",
+    ),
+    (
+        "resume: torn",
+        lambda w: [*w.run_before("checkpoints/step_3/state.json"), "resume=auto"],
+        "no checkpoint in out/checkpoints is whole",
+    ),
+    ("resume: no checkpoint", lambda w: ["resume=."], "resume=.: SHA256SUMS cannot be read"),
+    (
+        "resume: no such folder",
+        lambda w: ["resume=out/checkpoints/step_9"],
+        "resume=out/checkpoints/step_9: no such folder",
+    ),
+    (
+        "keep_best without validation",
+        lambda w: ["+keep_best=val_loss"],
+        "keep_best=val_loss: there is no dataset_val to measure it on",
+    ),
+    ("resume said twice", lambda w: ["resume=auto", "resume_from_checkpoint=True"], "means the same; keep one"),
+]
+TOKENIZER = json.dumps(
+    {
+        "version": "1.0",
+        "added_tokens": [
+            {
+                "id": 900,
+                "content": "</s>",
+                "special": True,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+            }
+        ],
+        "model": {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1, "</s>": 900}, "unk_token": "<unk>"},
+    }
+)
