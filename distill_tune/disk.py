@@ -82,7 +82,7 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     if not listed or not all(name == Path(name).name for name in listed):
         return f"{CHECKSUMS} is damaged"
     for name in sorted(listed)[part::parts]:
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):
             return f"{name} is missing"
         if digest(folder / name) != listed[name]:
             return f"{name} is damaged: its checksum differs"

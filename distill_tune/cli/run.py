@@ -152,7 +152,7 @@ def _launch(options: Any, recipe: Path, config: str, overrides: list[str]) -> No
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failed rank has told why
     # Told to stop, the ranks finish their step and write a checkpoint; torchrun would kill them after 30 s.
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SECONDS_TO_STOP))
     _require_free_port(options)
     try:

@@ -77,7 +77,10 @@ def _apply(config: DictConfig, override: str) -> None:
 
 def _remove(config: DictConfig, key: str) -> None:
     parent_key, _, last = key.rpartition(".")
-    parent = OmegaConf.select(config, parent_key) if parent_key else config
+    try:
+        parent = OmegaConf.select(config, parent_key) if parent_key else config
+    except (OmegaConfBaseException, ValueError):
+        parent = None
     if isinstance(parent, DictConfig) and last in parent:
         del parent[last]
     elif isinstance(parent, ListConfig) and last.isdigit() and int(last) < len(parent):

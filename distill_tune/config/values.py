@@ -1,8 +1,8 @@
 """Checks of plain values: types, ranges, choices, paths; all without importing anything heavy."""
 
-import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def _number(least: float, most: float = float("inf"), *, positive: bool = False,
     def check(value: Any) -> str | None:
         if value is None and optional:
             return None
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         if is_number and least <= value <= most and (value > 0 or not positive):
             return None
         if positive:

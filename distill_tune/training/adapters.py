@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from distill_tune.disk import put_in_place
 from distill_tune.models.adapters import adapter_names, lora_shape
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import conversion_of
@@ -39,8 +40,10 @@ def export_adapter(model: nn.Module, base: Checkpoint, folder: Path) -> bool:
         "inference_mode": True,
         "use_dora": any(name.endswith("magnitude") for name in names),
     }
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in peft_weights.items()}, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file({name: value.contiguous() for name, value in peft_weights.items()}, partial / "adapter_model.safetensors")
+    (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    put_in_place(partial, folder)
     return True

@@ -1,7 +1,6 @@
 """The trained student in Hugging Face's layout: model/."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.disk import put_in_place, require_space
 from distill_tune.models.adapters import LoraShape, lora_shape
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import conversion_of
@@ -51,6 +51,7 @@ def write_model_folder(
     folder: Path, weights: dict[str, torch.Tensor], config: dict, base: Path, dtype: torch.dtype
 ) -> None:
     """A Hugging Face folder: weights by its names, config.json, and the tokenizer files of ``base``."""
+    require_space("output_dir", folder, sum(value.numel() * value.element_size() for value in weights.values()))
     final, folder = folder, folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -63,8 +64,7 @@ def write_model_folder(
     save_torch_state_dict(
         {name: value.contiguous() for name, value in weights.items()}, folder, metadata={"format": "pt"}
     )
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(folder, final)
+    put_in_place(folder, final)
 
 
 def _merge(weights: dict[str, torch.Tensor], shape: LoraShape) -> None:

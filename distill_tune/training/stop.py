@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 from distill_tune.training.distributed import leave
 
-_SIGNALS = [signal.SIGTERM, signal.SIGINT] + ([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")  # Windows has not all of them
+_SIGNALS = [signal.Signals[name] for name in _NAMES if hasattr(signal, name)]
 
 
 class StopSignals:

@@ -122,3 +122,33 @@ def test_a_hub_out_of_reach_and_a_wrong_name_are_told(download, cli):
     done = cli("download", "Small")
     assert done.returncode == 2
     assert "name a model as OWNER/NAME" in done.stderr
+
+
+def test_content_that_is_not_what_the_hub_lists_is_deleted(download, tmp_path):
+    for name in ("model-00002-of-00002.safetensors", "config.json"):
+        with serving(StandInHub({"maker/Small": FILES})) as hub:
+            hub.listed[name] = b"as it was meant"
+            done = download(hub, "huggingface")
+        assert done.returncode == 2
+        assert f"{name}: its content is not what the hub lists, so it was deleted" in done.stderr
+        assert not (tmp_path / "models" / "Small" / name).exists()
+    with serving(StandInHub({"maker/Small": FILES})) as hub:
+        assert download(hub, "huggingface").returncode == 0  # what was deleted is fetched again
+
+
+@pytest.mark.parametrize("name", ["../outside.json", "/tmp/outside.json", "a/../../outside.json"])
+def test_a_hub_cannot_write_outside_of_the_folder(download, tmp_path, name):
+    with serving(StandInHub({"maker/Small": FILES | {name: b"{}"}})) as hub:
+        done = download(hub, "huggingface")
+    assert done.returncode == 2
+    assert f"the hub lists {name}, which lies outside of the model's folder" in done.stderr
+    assert not hub.fetched()
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_first_byte(download):
+    with serving(StandInHub({"maker/Small": FILES})) as hub:
+        hub.sizes["model-00001-of-00002.safetensors"] = 10**18
+        done = download(hub, "huggingface")
+    assert done.returncode == 2
+    assert "1000000000.0" in done.stderr and "are needed; free some" in done.stderr
+    assert not hub.fetched()
