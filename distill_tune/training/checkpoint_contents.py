@@ -121,6 +121,16 @@ def load_training_state(
             torch.cuda.set_rng_state(part["random"]["cuda"])
 
 
+def load_student(folder: Path, model: nn.Module) -> None:
+    """Put a checkpoint's trained parameters into the model that they are from.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    with torch.no_grad():
+        read_tensors(folder, {f"student.{name}": value.detach() for name, value in _trained(model).items()})
+
+
 def _is_common(parameter: torch.Tensor, value: Any) -> bool:
     """Whether a value of the optimizer's state is a plain tensor: whole, or sharded as its parameter is."""
     if not isinstance(value, torch.Tensor) or type(own_part(value)) not in (torch.Tensor, nn.Parameter):

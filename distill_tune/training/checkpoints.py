@@ -123,6 +123,14 @@ class Checkpoints:
         value = line.get(self._keep_best) if self._keep_best else None
         return value is not None and value < self._best
 
+    def best(self) -> Path | None:
+        """The checkpoint with the lowest value of ``keep_best``; None without such, or where it is the newest."""
+        values = from_main_process(self._values())
+        if not values or (step := min(values, key=lambda step: values[step])) == max(self._steps()):
+            return None
+        print(f"exporting the best checkpoint: step {step}, {self._keep_best} {values[step]:.4f}")
+        return self._at(step)
+
     def save(
         self,
         state: TrainingState,

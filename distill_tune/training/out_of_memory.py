@@ -34,10 +34,10 @@ def halved_if_too_large(
     Raises:
         torch.OutOfMemoryError: the halves do not fit either, or there is nothing to halve.
     """
-    halves = [half for batch in batches for half in batch.halves()]
     try:
         return batches, accumulate(batches, *arguments)
     except torch.OutOfMemoryError:
+        halves = [half for batch in batches for half in batch.halves()]
         if num_ranks() > 1 or len(halves) == len(batches):
             raise
     # Outside of the except clause, whose traceback holds on to the tensors of the forward pass.

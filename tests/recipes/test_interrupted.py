@@ -276,14 +276,20 @@ def test_where_halves_do_not_fit_either_the_cheapest_settings_are_named(lora, cl
     assert "Traceback" not in done.stderr
 
 
-def test_the_last_and_the_best_are_kept(lora, ok, tmp_path, rows_file):
+def test_the_best_is_kept_beside_the_last_and_exported(lora, ok, tmp_path, rows_file):
     validation = {"_component_": "distill_tune.data.instruct", "source": str(rows_file), "split": "train[:8]"}
     lora(dataset_val=validation, run_val_every_n_steps=2)
-    ok(*RUN, *STEPS, "keep_last_n=2", "+keep_best=val_loss")
+    # A rate that is too high: the last is not the best.
+    done = ok(*RUN, *STEPS, "keep_last_n=2", "+keep_best=val_loss", "optimizer.lr=0.3", "~lr_scheduler")
     losses = {line["step"]: line["val_loss"] for line in metrics_of(tmp_path / "out") if "val_loss" in line}
     best = min(losses, key=losses.__getitem__)
     kept = {folder.name for folder in (tmp_path / "out" / "checkpoints").iterdir()}
     assert kept == {"step_11", "step_12", f"step_{best}"}
+    assert best < 12 and f"exporting the best checkpoint: step {best}, val_loss" in done.stdout
+    exported = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    saved = load_checkpoint(tmp_path, best)
+    name = "student.layers.0.attn.q_proj.lora_a.weight"
+    assert any(torch.equal(saved[name], value) for value in exported.values() if value.shape == saved[name].shape)
     state = json.loads((tmp_path / "out" / "checkpoints" / f"step_{best}" / "state.json").read_text())
     assert state["validation"]["val_loss"] == losses[best]
     assert state["tokens"] == sum(line["tokens"] for line in metrics_of(tmp_path / "out")[:best])

@@ -1,0 +1,15 @@
+"""docs/licences.md from the JSON of pip-licenses on stdin."""
+
+import json
+import sys
+
+print("# Licences\n")
+print("Of what `pip install distill-tune` brings along on Linux without a GPU, as each package's metadata names it;")
+print(
+    "`make licences` writes this page. A CUDA build of PyTorch brings NVIDIA's libraries besides, under NVIDIA's terms.\n"
+)
+print("| package | version | licence |\n| --- | --- | --- |")
+for package in sorted(json.load(sys.stdin), key=lambda package: package["Name"].lower()):
+    lines = [line.strip() for line in package["License"].splitlines() if line.strip()]
+    licence = lines[0] if lines and lines[0] != "UNKNOWN" else "in its LICENSE file"
+    print(f"| {package['Name']} | {package['Version']} | {licence} |")
