@@ -4,10 +4,10 @@ import json
 import sys
 
 print("# Licences\n")
-print("Of what `pip install distill-tune` brings along on Linux without a GPU, as each package's metadata names it;")
 print(
-    "`make licences` writes this page. A CUDA build of PyTorch brings NVIDIA's libraries besides, under NVIDIA's terms.\n"
+    "Of what `pip install distill-tune` brings along on Linux without a GPU, as each package's metadata has it. A CUDA"
 )
+print("build of PyTorch brings NVIDIA's libraries besides, under NVIDIA's terms. `make licences` writes this page.\n")
 print("| package | version | licence |\n| --- | --- | --- |")
 for package in sorted(json.load(sys.stdin), key=lambda package: package["Name"].lower()):
     lines = [line.strip() for line in package["License"].splitlines() if line.strip()]

@@ -351,6 +351,11 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     ("from_hf: no width", lambda w: w.from_hf(hidden_size=None), "hidden_size"),
     ("from_hf: text for a number", lambda w: w.from_hf(num_hidden_layers="two"), "num_hidden_layers"),
     ("from_hf: no layers", lambda w: w.from_hf(num_hidden_layers=0), "num_hidden_layers"),
+    (
+        "from_hf: layers without end",
+        lambda w: w.from_hf(num_hidden_layers=2**40),
+        "must be a whole number from 1 to 10000",
+    ),
     ("from_hf: heads that do not divide", lambda w: w.from_hf(num_attention_heads=5, head_dim=None), "model"),
     ("gguf: not one", lambda w: w.gguf(b"hello"), "teacher.gguf"),
     ("gguf: cut", lambda w: w.gguf(b"GGUF\x03\x00\x00\x00"), "teacher.gguf"),

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import random
+import resource
 import sys
 import tempfile
 import time
@@ -94,6 +95,9 @@ CHAT = [
     },
     {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
 ]
+
+
+_MEMORY = 8 * 2**30
 
 
 class Fuzz:
@@ -339,6 +343,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--findings", type=Path, default=Path("findings"))
     options = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))  # what takes more is a finding, too
     os.environ["HF_HUB_OFFLINE"] = "1"
     counts: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:

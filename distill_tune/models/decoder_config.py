@@ -96,6 +96,7 @@ class DecoderConfig:
     ropes: tuple[RopeConfig, ...]
 
 
+_MOST, _MOST_LAYERS = 2**31, 10_000
 _SIZES = (
     "head_dim",
     "hidden_size",
@@ -159,8 +160,9 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         text = language_model_config(config)
         architecture = text["architectures"][0]
         for name in _SIZES:
-            if text.get(name) is not None and (not isinstance(text[name], int) or text[name] < 1):
-                raise UserError(f"config.json: {name}={text[name]}: must be a whole number above 0")
+            most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST
+            if text.get(name) is not None and not (isinstance(text[name], int) and 1 <= text[name] <= most):
+                raise UserError(f"config.json: {name}={str(text[name])[:40]}: must be a whole number from 1 to {most}")
         return _decoder_config(architecture, text)
     except KeyError as error:
         raise UserError(f"config.json: has no {error.args[0]}, which {architecture} needs") from error

@@ -119,7 +119,7 @@ def test_a_run_that_is_there_is_not_overwritten(write_config, fault, tmp_path):
     write_config()
     (tmp_path / "out" / "model").mkdir(parents=True)
     told = fault()
-    assert "holds a run already; go on with it (resume_from_checkpoint=True), name another folder" in told
+    assert "holds a run already; go on with it (resume=auto), name another folder" in told
     assert "checkpoints has none" in fault("resume_from_checkpoint=True")
 
 
