@@ -8,6 +8,7 @@ A loader may succeed or raise UserError; anything else is a finding, kept in --f
 import argparse
 import collections
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -155,16 +156,19 @@ class Fuzz:
                 del broken[200_000:]
         return bytes(broken)
 
+    def nasty(self) -> object:
+        return copy.deepcopy(self.random.choice(NASTY))  # it may be broken further
+
     def changed(self, tree: object) -> object:
         """A tree of values with some replaced, removed, added or moved."""
         for _ in range(self.random.choice([1, 1, 2, 4])):
             places = list(_places(tree))
             if not places:
-                return self.random.choice(NASTY)
+                return self.nasty()
             node, key = self.random.choice(places)
             how = self.random.randrange(5)
             if how < 2:
-                node[key] = self.random.choice(NASTY)
+                node[key] = self.nasty()
             elif how == 2:
                 del node[key]
             elif how == 3:
@@ -172,9 +176,9 @@ class Fuzz:
                 with contextlib.suppress(KeyError, IndexError):
                     node[key] = json.loads(json.dumps(other[other_key]))
             elif isinstance(node, dict):
-                node[str(self.random.choice(NASTY))[:20]] = self.random.choice(NASTY)
+                node[str(self.nasty())[:20]] = self.nasty()
             else:
-                node.append(self.random.choice(NASTY))
+                node.append(self.nasty())
         return tree
 
     def _write(self, name: str, content: bytes) -> Path:
@@ -202,7 +206,7 @@ class Fuzz:
                 str(self.random.choice([*keys, 0, 1, "", "x"])) for _ in range(self.random.choice([1, 1, 2, 3]))
             )
             value = (
-                str(self.random.choice(NASTY))
+                str(self.nasty())
                 if self.random.random() < 0.7
                 else self.mutated(b"[a, {b: 1}]").decode("utf-8", "replace")
             )

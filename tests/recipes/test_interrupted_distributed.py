@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -133,6 +134,21 @@ def test_ranks_that_wait_in_vain_name_the_one_that_hangs_the_step_and_the_line(c
     assert "mine.py line " in told
     assert "a collective did not end in time; rank 1 did not come" in told
     assert "Traceback" not in told
+
+
+def test_a_port_that_another_program_has_is_told(config, cli):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for option in (["--master_port", port], ["--rdzv_endpoint", f"localhost:{port}"]):
+            done = cli("run", "--nproc_per_node", "2", *option, "kd_distributed", "--config", "config.yaml")
+            assert done.returncode == 2
+            assert f"port {port}: Address already in use; another program has it; name another, or none" in done.stderr
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        done = cli("run", "kd_distributed", "--config", "config.yaml", **alone)
+        assert done.returncode == 2
+        assert f"MASTER_PORT: localhost:{port} is taken by another program; set another port" in done.stderr
 
 
 def test_a_step_that_is_not_finite_on_one_rank_is_applied_on_none(config, cli, tmp_path):
