@@ -1,6 +1,7 @@
 """Files that must survive: flushed, put in place whole, checked by their sums, read again where a disk fails."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -99,6 +100,20 @@ def put_in_place(partial: Path, folder: Path) -> None:
     os.replace(partial, folder)
     flush(folder.parent)
     shutil.rmtree(before, ignore_errors=True)
+
+
+def keep_to_oneself(folder: Path) -> bool:
+    """Lock a folder until this process ends, however it ends; False where another process has it.
+
+    A file system without locks is trusted.
+    """
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
+    return True
 
 
 def require_space(key: str, folder: Path, num_bytes: int) -> None:

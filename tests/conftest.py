@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import sentencepiece
 import torch
 import yaml
 
@@ -16,7 +15,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels then run on the CPU
 
 from command_server import CommandServer
-from tiny import ROWS, VOCAB_SIZE, model_arguments, write_model
+from tiny import ROWS, model_arguments, write_model, write_tokenizer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,18 +29,7 @@ def _quiet_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SentencePiece model of VOCAB_SIZE pieces."""
-    prefix = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([row["instruction"] + " " + row["output"] for row in ROWS]),
-        model_prefix=str(prefix),
-        model_type="bpe",
-        vocab_size=VOCAB_SIZE,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        minloglevel=2,
-    )
-    return prefix.with_suffix(".model")
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.model")
 
 
 @pytest.fixture(scope="session")

@@ -24,10 +24,9 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
-import sentencepiece
 import yaml
 from omegaconf import OmegaConf
-from tiny import ROWS, VOCAB_SIZE, write_model
+from tiny import ROWS, VOCAB_SIZE, write_model, write_tokenizer
 
 from distill_tune import data, models
 from distill_tune.config.check import checked_config
@@ -106,27 +105,18 @@ class Fuzz:
         self.folder, self.random = folder, random.Random(seed)
         self.recipe = recipes_folder() / "kd_single_device.py"
         self.configs = [(configs_folder() / f"{name}.yaml").read_bytes() for name in config_names()]
-        prefix = folder / "tokenizer"
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter([row["instruction"] + " " + row["output"] for row in ROWS]),
-            model_prefix=str(prefix),
-            model_type="bpe",
-            vocab_size=VOCAB_SIZE,
-            byte_fallback=True,
-            hard_vocab_limit=False,
-            minloglevel=2,
-        )
+        tokenizer_file = write_tokenizer(folder / "tokenizer.model")
         self.tokenizer_config = OmegaConf.create(
             {
                 "_component_": "torchtune.models.llama2.llama2_tokenizer",
-                "path": str(prefix.with_suffix(".model")),
+                "path": str(tokenizer_file),
                 "max_seq_len": 64,
             }
         )
         from distill_tune.config import instantiate
 
         self.tokenizer = instantiate(self.tokenizer_config)
-        self.model = write_model(folder / "model", prefix.with_suffix(".model"), seed=1)
+        self.model = write_model(folder / "model", tokenizer_file, seed=1)
         self.state = TrainingState(3, 0, {"rows": 4}, {"kd_ratio": 0.5})
         self.read = b""  # what the last loader read
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import sentencepiece
 import torch
 from safetensors.torch import save_file
 
@@ -80,6 +81,21 @@ def write_model(folder: Path, tokenizer_file: Path, seed: int, **shape: int) -> 
     weights = TorchtuneConversion("LLAMA3_2", config).to_hf(model.state_dict())
     save_file({name: w.contiguous() for name, w in weights.items()}, folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+def write_tokenizer(path: Path) -> Path:
+    """A SentencePiece model of VOCAB_SIZE pieces."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([row["instruction"] + " " + row["output"] for row in ROWS]),
+        model_prefix=str(path.with_suffix("")),
+        model_type="bpe",
+        vocab_size=VOCAB_SIZE,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    return path
 
 
 def metrics_of(folder: Path) -> list[dict]:

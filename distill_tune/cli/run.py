@@ -154,6 +154,8 @@ def _launch(options: Any, recipe: Path, config: str, overrides: list[str]) -> No
     # Told to stop, the ranks finish their step and write a checkpoint; torchrun would kill them after 30 s.
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SECONDS_TO_STOP))
+    for name in ("SIGUSR1", "SIGUSR2"):  # for a torchrun that does not know the first of these
+        signal.signal(signal.Signals[name], lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
     _require_free_port(options)
     try:
         torchrun(options)

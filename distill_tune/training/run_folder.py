@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 import distill_tune
 from distill_tune.config.files import recipes_folder
 from distill_tune.config.secrets import hide_in_arguments
+from distill_tune.disk import keep_to_oneself
 from distill_tune.errors import UserError
 from distill_tune.training.distributed import is_main_process
 from distill_tune.training.state import plain_config
@@ -45,16 +46,18 @@ class RunFolder:
         return self.path / "adapter"
 
     def write_config(self, cfg: DictConfig, seed: int) -> None:
-        """Make the folder and write config.yaml, with the seed in use.
+        """Make the folder, lock it against other runs, and write config.yaml, with the seed in use.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or another run writes to it.
         """
         if not is_main_process():
             return
         written = OmegaConf.create(plain_config(cfg) | {"seed": seed})
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if not keep_to_oneself(self.path):
+                raise UserError(f"output_dir={self.path}: another run is writing there; wait for it, or name another")
             (self.path / "config.yaml").write_text(_header() + OmegaConf.to_yaml(written), encoding="utf-8")
         except OSError as error:
             raise UserError(f"output_dir={self.path}: cannot be written: {error.strerror}") from error

@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, resumed, fed with what is not finite, or short of memory, through the real CLI."""
 
+import fcntl
 import json
 import random
 import shutil
@@ -164,6 +165,18 @@ def test_auto_begins_where_there_is_nothing_and_a_restarted_run_goes_on(lora, ok
         done = cli(*RUN, *STEPS, **{variable: "1"})
         assert done.returncode == 0, done.stderr
         assert "resuming from" in done.stdout and "step_12" in done.stdout
+
+
+def test_two_runs_do_not_write_to_one_folder(lora, cli, tmp_path):
+    lora()
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = cli(*RUN, *STEPS)
+        assert done.returncode == 2
+        assert "output_dir=out: another run is writing there" in done.stderr.replace(str(tmp_path) + "/", "")
+        assert not (tmp_path / "out" / "config.yaml").exists()
+    assert cli(*RUN, *STEPS, "max_steps_per_epoch=1").returncode == 0  # it is free again
 
 
 def test_a_config_that_goes_on_with_another_run_is_refused_with_what_differs(lora, ok, cli, tmp_path, rows_file):
