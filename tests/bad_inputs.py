@@ -1,10 +1,13 @@
 """Wrong inputs, and a part of the message that is told: the cases of tests/recipes/test_bad_input.py."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import yaml
 from tiny import ROWS, write_model
 
@@ -258,6 +261,9 @@ def _wider(weights: dict) -> None:
     weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].repeat(1, 2)
 
 
+_sink = io.BytesIO()
+pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"instruction": "a", "output": "b"}]), _sink)
+PARQUET = _sink.getvalue()
 GOOD = {"instruction": "What is 1 plus 1?", "output": "1 plus 1 is 2, done."}
 TURN = {"role": "user", "content": "hi"}
 
@@ -471,6 +477,12 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     ("csv: only a header", lambda w: w.rows("rows.csv", "instruction,output\n"), "has no row to train on"),
     ("csv: unknown encoding", lambda w: w.rows("rows.csv", "instruction,output\na,b\n", encoding="utf-99"), "utf-99"),
     ("parquet: not one", lambda w: w.rows("rows.parquet", b"PAR1 not really"), "not a Parquet file"),
+    ("parquet: cut", lambda w: w.rows("rows.parquet", PARQUET[: len(PARQUET) // 2]), "not a Parquet file"),
+    (
+        "parquet: a broken name",
+        lambda w: w.rows("rows.parquet", PARQUET.replace(b"output", b"out\xf2ut")),
+        "not a Parquet file",
+    ),
     ("parquet: empty", lambda w: w.rows("rows.parquet", b""), "not a Parquet file"),
     ("chat: no turns", lambda w: w.rows("rows.json", [{"messages": []}], "chat"), "messages must be a list of turns"),
     (

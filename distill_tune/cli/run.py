@@ -150,11 +150,13 @@ def _launch(options: Any, recipe: Path, config: str, overrides: list[str]) -> No
     per_node = int(options.nproc_per_node) if str(options.nproc_per_node).isdigit() else 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // per_node)))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failed rank has told why
+    for name in ("", ".agent.server.api"):  # the rank that failed or was stopped has told why
+        logging.getLogger(f"torch.distributed.elastic{name}").setLevel(logging.CRITICAL)
     # Told to stop, the ranks finish their step and write a checkpoint; torchrun would kill them after 30 s.
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2")
+    if hasattr(options, "signals_to_handle"):
+        options.signals_to_handle = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SECONDS_TO_STOP))
-    for name in ("SIGUSR1", "SIGUSR2"):  # for a torchrun that does not know the first of these
+    for name in ("SIGUSR1", "SIGUSR2"):  # a torchrun without that option takes them for SIGTERM
         signal.signal(signal.Signals[name], lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
     _require_free_port(options)
     try:

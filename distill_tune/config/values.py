@@ -239,7 +239,7 @@ def check_values(config: DictConfig) -> list[str]:
     ratio = config.get("kd_ratio", 0.5)
     needs_teacher = ratio != 0 or config.get("hidden_loss") is not None
     if needs_teacher and config.get("teacher_model") is None:
-        why = "hidden_loss" if ratio == 0 else f"kd_ratio={ratio:g}" if isinstance(ratio, int | float) else "kd_ratio"
+        why = "hidden_loss" if ratio == 0 else f"kd_ratio={ratio}" if isinstance(ratio, int | float) else "kd_ratio"
         faults.append(f"teacher_model: missing; {why} needs a teacher (kd_ratio=0 trains without one)")
     for key in ("model", "teacher_model") if needs_teacher else ("model",):
         checkpointer, given = key.replace("model", "checkpointer"), config.get(key)

@@ -291,7 +291,7 @@ def _read_parquet(file: Path) -> Iterator[_Located]:
 
     try:
         rows = pyarrow.parquet.read_table(file).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise UserError(f"dataset {file}: not a Parquet file: {str(error).splitlines()[0]}") from error
     for number, row in enumerate(rows, 1):
         yield _Located(file, number, row)
