@@ -8,7 +8,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 _HIDDEN = "***"
-_NAMES = re.compile(r"token$|api_?key|secret|password|passwd|credential", re.IGNORECASE)
+_WORDS = "api_?key|secret|password|passwd|credential"
+_VARIABLES = re.compile(rf"token$|{_WORDS}", re.IGNORECASE)
+# Not eos_token and its like, which are words of a model.
+_KEYS = re.compile(rf"^((hf|hub|auth|use_auth|access|api|github|modelscope|wandb)_)?token$|{_WORDS}", re.IGNORECASE)
 # As hubs and trackers write them: Hugging Face, OpenAI and alike, GitHub, AWS; and what stands in a URL before the @.
 _SHAPES = re.compile(
     r"\b(?:hf_|sk-|ghp_|github_pat_|ms-)[A-Za-z0-9_-]{16,}|\bAKIA[0-9A-Z]{16}\b|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
@@ -19,7 +22,7 @@ _SHORTEST = 8  # characters; a shorter value would be found in ordinary words
 def hide_secrets(text: str) -> str:
     """The text without the values of environment variables that hold secrets, and without what looks like one."""
     for name, value in os.environ.items():
-        if _NAMES.search(name) and len(value) >= _SHORTEST:
+        if _VARIABLES.search(name) and len(value) >= _SHORTEST:
             text = text.replace(value, _HIDDEN)
     return _SHAPES.sub(_HIDDEN, text)
 
@@ -36,7 +39,7 @@ def _hidden(node: Any, key: str = "") -> Any:
         return [_hidden(value, key) for value in node]
     if not isinstance(node, str):
         return node
-    return _HIDDEN if _NAMES.search(key) and node else hide_secrets(node)
+    return _HIDDEN if _KEYS.search(key) and node else hide_secrets(node)
 
 
 def hide_in_arguments(arguments: list[str]) -> list[str]:
@@ -44,6 +47,6 @@ def hide_in_arguments(arguments: list[str]) -> list[str]:
     shown = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        is_secret = bool(equals and value and _NAMES.search(key.rpartition(".")[2]))
+        is_secret = bool(equals and value and _KEYS.search(key.rpartition(".")[2]))
         shown.append(f"{key}={_HIDDEN}" if is_secret else hide_secrets(argument))
     return shown

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import metrics_of
 
-KILLS = 40
+KILLS = 30
 # What depends on the clock and the machine, not on the run.
 MEASURED = {"tokens_per_second", "supervised_tokens_per_second", "peak_memory_bytes", "seconds"}
 STEPS = ["epochs=2", "max_steps_per_epoch=6", "batch_size=2", "gradient_accumulation_steps=2"]

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from tiny import model_arguments
 
 import distill_tune
 from distill_tune.config.files import recipes_folder
-from distill_tune.config.secrets import hide_in_arguments, hide_secrets
+from distill_tune.config.secrets import hide_in_arguments, hide_secrets, without_secrets
 
 CANARIES = {
     "HF_TOKEN": "hf_canaryAAAAAAAAAAAAAAAAAAAA",
@@ -74,6 +75,9 @@ def test_what_is_hidden_and_what_is_not(monkeypatch):
         assert hide_secrets(f"a {secret} b") == "a *** b"
     assert hide_secrets("hf_abcdefghijklmnopqrstuvwxyz") == "***"
     assert hide_secrets("eos_token </s>, 4096 tokens, key=value") == "eos_token </s>, 4096 tokens, key=value"
+    config = OmegaConf.create({"eos_token": "</s>", "hf_token": "x", "deep": [{"token": "y", "max_tokens": 5}]})
+    hidden = {"eos_token": "</s>", "hf_token": "***", "deep": [{"token": "***", "max_tokens": 5}]}
+    assert without_secrets(config) == hidden
     assert hide_in_arguments(["a.token=x", "api_key=y", "optimizer.lr=3", "tokenizer.path=z", "token"]) == [
         *("a.token=***", "api_key=***", "optimizer.lr=3", "tokenizer.path=z", "token")
     ]
