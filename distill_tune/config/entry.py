@@ -1,6 +1,7 @@
 """How a recipe starts: from `distill-tune run`, from torchrun, or as a plain script."""
 
 import argparse
+import contextlib
 import faulthandler
 import os
 import sys
@@ -36,7 +37,8 @@ def run_recipe(main: Callable[[DictConfig], None], arguments: Sequence[str] | No
         cfg = checked_config(recipe, options.config, options.overrides)
         if faults := check_components(cfg):
             raise Faults(f"config {options.config}", faults)
-        faulthandler.enable()  # a process that PyTorch aborts says in which line it was
+        with contextlib.suppress(OSError, ValueError):  # a stderr that is no file
+            faulthandler.enable()  # a process that PyTorch aborts says in which line it was
         try:
             main(cfg)
         except Exception as error:
