@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
 from distill_tune.config.launch import process_environment
@@ -59,7 +60,8 @@ def init_distributed(device_name: str, timeout_seconds: float = 600) -> torch.de
     for name, value in _WATCHDOG.items():
         os.environ.setdefault(name, value)
     try:
-        store, own_rank, count = next(dist.rendezvous("env://", timeout=timeout))
+        store, own_rank, count = next(rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
         # torchrun keeps one store through its restarts: what an earlier start has left there must not be met.
         store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         group = {"store": store, "rank": own_rank, "world_size": count, "timeout": timeout}
@@ -67,7 +69,7 @@ def init_distributed(device_name: str, timeout_seconds: float = 600) -> torch.de
             dist.init_process_group("cuda:nccl,cpu:gloo", device_id=device, **group)
         else:
             dist.init_process_group("gloo", **group)
-    except RuntimeError as error:
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
         endpoint = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         if "EADDRINUSE" in str(error) or "address already in use" in str(error):
             raise UserError(f"MASTER_PORT: {endpoint} is taken by another program; set another port") from error
