@@ -17,7 +17,7 @@ from distill_tune.config.components import check_components
 from distill_tune.config.launch import num_processes, process_environment
 from distill_tune.config.memory_advice import memory_advice, memory_ran_out
 from distill_tune.config.secrets import hide_secrets
-from distill_tune.config.waiting import waited_in_vain
+from distill_tune.config.waiting import has_waited_in_vain, whom_it_waited_for
 from distill_tune.errors import Faults, UserError
 
 _GRACE, _GRACE_OF_OTHERS = 10, 3  # seconds
@@ -61,6 +61,7 @@ class told_without_traceback:
         if error is None or isinstance(error, SystemExit):
             return
         status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
+        hangs = has_waited_in_vain(error)
         if status == 1 and num_processes() > 1:
             # A lost connection is another's failure: torchrun has time to find that one, and ends this one meanwhile.
             time.sleep(_GRACE_OF_OTHERS)
@@ -72,8 +73,8 @@ class told_without_traceback:
             print(f"distill-tune: {who}{hide_secrets(str(error))}", file=sys.stderr)
         elif isinstance(error, KeyboardInterrupt):
             print(f"distill-tune: {who}interrupted", file=sys.stderr)
-        elif hung := waited_in_vain(error):
-            print(f"distill-tune: {who}{hung}", file=sys.stderr)
+        elif hangs:
+            print(f"distill-tune: {who}{whom_it_waited_for(error)}", file=sys.stderr)
         else:
             if who:
                 print(f"distill-tune: {who}failed:", file=sys.stderr)

@@ -1,25 +1,37 @@
 """A collective that did not end: which rank waited, at which step and line, and for whom."""
 
+import contextlib
 import sys
 import traceback
-from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
 _KEY = "distill_tune/waiting/"
 
 
-def waited_in_vain(error: BaseException) -> str | None:
-    """What to say of an error that means a collective has timed out; None for any other.
-
-    Ranks that wait tell each other through the store, so that those who do not are named: they hang, or have died.
-    """
+def has_waited_in_vain(error: BaseException) -> bool:
+    """Whether an error means that a collective has timed out; if so, the other ranks can see that this one waited."""
     if not isinstance(error, RuntimeError) or not any(text in str(error).lower() for text in ("timed out", "timeout")):
-        return None
+        return False
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_initialized():
-        return None
-    return f"{_place(error.__traceback__)}: a collective did not end in time; {_missing(distributed)}"
+        return False
+    with contextlib.suppress(RuntimeError):  # the store's keeper may have ended
+        _store().set(f"{_KEY}{distributed.get_rank()}", "1")
+    return True
+
+
+def whom_it_waited_for(error: BaseException) -> str:
+    """The place, and the ranks that have not waited: they hang, or have died. Asked once the others have had time."""
+    import torch.distributed
+
+    try:
+        others = [rank for rank in range(torch.distributed.get_world_size()) if rank != torch.distributed.get_rank()]
+        absent = [str(rank) for rank in others if not _store().check([f"{_KEY}{rank}"])]
+    except RuntimeError:
+        absent = ["that kept the store"]
+    who = f"rank {', '.join(absent)} did not come" if absent else "all ranks waited, so the network between them fails"
+    return f"{_place(error.__traceback__)}: a collective did not end in time; {who}"
 
 
 def _place(where: TracebackType | None) -> str:
@@ -31,24 +43,7 @@ def _place(where: TracebackType | None) -> str:
     return f"{at}{frame.f_code.co_filename} line {line}"
 
 
-def _missing(distributed: Any) -> str:
+def _store() -> Any:
     from torch.distributed.distributed_c10d import _get_default_store
 
-    store, own, count = _get_default_store(), distributed.get_rank(), distributed.get_world_size()
-    others = [rank for rank in range(count) if rank != own]
-    try:
-        store.set(f"{_KEY}{own}", "1")
-        absent = [rank for rank in others if not _is_set(store, f"{_KEY}{rank}")]
-    except RuntimeError:
-        return "the process that keeps the store has ended"
-    if not absent:
-        return "all ranks waited, so the network between them fails"
-    return f"rank {', '.join(map(str, absent))} did not come"
-
-
-def _is_set(store: Any, key: str) -> bool:
-    try:
-        store.wait([key], timedelta(seconds=5))
-    except RuntimeError:
-        return False
-    return True
+    return _get_default_store()
