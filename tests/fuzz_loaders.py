@@ -287,6 +287,7 @@ class Fuzz:
             "tokenizer.json": {
                 "version": "1.0",
                 "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
+                "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
             },
             "tokenizer_config.json": {
                 "eos_token": "</s>",
