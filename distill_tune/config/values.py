@@ -213,7 +213,7 @@ CHECKS: dict[str, Check] = {
 
 # Arguments that name files, wherever a component has them.
 _FILES = ("path", "merges_file", "vocab_path", "merges_path", "special_tokens_path")
-_MOST_LAYERS = 10_000
+MOST_LAYERS = 10_000
 _POSITIVE = ("lora_rank", "lora_alpha", "max_seq_len")
 
 
@@ -313,8 +313,8 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
         if isinstance(value, int | float) and value <= 0:
             yield f"{name}.{key}={value}: must be above 0"
     layers = component.get("num_layers")
-    if isinstance(layers, int) and layers > _MOST_LAYERS:
-        yield f"{name}.num_layers={_shown(layers)}: must be at most {_MOST_LAYERS}"
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        yield f"{name}.num_layers={_shown(layers)}: must be at most {MOST_LAYERS}"
     if name.startswith("tokenizer"):
         for key in _FILES:
             if isinstance(component.get(key), str) and not os.path.exists(component[key]):

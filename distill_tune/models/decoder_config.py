@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_tune.config.values import MOST_LAYERS
 from distill_tune.errors import UserError
 from distill_tune.models.rope import RopeConfig
 
@@ -96,7 +97,7 @@ class DecoderConfig:
     ropes: tuple[RopeConfig, ...]
 
 
-_MOST, _MOST_LAYERS = 2**31, 10_000
+_MOST = 2**31
 _SIZES = (
     "head_dim",
     "hidden_size",
@@ -160,7 +161,7 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         text = language_model_config(config)
         architecture = text["architectures"][0]
         for name in _SIZES:
-            most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST
+            most = MOST_LAYERS if name == "num_hidden_layers" else _MOST
             if text.get(name) is not None and not (isinstance(text[name], int) and 1 <= text[name] <= most):
                 raise UserError(f"config.json: {name}={str(text[name])[:40]}: must be a whole number from 1 to {most}")
         return _decoder_config(architecture, text)

@@ -76,8 +76,8 @@ def _quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logger = logging.getLogger("torch.distributed.checkpoint")
-        level, logger.disabled = logger.disabled, True
+        was_disabled, logger.disabled = logger.disabled, True
         try:
             yield
         finally:
-            logger.disabled = level
+            logger.disabled = was_disabled
