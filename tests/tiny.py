@@ -1,7 +1,9 @@
 """Tiny models and rows that tests are made of."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import torch
@@ -100,3 +102,15 @@ def write_tokenizer(path: Path) -> Path:
 
 def metrics_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def edit_recipe(cli: Callable[..., Any], folder: Path, recipe: str, lines: str) -> str:
+    """mine.py in ``folder``: a shipped recipe with lines put before its call of loss_of."""
+    place = "            of_batch = loss_of(batch, weights)\n"
+    assert cli("cp", recipe, "mine.py", "--force").returncode == 0
+    source = (folder / "mine.py").read_text()
+    assert source.count(place) == 1
+    indented = "".join(f"            {line}\n" for line in lines.splitlines())
+    source = source.replace(place, indented + place).replace("import time\n", "import time, os\n")
+    (folder / "mine.py").write_text(source)
+    return "mine.py"

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import metrics_of
+from tiny import edit_recipe, metrics_of
 
 KILLS = 30
 # What depends on the clock and the machine, not on the run.
 MEASURED = {"tokens_per_second", "supervised_tokens_per_second", "peak_memory_bytes", "seconds"}
 STEPS = ["epochs=2", "max_steps_per_epoch=6", "batch_size=2", "gradient_accumulation_steps=2"]
 RUN = ["run", "kd_single_device", "--config", "config.yaml"]
-LOSS = "            of_batch = loss_of(batch, weights)\n"
 
 
 @pytest.fixture
@@ -58,15 +57,8 @@ def ok(cli):
 def edited(cli, tmp_path):
     """mine.py: the recipe with lines put before its call of loss_of; arguments that run it."""
 
-    def edit(lines: str, recipe: str = "kd_single_device") -> list[str]:
-        assert cli("cp", recipe, "mine.py", "--force").returncode == 0
-        source = (tmp_path / "mine.py").read_text()
-        assert source.count(LOSS) == 1
-        indented = "".join(f"            {line}\n" for line in lines.splitlines())
-        (tmp_path / "mine.py").write_text(
-            source.replace(LOSS, indented + LOSS).replace("import time\n", "import time, os\n")
-        )
-        return ["run", "mine.py", "--config", "config.yaml"]
+    def edit(lines: str) -> list[str]:
+        return ["run", edit_recipe(cli, tmp_path, "kd_single_device", lines), "--config", "config.yaml"]
 
     return edit
 

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import metrics_of
+from tiny import edit_recipe, metrics_of
 
-LOSS = "            of_batch = loss_of(batch, weights)\n"
 STEPS = ["epochs=2", "max_steps_per_epoch=4", "batch_size=4"]
 
 
@@ -68,17 +67,6 @@ def difference(one: Path, other: Path) -> float:
     return max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
 
 
-def edited(cli, tmp_path: Path, lines: str) -> str:
-    """mine.py: the recipe with lines put before its call of loss_of."""
-    assert cli("cp", "kd_distributed", "mine.py", "--force").returncode == 0
-    source = (tmp_path / "mine.py").read_text()
-    assert source.count(LOSS) == 1
-    indented = "".join(f"            {line}\n" for line in lines.splitlines())
-    source = source.replace(LOSS, indented + LOSS).replace("import time\n", "import time, os\n")
-    (tmp_path / "mine.py").write_text(source)
-    return "mine.py"
-
-
 def test_what_two_ranks_saved_four_and_one_go_on_with_and_two_to_the_bit(config, cli, tmp_path):
     ended(started(tmp_path, 2, "output_dir=whole"))
     checkpoint = "resume=whole/checkpoints/step_3"
@@ -105,7 +93,7 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_starts_all_again_where_th
         "if training.rank() == 1 and lr_scheduler.last_epoch == 5 and not os.path.exists('died'):\n"
         "    open('died', 'w').close(); os.kill(os.getpid(), 9)"
     )
-    recipe = edited(cli, tmp_path, lines)
+    recipe = edit_recipe(cli, tmp_path, "kd_distributed", lines)
     output, _ = ended(started(tmp_path, 2, "--max_restarts", "1", recipe=recipe))
     assert (tmp_path / "died").exists()
     assert "resuming from" in output
@@ -114,7 +102,7 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_starts_all_again_where_th
 
 
 def test_told_to_stop_all_ranks_end_after_the_same_step_with_a_checkpoint(config, cli, tmp_path):
-    recipe = edited(cli, tmp_path, "time.sleep(0.3)")
+    recipe = edit_recipe(cli, tmp_path, "kd_distributed", "time.sleep(0.3)")
     process = started(tmp_path, 2, recipe=recipe)
     metrics, until = tmp_path / "out" / "metrics.jsonl", time.monotonic() + 100
     while time.monotonic() < until and not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 2):
@@ -129,7 +117,9 @@ def test_told_to_stop_all_ranks_end_after_the_same_step_with_a_checkpoint(config
 
 
 def test_ranks_that_wait_in_vain_name_the_one_that_hangs_the_step_and_the_line(config, cli, tmp_path):
-    recipe = edited(cli, tmp_path, "if training.rank() == 1 and lr_scheduler.last_epoch == 2: time.sleep(1000)")
+    recipe = edit_recipe(
+        cli, tmp_path, "kd_distributed", "if training.rank() == 1 and lr_scheduler.last_epoch == 2: time.sleep(1000)"
+    )
     _, told = ended(started(tmp_path, 3, "collective_timeout_seconds=8", recipe=recipe), 1)
     assert re.search("distill-tune: rank [02]: step 3, ", told)
     assert "mine.py line " in told
@@ -154,7 +144,7 @@ def test_a_port_that_another_program_has_is_told(config, cli):
 
 def test_a_step_that_is_not_finite_on_one_rank_is_applied_on_none(config, cli, tmp_path):
     lines = "if (0, 7) in batch.places:\n    for p in student.parameters(): p.grad = torch.full_like(p, math.nan)"
-    recipe = edited(cli, tmp_path, lines)
+    recipe = edit_recipe(cli, tmp_path, "kd_distributed", lines)
     output, _ = ended(started(tmp_path, 2, "epochs=1", "max_steps_per_epoch=8", recipe=recipe))
     lines_of_metrics = metrics_of(tmp_path / "out")
     (bad,) = [line["step"] for line in lines_of_metrics if not line["applied"]]
