@@ -2,8 +2,11 @@
 
 import contextlib
 import sys
+import threading
+import time
 import traceback
-from types import TracebackType
+from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 _KEY = "distill_tune/waiting/"
@@ -31,16 +34,49 @@ def whom_it_waited_for(error: BaseException) -> str:
     except RuntimeError:
         absent = ["that kept the store"]
     who = f"rank {', '.join(absent)} did not come" if absent else "all ranks waited, so the network between them fails"
-    return f"{_place(error.__traceback__)}: a collective did not end in time; {who}"
+    return f"{_place(traceback.walk_tb(error.__traceback__))}: a collective did not end in time; {who}"
 
 
-def _place(where: TracebackType | None) -> str:
-    """``step 12, kd_distributed.py line 226``: of the recipe, whose main has a step."""
-    frames = list(traceback.walk_tb(where))
-    frame, line = next(((f, n) for f, n in frames if f.f_code.co_name == "main" and "step" in f.f_locals), frames[-1])
-    step = frame.f_locals.get("step")
-    at = f"step {step + 1}, " if isinstance(step, int) else ""
-    return f"{at}{frame.f_code.co_filename} line {line}"
+def tell_when_a_step_lasts(rank: int, seconds: float) -> None:
+    """Say on stderr where this rank is when a step has lasted for most of ``seconds``, the time a collective has.
+
+    So the rank that hangs tells its own line; and NCCL's watchdog ends a process from outside of Python, when nothing
+    can be said of the step any more.
+    """
+    threading.Thread(target=_watch, args=(rank, seconds), daemon=True).start()
+
+
+def _watch(rank: int, seconds: float) -> None:
+    at, since, is_told = "", time.monotonic(), False
+    while True:
+        time.sleep(seconds / 20)
+        frames = [*traceback.walk_stack(sys._current_frames()[threading.main_thread().ident or 0])][::-1]
+        if (step := _step(frames)[1]) != at:
+            at, since, is_told = step, time.monotonic(), False
+        lasted = time.monotonic() - since
+        if lasted > 0.8 * seconds and not is_told:
+            is_told = True
+            print(
+                f"distill-tune: rank {rank}: {_place(frames)}: no step has ended for {lasted:.0f} seconds; "
+                f"a collective that takes more than {seconds:g} ends the run",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _place(frames: Iterable[tuple[FrameType, int]]) -> str:
+    """``step 12, kd_distributed.py line 226``: the innermost line of the recipe."""
+    frames = list(frames)
+    file, step = _step(frames)
+    line = next(line for frame, line in reversed(frames) if frame.f_code.co_filename == file)
+    return f"{step}{file} line {line}"
+
+
+def _step(frames: list[tuple[FrameType, int]]) -> tuple[str, str]:
+    """The file of the recipe, whose function is main, and the step that it has come to."""
+    main = next((frame for frame, _ in reversed(frames) if frame.f_code.co_name == "main"), frames[-1][0])
+    step = main.f_locals.get("step")
+    return main.f_code.co_filename, f"step {step + 1}, " if isinstance(step, int) else ""
 
 
 def _store() -> Any:

@@ -19,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
 from distill_tune.config.launch import process_environment
+from distill_tune.config.waiting import tell_when_a_step_lasts
 from distill_tune.errors import UserError
 from distill_tune.training.device import find_device
 
@@ -74,6 +75,8 @@ def init_distributed(device_name: str, timeout_seconds: float = 600) -> torch.de
         if "EADDRINUSE" in str(error) or "address already in use" in str(error):
             raise UserError(f"MASTER_PORT: {endpoint} is taken by another program; set another port") from error
         raise UserError(f"MASTER_ADDR: no connection through {endpoint}: {str(error).splitlines()[0]}") from error
+    if count > 1:
+        tell_when_a_step_lasts(own_rank, timeout_seconds)
     if not is_main_process():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open until the process ends)
         warnings.simplefilter("ignore")  # rank 0 shows the same

@@ -117,12 +117,14 @@ def test_told_to_stop_all_ranks_end_after_the_same_step_with_a_checkpoint(config
 
 
 def test_ranks_that_wait_in_vain_name_the_one_that_hangs_the_step_and_the_line(config, cli, tmp_path):
+    hang = "import signal; signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(1000)"  # ended by torchrun at once
     recipe = edit_recipe(
-        cli, tmp_path, "kd_distributed", "if training.rank() == 1 and lr_scheduler.last_epoch == 2: time.sleep(1000)"
+        cli, tmp_path, "kd_distributed", f"if training.rank() == 1 and lr_scheduler.last_epoch == 2: {hang}"
     )
     _, told = ended(started(tmp_path, 3, "collective_timeout_seconds=8", recipe=recipe), 1)
     assert re.search("distill-tune: rank [02]: step 3, ", told)
-    assert "mine.py line " in told
+    line_of_rank_1 = re.search(r"rank 1: step 3, .*mine.py line (\d+): no step has ended for \d+ seconds", told)
+    assert "time.sleep(1000)" in Path(tmp_path / "mine.py").read_text().splitlines()[int(line_of_rank_1[1]) - 1]
     assert "a collective did not end in time; rank 1 did not come" in told
     assert "Traceback" not in told
 
