@@ -16,18 +16,21 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from distill_tune.errors import UserError
 
+_FILE_BYTES = 10**9  # a file lies in memory once more while it is written
+
 
 def write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], group: dist.ProcessGroup | None) -> None:
     """
     Args:
-        folder: that is there; it gets a file from each rank.
+        folder: that is there; it gets files of about a GB from each rank.
         tensors: on the CPU; the same names on every rank.
         group: of gloo; None for a lone process.
 
     Raises:
         OSError: a rank could not write.
     """
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    files = _file_of_each(tensors, num_ranks=1 if group is None else group.size())
+    writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
     try:
         with _quietly():
             dcp.save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
@@ -35,6 +38,15 @@ def write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], group: dist
         raise _first_of(error) from error
     except SafetensorError as error:
         raise OSError(str(error)) from error
+
+
+def _file_of_each(tensors: Mapping[str, torch.Tensor], num_ranks: int) -> dict[str, int]:
+    """The number of the file, from 1, that a rank writes its part of each tensor to."""
+    num_bytes, files = 0, {}
+    for name, tensor in tensors.items():
+        files[name] = 1 + num_bytes // _FILE_BYTES
+        num_bytes += tensor.numel() * tensor.element_size() // num_ranks
+    return files
 
 
 def shapes_of(folder: Path) -> dict[str, torch.Tensor]:
