@@ -248,10 +248,11 @@ def main(cfg: DictConfig) -> None:
                 checkpoints.wait(progress.say)
                 raise watch.lost(step)
 
+        checkpoints.close()
+        if stopped_by and step < total_steps:
+            stop.leave(step, stopped_by)
+
     # ---- What the run leaves
-    checkpoints.close()
-    if stopped_by and step < total_steps:
-        stop.leave(step, stopped_by)
     if best := checkpoints.best():
         training.load_student(best, student)
     if has_adapters:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from distill_tune.config.check import checked_config
 from distill_tune.config.components import check_components
-from distill_tune.config.launch import num_processes, process_environment
+from distill_tune.config.launch import num_processes, process_environment, stop_with_torchrun
 from distill_tune.config.memory_advice import memory_advice, memory_ran_out
 from distill_tune.config.secrets import hide_secrets
 from distill_tune.config.waiting import has_waited_in_vain, whom_it_waited_for
@@ -33,6 +33,7 @@ def run_recipe(main: Callable[[DictConfig], None], arguments: Sequence[str] | No
     parser.add_argument("--config", required=True, help="a config's name or path")
     parser.add_argument("overrides", nargs="*", help="key=value, +key=value, ~key")
     options = parser.parse_intermixed_args(arguments)
+    stop_with_torchrun()
     with told_without_traceback():
         cfg = checked_config(recipe, options.config, options.overrides)
         if faults := check_components(cfg):

@@ -2,6 +2,9 @@
 
 import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Mapping
 
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
@@ -21,6 +24,21 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
 def is_restarted(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether torchrun or Slurm started this run again after it failed or was requeued."""
     return any(int(environment.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def stop_with_torchrun(environment: Mapping[str, str] = os.environ) -> None:
+    """Have this process told to stop, as by SIGTERM, when torchrun is killed: it would stay on its GPU.
+
+    The kernel's PR_SET_PDEATHSIG would send a signal for each thread of torchrun, and the second ends a run at once.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        threading.Thread(target=_stop_after, args=(os.getppid(),), daemon=True).start()
+
+
+def _stop_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def process_environment(environment: Mapping[str, str]) -> dict[str, str]:

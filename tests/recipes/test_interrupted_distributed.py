@@ -101,19 +101,37 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_starts_all_again_where_th
     assert [line["step"] for line in metrics_of(tmp_path / "out")] == list(range(1, 9))
 
 
-def test_told_to_stop_all_ranks_end_after_the_same_step_with_a_checkpoint(config, cli, tmp_path):
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_told_to_stop_all_ranks_end_after_the_same_step_with_a_checkpoint(config, cli, tmp_path, number, status):
+    """SIGKILL ends torchrun alone, and its end tells the ranks."""
     recipe = edit_recipe(cli, tmp_path, "kd_distributed", "time.sleep(0.3)")
     process = started(tmp_path, 2, recipe=recipe)
     metrics, until = tmp_path / "out" / "metrics.jsonl", time.monotonic() + 100
     while time.monotonic() < until and not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 2):
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    output, _ = ended(process, 128 + signal.SIGTERM)
+    process.send_signal(number)
+    output, _ = ended(process, status)
     taken = len(metrics.read_text().splitlines())
     assert 2 <= taken < 8
     assert f"stopped after step {taken} by SIGTERM" in output
     assert (tmp_path / "out" / "checkpoints" / f"step_{taken}" / "SHA256SUMS").is_file()
     assert f"step_{taken}" in ended(started(tmp_path, 2))[0]
+
+
+def test_a_rank_that_is_told_to_stop_after_the_others_writes_its_part(config, cli, tmp_path):
+    recipe = edit_recipe(
+        cli,
+        tmp_path,
+        "kd_distributed",
+        "if training.rank() == 1 and lr_scheduler.last_epoch == 2: os.kill(os.getpid(), 15)",
+    )
+    source, last = (tmp_path / "mine.py").read_text(), "        checkpoints.close()\n"
+    assert source.count(last) == 1
+    late = "        if training.rank() == 0: os.kill(os.getpid(), 15)\n"
+    (tmp_path / "mine.py").write_text(source.replace(last, late + last))
+    output, _ = ended(started(tmp_path, 2, recipe=recipe), 128 + signal.SIGTERM)
+    assert "stopped after step 3 by SIGTERM" in output
+    assert (tmp_path / "out" / "checkpoints" / "step_3" / "SHA256SUMS").is_file()
 
 
 def test_ranks_that_wait_in_vain_name_the_one_that_hangs_the_step_and_the_line(config, cli, tmp_path):
