@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tiny import VOCAB_SIZE
 
 from distill_tune import data, losses, models, teachers, training
-from distill_tune.data.prepare import TokenisedRows
+from distill_tune.data.tokenised_rows import TokenisedRows
 
 STEPS, SEQUENCES = 20, 8  # a step takes so many, on however many ranks
 SCENARIOS: dict[str, dict] = {

@@ -4,8 +4,9 @@ from distill_tune.data.augmentation import Augmentations, DropTokens, ReplaceTok
 from distill_tune.data.batch import Batch
 from distill_tune.data.datasets import chat, docstrings, instruct, text
 from distill_tune.data.plan import StepPlan, num_supervised
-from distill_tune.data.prepare import TokenisedRows, describe_rows, prepare_rows
+from distill_tune.data.prepare import prepare_rows
 from distill_tune.data.prompts import Reading
+from distill_tune.data.tokenised_rows import TokenisedRows, describe_rows
 from distill_tune.data.tokenizer import hf_tokenizer
 
 __all__ = [

@@ -8,7 +8,7 @@ import torch
 
 from distill_tune.data.augmentation import Augmentations
 from distill_tune.data.batch import Batch, Row, joined
-from distill_tune.data.prepare import TokenisedRows
+from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
 
 

@@ -3,118 +3,29 @@
 import concurrent.futures.process
 import contextlib
 import dataclasses
-import functools
 import gc
-import hashlib
-import json
 import multiprocessing
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-import distill_tune
 from distill_tune.config.components import instantiate
-from distill_tune.data.batch import Row
+from distill_tune.data import row_cache
 from distill_tune.data.datasets import IGNORE_INDEX, read_behind
 from distill_tune.data.prompts import PLAIN_READING, Prompt, Reading
-from distill_tune.data.sources import RowError, fingerprint_of, origin_of, use_in_torchtune
+from distill_tune.data.sources import RowError, origin_of, use_in_torchtune
+from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
 
 _CHUNK = 256  # rows that a worker takes at a time
 _SHOWN_FAULTS = 5
 
 Tokens = tuple[numpy.ndarray, numpy.ndarray]  # of a row, and its labels
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TokenisedRows:
-    """The rows of one dataset as flat tensors.
-
-    Attributes:
-        tokens: of all rows, one after another, int32.
-        labels: the same tokens, -100 where nothing is to be learned, int32.
-        offsets: where each row begins, and the end, ``[rows + 1]``, int64.
-        packed: rows share a sequence.
-        max_seq_len: the bound at which rows were cut and up to which they are packed.
-        num_bad: rows left out because they could not be used.
-        num_cut: rows left out because ``max_seq_len`` cut their whole answer away.
-        teacher: the same answers behind the teacher's own prompts, row for row, where it has such.
-        teacher_ids: of each row, the number of the teacher that it follows, int32; None where all follow one.
-        files: that the rows are from.
-        origins: of each row, the number of its file and its own number there, ``[rows, 2]``, int32.
-    """
-
-    tokens: torch.Tensor
-    labels: torch.Tensor
-    offsets: torch.Tensor
-    packed: bool
-    max_seq_len: int | None
-    num_bad: int = 0
-    num_cut: int = 0
-    teacher: "TokenisedRows | None" = None
-    teacher_ids: torch.Tensor | None = None
-    files: tuple[str, ...] = ()
-    origins: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, row: int) -> Row:
-        start, stop = self.offsets[row], self.offsets[row + 1]
-        of_teacher = None if self.teacher is None else self.teacher[row]
-        teacher_id = 0 if self.teacher_ids is None else int(self.teacher_ids[row])
-        return Row(
-            self.tokens[start:stop],
-            self.labels[start:stop],
-            None if of_teacher is None else of_teacher.tokens,
-            None if of_teacher is None else of_teacher.labels,
-            teacher_id,
-        )
-
-    def origin(self, row: int) -> str:
-        """File and number of a row, as a user would look it up."""
-        if self.origins is None:
-            return f"row {row + 1}"
-        file, number = self.origins[row].tolist()
-        return f"{self.files[file]}, row {number}"
-
-    @functools.cached_property
-    def lengths(self) -> numpy.ndarray:
-        """Tokens of each row."""
-        return self.offsets.diff().numpy()
-
-    @functools.cached_property
-    def largest_token(self) -> int:
-        """Of all rows, those that the teacher reads included."""
-        return max(int(rows.tokens.max()) for rows in (self, self.teacher) if rows is not None)
-
-    @functools.cached_property
-    def supervised(self) -> numpy.ndarray:
-        """Tokens to be learned in each row; its first token is never predicted."""
-        learned = (self.labels != IGNORE_INDEX).numpy()
-        starts = self.offsets[:-1].numpy()
-        return numpy.add.reduceat(learned, starts, dtype=numpy.int64) - learned[starts]
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Of all tokens and labels."""
-        digest = hashlib.sha256()
-        for tensor in (self.tokens, self.labels, self.offsets, self.teacher_ids):
-            if tensor is not None:
-                digest.update(tensor.contiguous().numpy().data)
-        if self.teacher is not None:
-            digest.update(self.teacher.fingerprint.encode())
-        return digest.hexdigest()[:16]
 
 
 def prepare_rows(
@@ -166,11 +77,12 @@ def _prepare(
             "rows with turns; take distill_tune.data.instruct or distill_tune.data.chat"
         )
 
-    path = _cache_path(dataset, arguments, tokenizer_config, on_bad_row, max_seq_len, reading)
-    rows = _read_cache(path)
+    kept = row_cache.folder_of(dataset, arguments, tokenizer_config, on_bad_row, max_seq_len, reading)
+    rows = row_cache.read_rows(kept) if kept else None
     if rows is None:
         rows = _tokenise(dataset, tokenizer, on_bad_row, max_seq_len, reading)
-        _write_cache(path, rows)
+        if kept and len(rows):
+            row_cache.write_rows(kept, rows)
     if len(rows) == 0:
         cut = f" ({rows.num_cut} whose answer max_seq_len={max_seq_len} cuts away)" if rows.num_cut else ""
         raise UserError(f"dataset {_name(entry)}: has no row to train on{cut}")
@@ -413,106 +325,3 @@ def _teacher_id(index: int) -> int:
     if found not in names:
         raise RowError(f"teacher_id is {found}; teacher_model has {', '.join(names)}")
     return names.index(found)
-
-
-def _cache_path(
-    dataset: Any,
-    arguments: DictConfig,
-    tokenizer_config: DictConfig,
-    on_bad_row: str,
-    max_seq_len: int | None,
-    reading: Reading,
-) -> Path | None:
-    """Where the tokens of exactly these rows under these settings are kept; None where nothing identifies them."""
-    fingerprint = fingerprint_of(dataset)
-    if fingerprint is None:
-        return None
-    files = {
-        key: hashlib.sha256(Path(value).read_bytes()).hexdigest()
-        for key, value in sorted(_strings(tokenizer_config))
-        if Path(value).is_file()
-    }
-    for key, value in sorted(_strings(tokenizer_config)):
-        if Path(value).is_dir():
-            files |= {
-                f"{key}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
-                for file in sorted(Path(value).iterdir())
-                if file.suffix in (".json", ".model", ".jinja", ".txt")
-            }
-    identity = {
-        "rows": fingerprint,
-        "dataset": OmegaConf.to_container(arguments),
-        "tokenizer": OmegaConf.to_container(tokenizer_config),
-        "files": files,
-        "on_bad_row": on_bad_row,
-        "max_seq_len": max_seq_len,
-        "reading": dataclasses.asdict(reading),
-        "versions": [
-            distill_tune.__version__,
-            *(version(name) for name in ("torchtune", "tokenizers", "sentencepiece")),
-        ],
-    }
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    return cache_folder() / "rows" / f"{name}.safetensors"
-
-
-def cache_folder() -> Path:
-    """DISTILL_TUNE_CACHE, or ~/.cache/distill_tune."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("DISTILL_TUNE_CACHE") or Path(root) / "distill_tune")
-
-
-def _strings(config: DictConfig) -> list[tuple[str, str]]:
-    return [(str(key), value) for key, value in config.items() if isinstance(value, str) and len(value) < 4096]
-
-
-_TENSORS = ("tokens", "labels", "offsets")
-_SETTINGS = ("packed", "max_seq_len", "num_bad", "num_cut", "files")
-
-
-def _read_cache(path: Path | None) -> TokenisedRows | None:
-    if path is None or not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            settings = json.loads(file.metadata()["settings"])
-        of_teacher = {name: tensors.pop(f"teacher.{name}") for name in _TENSORS if f"teacher.{name}" in tensors}
-        plain = {"packed": False, "max_seq_len": settings["max_seq_len"]}
-        teacher = TokenisedRows(**of_teacher, **plain) if of_teacher else None
-        return TokenisedRows(**tensors, **settings, teacher=teacher)
-    except (SafetensorError, KeyError, TypeError, OSError):
-        return None  # torn: made anew
-
-
-def _write_cache(path: Path | None, rows: TokenisedRows) -> None:
-    if path is None or len(rows) == 0:
-        return
-    settings = {name: getattr(rows, name) for name in _SETTINGS}
-    tensors = {name: getattr(rows, name) for name in _TENSORS}
-    if rows.teacher is not None:
-        tensors |= {f"teacher.{name}": getattr(rows.teacher, name) for name in _TENSORS}
-    if rows.teacher_ids is not None:
-        tensors["teacher_ids"] = rows.teacher_ids
-    if rows.origins is not None:
-        tensors["origins"] = rows.origins
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            save_file(tensors, Path(folder) / path.name, metadata={"settings": json.dumps(settings)})
-            os.replace(Path(folder) / path.name, path)
-    except OSError as error:
-        print(f"the tokenised rows could not be kept in {path.parent}: {error}", file=sys.stderr)
-
-
-def describe_rows(datasets: Sequence[TokenisedRows]) -> str:
-    """One line for the log: how many rows and tokens, and what was left out."""
-    rows, tokens = sum(map(len, datasets)), sum(len(data.tokens) for data in datasets)
-    supervised = sum(int(data.supervised.sum()) for data in datasets)
-    line = f"{rows:,} rows, {tokens:,} tokens, {supervised:,} of them supervised"
-    if bad := sum(data.num_bad for data in datasets):
-        line += f"; {bad:,} bad rows left out"
-    if cut := sum(data.num_cut for data in datasets):
-        line += f"; {cut:,} rows left out whose answer max_seq_len cuts away"
-    return line

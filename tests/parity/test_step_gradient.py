@@ -9,7 +9,7 @@ from tiny import VOCAB_SIZE, model_arguments
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, losses, models, teachers
-from distill_tune.data.prepare import TokenisedRows
+from distill_tune.data.tokenised_rows import TokenisedRows
 
 from torchtune.models.llama3_2 import llama3_2
 

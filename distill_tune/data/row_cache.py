@@ -1,0 +1,119 @@
+"""Tokenised rows on the disk, by what they were made from; a copy that is damaged is made anew."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+import distill_tune
+from distill_tune.data.prompts import Reading
+from distill_tune.data.sources import fingerprint_of
+from distill_tune.data.tokenised_rows import TokenisedRows
+from distill_tune.disk import damage, digest, flush, put_in_place, write_checksums
+
+_FILE = "rows.safetensors"
+_TENSORS = ("tokens", "labels", "offsets")
+_SETTINGS = ("packed", "max_seq_len", "num_bad", "num_cut", "files")
+
+
+def folder_of(
+    dataset: Any,
+    arguments: DictConfig,
+    tokenizer_config: DictConfig,
+    on_bad_row: str,
+    max_seq_len: int | None,
+    reading: Reading,
+) -> Path | None:
+    """Where the tokens of exactly these rows under these settings are kept; None where nothing identifies them."""
+    fingerprint = fingerprint_of(dataset)
+    if fingerprint is None:
+        return None
+    files = {
+        key: hashlib.sha256(Path(value).read_bytes()).hexdigest()
+        for key, value in sorted(_strings(tokenizer_config))
+        if Path(value).is_file()
+    }
+    for key, value in sorted(_strings(tokenizer_config)):
+        if Path(value).is_dir():
+            files |= {
+                f"{key}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
+                for file in sorted(Path(value).iterdir())
+                if file.suffix in (".json", ".model", ".jinja", ".txt")
+            }
+    identity = {
+        "rows": fingerprint,
+        "dataset": OmegaConf.to_container(arguments),
+        "tokenizer": OmegaConf.to_container(tokenizer_config),
+        "files": files,
+        "on_bad_row": on_bad_row,
+        "max_seq_len": max_seq_len,
+        "reading": dataclasses.asdict(reading),
+        "versions": [
+            distill_tune.__version__,
+            *(version(name) for name in ("torchtune", "tokenizers", "sentencepiece")),
+        ],
+    }
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    return _cache_folder() / "rows" / name
+
+
+def _cache_folder() -> Path:
+    """DISTILL_TUNE_CACHE, or ~/.cache/distill_tune."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("DISTILL_TUNE_CACHE") or Path(root) / "distill_tune")
+
+
+def _strings(config: DictConfig) -> list[tuple[str, str]]:
+    return [(str(key), value) for key, value in config.items() if isinstance(value, str) and len(value) < 4096]
+
+
+def read_rows(folder: Path) -> TokenisedRows | None:
+    """Mapped, not read; None where there are none, or not as they were written."""
+    if not folder.is_dir():
+        return None
+    try:
+        if damaged := damage(folder):
+            print(f"tokenised rows {folder}: {damaged}; made anew", file=sys.stderr)
+            return None
+        with safe_open(folder / _FILE, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            settings = json.loads(file.metadata()["settings"])
+        of_teacher = {name: tensors.pop(f"teacher.{name}") for name in _TENSORS if f"teacher.{name}" in tensors}
+        plain = {"packed": False, "max_seq_len": settings["max_seq_len"]}
+        teacher = TokenisedRows(**of_teacher, **plain) if of_teacher else None
+        return TokenisedRows(**tensors, **settings, teacher=teacher)
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+        return None  # a disk that fails, or another version's
+
+
+def write_rows(folder: Path, rows: TokenisedRows) -> None:
+    """A disk that is full or broken is told, and keeps nothing."""
+    settings = {name: getattr(rows, name) for name in _SETTINGS}
+    tensors = {name: getattr(rows, name) for name in _TENSORS}
+    if rows.teacher is not None:
+        tensors |= {f"teacher.{name}": getattr(rows.teacher, name) for name in _TENSORS}
+    if rows.teacher_ids is not None:
+        tensors["teacher_ids"] = rows.teacher_ids
+    if rows.origins is not None:
+        tensors["origins"] = rows.origins
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+            partial = Path(beside) / folder.name
+            partial.mkdir()
+            save_file(tensors, partial / _FILE, metadata={"settings": json.dumps(settings)})
+            flush(partial / _FILE)
+            write_checksums(partial, [(_FILE, digest(partial / _FILE))])
+            put_in_place(partial, folder)
+    except (OSError, SafetensorError) as error:
+        print(f"the tokenised rows could not be kept in {folder.parent}: {error}", file=sys.stderr)
