@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from rich.filesize import decimal
+
 from distill_tune.errors import UserError
 
 Value = TypeVar("Value")
@@ -116,12 +118,19 @@ def keep_to_oneself(folder: Path) -> bool:
     return True
 
 
+def lacking_space(folder: Path, num_bytes: int) -> str | None:
+    """What the disk of a folder, which need not be there yet, lacks for so much; None where it has it."""
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free >= num_bytes:
+        return None
+    return f"{decimal(num_bytes)} are needed, {there} has {decimal(free)} left"
+
+
 def require_space(key: str, folder: Path, num_bytes: int) -> None:
     """
     Raises:
         UserError: the disk has not so much left.
     """
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < num_bytes:
-        raise UserError(f"{key}: {there} has {free / 1e9:.2f} GB left, {num_bytes / 1e9:.2f} GB are needed; free some")
+    if lacking := lacking_space(folder, num_bytes):
+        raise UserError(f"{key}: {lacking}; free some")

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from distill_tune.config.launch import is_restarted
-from distill_tune.disk import damage, digest, flush, put_in_place, retried, write_checksums
+from distill_tune.disk import damage, digest, flush, lacking_space, put_in_place, retried, write_checksums
 from distill_tune.errors import UserError
 from distill_tune.models.tensor_files import write_tensors
 from distill_tune.training.checkpoint_contents import Stateful, copied, own_part_of_rank, tensors_of
@@ -183,9 +183,8 @@ class Checkpoints:
         def first() -> None:
             shutil.rmtree(job.partial, ignore_errors=True)
             job.partial.mkdir(parents=True)
-            free = shutil.disk_usage(job.partial).free
-            if free < job.num_bytes:
-                raise OSError(f"{job.num_bytes / 1e9:.2f} GB are needed, the disk has {free / 1e9:.2f} GB left")
+            if lacking := lacking_space(job.partial, job.num_bytes):
+                raise OSError(lacking)
 
         def own() -> list[tuple[str, str]]:
             torch.save(part, job.partial / f"rank_{rank()}.pt")

@@ -106,7 +106,7 @@ def test_a_full_disk_is_told_before_anything_is_written(run, monkeypatch):
     run.step(4)
     run.save(4, say=told.append)
     assert "step 4: its checkpoint could not be written" in told[0]
-    assert "the disk has 0.00 GB left" in told[0]
+    assert "has 10 bytes left" in told[0]
     assert "step_3 stays the newest" in told[0]
     assert run.load() == 3
 
