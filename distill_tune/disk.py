@@ -68,7 +68,6 @@ def write_checksums(folder: Path, sums: Iterable[tuple[str, str]]) -> None:
     """
     text = "".join(f"{value}  {name}\n" for name, value in sorted(sums))
     (folder / CHECKSUMS).write_text(text, encoding="utf-8")
-    flush(folder / CHECKSUMS)
 
 
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
@@ -93,8 +92,12 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
 
 
 def put_in_place(partial: Path, folder: Path) -> None:
-    """Give a folder that was written beside its name; what had the name before goes last. A kill leaves one of both."""
-    flush(partial)
+    """Give a folder of files that was written beside its name; what had the name before goes last.
+
+    A kill leaves one of both, and a loss of power the whole of it.
+    """
+    for path in [*partial.iterdir(), partial]:
+        flush(path)
     before = folder.with_name(f".{folder.name}.before")
     shutil.rmtree(before, ignore_errors=True)
     if folder.exists():

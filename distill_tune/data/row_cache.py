@@ -18,7 +18,7 @@ import distill_tune
 from distill_tune.data.prompts import Reading
 from distill_tune.data.sources import fingerprint_of
 from distill_tune.data.tokenised_rows import TokenisedRows
-from distill_tune.disk import damage, digest, flush, put_in_place, write_checksums
+from distill_tune.disk import damage, digest, put_in_place, write_checksums
 
 _FILE = "rows.safetensors"
 _TENSORS = ("tokens", "labels", "offsets")
@@ -112,7 +112,6 @@ def write_rows(folder: Path, rows: TokenisedRows) -> None:
             partial = Path(beside) / folder.name
             partial.mkdir()
             save_file(tensors, partial / _FILE, metadata={"settings": json.dumps(settings)})
-            flush(partial / _FILE)
             write_checksums(partial, [(_FILE, digest(partial / _FILE))])
             put_in_place(partial, folder)
     except (OSError, SafetensorError) as error:

@@ -280,7 +280,7 @@ def _told(folder: Path) -> Path:
 
 
 def _summed(path: Path) -> tuple[str, str]:
-    flush(path)
+    flush(path)  # by the machine that wrote it
     return path.name, digest(path)
 
 

@@ -58,7 +58,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if not keep_to_oneself(self.path):
                 raise UserError(f"output_dir={self.path}: another run is writing there; wait for it, or name another")
-            (self.path / "config.yaml").write_text(_header() + OmegaConf.to_yaml(written), encoding="utf-8")
+            partial = self.path / ".config.yaml.partial"
+            partial.write_text(_header() + OmegaConf.to_yaml(written), encoding="utf-8")
+            os.replace(partial, self.path / "config.yaml")
         except OSError as error:
             raise UserError(f"output_dir={self.path}: cannot be written: {error.strerror}") from error
 
