@@ -47,16 +47,18 @@ def main(scenario: str) -> None:
         if cfg.enable_activation_checkpointing:
             set_activation_checkpointing(student, auto_wrap_policy={TransformerSelfAttentionLayer})
         optimizer = training.build_optimizer(cfg.optimizer, student.parameters())
-        rows = [(torch.randint(3, 32_000, (length,)),) * 2 for length in LENGTHS]
-        for _ in range(2):
-            micro_batch = joined(rows)
-            attention = micro_batch.attention()
-            signal = teacher(micro_batch)
-            hidden = student(micro_batch.tokens, **attention)[micro_batch.supervised]
-            targets = micro_batch.targets[micro_batch.supervised]
-            losses.distillation_loss(hidden, head.projection_for_loss(), targets, signal, kd_ratio=0.5).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        for parameter in student.parameters():  # the optimizer's state is there in all steps but the first
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        micro_batch = joined([(torch.randint(3, 32_000, (length,)),) * 2 for length in LENGTHS])
+        attention = micro_batch.attention()
+        signal = teacher(micro_batch)
+        hidden = student(micro_batch.tokens, **attention)[micro_batch.supervised]
+        targets = micro_batch.targets[micro_batch.supervised]
+        losses.distillation_loss(hidden, head.projection_for_loss(), targets, signal, kd_ratio=0.5).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     print(peak.bytes, estimated)
 
 
