@@ -4,7 +4,9 @@ import dataclasses
 import os
 import platform
 import shlex
+import socket
 import sys
+import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +18,10 @@ from distill_tune.config.files import recipes_folder
 from distill_tune.config.secrets import hide_in_arguments
 from distill_tune.disk import keep_to_oneself
 from distill_tune.errors import UserError
-from distill_tune.training.distributed import is_main_process
+from distill_tune.training.distributed import from_main_process, is_main_process
 from distill_tune.training.state import plain_config
+
+_SECONDS_TO_BE_SEEN = 10  # network file systems show a new file some seconds late
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,10 @@ class RunFolder:
         return cls(Path(os.path.expanduser(output_dir)))
 
     @property
+    def _config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -46,23 +54,40 @@ class RunFolder:
         return self.path / "adapter"
 
     def write_config(self, cfg: DictConfig, seed: int) -> None:
-        """Make the folder, lock it against other runs, and write config.yaml, with the seed in use.
+        """Make the folder, lock it against other runs, and write config.yaml, with the seed in use. All ranks call it.
 
         Raises:
-            UserError: it cannot be written, or another run writes to it.
+            UserError: it cannot be written, another run writes to it, or a machine does not see it.
         """
-        if not is_main_process():
-            return
-        written = OmegaConf.create(plain_config(cfg) | {"seed": seed})
+        text = _header() + OmegaConf.to_yaml(OmegaConf.create(plain_config(cfg) | {"seed": seed}))
+        if is_main_process():
+            self._write_config(text)
+        text = from_main_process(text)
+        for _ in range(_SECONDS_TO_BE_SEEN):
+            if is_main_process() or self._reads(text):
+                return
+            time.sleep(1)
+        raise UserError(
+            f"output_dir={self.path}: {socket.gethostname()} does not see what rank 0 has written to "
+            f"{self.path.absolute()}; name a folder that all machines share"
+        )
+
+    def _write_config(self, text: str) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not keep_to_oneself(self.path):
                 raise UserError(f"output_dir={self.path}: another run is writing there; wait for it, or name another")
             partial = self.path / ".config.yaml.partial"
-            partial.write_text(_header() + OmegaConf.to_yaml(written), encoding="utf-8")
-            os.replace(partial, self.path / "config.yaml")
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, self._config)
         except OSError as error:
             raise UserError(f"output_dir={self.path}: cannot be written: {error.strerror}") from error
+
+    def _reads(self, text: str) -> bool:
+        try:
+            return self._config.read_text(encoding="utf-8") == text
+        except OSError:
+            return False
 
     def summary(self, last: Mapping[str, float] | None) -> str:
         """The end of a run: the last step's losses, what was written where, what to do next."""

@@ -123,6 +123,21 @@ def test_two_machines_as_two_agents_meet(folders, tmp_path):
     assert len(metrics_of(tmp_path / "out")) == 2
 
 
+def test_an_output_dir_that_the_machines_do_not_share_is_told(folders, tmp_path):
+    folders()
+    endpoint = f"localhost:{free_port()}"
+    line = ["run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_endpoint", endpoint]
+    line += ["kd_distributed", "--config", str(tmp_path / "config.yaml"), "output_dir=out"]
+    machines = [tmp_path / "one", tmp_path / "other"]
+    for machine in machines:
+        machine.mkdir()
+    agents = [start(machine, *line) for machine in machines]
+    told = "".join(agent.communicate(timeout=300)[1] for agent in agents)
+    assert all(agent.returncode for agent in agents)
+    assert "output_dir=out: " in told and "name a folder that all machines share" in told
+    assert "Traceback" not in told
+
+
 def test_srun_starts_it_without_torchrun(folders, tmp_path):
     folders(max_steps_per_epoch=2)
     slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid())}
