@@ -9,8 +9,7 @@ from typing import Any, NoReturn
 
 from distill_tune.training.distributed import leave
 
-_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")  # Windows has not all of them
-_SIGNALS = [signal.Signals[name] for name in _NAMES if hasattr(signal, name)]
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopSignals:
