@@ -8,7 +8,10 @@ import importlib
 import logging
 import sys
 import warnings
+from importlib.metadata import version
 from types import ModuleType
+
+from distill_tune.errors import UserError
 
 # Both speak at import time of compiled extras that are optional, on a machine that may not even have a GPU.
 _TALKATIVE_AT_IMPORT = ("torchao", "torch.utils._pytree")
@@ -37,9 +40,15 @@ def apply() -> None:
     """Give torchtune the names that it imports; nothing is touched where torchao still has them."""
     # torchtune's RMSNorm multiplies float32 by a bf16 scale; newer PyTorch says each time that this is not its fastest.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-    _import_quietly("torchao")
-    dtypes = _import_quietly("torchao.dtypes")
-    quantization = _import_quietly("torchao.quantization")
+    try:
+        _import_quietly("torchao")
+        dtypes = _import_quietly("torchao.dtypes")
+        quantization = _import_quietly("torchao.quantization")
+    except ImportError as error:
+        raise UserError(
+            f"torchao {version('torchao')} does not work with torch {version('torch')} ({error}); "
+            "install another, torchao==0.17.0 for torch 2.9"
+        ) from error
     # Moved: the NF4 tensor that QLoRA is made of. Everything in torchtune imports this module.
     try:
         importlib.import_module("torchao.dtypes.nf4tensor")

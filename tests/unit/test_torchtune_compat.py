@@ -24,6 +24,15 @@ def test_a_removed_quantizer_says_what_became_of_it():
         torchao.quantization.int4_weight_only()
 
 
+def test_a_torchao_that_torch_is_too_old_for_is_told(fresh_cli, tmp_path):
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").write_text("from torch.nn.functional import not_there_yet")
+    done = fresh_cli("run", "kd_single_device", "--config", "tiny", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert "does not work with torch" in done.stderr and "not_there_yet" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_peft_and_torchtune_live_in_one_environment():
     code = "import distill_tune._torchtune_compat, torchtune.training, peft.tuners.lora"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
