@@ -54,7 +54,7 @@ def _watch(rank: int, seconds: float) -> None:
         if (step := _step(frames)[1]) != at:
             at, since, is_told = step, time.monotonic(), False
         lasted = time.monotonic() - since
-        if lasted > 0.8 * seconds and not is_told:
+        if step and lasted > 0.8 * seconds and not is_told:
             is_told = True
             print(
                 f"distill-tune: rank {rank}: {_place(frames)}: no step has ended for {lasted:.0f} seconds; "

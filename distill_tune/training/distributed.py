@@ -4,9 +4,11 @@ Every function does the plain thing where there is only one process, so both rec
 """
 
 import contextlib
+import itertools
 import os
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -15,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
@@ -24,6 +27,9 @@ from distill_tune.errors import UserError
 from distill_tune.training.device import find_device
 
 Value = TypeVar("Value")
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+_numbers = itertools.count()  # of what ranks do together, so the same on all
 
 # NCCL's watchdog ends a process whose collective hangs, and first writes what was under way on each rank.
 _WATCHDOG = {
@@ -114,16 +120,31 @@ def is_main_process() -> bool:
 
 @contextlib.contextmanager
 def first_of_each_machine_first() -> Iterator[None]:
-    """A block that one process of each machine goes through before the others, which then find its cache."""
+    """A block that one process of each machine goes through before the others, which then find its cache.
+
+    All go on together, however long the slowest machine takes: a collective would time out.
+    """
     if not dist.is_initialized():
         yield
         return
+    store, first_is_done = _get_default_store(), f"distill_tune/first/{next(_numbers)}/{socket.gethostname()}"
     is_first = os.environ["LOCAL_RANK"] == "0"
-    if not is_first:
-        dist.barrier()
+    while not is_first and not store.check([first_is_done]):
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
     yield
     if is_first:
-        dist.barrier()
+        store.set(first_is_done, "1")
+    wait_for_all()
+
+
+def wait_for_all() -> None:
+    """Until every rank has come here, however long it takes: a collective would time out."""
+    if not dist.is_initialized():
+        return
+    store, key = _get_default_store(), f"distill_tune/here/{next(_numbers)}"
+    store.add(key, 1)
+    while store.add(key, 0) < num_ranks():
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def from_main_process(value: Value) -> Value:

@@ -14,7 +14,7 @@ from distill_tune.models.adapters import LoraShape, lora_shape
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import conversion_of
 from distill_tune.models.hidden_states import is_projector
-from distill_tune.training.distributed import is_main_process
+from distill_tune.training.distributed import is_main_process, wait_for_all
 from distill_tune.training.full_weights import full_weights
 
 from torchtune.modules.peft import get_merged_lora_ckpt
@@ -29,7 +29,8 @@ _ADAPTER_PARTS = ("lora_a.weight", "lora_b.weight", "magnitude")
 def export_model(model: nn.Module, base: Checkpoint, folder: Path, dtype: torch.dtype) -> None:
     """Write the student with its adapters merged, so that transformers opens it as it is.
 
-    Written beside, then renamed: a folder of this name is complete. Every rank calls it, the main process writes.
+    Written beside, then renamed: a folder of this name is complete. Every rank calls it, the main process writes, and
+    all return when it is there.
 
     Args:
         base: the checkpoint that the student started from; its config.json and tokenizer files are copied.
@@ -37,14 +38,13 @@ def export_model(model: nn.Module, base: Checkpoint, folder: Path, dtype: torch.
         dtype: of the written weights. Adapters are merged in fp32 whatever it is.
     """
     weights = {name: value for name, value in full_weights(model) if not is_projector(name)}
-    if not is_main_process():
-        return
-    if shape := lora_shape(model):
-        _merge(weights, shape)
-    conversion = conversion_of(model, base.model_type, base.config)
-    weights = conversion.to_hf({name: value.to(dtype) for name, value in weights.items()})
-    config = conversion.exported_config()
-    write_model_folder(folder, weights, config, base.folder, dtype)
+    if is_main_process():
+        if shape := lora_shape(model):
+            _merge(weights, shape)
+        conversion = conversion_of(model, base.model_type, base.config)
+        weights = conversion.to_hf({name: value.to(dtype) for name, value in weights.items()})
+        write_model_folder(folder, weights, conversion.exported_config(), base.folder, dtype)
+    wait_for_all()
 
 
 def write_model_folder(

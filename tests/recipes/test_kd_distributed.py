@@ -123,6 +123,22 @@ def test_two_machines_as_two_agents_meet(folders, tmp_path):
     assert len(metrics_of(tmp_path / "out")) == 2
 
 
+def test_rows_and_export_may_take_longer_than_a_collective(folders, cli, tmp_path):
+    folders(max_steps_per_epoch=1)
+    ok(cli("cp", "kd_distributed", "mine.py"))
+    source = (tmp_path / "mine.py").read_text()
+    in_rows = "        with training.first_of_each_machine_first():\n"
+    slow_rows = f"{in_rows}            time.sleep(16 * (training.rank() == 0))\n"
+    before_export = "    # ---- What the run leaves\n"
+    slow_export = "    import distill_tune.training.export as export\n"
+    slow_export += "    export.put_in_place = lambda *of, put=export.put_in_place: (time.sleep(16), put(*of))\n"
+    assert source.count(in_rows) == source.count(before_export) == 1
+    source = source.replace(in_rows, slow_rows).replace(before_export, slow_export + before_export)
+    (tmp_path / "mine.py").write_text(source)
+    line = ("run", "--nproc_per_node", "2", "mine.py", "--config", "config.yaml", "collective_timeout_seconds=12")
+    assert "step 1/1" in ok(cli(*line)).stdout
+
+
 def test_an_output_dir_that_the_machines_do_not_share_is_told(folders, tmp_path):
     folders()
     endpoint = f"localhost:{free_port()}"
