@@ -17,7 +17,7 @@ from distill_tune.config.components import check_components
 from distill_tune.config.launch import num_processes, process_environment, stop_with_torchrun
 from distill_tune.config.memory_advice import memory_advice, memory_ran_out
 from distill_tune.config.secrets import hide_secrets
-from distill_tune.config.waiting import has_waited_in_vain, whom_it_waited_for
+from distill_tune.config.waiting import has_lost_a_rank, has_waited_in_vain, where_it_lost_a_rank, whom_it_waited_for
 from distill_tune.errors import Faults, UserError
 
 _GRACE, _GRACE_OF_OTHERS = 10, 3  # seconds
@@ -76,6 +76,8 @@ class told_without_traceback:
             print(f"distill-tune: {who}interrupted", file=sys.stderr)
         elif hangs:
             print(f"distill-tune: {who}{whom_it_waited_for(error)}", file=sys.stderr)
+        elif has_lost_a_rank(error):
+            print(f"distill-tune: {who}{where_it_lost_a_rank(error)}", file=sys.stderr)
         else:
             if who:
                 print(f"distill-tune: {who}failed:", file=sys.stderr)

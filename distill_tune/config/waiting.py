@@ -1,4 +1,4 @@
-"""A collective that did not end: which rank waited, at which step and line, and for whom."""
+"""A collective that did not end, or lost a rank: who waited, at which step and line, and for whom."""
 
 import contextlib
 import sys
@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 _KEY = "distill_tune/waiting/"
+_LOST = ("Connection reset by peer", "Connection closed by peer", "Broken pipe")  # as gloo tells it
 
 
 def has_waited_in_vain(error: BaseException) -> bool:
@@ -35,6 +36,16 @@ def whom_it_waited_for(error: BaseException) -> str:
         absent = ["that kept the store"]
     who = f"rank {', '.join(absent)} did not come" if absent else "all ranks waited, so the network between them fails"
     return f"{_place(traceback.walk_tb(error.__traceback__))}: a collective did not end in time; {who}"
+
+
+def has_lost_a_rank(error: BaseException) -> bool:
+    """Whether an error means that another rank has ended."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST)
+
+
+def where_it_lost_a_rank(error: BaseException) -> str:
+    place = _place(traceback.walk_tb(error.__traceback__))
+    return f"{place}: the connection to another rank is lost; that rank has failed, and its own output says why"
 
 
 def tell_when_a_step_lasts(rank: int, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -154,20 +155,35 @@ def test_an_output_dir_that_the_machines_do_not_share_is_told(folders, tmp_path)
     assert "Traceback" not in told
 
 
-def test_srun_starts_it_without_torchrun(folders, tmp_path):
-    folders(max_steps_per_epoch=2)
+def srun(tmp_path: Path, recipe: str) -> list[subprocess.Popen[str]]:
+    """Two tasks as Slurm would start them."""
     slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid())}
-    tasks = [
+    return [
         start(
             tmp_path,
-            *("run", "kd_distributed", "--config", "config.yaml"),
+            *("run", recipe, "--config", "config.yaml"),
             **slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
         )
         for rank in range(2)
     ]
+
+
+def test_srun_starts_it_without_torchrun(folders, tmp_path):
+    folders(max_steps_per_epoch=2)
+    tasks = srun(tmp_path, "kd_distributed")
     told = [task.communicate(timeout=300) for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], told
     assert sum("step 2/2" in output for output, _ in told) == 1
+
+
+def test_a_rank_that_ends_under_srun_ends_the_other_which_says_where_it_was(folders, cli, tmp_path):
+    folders(max_steps_per_epoch=2)
+    edited(cli, tmp_path, "training.rank() == 1 and step == 1 and __import__('os').kill(__import__('os').getpid(), 9)")
+    first, second = srun(tmp_path, "mine.py")
+    _, told = first.communicate(timeout=300)
+    assert (first.returncode, second.wait()) == (1, -9)
+    assert re.match(r"distill-tune: rank 0: step 2, .*mine\.py line \d+: the connection to another rank is lost", told)
+    assert "Traceback" not in told
 
 
 def test_a_fault_of_any_rank_is_told_once_with_its_rank(folders, cli, tmp_path):
