@@ -40,7 +40,8 @@ class StopSignals:
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        signal.signal(number, self._before[number] or signal.SIG_DFL)
+        # Not what was there before: a shell has its background jobs ignore SIGINT.
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         # print is not safe in the middle of a print.
         if os.environ.get("RANK", "0") == "0":
             name = signal.Signals(number).name
