@@ -37,15 +37,13 @@ def folder_of(
     fingerprint = fingerprint_of(dataset)
     if fingerprint is None:
         return None
-    files = {
-        key: hashlib.sha256(Path(value).read_bytes()).hexdigest()
-        for key, value in sorted(_strings(tokenizer_config))
-        if Path(value).is_file()
-    }
+    files = {}
     for key, value in sorted(_strings(tokenizer_config)):
-        if Path(value).is_dir():
+        if Path(value).is_file():
+            files[key] = digest(Path(value))
+        elif Path(value).is_dir():
             files |= {
-                f"{key}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
+                f"{key}/{file.name}": digest(file)
                 for file in sorted(Path(value).iterdir())
                 if file.suffix in (".json", ".model", ".jinja", ".txt")
             }
