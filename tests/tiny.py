@@ -106,11 +106,14 @@ def metrics_of(folder: Path) -> list[dict]:
 
 def edit_recipe(cli: Callable[..., Any], folder: Path, recipe: str, lines: str) -> str:
     """mine.py in ``folder``: a shipped recipe with lines put before its call of loss_of."""
-    place = "            of_batch = loss_of(batch, weights)\n"
     assert cli("cp", recipe, "mine.py", "--force").returncode == 0
-    source = (folder / "mine.py").read_text()
-    assert source.count(place) == 1
-    indented = "".join(f"            {line}\n" for line in lines.splitlines())
-    source = source.replace(place, indented + place).replace("import time\n", "import time, os\n")
-    (folder / "mine.py").write_text(source)
+    put_before(folder / "mine.py", "import time\n", "import os")
+    put_before(folder / "mine.py", "            of_batch = loss_of(batch, weights)\n", lines)
     return "mine.py"
+
+
+def put_before(script: Path, place: str, lines: str) -> None:
+    """Lines before the only line of a script that is ``place``, as far in as that."""
+    source, indent = script.read_text(), place[: -len(place.lstrip())]
+    assert source.count(place) == 1
+    script.write_text(source.replace(place, "".join(f"{indent}{line}\n" for line in lines.splitlines()) + place))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import edit_recipe, metrics_of
+from tiny import edit_recipe, metrics_of, put_before
 
 STEPS = ["epochs=2", "max_steps_per_epoch=4", "batch_size=4"]
 
@@ -125,10 +125,8 @@ def test_a_rank_that_is_told_to_stop_after_the_others_writes_its_part(config, cl
         "kd_distributed",
         "if training.rank() == 1 and lr_scheduler.last_epoch == 2: os.kill(os.getpid(), 15)",
     )
-    source, last = (tmp_path / "mine.py").read_text(), "        checkpoints.close()\n"
-    assert source.count(last) == 1
-    late = "        if training.rank() == 0: os.kill(os.getpid(), 15)\n"
-    (tmp_path / "mine.py").write_text(source.replace(last, late + last))
+    late = "if training.rank() == 0: os.kill(os.getpid(), 15)"
+    put_before(tmp_path / "mine.py", "        checkpoints.close()\n", late)
     output, _ = ended(started(tmp_path, 2, recipe=recipe), 128 + signal.SIGTERM)
     assert "stopped after step 3 by SIGTERM" in output
     assert (tmp_path / "out" / "checkpoints" / "step_3" / "SHA256SUMS").is_file()

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import metrics_of
+from tiny import metrics_of, put_before
 
 TWO = ("run", "--nproc_per_node", "2", "kd_distributed", "--config", "config.yaml")
 
@@ -59,10 +59,7 @@ def start(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.Pop
 def edited(cli, tmp_path: Path, first_of_each_step: str) -> None:
     """mine.py: the recipe with a line more."""
     ok(cli("cp", "kd_distributed", "mine.py"))
-    place = "            started = time.perf_counter()\n"
-    source = (tmp_path / "mine.py").read_text()
-    assert place in source
-    (tmp_path / "mine.py").write_text(source.replace(place, f"{place}            {first_of_each_step}\n"))
+    put_before(tmp_path / "mine.py", "            started = time.perf_counter()\n", first_of_each_step)
 
 
 def free_port() -> int:
@@ -127,15 +124,13 @@ def test_two_machines_as_two_agents_meet(folders, tmp_path):
 def test_rows_and_export_may_take_longer_than_a_collective(folders, cli, tmp_path):
     folders(max_steps_per_epoch=1)
     ok(cli("cp", "kd_distributed", "mine.py"))
-    source = (tmp_path / "mine.py").read_text()
-    in_rows = "        with training.first_of_each_machine_first():\n"
-    slow_rows = f"{in_rows}            time.sleep(16 * (training.rank() == 0))\n"
-    before_export = "    # ---- What the run leaves\n"
-    slow_export = "    import distill_tune.training.export as export\n"
-    slow_export += "    export.put_in_place = lambda *of, put=export.put_in_place: (time.sleep(16), put(*of))\n"
-    assert source.count(in_rows) == source.count(before_export) == 1
-    source = source.replace(in_rows, slow_rows).replace(before_export, slow_export + before_export)
-    (tmp_path / "mine.py").write_text(source)
+    slow_rows = "time.sleep(16 * (training.rank() == 0))"
+    put_before(tmp_path / "mine.py", "            rows, shares = data.prepare_rows(\n", slow_rows)
+    slow_export = (
+        "import distill_tune.training.export as export\n"
+        "export.put_in_place = lambda *of, put=export.put_in_place: (time.sleep(16), put(*of))"
+    )
+    put_before(tmp_path / "mine.py", "    # ---- What the run leaves\n", slow_export)
     line = ("run", "--nproc_per_node", "2", "mine.py", "--config", "config.yaml", "collective_timeout_seconds=12")
     assert "step 1/1" in ok(cli(*line)).stdout
 
