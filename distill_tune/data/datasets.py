@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy
 
-import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data import docstring_rows
+from distill_tune.data.conversation import IGNORE_INDEX, Conversation, Turn, tokenise
 from distill_tune.data.prompts import Prompt
 from distill_tune.data.sources import Row, RowError, load_dataset
 
-from torchtune.data import Message
-
-IGNORE_INDEX = -100
+__all__ = ["IGNORE_INDEX", "TokenisedDataset", "chat", "docstrings", "instruct", "read_behind", "text"]
 
 _ROLES = {
     "system": "system",
@@ -41,14 +39,14 @@ class TokenisedDataset:
         tokenise: a row to ``{"tokens": [...], "labels": [...]}``, labels -100 where nothing is to be learned.
         max_seq_len: rows are cut there; None for the tokenizer's own bound.
         packed: rows share a sequence up to ``max_seq_len``.
-        messages: a row as the turns that are tokenised; None for plain text.
+        conversation: a row as the turns that are tokenised; None for plain text.
     """
 
     rows: Any
-    tokenise: Callable[[Row], dict[str, numpy.ndarray]]
+    tokenise: Callable[[Row], dict[str, Any]]
     max_seq_len: int | None = None
     packed: bool = False
-    messages: Callable[[Row], list[Message]] | None = None
+    conversation: Callable[[Row], Conversation] | None = None
 
     @property
     def _data(self) -> Any:
@@ -57,7 +55,7 @@ class TokenisedDataset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, numpy.ndarray]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.tokenise(self.rows[index])
 
 
@@ -70,16 +68,16 @@ def read_behind(prompt: Prompt, dataset: Any, tokenizer: Any, index: int) -> dic
     if prompt.is_plain:
         return dataset[index]
     row = dataset.rows[index]
-    return _tokenise_messages(tokenizer, prompt.applied(dataset.messages(row), row))
+    return tokenise(tokenizer, prompt.applied(dataset.conversation(row), row))._asdict()
 
 
-def _of_messages(
-    tokenizer: Any, rows: Any, messages: Callable[[Row], list[Message]], max_seq_len: int | None, packed: bool
+def _of_conversations(
+    tokenizer: Any, rows: Any, conversation: Callable[[Row], Conversation], max_seq_len: int | None, packed: bool
 ) -> TokenisedDataset:
-    def tokenise(row: Row) -> dict[str, numpy.ndarray]:
-        return _tokenise_messages(tokenizer, messages(row))
+    def tokenised(row: Row) -> dict[str, Any]:
+        return tokenise(tokenizer, conversation(row))._asdict()
 
-    return TokenisedDataset(rows, tokenise, max_seq_len, packed, messages)
+    return TokenisedDataset(rows, tokenised, max_seq_len, packed, conversation)
 
 
 def instruct(
@@ -111,20 +109,20 @@ def instruct(
     """
     columns = column_map or {}
 
-    def messages_of(row: Row) -> list[Message]:
+    def conversation_of(row: Row) -> Conversation:
         prompt = _text_field(row, columns.get("prompt"), ("instruction", "prompt", "question"), "prompt")
         more = _optional_text(row, columns.get("input", "input"))
         answer = _text_field(row, columns.get("response"), ("output", "response", "completion", "answer"), "response")
         if not answer.strip():
             raise RowError("the answer is empty")
         system = _optional_text(row, columns.get("system", "system")) or system_prompt
-        messages = [Message("system", system, masked=not train_on_input)] if system else []
-        messages.append(Message("user", f"{prompt}\n\n{more}" if more else prompt, masked=not train_on_input))
-        messages.append(Message("assistant", answer))
-        return messages
+        turns = [{"role": "system", "content": system}] if system else []
+        turns.append({"role": "user", "content": f"{prompt}\n\n{more}" if more else prompt})
+        turns.append({"role": "assistant", "content": answer})
+        return _learning_answers(turns, train_on_input)
 
     rows = load_dataset(source, split=split, **load_dataset_kwargs)
-    return _of_messages(tokenizer, rows, messages_of, max_seq_len, packed)
+    return _of_conversations(tokenizer, rows, conversation_of, max_seq_len, packed)
 
 
 def chat(
@@ -150,22 +148,22 @@ def chat(
     """
     column = (column_map or {}).get("messages")
 
-    def messages_of(row: Row) -> list[Message]:
+    def conversation_of(row: Row) -> Conversation:
         name = column or next((name for name in ("messages", "conversations") if name in row), "messages")
-        turns = _parsed(_field(row, name))
-        if not isinstance(turns, list) or not turns:
-            raise RowError(f"{name} must be a list of turns, found {_kind(turns)}")
-        messages = [_message(turn, index, train_on_input) for index, turn in enumerate(turns)]
-        if system_prompt and messages[0].role != "system":
-            messages.insert(0, Message("system", system_prompt, masked=not train_on_input))
-        if messages[-1].role == "assistant" and not messages[-1].text_content.strip():
-            messages.pop()
-        if not any(message.role == "assistant" for message in messages):
+        found = _parsed(_field(row, name))
+        if not isinstance(found, list) or not found:
+            raise RowError(f"{name} must be a list of turns, found {_kind(found)}")
+        turns = [_turn(turn, index) for index, turn in enumerate(found)]
+        if system_prompt and turns[0]["role"] != "system":
+            turns.insert(0, {"role": "system", "content": system_prompt})
+        if turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
+            turns.pop()
+        if not any(turn["role"] == "assistant" for turn in turns):
             raise RowError("no answer: there is no assistant turn with text")
-        return messages
+        return _learning_answers(turns, train_on_input)
 
     rows = load_dataset(source, split=split, **load_dataset_kwargs)
-    return _of_messages(tokenizer, rows, messages_of, max_seq_len, packed)
+    return _of_conversations(tokenizer, rows, conversation_of, max_seq_len, packed)
 
 
 def text(
@@ -216,10 +214,11 @@ def docstrings(
     """
     rows = _Docstrings(docstring_rows.collect(num_rows, held_out=held_out, min_characters=min_characters))
 
-    def messages_of(row: Row) -> list[Message]:
-        return [Message("user", row["instruction"], masked=True), Message("assistant", row["output"])]
+    def conversation_of(row: Row) -> Conversation:
+        turns = [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
+        return _learning_answers(turns)
 
-    return _of_messages(tokenizer, rows, messages_of, max_seq_len, packed)
+    return _of_conversations(tokenizer, rows, conversation_of, max_seq_len, packed)
 
 
 class _Docstrings(list):
@@ -228,13 +227,12 @@ class _Docstrings(list):
         return hashlib.sha256(json.dumps(self).encode()).hexdigest()
 
 
-def _tokenise_messages(tokenizer: Any, messages: list[Message]) -> dict[str, numpy.ndarray]:
-    tokens, mask = tokenizer.tokenize_messages(messages)
-    array = numpy.asarray(tokens, numpy.int32)
-    return {"tokens": array, "labels": numpy.where(mask, IGNORE_INDEX, array)}
+def _learning_answers(turns: Sequence[Turn], train_on_input: bool = False) -> Conversation:
+    learned = [train_on_input or turn["role"] == "assistant" for turn in turns]
+    return Conversation(tuple(turns), tuple(learned))
 
 
-def _message(turn: Any, index: int, train_on_input: bool) -> Message:
+def _turn(turn: Any, index: int) -> Turn:
     if not isinstance(turn, Mapping):
         raise RowError(f"turn {index + 1} must have a role and a content, found {_kind(turn)}")
     role = turn.get("role", turn.get("from"))
@@ -243,8 +241,7 @@ def _message(turn: Any, index: int, train_on_input: bool) -> Message:
         raise RowError(f"turn {index + 1} has the role {role!r}; known are {', '.join(_ROLES)}")
     if not isinstance(content, str):
         raise RowError(f"turn {index + 1} has no text, found {_kind(content)}")
-    role = _ROLES[role]
-    return Message(role, content, masked=role != "assistant" and not train_on_input)
+    return {"role": _ROLES[role], "content": content}
 
 
 def _text_field(row: Row, column: str | None, candidates: Sequence[str], meaning: str) -> str:

@@ -71,7 +71,7 @@ def _prepare(
     if is_packed and max_seq_len is None:
         raise UserError("dataset.packed=True: needs a length to pack to; set tokenizer.max_seq_len")
 
-    if not (reading.student.is_plain and reading.teacher.is_plain) and getattr(dataset, "messages", None) is None:
+    if not (reading.student.is_plain and reading.teacher.is_plain) and getattr(dataset, "conversation", None) is None:
         raise UserError(
             f"dataset {_name(entry)}: student_prompt_template, teacher_prompt_template and teacher_system_prompt need "
             "rows with turns; take distill_tune.data.instruct or distill_tune.data.chat"

@@ -5,10 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.data.conversation import Conversation, Turn
 from distill_tune.data.sources import RowError
-
-from torchtune.data import Message
 
 _COLUMN = re.compile(r"\{(\w+)\}")
 
@@ -31,36 +29,33 @@ class Prompt:
     def is_plain(self) -> bool:
         return self.template is None and self.system is None
 
-    def applied(self, messages: list[Message], row: Mapping[str, Any]) -> list[Message]:
+    def applied(self, conversation: Conversation, row: Mapping[str, Any]) -> Conversation:
         """
         Raises:
             RowError: the template names a column that the row has not.
         """
-        applied = [self._applied(message, row) if message.role == "user" else message for message in messages]
+        turns = [self._applied(turn, row) if turn["role"] == "user" else turn for turn in conversation.turns]
+        learned = conversation.learned
         if self.system is None:
-            return applied
-        if applied[0].role == "system":
-            own = applied.pop(0)
-            return [_with_text(own, f"{self.system}\n\n{own.text_content}"), *applied]
-        return [Message("system", self.system, masked=applied[0].masked), *applied]
+            return conversation.with_turns(turns, learned)
+        if turns[0]["role"] == "system":
+            own = turns.pop(0)
+            return conversation.with_turns([{**own, "content": f"{self.system}\n\n{own['content']}"}, *turns], learned)
+        return conversation.with_turns([{"role": "system", "content": self.system}, *turns], [learned[0], *learned])
 
-    def _applied(self, message: Message, row: Mapping[str, Any]) -> Message:
+    def _applied(self, turn: Turn, row: Mapping[str, Any]) -> Turn:
         if self.template is None:
-            return message
+            return turn
 
         def filled(match: re.Match[str]) -> str:
             name = match[1]
             if name == "input":
-                return message.text_content
+                return turn["content"]
             if not isinstance(row.get(name), str | int | float):
                 raise RowError(f"{self.key}: {{{name}}}: the row has no such text; it has {', '.join(map(str, row))}")
             return str(row[name])
 
-        return _with_text(message, _COLUMN.sub(filled, self.template))
-
-
-def _with_text(message: Message, text: str) -> Message:
-    return Message(message.role, text, masked=message.masked)
+        return {**turn, "content": _COLUMN.sub(filled, self.template)}
 
 
 @dataclasses.dataclass(frozen=True)

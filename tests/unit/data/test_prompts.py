@@ -6,11 +6,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from distill_tune import config, data
+from distill_tune.data.conversation import Conversation
 from distill_tune.data.prompts import Prompt
 from distill_tune.data.sources import RowError
 from distill_tune.errors import UserError
-
-from torchtune.data import Message
 
 
 @pytest.fixture
@@ -104,14 +103,16 @@ def test_plain_text_has_no_turns_to_write_around(prepared):
 
 def test_every_user_turn_goes_through_the_template_and_a_system_turn_is_kept():
     turns = [
-        Message("system", "Be brief.", masked=True),
-        Message("user", "One?", masked=True),
-        Message("assistant", "Two."),
-        Message("user", "Three?", masked=True),
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "Three?"},
     ]
-    applied = Prompt("<{input}>", "You are kind.").applied(turns, {})
-    assert [turn.text_content for turn in applied] == ["You are kind.\n\nBe brief.", "<One?>", "Two.", "<Three?>"]
-    assert [turn.masked for turn in applied] == [True, True, False, True]
+    conversation = Conversation(tuple(turns), (False, False, True, False))
+    applied = Prompt("<{input}>", "You are kind.").applied(conversation, {})
+    assert [turn["content"] for turn in applied.turns] == ["You are kind.\n\nBe brief.", "<One?>", "Two.", "<Three?>"]
+    assert applied.learned == (False, False, True, False)
     with pytest.raises(RowError, match=r"\{other\}: the row has no such text; it has a, b"):
-        Prompt("{other}").applied(turns, {"a": "x", "b": "y"})
-    assert Prompt("{input} {{json}} {}").applied(turns[1:2], {"json": 1})[0].text_content == "One? {1} {}"
+        Prompt("{other}").applied(conversation, {"a": "x", "b": "y"})
+    question = conversation.with_turns(turns[1:2], [False])
+    assert Prompt("{input} {{json}} {}").applied(question, {"json": 1}).turns[0]["content"] == "One? {1} {}"

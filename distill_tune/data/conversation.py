@@ -1,0 +1,88 @@
+"""A row as the turns of a conversation, in the form that chat templates read."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.data.sources import RowError
+
+from torchtune.data import Message
+
+IGNORE_INDEX = -100
+
+Turn = Mapping[str, Any]
+_WITHOUT_TEMPLATE = ("reasoning_content", "tool_calls")
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """
+    Attributes:
+        turns: each with a ``role`` (system, user, assistant, tool) and a ``content``, a text, and what else the
+            templates of transformers read: ``reasoning_content``, ``tool_calls``, ``name``, ``tool_call_id``.
+        learned: of each turn, whether what the template writes for it is learned.
+        tools: the functions that may be called, as JSON schemas; None without any.
+    """
+
+    turns: tuple[Turn, ...]
+    learned: tuple[bool, ...]
+    tools: tuple[Mapping[str, Any], ...] | None = None
+
+    def with_turns(self, turns: Sequence[Turn], learned: Sequence[bool]) -> "Conversation":
+        return dataclasses.replace(self, turns=tuple(turns), learned=tuple(learned))
+
+
+class Tokens(NamedTuple):
+    """A row's tokens.
+
+    Attributes:
+        tokens: ``[s]``, int32.
+        labels: the same, -100 where nothing is to be learned, ``[s]``, int32.
+        is_text: which are the text of a turn, and not what the template writes around it, ``[s]``, bool; None where the
+            tokenizer does not tell.
+        dropped: parts of learned turns that the template does not write, by name: ``reasoning_content``.
+    """
+
+    tokens: numpy.ndarray
+    labels: numpy.ndarray
+    is_text: numpy.ndarray | None = None
+    dropped: tuple[str, ...] = ()
+
+
+def tokenise(tokenizer: Any, conversation: Conversation) -> Tokens:
+    """
+    Args:
+        tokenizer: :func:`~distill_tune.data.tokenizer.hf_tokenizer`'s, or one of torchtune's.
+
+    Raises:
+        RowError: the tokenizer cannot write the conversation, or not all of it.
+    """
+    if hasattr(tokenizer, "tokenise_conversation"):
+        return tokenizer.tokenise_conversation(conversation)
+    tokens, mask = tokenizer.tokenize_messages(_messages(conversation))
+    array = numpy.asarray(tokens, numpy.int32)
+    return Tokens(array, numpy.where(mask, IGNORE_INDEX, array))
+
+
+def _messages(conversation: Conversation) -> list[Message]:
+    """For a tokenizer of torchtune's, which knows texts alone."""
+    if conversation.tools:
+        raise RowError("has tools, which this tokenizer has no place for; take distill_tune.data.hf_tokenizer")
+    for number, turn in enumerate(conversation.turns, 1):
+        if found := [name for name in _WITHOUT_TEMPLATE if turn.get(name)]:
+            raise RowError(
+                f"turn {number} has {' and '.join(found)}, which this tokenizer has no place for; take "
+                "distill_tune.data.hf_tokenizer"
+            )
+        if turn["role"] not in ("system", "user", "assistant"):
+            raise RowError(
+                f"turn {number} has the role {turn['role']}, which this tokenizer has no place for; take "
+                "distill_tune.data.hf_tokenizer"
+            )
+    return [
+        Message(turn["role"], turn["content"], masked=not is_learned)
+        for turn, is_learned in zip(conversation.turns, conversation.learned, strict=True)
+    ]
