@@ -6,8 +6,10 @@ text went, how often, and whether it was written at all. What the template write
 conversations that it is asked for once.
 """
 
+import bisect
 import dataclasses
 import functools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +29,7 @@ PLAIN = (
 
 _MARKS = re.compile("[\U00100000-\U0010fffd]")  # private use, plane 16
 _THINK = re.compile(r"\s*<(/?)(think|thinking|reasoning)>\s*")
+_THINK_LAST = re.compile(r"<(think|thinking|reasoning)>\s*$")
 _OPENING, _CLOSING = re.compile(r"<[^<>/\s][^<>\s]*>\s*"), re.compile(r"\s*</[^<>\s]+>$")
 _PIECES = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]+\]|.", re.DOTALL)
 _QUESTION, _ANSWER = "How many are there?", "There are three."
@@ -59,17 +62,16 @@ class _Habits:
 
     Attributes:
         prompt: what follows the last text of a question where an answer is asked for.
-        header: the part of it that stands before every answer, without what ends the question; empty for templates that
-            write nothing there.
-        generation_prompt: the same, with all that is written where an answer is asked for.
+        generation_prompt: the part of it that asks for an answer; empty for templates that write nothing there.
+        header: what of the generation prompt stands before every answer, a tag that opens thinking left out.
         end: after an answer that is not the last.
         last_end: after the last.
         next_turn: the token that a further question begins with.
     """
 
     prompt: str
-    header: str
     generation_prompt: str
+    header: str
     end: str
     last_end: str
     next_turn: str
@@ -102,11 +104,13 @@ class ChatTemplate:
             UserError: the template cannot be used at all.
         """
         self.check()
+        conversation, (text, generated) = self._first_that_is_taken(conversation)
         turns, tools = conversation.turns, conversation.tools
-        text, generated = self._rendered(turns, tools)
         marks, num_marks = self._marks(turns, tools, text)
         missing = {mark for mark in num_marks if mark not in {found for _, found in marks}}
         dropped = _dropped(conversation, missing)
+        if lost := [mark.turn for mark in missing if mark.field == "tool_calls" and conversation.learned[mark.turn]]:
+            raise RowError(f"the chat template does not write the tool calls of turn {min(lost) + 1}")
         texts = _texts(marks)
         if all(conversation.learned):
             return Written(text, [(0, len(text))], texts, dropped)
@@ -160,6 +164,17 @@ class ChatTemplate:
                 return as_parts
         raise RowError(faults[0] if len(faults) == 2 else "it does not write the text of a turn")
 
+    def _first_that_is_taken(self, conversation: Conversation) -> tuple[Conversation, tuple[str, list[Span]]]:
+        """The conversation with the arguments of calls as mappings or, where the template wants them so, JSON text."""
+        try:
+            return conversation, self._rendered(conversation.turns, conversation.tools)
+        except RowError:
+            turns = [_with_arguments_as_text(turn) for turn in conversation.turns]
+            if turns == list(conversation.turns):
+                raise
+            conversation = conversation.with_turns(turns, conversation.learned)
+            return conversation, self._rendered(turns, conversation.tools)
+
     def _rendered(
         self,
         turns: Sequence[Turn],
@@ -192,7 +207,9 @@ class ChatTemplate:
 
     # ---- Where the texts went
 
-    def _marks(self, turns: Sequence[Turn], tools: Any, text: str) -> tuple[list[tuple[int, _Mark]], set[_Mark]]:
+    def _marks(
+        self, turns: Sequence[Turn], tools: Any, text: str, add_generation_prompt: bool = False
+    ) -> tuple[list[tuple[int, _Mark]], set[_Mark]]:
         """The places of all marks in ``text``, in order, and which were set.
 
         Raises:
@@ -201,7 +218,7 @@ class ChatTemplate:
         for in_calls, inside_tags in ((True, False), (True, True), (False, False), (False, True)):
             marker = _Marker(text, in_calls, inside_tags)
             try:
-                marked = self.render(*marker.mark(turns, tools))
+                marked = self.render(*marker.mark(turns, tools), add_generation_prompt)
             except RowError:
                 continue
             if marker.without_marks(marked) == text:
@@ -216,20 +233,21 @@ class ChatTemplate:
         self, conversation: Conversation, marks: list[tuple[int, _Mark]], generated: list[Span]
     ) -> list[Span]:
         """The template's marks around what an assistant writes, of the turns that are learned."""
+        of_turns = [(place, mark.turn) for place, mark in marks if mark.turn >= 0]
         learned = []
         for start, stop in generated:
-            inside = [mark.turn for place, mark in marks if start <= place <= stop and mark.turn >= 0]
-            before = [mark.turn for place, mark in marks if place < start and mark.turn >= 0]
-            turn = inside[0] if inside else before[-1] if before else 0
+            # The turn whose text it has or, where it has none, the one before it: some mark the end by itself.
+            at = bisect.bisect_left(of_turns, (start, -1))
+            if at == len(of_turns) or of_turns[at][0] > stop:
+                at -= 1
+            turn = of_turns[at][1] if at >= 0 else 0
             if conversation.learned[turn] and conversation.turns[turn]["role"] == "assistant":
                 learned.append((start, stop))
-        missed = [turn for turn in _answers(conversation) if not self._is_written(turn, conversation, marks)]
-        if missed or not learned:
-            raise RowError(f"the chat template does not write turn {(missed or _answers(conversation))[0] + 1}")
+        written = {turn for _, turn in of_turns}
+        for turn in _answers(conversation):
+            if turn not in written and _has_text(conversation.turns[turn]):
+                raise RowError(f"the chat template does not write turn {turn + 1}")
         return learned
-
-    def _is_written(self, turn: int, conversation: Conversation, marks: list[tuple[int, _Mark]]) -> bool:
-        return any(mark.turn == turn for _, mark in marks) or not _has_text(conversation.turns[turn])
 
     def _by_habits(
         self, conversation: Conversation, marks: list[tuple[int, _Mark]], text: str
@@ -255,9 +273,9 @@ class ChatTemplate:
             start = self._start(conversation, turn, text, left, first)
             if last is None:
                 last = start
-            stop, appended = self._stop(conversation, turn, text, last, right)
-            if appended and stop == len(text):
-                text, stop = text + appended, len(text) + len(appended)
+            stop, added = self._stop(conversation, turn, text, last, right, is_empty=not own)
+            if added:
+                text, stop = text[:stop] + added, stop + len(added)
             learned.append((start, stop))
         return learned, text
 
@@ -279,65 +297,69 @@ class ChatTemplate:
     def _start(self, conversation: Conversation, turn: int, text: str, left: int, first: int) -> int:
         """Where the generation prompt before an answer ends."""
         habits, between = self._habits, text[left:first]
-        if habits.header:
-            at = between.rfind(habits.header)
-            if at < 0:
-                raise RowError(f"the chat template writes turn {turn + 1} without {habits.header!r} before it")
+        at = between.rfind(habits.header) if habits.header else -1
+        if at >= 0:
             return left + at + len(_common_start(between[at:], habits.generation_prompt))
-        prompt = self._prompt_after(conversation, turn)
+        prompt = self._prompt_after(conversation, turn)  # such as after the result of a tool
         at = between.find(prompt)
-        if at < 0:
-            raise RowError(f"the chat template writes turn {turn + 1} without {prompt!r} before it")
+        if at < 0 or not (prompt or turn == 0):
+            raise RowError(f"the chat template writes turn {turn + 1} without {habits.header or prompt!r} before it")
         return left + at + len(prompt)
 
     def _prompt_after(self, conversation: Conversation, turn: int) -> str:
-        """What stands between the turn before and an answer, for templates without a generation prompt."""
+        """What stands between the turn before and an answer, for templates without a generation prompt there."""
         if turn == 0:
             return ""
         role = conversation.turns[turn - 1]["role"]
         if role == "user":
             return self._habits.prompt
         if role not in self._prompts:
-            turns = conversation.turns[:turn]
-            text = self.render(turns, conversation.tools, add_generation_prompt=True)
-            marks, _ = self._marks(turns, conversation.tools, text) if _has_text(turns[-1]) else ([], set())
-            self._prompts[role] = text[marks[-1][0] :] if marks else ""
+            self._prompts[role] = self._rest(conversation, turn - 1, add_generation_prompt=True)
         return self._prompts[role]
 
-    def _stop(self, conversation: Conversation, turn: int, text: str, last: int, right: int) -> tuple[int, str]:
-        """Where the end of an answer ends, and what is to be written at the end of the text for it."""
+    def _rest(self, conversation: Conversation, turn: int, add_generation_prompt: bool = False) -> str:
+        """What is written behind the last text of a turn, where it is the last."""
+        turns, tools = conversation.turns[: turn + 1], conversation.tools
+        text = self.render(turns, tools, add_generation_prompt)
+        marks, _ = self._marks(turns, tools, text, add_generation_prompt)
+        return text[max((place for place, mark in marks if mark.turn == turn), default=len(text)) :]
+
+    def _stop(
+        self, conversation: Conversation, turn: int, text: str, last: int, right: int, is_empty: bool
+    ) -> tuple[int, str]:
+        """Where the end of an answer ends, and what is to be added to the text for it."""
         is_last = turn == len(conversation.turns) - 1
+        calls = bool(conversation.turns[turn].get("tool_calls"))
         end = self._habits.last_end if is_last else self._habits.end
         after = text[last:right]
+        at = after.find(end) if end.strip() else -1
+        if at >= 0:
+            return last + at + len(end.rstrip()), ""
+        if not calls and end.strip():
+            raise RowError(f"the chat template writes {after[:40]!r} after turn {turn + 1}, not {end!r}")
+        if is_empty and not is_last:
+            at = after.find(self._habits.next_turn) if self._habits.next_turn else -1
+            if at < 0:
+                raise RowError(f"turn {turn + 1} is empty, and where the chat template ends it cannot be told")
+            return last + at + len(self._habits.next_turn), ""
+        # A call may end otherwise than an answer, and an answer with what the next turn begins with.
+        rest = after if is_last else self._rest(conversation, turn) if calls else ""
+        if not after.startswith(rest.rstrip()):
+            raise RowError(f"the chat template writes turn {turn + 1} otherwise before other turns")
+        stop = last + len(rest.rstrip())
         if end.strip():
-            at = after.find(end)
-            if at >= 0:
-                return last + at + len(end.rstrip()), ""
-            if conversation.turns[turn].get("tool_calls"):  # gpt-oss ends a call with another token than an answer
-                special = next(self._special_pieces(after), None)
-                if special:
-                    return last + after.index(special) + len(special), ""
-            if is_last and not end.rstrip().startswith(after.rstrip()):
-                raise RowError(f"the chat template writes {after[:40]!r} after turn {turn + 1}, not {end!r}")
-            if not is_last:
-                raise RowError(f"the chat template writes {after[:40]!r} after turn {turn + 1}, not {end!r}")
-        # The next turn's first token is this one's end, or the template leaves it without.
-        ends = [piece for piece in (self._habits.next_turn, *self._eos_texts) if piece]
-        found = [(after.index(piece), piece) for piece in ends if piece in after]
-        if found:
-            at, piece = min(found)
-            return last + at + len(piece), ""
-        stop = last + len(after.rstrip()) if is_last else last
-        return (len(text), self._end_of_open_answer) if is_last and stop >= len(text.rstrip()) else (stop, "")
+            return stop, ""
+        if is_last:
+            return stop, self._end_of_open_answer
+        following = next(iter(_pieces(after[len(rest) :].lstrip())), "")
+        if following in self._added_tokens and not self._habits.header.startswith(following):
+            return text.index(following, stop) + len(following), ""
+        return stop, ""
 
     @property
     def _end_of_open_answer(self) -> str:
         """What ends a last answer after which the template writes nothing: what the next question would begin with."""
         return self._habits.next_turn or self._tokenizer.eos_token or ""
-
-    @functools.cached_property
-    def _eos_texts(self) -> list[str]:
-        return [self._tokenizer.eos_token] if self._tokenizer.eos_token else []
 
     # ---- What it writes around an answer
 
@@ -377,7 +399,7 @@ class ChatTemplate:
             between = self._between(turns[:count], answer)
             at = between.find(end_of_question)
             headers.append(between[at + len(end_of_question) :] if at >= 0 else between)
-        header = functools.reduce(_common_start, headers, generation_prompt)
+        header = _THINK_LAST.sub("", functools.reduce(_common_start, headers, generation_prompt))
         last_end = self._after(turns[:2], False)
         following = self._between(turns[:3], 2)
         try:
@@ -393,7 +415,7 @@ class ChatTemplate:
         next_turn = next(iter(_pieces(following[len(end) :])), "")
         if len(next_turn) < 2 or next_turn not in self._added_tokens:
             next_turn = ""
-        return _Habits(asked, header, generation_prompt, end, last_end, next_turn)
+        return _Habits(asked, generation_prompt, header, end, last_end, next_turn)
 
     def _after(self, turns: Sequence[Turn], add_generation_prompt: bool) -> str:
         """What follows the text of the last turn."""
@@ -427,6 +449,7 @@ class _Marker:
         self._free = (mark for mark in map(chr, range(0x100000, 0x10FFFE)) if mark not in taken)
         self._in_calls, self._inside_tags = in_calls, inside_tags
         self.set: dict[str, _Mark] = {}
+        self._of_answers: set[str] = set()
 
     def mark(self, turns: Sequence[Turn], tools: Any) -> tuple[list[Turn], Any]:
         marked = [self._turn(number, turn) for number, turn in enumerate(turns)]
@@ -438,9 +461,22 @@ class _Marker:
         return _MARKS.sub(lambda found: "" if found[0] in self.set else found[0], marked)
 
     def places(self, marked: str) -> list[tuple[int, _Mark]]:
-        """Where the marks of a rendered text stand once they are taken out of it."""
+        """Where the marks of a rendered text stand once they are taken out of it.
+
+        Raises:
+            RowError: an answer is written twice.
+        """
         own = [found for found in _MARKS.finditer(marked) if found[0] in self.set]
-        return [(found.start() - number, self.set[found[0]]) for number, found in enumerate(own)]
+        places, seen = [], set()
+        for number, found in enumerate(own):
+            mark, again = self.set[found[0]], found[0] in seen
+            seen.add(found[0])
+            if again and mark.field in ("tool_calls", "tools"):
+                continue  # a result names the function that was called
+            if again and found[0] in self._of_answers:
+                raise RowError(f"the chat template writes turn {mark.turn + 1} twice")
+            places.append((found.start() - number, mark))
+        return places
 
     def _turn(self, number: int, turn: Turn) -> Turn:
         marked = dict(turn)
@@ -496,6 +532,8 @@ class _Marker:
         for cut in sorted(cuts):
             character = next(self._free)
             self.set[character] = mark if cut == stop or not may_think else self._of_part(mark, text, cut)
+            if may_think:
+                self._of_answers.add(character)
             pieces += [text[before:cut], character]
             before = cut
         return "".join([*pieces, text[before:]])
@@ -505,6 +543,17 @@ class _Marker:
         """Before the last closing tag it is thinking."""
         closings = [tag.start() for tag in _THINK.finditer(text) if tag[1]]
         return mark._replace(field="reasoning") if closings and cut <= closings[-1] else mark
+
+
+def _with_arguments_as_text(turn: Turn) -> Turn:
+    def of(call: Any) -> Any:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), Mapping):
+            return call
+        arguments = json.dumps(function["arguments"], ensure_ascii=False)
+        return {**call, "function": {**function, "arguments": arguments}}
+
+    return {**turn, "tool_calls": [of(call) for call in turn["tool_calls"]]} if turn.get("tool_calls") else turn
 
 
 def _answers(conversation: Conversation) -> list[int]:
