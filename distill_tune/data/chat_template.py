@@ -106,8 +106,7 @@ class ChatTemplate:
         self.check()
         conversation, (text, generated) = self._first_that_is_taken(conversation)
         turns, tools = conversation.turns, conversation.tools
-        marks, num_marks = self._marks(turns, tools, text)
-        missing = {mark for mark in num_marks if mark not in {found for _, found in marks}}
+        marks, missing = self._marks(turns, tools, text)
         dropped = _dropped(conversation, missing)
         if lost := [mark.turn for mark in missing if mark.field == "tool_calls" and conversation.learned[mark.turn]]:
             raise RowError(f"the chat template does not write the tool calls of turn {min(lost) + 1}")
@@ -134,11 +133,10 @@ class ChatTemplate:
 
     @property
     def end(self) -> str | None:
-        """What the template writes after an answer, as far as one token: where the model is to stop."""
-        if self._has_generation_marks:
-            return None
+        """The token that ends an answer, where the template writes one: where the model is to stop."""
         self.check()
-        return next(self._special_pieces(self._habits.last_end), None) or self._end_of_open_answer
+        written = next(self._special_pieces(self._after(_probe("user", "assistant"), False)), None)
+        return written if written or self._has_generation_marks else self._end_of_open_answer
 
     # ---- Rendering
 
@@ -210,7 +208,7 @@ class ChatTemplate:
     def _marks(
         self, turns: Sequence[Turn], tools: Any, text: str, add_generation_prompt: bool = False
     ) -> tuple[list[tuple[int, _Mark]], set[_Mark]]:
-        """The places of all marks in ``text``, in order, and which were set.
+        """The places of all texts' ends in ``text``, in order, and which texts the template leaves out.
 
         Raises:
             RowError: the template writes another text where marks are.
@@ -222,7 +220,8 @@ class ChatTemplate:
             except RowError:
                 continue
             if marker.without_marks(marked) == text:
-                return marker.places(marked), set(marker.set.values())
+                places = marker.places(marked)
+                return places, set(marker.set.values()) - {mark for _, mark in places}
         raise RowError(
             "the chat template writes other words by what its turns contain, so answers cannot be found in it"
         )
@@ -234,14 +233,19 @@ class ChatTemplate:
     ) -> list[Span]:
         """The template's marks around what an assistant writes, of the turns that are learned."""
         of_turns = [(place, mark.turn) for place, mark in marks if mark.turn >= 0]
+        is_answer = [turn["role"] == "assistant" for turn in conversation.turns]
         learned = []
         for start, stop in generated:
-            # The turn whose text it has or, where it has none, the one before it: some mark the end by itself.
-            at = bisect.bisect_left(of_turns, (start, -1))
+            # The answer whose text it has or, where it has none, the turn before it: some mark the end by itself.
+            at = first = bisect.bisect_left(of_turns, (start, -1))
+            while at < len(of_turns) and of_turns[at][0] <= stop and not is_answer[of_turns[at][1]]:
+                at += 1
             if at == len(of_turns) or of_turns[at][0] > stop:
-                at -= 1
+                at = first - 1
             turn = of_turns[at][1] if at >= 0 else 0
-            if conversation.learned[turn] and conversation.turns[turn]["role"] == "assistant":
+            if not is_answer[turn] and is_answer[turn + 1 : turn + 2] == [True]:
+                turn += 1  # an answer without text
+            if conversation.learned[turn] and is_answer[turn]:
                 learned.append((start, stop))
         written = {turn for _, turn in of_turns}
         for turn in _answers(conversation):
@@ -371,6 +375,8 @@ class ChatTemplate:
                 self.render(_probe("user", "assistant"))
                 return ""
             habits = self._habits
+            if habits.generation_prompt and not habits.header:
+                return f"it asks for an answer with {habits.generation_prompt!r}, and writes something else before one"
             probe = _probe("user", "assistant", "user", "assistant")
             for turns in (probe[:2], probe):
                 answers = [turn["role"] == "assistant" for turn in turns]
@@ -384,8 +390,6 @@ class ChatTemplate:
                     return "an answer is not where it was asked for"
         except RowError as error:
             return str(error)
-        if habits.generation_prompt and not habits.header:
-            return f"it asks for an answer with {habits.generation_prompt!r}, and writes something else before one"
         return ""
 
     @functools.cached_property
