@@ -167,6 +167,7 @@ def _print_needs(run: _Run, plan: Any) -> float:
 
     from distill_tune.evaluation import estimate
     from distill_tune.models import num_bytes
+    from distill_tune.training import schedule_remarks
 
     cfg = run.cfg
     per_epoch = min(plan.steps_per_epoch, cfg.get("max_steps_per_epoch") or plan.steps_per_epoch)
@@ -175,6 +176,8 @@ def _print_needs(run: _Run, plan: Any) -> float:
     step_flops = estimate.flops_of(run.student, run.teachers, run.batches) / sampled
     tokens = sum(sum(batch.lengths) for batch in run.batches) / sampled * run.num_processes
     print(f"steps: {steps:,} ({cfg.epochs} x {per_epoch:,}), some {tokens:,.0f} tokens each")
+    for remark in (*plan.remarks, *schedule_remarks(cfg, steps)):
+        print(remark)
     memory = run.memory
     print("memory of each process:" if run.num_processes > 1 else "memory:")
     for part in dataclasses.fields(memory):
