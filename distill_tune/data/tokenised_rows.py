@@ -29,7 +29,7 @@ class TokenisedRows:
         num_shortened: rows that ``max_seq_len``, or the teacher's, cut and that are kept.
         num_without_end: those of them that were cut within what is learned: its end is not taught.
         num_tokens_cut: tokens cut from rows, kept or not.
-        dropped: parts of answers that the template does not write, such as ``reasoning_content``: of how many answers.
+        dropped: what the chat template does not write, such as reasoning: in how many rows.
         unread: columns of rows and keys of turns that nobody reads: in how many rows.
         teacher: the same answers behind the teacher's own prompts, row for row, where it has such.
         teacher_ids: of each row, the number of the teacher that it follows, int32; None where all follow one.
@@ -133,12 +133,12 @@ def describe_rows(datasets: Sequence[TokenisedRows]) -> str:
             f"{shortened:,} rows cut at {at}, {without_end:,} of them within what is learned, whose end is not taught; "
             f"{lost:,} tokens left out"
         )
-    for part, answers in _added(data.dropped for data in datasets).items():
-        lines.append(f"{part} of {answers:,} answers: the template does not write it; they are learned without")
+    if dropped := _added(data.dropped for data in datasets):
+        lines.append(f"the chat template does not write, so it is not learned: {dropped}")
     if unread := _added(data.unread for data in datasets):
-        lines.append("not read: " + ", ".join(f"{name} (in {count:,} rows)" for name, count in unread.items()))
+        lines.append(f"nobody reads: {unread}")
     return "\n".join(lines)
 
 
-def _added(counts: Iterable[Mapping[str, int]]) -> Mapping[str, int]:
-    return sum(map(Counter, counts), Counter())
+def _added(counts: Iterable[Mapping[str, int]]) -> str:
+    return ", ".join(f"{name} (in {count:,} rows)" for name, count in sum(map(Counter, counts), Counter()).items())

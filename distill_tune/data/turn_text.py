@@ -13,8 +13,8 @@ _OTHER_TEXT = "☃"  # that hardly a turn begins or ends with
 def text_of_turns(tokenizer: Any, conversation: Conversation, tokens: numpy.ndarray) -> numpy.ndarray:
     """Of the turns that are not learned: the tokens that change with the turn's text.
 
-    Each turn's text is replaced in turn; what stays the same before and after it is not the turn's. Where a token's
-    bounds leave doubt, it counts as not the turn's.
+    Each turn's text is replaced in turn; what stays the same before and after it is not the turn's. Where that leaves
+    doubt, as of a text that is written in two places, nothing counts as the turn's.
 
     Args:
         tokens: what the tokenizer makes of the conversation, ``[s]``.
@@ -31,11 +31,11 @@ def text_of_turns(tokenizer: Any, conversation: Conversation, tokens: numpy.ndar
         if learned or not text.strip():
             continue
         # White space at the end stays: a tokenizer may write what follows by it.
-        other = {**turn, "content": _OTHER_TEXT + text[len(text.rstrip()) :]}
-        turns = (*conversation.turns[:number], other, *conversation.turns[number + 1 :])
+        other = _OTHER_TEXT + text[len(text.rstrip()) :]
+        turns = (*conversation.turns[:number], {**turn, "content": other}, *conversation.turns[number + 1 :])
         changed = tokenise(tokenizer, dataclasses.replace(conversation, turns=turns)).tokens
         start, after = _num_same(tokens, changed), _num_same(tokens[::-1], changed[::-1])
-        if start + after <= len(changed):
+        if 0 <= len(changed) - start - after <= len(tokenizer.encode(other, add_bos=False, add_eos=False)):
             is_text[start : len(tokens) - after] = True
     return is_text
 
