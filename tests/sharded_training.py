@@ -1,4 +1,4 @@
-"""Twenty steps and a short last one in one process, or as one of several: what tests of sharded training run and compare.
+"""Twenty steps and a short one in one process, or as one of several: what tests of sharded training compare.
 
 As a script, under torchrun: ``sharded_training.py FOLDER SCENARIO...`` writes each scenario's weights to FOLDER.
 """

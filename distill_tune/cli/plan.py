@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from distill_tune.cli.data import reading_of
 from distill_tune.cli.validate import read_arguments
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_config
@@ -117,7 +118,9 @@ def _step_plan(cfg: DictConfig, num_processes: int) -> Any:
     from distill_tune import config, data
 
     tokenizer = config.instantiate(cfg.tokenizer)
-    rows, weights = data.prepare_rows(cfg.dataset, tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop"))
+    rows, weights = data.prepare_rows(
+        cfg.dataset, tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop"), reading=reading_of(cfg)
+    )
     print(f"data: {data.describe_rows(rows)}")
     return data.StepPlan(
         rows,

@@ -139,9 +139,9 @@ class StepPlan:
         return max(int((rows.teacher or rows).lengths.max()) for rows in self._datasets)
 
     def micro_batches(self, epoch: int, step: int) -> list[Batch]:
-        """This rank's micro-batches of step ``step`` (from 0) of epoch ``epoch`` (from 0), as many as any other rank has.
+        """This rank's micro-batches of step ``step`` (from 0) of epoch ``epoch`` (from 0).
 
-        Those of a short step may be fewer, and an empty one has one position and no target.
+        As many as any other rank has; of a short step they may be fewer, and an empty one has one position, no target.
         """
         return [self._batch(sequences, epoch) for sequences in self._dealt(self._of_step(epoch, step))]
 

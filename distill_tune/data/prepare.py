@@ -255,10 +255,10 @@ def _tokenise_chunk(indices: range) -> _Chunk:
             faults.append((index, str(error)))
             continue
         learned, num_cut = len(_supervised(student.labels)), len(whole.tokens) - len(student.tokens)
-        counts["num_tokens_cut"] += num_cut
         if not learned:
             counts["num_cut"] += 1
             continue
+        counts["num_tokens_cut"] += num_cut
         counts["num_shortened"] += num_cut > 0
         counts["num_without_end"] += learned < len(_supervised(whole.labels))
         dropped.update(whole.dropped)

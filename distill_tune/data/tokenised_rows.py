@@ -28,14 +28,14 @@ class TokenisedRows:
         num_cut: rows left out because ``max_seq_len`` cut their whole answer away.
         num_shortened: rows that ``max_seq_len``, or the teacher's, cut and that are kept.
         num_without_end: those of them that were cut within what is learned: its end is not taught.
-        num_tokens_cut: tokens cut from rows, kept or not.
+        num_tokens_cut: tokens that were cut from these rows.
         dropped: what the chat template does not write, such as reasoning: in how many rows.
         unread: columns of rows and keys of turns that nobody reads: in how many rows.
         teacher: the same answers behind the teacher's own prompts, row for row, where it has such.
         teacher_ids: of each row, the number of the teacher that it follows, int32; None where all follow one.
         files: that the rows are from.
         origins: of each row, the number of its file and its own number there, ``[rows, 2]``, int32.
-        is_text: which tokens are a turn's own text, and not what is written around it, bool; None where it is not known.
+        is_text: which tokens are a turn's own text, not what is written around it, bool; None where that is not known.
     """
 
     tokens: torch.Tensor
@@ -98,6 +98,13 @@ class TokenisedRows:
         return numpy.add.reduceat(learned, starts, dtype=numpy.int64) - learned[starts]
 
     @functools.cached_property
+    def last_learned(self) -> numpy.ndarray:
+        """The last token of each row that is learned, ``[rows]``."""
+        learned = (self.labels != IGNORE_INDEX).nonzero()[:, 0].numpy()
+        last = learned[numpy.searchsorted(learned, self.offsets[1:].numpy()) - 1]
+        return self.tokens.numpy()[last]
+
+    @functools.cached_property
     def fingerprint_of_text(self) -> str | None:
         """Of which tokens are a turn's own text."""
         return None if self.is_text is None else hashlib.sha256(self.is_text.numpy().data).hexdigest()[:16]
@@ -115,7 +122,7 @@ class TokenisedRows:
 
 
 def describe_rows(datasets: Sequence[TokenisedRows]) -> str:
-    """For the log: how many rows and tokens, and what was left out; a line more for each kind of thing not learned."""
+    """For the log: how many rows and tokens, and what was left out; a line more for what of the rows is not read."""
     rows, tokens = sum(map(len, datasets)), sum(len(data.tokens) for data in datasets)
     supervised = sum(int(data.supervised.sum()) for data in datasets)
     line = f"{rows:,} rows, {tokens:,} tokens, {supervised:,} of them supervised"
@@ -123,16 +130,13 @@ def describe_rows(datasets: Sequence[TokenisedRows]) -> str:
         line += f"; {bad:,} bad rows left out"
     if cut := sum(data.num_cut for data in datasets):
         line += f"; {cut:,} rows left out whose answer max_seq_len cuts away"
-    lines = [line]
     if shortened := sum(data.num_shortened for data in datasets):
         bounds = {data.max_seq_len for data in datasets if data.num_shortened}
         at = f"max_seq_len={bounds.pop()}" if len(bounds) == 1 and None not in bounds else "max_seq_len"
         without_end = sum(data.num_without_end for data in datasets)
         lost = sum(data.num_tokens_cut for data in datasets)
-        lines.append(
-            f"{shortened:,} rows cut at {at}, {without_end:,} of them within what is learned, whose end is not taught; "
-            f"{lost:,} tokens left out"
-        )
+        line += f"; {shortened:,} rows cut at {at} ({lost:,} tokens), {without_end:,} of them lose their end"
+    lines = [line]
     if dropped := _added(data.dropped for data in datasets):
         lines.append(f"the chat template does not write, so it is not learned: {dropped}")
     if unread := _added(data.unread for data in datasets):

@@ -41,14 +41,12 @@ def chats(tmp_path, *answers):
 def test_rows_that_are_cut_are_counted_with_those_that_lose_their_end(tmp_path, tokenizer, packed):
     dataset = chats(tmp_path, *["there " * 80] * 3, "there", "there") | {"packed": packed}
     whole, read_with = prepared(tokenizer, dataset, max_seq_len=9999)
-    assert len(describe_rows([whole]).splitlines()) == 1
+    assert describe_rows([whole]).endswith(" of them supervised")
     rows, _ = prepared(tokenizer, dataset, max_seq_len=90)
     lost = int(whole.lengths.sum() - rows.lengths.sum())
     assert (rows.num_shortened, rows.num_without_end, rows.num_tokens_cut) == (3, 3, lost)
-    assert describe_rows([rows]).splitlines()[1] == (
-        f"3 rows cut at max_seq_len=90, 3 of them within what is learned, whose end is not taught; {lost:,} tokens "
-        "left out"
-    )
+    told = f"; 3 rows cut at max_seq_len=90 ({lost:,} tokens), 3 of them lose their end"
+    assert describe_rows([rows]).endswith(f" of them supervised{told}")
     again, _ = prepared(tokenizer, dataset, max_seq_len=90)  # out of the cache
     assert describe_rows([again]) == describe_rows([rows])
     ends = [int(rows[row].labels[rows[row].labels != -100][-1]) for row in range(5)]
@@ -91,7 +89,7 @@ def test_the_teachers_bound_cuts_the_students_answer_too(tmp_path, tokenizer):
     reading = Reading(teacher_system_prompt="hello there " * 4, teacher_max_seq_len=150)
     rows, _ = prepared(tokenizer, dataset, reading=reading)
     assert (rows.num_shortened, rows.num_without_end) == (1, 1)
-    assert describe_rows([rows]).splitlines()[1].startswith("1 rows cut at max_seq_len, 1 of them within")
+    assert "; 1 rows cut at max_seq_len (" in describe_rows([rows])
 
 
 class Rows(list):
@@ -135,7 +133,7 @@ def test_bad_rows_are_told_also_where_the_others_come_out_of_the_cache(tmp_path,
     rows, _ = prepared(tokenizer, dataset, on_bad_row="skip")
     assert (len(rows), rows.num_bad) == (2, 1)
     assert "rows.json, row 2: no answer" in rows.faults[0]
-    with pytest.raises(UserError, match=r"dataset: 1 bad rows; mend them, or .*on_bad_row=skip\n  .*rows.json, row 2: "):
+    with pytest.raises(UserError, match=r"dataset: 1 bad rows; mend them, .*=skip\n  .*rows.json, row 2: "):
         prepared(tokenizer, dataset)
 
 

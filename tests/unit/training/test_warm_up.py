@@ -37,7 +37,9 @@ def test_a_share_is_the_same_after_a_resume():
 
 def config(**scheduler):
     optimizer = {"_component_": "torch.optim.AdamW", "lr": 1e-3}
-    return OmegaConf.create({"kd_ratio": 0, "optimizer": optimizer, "lr_scheduler": {"_component_": COSINE, **scheduler}})
+    return OmegaConf.create(
+        {"kd_ratio": 0, "optimizer": optimizer, "lr_scheduler": {"_component_": COSINE, **scheduler}}
+    )
 
 
 @pytest.mark.parametrize("steps", [100, 4])
