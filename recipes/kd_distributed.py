@@ -42,6 +42,7 @@ def main(cfg: DictConfig) -> None:
     if state:
         state.require_same_config(checkpoint, cfg, cfg.get("resume_with_changes", False))
     seed = training.seed_everything(state.seed if state and cfg.get("seed") is None else cfg.get("seed"))
+    training.use_day(cfg.get("date"), state)
 
     # ---- Checkpoints and data, checked before anything is loaded
     training.check_optimizer(cfg.optimizer, cfg.get("lr_scheduler"))

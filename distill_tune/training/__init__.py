@@ -3,6 +3,7 @@
 from distill_tune.training.adapters import export_adapter
 from distill_tune.training.checkpoint_contents import load_student, load_training_state
 from distill_tune.training.checkpoints import Checkpoints, metrics_of_checkpoint
+from distill_tune.training.day import use_day
 from distill_tune.training.device import find_device, find_dtype, require_one_process
 from distill_tune.training.distributed import (
     device_mesh,
@@ -75,5 +76,6 @@ __all__ = [
     "shard_student",
     "shard_teacher",
     "sum_over_ranks",
+    "use_day",
     "whole",
 ]
