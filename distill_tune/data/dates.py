@@ -10,6 +10,11 @@ def today() -> datetime:
     return _of_run or datetime.now()
 
 
+def strftime(form: str) -> str:
+    """The run's day as a template asks for it: ``%d %b %Y``."""
+    return today().strftime(form)
+
+
 def set_today(day: str) -> None:
     """
     Args:

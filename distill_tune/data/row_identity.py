@@ -47,7 +47,7 @@ def identity_of(arguments: DictConfig, tokenizer_config: DictConfig) -> dict[str
         None where a component has no source to be read, as one that is made at run time.
     """
     files = _files_of_tokenizer(tokenizer_config)
-    code = {}
+    code: dict[str, str] = {}
     for config in (arguments, tokenizer_config):
         for name in _outside_names(config):
             if (found := _code_of(name)) is None:

@@ -36,6 +36,7 @@ _NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 _TENSOR = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
+_ADDED = (3, 4)  # llama.cpp's types of tokens: control, user-defined
 _BLOCK = 32  # weights
 _BLOCK_BYTES = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20}
 
@@ -76,9 +77,16 @@ class GGUFCheckpoint(Checkpoint):
                 raw = torch.from_numpy(tensor.data.copy())
                 yield name, tensor.tensor_type.name, self._in_hf_order(name, raw)
 
-    def tokens(self) -> dict[str, int]:
-        """The tokenizer's vocabulary."""
-        return {token: number for number, token in enumerate(_field(_reader(self.folder), "tokenizer.ggml.tokens", []))}
+    def tokens(self) -> tuple[dict[int, str], frozenset[int]]:
+        """The tokenizer's: the text of each id, and the ids that are control tokens or were added."""
+        tokens = _field(_reader(self.folder), "tokenizer.ggml.tokens", [])
+        kinds = _field(_reader(self.folder), "tokenizer.ggml.token_type", [])
+        return dict(enumerate(tokens)), frozenset(index for index, kind in enumerate(kinds) if kind in _ADDED)
+
+    def ends(self) -> tuple[int, ...]:
+        """The tokens at which a text ends, or a turn."""
+        found = (_field(_reader(self.folder), f"tokenizer.ggml.{kind}_token_id", None) for kind in ("eos", "eot"))
+        return tuple(int(token) for token in found if token is not None)
 
     def _tensors(self) -> Iterator[tuple[str, Any]]:
         for tensor in _reader(self.folder).tensors:

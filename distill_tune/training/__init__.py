@@ -32,6 +32,7 @@ from distill_tune.training.seed import seed_everything
 from distill_tune.training.sharding import shard_student, shard_teacher
 from distill_tune.training.state import TrainingState
 from distill_tune.training.stop import StopSignals
+from distill_tune.training.tokenizer_check import check_tokenizer
 
 __all__ = [
     "Checkpoints",
@@ -50,6 +51,7 @@ __all__ = [
     "build_optimizer",
     "build_profiler",
     "check_optimizer",
+    "check_tokenizer",
     "device_mesh",
     "export_adapter",
     "export_model",
