@@ -10,15 +10,14 @@ from typing import Any
 # Of what a tokenizer is made, by transformers or by those that read the same folders (vLLM, llama.cpp, mistral-common).
 VOCABULARIES = ("tokenizer.json", "tekken.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken")
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_TIKTOKEN = "original"  # where the folders of Llama keep Meta's own files
+_BESIDE = ("config.json", "*.jinja", "additional_chat_templates/*")
 
 
 def open_tokenizer(folder: Path) -> Any:
     """transformers' tokenizer of a folder; None where it has none, or one that cannot be read, which is told."""
-    folder = next((found for found in (folder, folder / _TIKTOKEN) if files_of(found, VOCABULARIES)), folder)
-    files = files_of(folder, (*VOCABULARIES, *SETTINGS))
     if not files_of(folder, VOCABULARIES):
         return None
+    files = files_of(folder, (*VOCABULARIES, *SETTINGS, *_BESIDE))
     return _open(folder, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
 
@@ -40,7 +39,7 @@ def _open(folder: Path, state: tuple[tuple[str, int, int], ...]) -> Any:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises plain Exception for a broken file
         reason = " ".join(str(error).split())[:200]
-        print(f"{folder}: its tokenizer cannot be read, and is compared with no other: {reason}")
+        print(f"{folder}: its tokenizer cannot be read by transformers: {reason}")
         return None
 
 

@@ -9,12 +9,14 @@ import numpy
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.errors import UserError
+from distill_tune.models.gguf import gguf_tokens
 from distill_tune.models.output_head import output_head
 from distill_tune.models.tokenizer_files import open_tokenizer
 
 from torchtune.modules import TransformerDecoder
 
 _SHOWN = 3
+_TIKTOKEN = "original"  # where the folders of Llama keep Meta's own files
 _ANOTHER = 0.01  # of the ordinary tokens; a tokenizer that differs in more is another one
 
 
@@ -54,11 +56,9 @@ class Vocabulary:
     def of(cls, path: Path) -> "Vocabulary | None":
         """Of a model folder, or a GGUF file; None where it has none that can be read."""
         if path.suffix == ".gguf":
-            from distill_tune.models.gguf import GGUFCheckpoint
-
-            tokens, added = GGUFCheckpoint.open("teacher_model", path).tokens()
+            tokens, added = gguf_tokens(path)
             return cls(tokens, added) if tokens else None
-        return cls.of_transformers(open_tokenizer(path))
+        return cls.of_transformers(open_tokenizer(path) or open_tokenizer(path / _TIKTOKEN))
 
     @classmethod
     def of_transformers(cls, tokenizer: Any) -> "Vocabulary | None":
@@ -116,7 +116,7 @@ def check_tokenizers(student: Path, teacher: Path, tokenizer: Any = None) -> dic
     Raises:
         UserError: the teacher's tokenizer is another one altogether.
     """
-    rows, its = _written_by(tokenizer) or Vocabulary.of(student), Vocabulary.of(teacher)
+    rows, its = written_by(tokenizer) or Vocabulary.of(student), Vocabulary.of(teacher)
     if rows is None or its is None:
         return {}
     writer = getattr(tokenizer, "folder", student)
@@ -149,7 +149,7 @@ def check_own_tokens(student: Path, tokenizer: Any, used: numpy.ndarray) -> None
     Raises:
         UserError: the rows are written with another tokenizer than the student's altogether.
     """
-    rows = _written_by(tokenizer)
+    rows = written_by(tokenizer)
     if rows is None or tokenizer.folder.resolve() == student.resolve() or (its := Vocabulary.of(student)) is None:
         return
     told = f"tokenizer.path={tokenizer.folder}: is not the tokenizer of the student {student}"
@@ -157,10 +157,9 @@ def check_own_tokens(student: Path, tokenizer: Any, used: numpy.ndarray) -> None
         print(f"tokens of the rows that the student {student} knows otherwise, and learns anew: {found}")
 
 
-def _written_by(tokenizer: Any) -> Vocabulary | None:
+def written_by(tokenizer: Any) -> Vocabulary | None:
     """Of the tokenizer that writes the rows, where it is transformers'."""
-    own = getattr(tokenizer, "_tokenizer", None)
-    return Vocabulary.of_transformers(own) if hasattr(own, "added_tokens_decoder") else None
+    return Vocabulary.of_transformers(getattr(tokenizer, "transformers_tokenizer", None))
 
 
 def _used(differing: Mapping[int, str], used: numpy.ndarray) -> str:

@@ -12,7 +12,8 @@ from distill_tune.data.conversation import IGNORE_INDEX, Conversation, tokenise
 from distill_tune.data.sources import RowError
 from distill_tune.data.tokenizer import hf_tokenizer
 from distill_tune.errors import UserError
-from distill_tune.models.vocabulary import Vocabulary
+from distill_tune.models.gguf import gguf_ends
+from distill_tune.models.vocabulary import Vocabulary, written_by
 
 _GENERATION, _CONFIG = "generation_config.json", "config.json"
 _QUESTION = Conversation(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}), (False, True))
@@ -45,9 +46,7 @@ def stops_of(folder: Path) -> dict[str, tuple[int, ...]]:
         UserError: a file cannot be read, or names what is no token.
     """
     if folder.suffix == ".gguf":
-        from distill_tune.models.gguf import GGUFCheckpoint
-
-        return {folder.name: GGUFCheckpoint.open("teacher_model", folder).ends()}
+        return {folder.name: tuple(gguf_ends(folder))}
     found = {}
     for name in (_GENERATION, _CONFIG):
         content = _read(folder / name)
@@ -71,7 +70,7 @@ def exported_stops(tokenizer: Any, base: Path, vocab_size: int) -> list[int]:
     ends = [] if tokenizer is None else [answer_end(tokenizer), getattr(tokenizer, "eos_id", None)]
     stops = [token for found in stops_of(base).values() for token in found]
     if (folder := getattr(tokenizer, "folder", None)) and folder.resolve() != base.resolve():
-        written, own = Vocabulary.of_transformers(tokenizer._tokenizer), Vocabulary.of(base)
+        written, own = written_by(tokenizer), Vocabulary.of(base)
         differing = written.differing(own) if written and own else {}
         stops = [token for token in stops if token not in differing]
         stops += [token for found in stops_of(folder).values() for token in found]
@@ -96,8 +95,7 @@ def describe_ends(
     found = {where: stops for where, stops in _elsewhere(tokenizer, student, teachers) if end not in stops}
     if end is None or end not in used or not found:  # plain text ends with eos
         return None
-    own = getattr(tokenizer, "_tokenizer", None)
-    names = Vocabulary.of_transformers(own) if hasattr(own, "added_tokens_decoder") else Vocabulary.of(student)
+    names = written_by(tokenizer) or Vocabulary.of(student)
     writer = f"tokenizer.path={folder}" if (folder := getattr(tokenizer, "folder", None)) else "tokenizer"
     told = [f"{writer}: answers end in {_named([end], names)}"]
     told += [f"{where} is {_named(stops, names)}" for where, stops in found.items()]

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from distill_tune.data.tokenizer import HFTokenizer
 from distill_tune.models.tokenizer_files import SETTINGS, VOCABULARIES, files_of, open_tokenizer
 
 _CONFIG, _TEMPLATE, _TEMPLATES = "tokenizer_config.json", "chat_template.jinja", "additional_chat_templates"
@@ -24,26 +25,22 @@ def write_tokenizer(folder: Path, tokenizer: Any, base: Path) -> None:
         tokenizer: of :func:`~distill_tune.data.hf_tokenizer`; of any other, and None, the base's is copied.
         base: the folder that the student started from.
     """
-    own = getattr(tokenizer, "_tokenizer", None)
-    own, source = (own, tokenizer.folder) if hasattr(own, "save_pretrained") else (open_tokenizer(base), base)
-    copied = files_of(source, (*VOCABULARIES, *SETTINGS))
-    for file in copied:
+    source = getattr(tokenizer, "folder", base)
+    own = tokenizer.transformers_tokenizer if isinstance(tokenizer, HFTokenizer) else open_tokenizer(base)
+    for file in files_of(source, (*VOCABULARIES, *SETTINGS)):
         shutil.copyfile(file, folder / file.name)
     if own is None:
         return
-    _write_settings(folder, own.chat_template, source)
+    _write_settings(folder, own.chat_template)
     if not _is_opened_as(folder, own):
         own.save_pretrained(folder)
-        _write_settings(folder, own.chat_template, source)
+        _write_settings(folder, own.chat_template)
 
 
-def _write_settings(folder: Path, template: str | dict[str, str] | None, source: Path) -> None:
+def _write_settings(folder: Path, template: str | dict[str, str] | None) -> None:
     """The chat template, or the templates by name, in both places; no code of a folder's own is named."""
     settings = _read(folder / _CONFIG)
-    bound = _read(source / _CONFIG).get("model_max_length")
     settings = {key: value for key, value in settings.items() if key not in ("auto_map", "chat_template")}
-    if "model_max_length" in settings:
-        settings |= {"model_max_length": bound} if bound is not None else {}
     named = template if isinstance(template, dict) else {} if template is None else {_DEFAULT: template}
     if named:
         of_several = [{"name": name, "template": text} for name, text in named.items()]
