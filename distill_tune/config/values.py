@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ def _flag(value: Any) -> str | None:
 
 def _text(value: Any) -> str | None:
     return None if isinstance(value, str) and value else "must be text"
+
+
+def _day(value: Any) -> str | None:
+    try:
+        if value is not None:
+            date.fromisoformat(value)
+    except (TypeError, ValueError):
+        return "must be a day, as 2026-03-01, or null for today"
+    return None
 
 
 def _dtype(value: Any) -> str | None:
@@ -162,6 +172,7 @@ CHECKS: dict[str, Check] = {
     "dataset": _datasets,
     "dataset_temperature": _number(0, positive=True, optional=True),
     "dataset_val": _optional(_datasets),
+    "date": _day,
     "device": _device,
     "dtype": _dtype,
     "enable_activation_checkpointing": _flag,

@@ -3,6 +3,7 @@
 from distill_tune.training.adapters import export_adapter
 from distill_tune.training.checkpoint_contents import load_student, load_training_state
 from distill_tune.training.checkpoints import Checkpoints, metrics_of_checkpoint
+from distill_tune.training.day import use_day
 from distill_tune.training.device import find_device, find_dtype, require_one_process
 from distill_tune.training.distributed import (
     device_mesh,
@@ -31,6 +32,7 @@ from distill_tune.training.seed import seed_everything
 from distill_tune.training.sharding import shard_student, shard_teacher
 from distill_tune.training.state import TrainingState
 from distill_tune.training.stop import StopSignals
+from distill_tune.training.tokenizer_check import check_tokenizer
 
 __all__ = [
     "Checkpoints",
@@ -49,6 +51,7 @@ __all__ = [
     "build_optimizer",
     "build_profiler",
     "check_optimizer",
+    "check_tokenizer",
     "device_mesh",
     "export_adapter",
     "export_model",
@@ -75,5 +78,6 @@ __all__ = [
     "shard_student",
     "shard_teacher",
     "sum_over_ranks",
+    "use_day",
     "whole",
 ]
