@@ -20,7 +20,7 @@ class RopeConfig:
 
 
 class RotaryEmbedding:
-    """Turns queries and keys by their positions; no parameters, no buffers, so models on the meta device have it whole."""
+    """Turns queries and keys by their positions; no parameters, no buffers: a model on the meta device has it whole."""
 
     def __init__(self, config: RopeConfig) -> None:
         self._frequencies = torch.tensor(config.frequencies, device="cpu", dtype=torch.float32)
