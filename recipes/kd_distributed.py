@@ -112,7 +112,7 @@ def main(cfg: DictConfig) -> None:
 
     # ---- Student and teacher, sharded while they have no weights; then each rank reads its own part
     models.match_layers(student, teacher, hidden_loss)
-    has_adapters = models.freeze_all_but_adapters(student)
+    has_adapters = models.freeze_all_but_adapters(student, training.dtype_to_train_in(cfg.optimizer, dtype, student))
     student_head = models.take_output_head(student)
     if cfg.get("enable_activation_checkpointing", False):
         set_activation_checkpointing(student, auto_wrap_policy={TransformerSelfAttentionLayer})
@@ -124,6 +124,7 @@ def main(cfg: DictConfig) -> None:
     training.shard_student(
         student,
         mesh,
+        dtype=dtype,
         reshard_after_forward=cfg.get("fsdp_reshard_after_forward", True),
         cpu_offload=cpu_offload,
         custom_sharded_layers=custom_sharded_layers,

@@ -106,8 +106,9 @@ def main(cfg: DictConfig) -> None:
 
     # ---- Student and teacher
     models.match_layers(student, teacher, hidden_loss)
+    has_adapters = models.freeze_all_but_adapters(student, training.dtype_to_train_in(cfg.optimizer, dtype, student))
+    models.compute_in(student, dtype)
     models.load_weights(student, student_checkpoint, device)
-    has_adapters = models.freeze_all_but_adapters(student)
     student_head = models.take_output_head(student)
     if cfg.get("enable_activation_checkpointing", False):
         set_activation_checkpointing(student, auto_wrap_policy={TransformerSelfAttentionLayer})

@@ -52,7 +52,7 @@ def folder_of(
 def _cache_folder() -> Path:
     """DISTILL_TUNE_CACHE, or ~/.cache/distill_tune."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("DISTILL_TUNE_CACHE") or Path(root) / "distill_tune")
+    return Path(os.path.expanduser(os.environ.get("DISTILL_TUNE_CACHE") or Path(root) / "distill_tune"))
 
 
 def read_rows(folder: Path) -> TokenisedRows | None:

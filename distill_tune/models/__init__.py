@@ -18,6 +18,7 @@ from distill_tune.models.loading import (
 from distill_tune.models.output_head import OutputHead, output_head, take_output_head
 from distill_tune.models.packed_rows import use_packed_rows
 from distill_tune.models.parameters import num_bytes
+from distill_tune.models.precision import compute_in, computed_in
 from distill_tune.models.vocabulary import check_own_tokens, check_tokenizers, common_vocabulary, require_same_tokens
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "check_tokenizers",
     "checked_on_meta",
     "common_vocabulary",
+    "compute_in",
+    "computed_in",
     "conversion_of",
     "fill_rotary_tables",
     "freeze_all_but_adapters",

@@ -85,7 +85,11 @@ class EMA(_CopyOfStudent):
         self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False
     ) -> None:
         super().load(student, device, shard=shard, compile=compile)
-        self._average = {name: own_part(mine).float() for name, (_, mine) in self._pairs.items()}
+        # In float32 what the teacher's own weights hold rounded; where they are float32, they themselves.
+        self._average = {
+            name: own_part(mine) if mine.dtype == torch.float32 else own_part(students.detach()).float().clone()
+            for name, (students, mine) in self._pairs.items()
+        }
 
     @torch.no_grad()
     def after_step(self) -> None:

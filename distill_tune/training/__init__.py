@@ -23,7 +23,13 @@ from distill_tune.training.flops import Utilisation
 from distill_tune.training.full_weights import full_weights
 from distill_tune.training.loss_watch import LossWatch, name_rows
 from distill_tune.training.metrics import Metrics, peak_memory_bytes, read_metrics
-from distill_tune.training.optimizer import build_lr_scheduler, build_optimizer, build_profiler, check_optimizer
+from distill_tune.training.optimizer import (
+    build_lr_scheduler,
+    build_optimizer,
+    build_profiler,
+    check_optimizer,
+    dtype_to_train_in,
+)
 from distill_tune.training.out_of_memory import halved_if_too_large
 from distill_tune.training.progress import Progress
 from distill_tune.training.run_folder import RunFolder
@@ -53,6 +59,7 @@ __all__ = [
     "check_optimizer",
     "check_tokenizer",
     "device_mesh",
+    "dtype_to_train_in",
     "export_adapter",
     "export_model",
     "find_device",
