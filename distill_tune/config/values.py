@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def _text(value: Any) -> str | None:
     return None if isinstance(value, str) and value else "must be text"
 
 
+def _day(value: Any) -> str | None:
+    try:
+        if value is not None:
+            date.fromisoformat(value)
+    except (TypeError, ValueError):
+        return "must be a day, as 2026-03-01, or null for today"
+    return None
+
+
 def _dtype(value: Any) -> str | None:
     if value == "fp16":
         return "is not supported: gradients underflow in fp16 without loss scaling; take bf16 or fp32"
@@ -93,7 +103,7 @@ def _resume(value: Any) -> str | None:
 
 
 def _folder(value: Any) -> str | None:
-    return None if isinstance(value, str) and os.path.isdir(os.path.expanduser(value)) else "no such folder"
+    return None if isinstance(value, str) and os.path.isdir(value) else "no such folder"
 
 
 def _or_schedule(check: Check) -> Check:
@@ -168,6 +178,7 @@ CHECKS: dict[str, Check] = {
     "dataset": _datasets,
     "dataset_temperature": _number(0, positive=True, optional=True),
     "dataset_val": _optional(_datasets),
+    "date": _day,
     "device": _device,
     "dtype": _dtype,
     "enable_activation_checkpointing": _flag,
@@ -218,6 +229,7 @@ CHECKS: dict[str, Check] = {
 }
 
 # Arguments that name files, wherever a component has them.
+_OF_A_MODEL = ("config.json", "adapter_config.json")
 _FILES = ("path", "merges_file", "vocab_path", "merges_path", "special_tokens_path")
 MOST_LAYERS = 10_000
 _POSITIVE = ("lora_rank", "lora_alpha", "max_seq_len")
@@ -330,14 +342,14 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
     is_model = re.fullmatch(r"model|teacher_model(\.\d+)?", name) is not None
     path = component.get("path") if is_model else None
     if isinstance(path, str) and path.endswith(".gguf"):
-        if not os.path.isfile(os.path.expanduser(path)):
+        if not os.path.isfile(path):
             yield f"{name}.path={path}: no such file"
         elif name == "model":
             yield f"{name}.path={path}: a GGUF file can be a teacher; a student needs a Hugging Face model folder"
     elif str(component["_component_"]).endswith(".EarlierCheckpoint") and isinstance(path, str):
-        if not os.path.isfile(os.path.join(os.path.expanduser(path), "state.json")):
+        if not os.path.isfile(os.path.join(path, "state.json")):
             yield f"{name}.path={path}: no checkpoint of a run; name a folder checkpoints/step_N"
-    elif isinstance(path, str) and not os.path.isfile(os.path.join(os.path.expanduser(path), "config.json")):
+    elif isinstance(path, str) and not any(os.path.isfile(os.path.join(path, name)) for name in _OF_A_MODEL):
         yield f"{name}.path={path}: no such folder, or it has no config.json; name a Hugging Face model folder"
     folder = component.get("checkpoint_dir")
     if isinstance(folder, str):

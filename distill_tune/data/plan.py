@@ -1,5 +1,6 @@
 """Which rows make which step: a pure function of the data, the batch settings, the seed and the epoch."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -132,6 +133,11 @@ class StepPlan:
     def largest_token(self) -> int:
         """The largest token of any row."""
         return max(rows.largest_token for rows in self._datasets)
+
+    @property
+    def used_tokens(self) -> numpy.ndarray:
+        """The ids that occur in any row, sorted."""
+        return functools.reduce(numpy.union1d, (rows.used_tokens for rows in self._datasets))
 
     @property
     def longest_of_teacher(self) -> int:

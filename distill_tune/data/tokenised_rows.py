@@ -91,6 +91,15 @@ class TokenisedRows:
         return max(int(rows.tokens.max()) for rows in (self, self.teacher) if rows is not None)
 
     @functools.cached_property
+    def used_tokens(self) -> numpy.ndarray:
+        """The ids that occur, sorted, those that the teacher reads included."""
+        occurs = numpy.zeros(self.largest_token + 1, bool)
+        for rows in (self, self.teacher):
+            if rows is not None:
+                occurs[rows.tokens.numpy()] = True
+        return occurs.nonzero()[0]
+
+    @functools.cached_property
     def supervised(self) -> numpy.ndarray:
         """Tokens to be learned in each row; its first token is never predicted."""
         learned = (self.labels != IGNORE_INDEX).numpy()
