@@ -10,20 +10,28 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy
-
 from distill_tune.data import docstring_rows
 from distill_tune.data.conversation import IGNORE_INDEX, Conversation, tokenise
 from distill_tune.data.prompts import Prompt
+from distill_tune.data.row_fields import (
+    column_names,
+    field_in,
+    first_column,
+    history_in,
+    optional_text,
+    require_learned,
+    text_field,
+    text_in,
+    tools_in,
+    unread_in,
+)
 from distill_tune.data.sources import LocalRows, Row, RowError, load_dataset, without_filling
-from distill_tune.data.turns import KNOWN_KEYS, MarkedTurn, is_empty, kind, mark_of, parsed, tools_of, turns_of
+from distill_tune.data.turns import MarkedTurn, is_empty, is_turns, learning_answers, turns_of
 from distill_tune.errors import UserError
 
 __all__ = ["IGNORE_INDEX", "TokenisedDataset", "chat", "docstrings", "instruct", "read_behind", "text"]
 
 _TRAIN_ON = ("all", "last", "marked")
-_TOOLS = ("tools", "functions")
-_EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +84,7 @@ def _of_conversations(
         return tokenise(tokenizer, conversation(row))._asdict()
 
     def unread(row: Row) -> tuple[str, ...]:
-        return _unread(row, conversation)
+        return unread_in(row, conversation)
 
     return TokenisedDataset(rows, tokenised, max_seq_len, packed, conversation, unread)
 
@@ -116,24 +124,24 @@ def instruct(
     Raises:
         UserError: no such file or split, another ``train_on``, or a ``column_map`` for what is not read.
     """
-    columns = _column_map(column_map, ("prompt", "input", "response", "system", "history", "tools"))
+    columns = column_names(column_map, ("prompt", "input", "response", "system", "history", "tools"))
     _require_train_on(train_on, _TRAIN_ON[:2])
 
     def conversation_of(row: Row) -> Conversation:
-        _require_learned(row)
-        prompt = _text_field(row, columns.get("prompt"), ("instruction", "prompt", "question"), "prompt")
-        more = _optional_text(row, columns.get("input", "input"))
-        if not more and "input" not in columns and isinstance(row.get("context"), str):  # as Dolly's rows call it
+        require_learned(row)
+        prompt = text_field(row, columns.get("prompt"), ("instruction", "prompt", "question"), "prompt")
+        more = optional_text(row, columns.get("input", "input"))
+        if not more and "input" not in columns and isinstance(dict.get(row, "context"), str):  # as Dolly's rows call it
             more = row["context"]
-        answer = _text_field(row, columns.get("response"), ("output", "response", "completion", "answer"), "response")
+        answer = text_field(row, columns.get("response"), ("output", "response", "completion", "answer"), "response")
         if not answer.strip():
             raise RowError("the answer is empty")
-        system = _optional_text(row, columns.get("system", "system")) or system_prompt
+        system = optional_text(row, columns.get("system", "system")) or system_prompt
         turns = [_said("system", system)] if system else []
-        for question, reply in _history(row, columns.get("history", "history")):
+        for question, reply in history_in(row, columns.get("history", "history")):
             turns += [_said("user", question), _said("assistant", reply)]
         turns += [_said("user", f"{prompt}\n\n{more}" if more else prompt), _said("assistant", answer)]
-        return _conversation(turns, train_on, train_on_input, tools=_tools(row, columns.get("tools")))
+        return learning_answers(turns, train_on, train_on_input, tools=tools_in(row, columns.get("tools")))
 
     rows = _load(source, split, load_dataset_kwargs)
     return _of_conversations(tokenizer, rows, conversation_of, max_seq_len, packed)
@@ -168,13 +176,13 @@ def chat(
 
     The other arguments are those of :func:`instruct`.
     """
-    columns = _column_map(column_map, ("messages", "system", "tools"))
+    columns = column_names(column_map, ("messages", "system", "tools"))
     _require_train_on(train_on, _TRAIN_ON)
 
     def conversation_of(row: Row) -> Conversation:
-        _require_learned(row)
+        require_learned(row)
         turns, num_given = _turns(row, columns.get("messages"))
-        system = _optional_text(row, columns.get("system", "system"))
+        system = optional_text(row, columns.get("system", "system"))
         own = turns[0].turn["content"] if turns[0].turn["role"] == "system" else None
         if system and own is not None and own != system:
             raise RowError("has a system turn and another text in its column system; keep one of them")
@@ -184,7 +192,7 @@ def chat(
             turns.pop()
         if not any(turn["role"] == "assistant" for turn, _ in turns[num_given:]):
             raise RowError("no answer: there is no assistant turn with text")
-        return _conversation(turns, train_on, train_on_input, num_given, _tools(row, columns.get("tools")))
+        return learning_answers(turns, train_on, train_on_input, num_given, tools_in(row, columns.get("tools")))
 
     rows = _load(source, split, load_dataset_kwargs)
     return _of_conversations(tokenizer, rows, conversation_of, max_seq_len, packed)
@@ -206,20 +214,20 @@ def text(
 
     The other arguments are those of :func:`instruct`.
     """
-    column = _column_map(column_map, ("text",)).get("text", "text")
+    column = column_names(column_map, ("text",)).get("text", "text")
 
-    def tokenise(row: Row) -> dict[str, numpy.ndarray]:
-        content = _text_field(row, column, (), "text")
+    def text_of(row: Row) -> str:
+        content = text_in(row, column)
         if not content.strip():
             raise RowError("the text is empty")
-        tokens = tokenizer.encode(content, add_bos=True, add_eos=True)
+        return content
+
+    def tokenised(row: Row) -> dict[str, Any]:
+        tokens = tokenizer.encode(text_of(row), add_bos=True, add_eos=True)
         return {"tokens": tokens, "labels": tokens}
 
-    def unread(row: Row) -> tuple[str, ...]:
-        return tuple(name for name, value in row.items() if name != column and value not in _EMPTY)
-
     rows = _load(source, split, load_dataset_kwargs)
-    return TokenisedDataset(rows, tokenise, max_seq_len, packed, unread=unread)
+    return TokenisedDataset(rows, tokenised, max_seq_len, packed, unread=lambda row: unread_in(row, text_of))
 
 
 def docstrings(
@@ -242,7 +250,7 @@ def docstrings(
     rows = _Docstrings(docstring_rows.collect(num_rows, held_out=held_out, min_characters=min_characters))
 
     def conversation_of(row: Row) -> Conversation:
-        return _conversation([_said("user", row["instruction"]), _said("assistant", row["output"])])
+        return learning_answers([_said("user", row["instruction"]), _said("assistant", row["output"])])
 
     made = _of_conversations(tokenizer, rows, conversation_of, max_seq_len, packed)
     return dataclasses.replace(made, unread=lambda row: ())
@@ -265,163 +273,17 @@ def _said(role: str, content: str) -> MarkedTurn:
 
 def _turns(row: Row, column: str | None) -> tuple[list[MarkedTurn], int]:
     """A row's turns, and how many of them are given before what is learned."""
-    name = column or _first(row, ("messages", "conversations"))
-    if name is None and _first(row, ("prompt",)) and _first(row, ("completion",)):
+    name = column or first_column(row, ("messages", "conversations"))
+    if name is None and first_column(row, ("prompt",)) and first_column(row, ("completion",)):
         prompt, completion = (
-            turns_of(value, part) if isinstance(value := parsed(row[part]), list) else [_said(role, _text(row, part))]
+            turns_of(row[part], part) if is_turns(row[part]) else [_said(role, text_in(row, part))]
             for part, role in (("prompt", "user"), ("completion", "assistant"))
         )
         return [*prompt, *completion], len(prompt)
     name = name or "messages"
-    return turns_of(_field(row, name), name), 0
-
-
-def _conversation(
-    turns: Sequence[MarkedTurn],
-    train_on: str = "all",
-    train_on_input: bool = False,
-    num_given: int = 0,
-    tools: tuple[Mapping[str, Any], ...] | None = None,
-) -> Conversation:
-    """
-    Args:
-        num_given: turns at the beginning that are prompt, answers among them included.
-
-    Raises:
-        RowError: no turn is learned, or one that is no answer is marked to be.
-    """
-    is_answer = [turn["role"] == "assistant" and at >= num_given for at, (turn, _) in enumerate(turns)]
-    last = max((at for at, answers in enumerate(is_answer) if answers), default=None)
-    learned = []
-    for at, (turn, mark) in enumerate(turns):
-        if train_on == "marked":
-            learned.append(bool(mark))
-        elif not is_answer[at]:
-            if mark and turn["role"] != "assistant" and not train_on_input:
-                raise RowError(
-                    f"turn {at + 1} ({turn['role']}) is marked as one to be learned; "
-                    "train_on: marked learns what is marked, train_on_input: true all prompts"
-                )
-            learned.append(train_on_input and mark is not False)
-        else:
-            chosen = train_on == "all" or at == last
-            learned.append(chosen and mark is not False and (bool(mark) or not is_empty(turn)))
-    if not any(learned):
-        reason = "no turn is marked as one to be learned" if train_on == "marked" else "none of its answers is learned"
-        raise RowError(f"no answer: {reason}; leave the row out (on_bad_row=skip)")
-    return Conversation(tuple(turn for turn, _ in turns), tuple(learned), tools)
-
-
-def _require_learned(row: Row) -> None:
-    """
-    Raises:
-        RowError: the row says of itself that it is not learned, or less than others.
-    """
-    names = [name for name in ("weight", "train", "loss") if isinstance(dict.get(row, name), int | float)]
-    said = {name: row[name] for name in names if name != "loss" or isinstance(dict.get(row, name), bool)}
-    if mark_of(said, "the row") is False:
-        shown = ", ".join(f"{name}={value!r}" for name, value in said.items())
-        raise RowError(f"says {shown} of itself; leave it out (on_bad_row=skip)")
-
-
-def _tools(row: Row, column: str | None) -> tuple[Mapping[str, Any], ...] | None:
-    name = column or _first(row, _TOOLS)
-    return None if name is None or name not in row else tools_of(row[name], name)
-
-
-def _history(row: Row, column: str) -> list[tuple[str, str]]:
-    """Questions and their answers that went before."""
-    found = parsed(row.get(column))
-    if found in _EMPTY:
-        return []
-    pairs = found if isinstance(found, list) else [found]
-    for pair in pairs:
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise RowError(f"field {column} must be a list of [question, answer], found {kind(pair)}")
-    return [(question, answer) for question, answer in pairs]
-
-
-class _ReadRow(dict):
-    """A row that knows which of its columns have been read."""
-
-    def __init__(self, row: Row) -> None:
-        super().__init__(row)
-        self.read: dict[str, None] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        self.read[name] = None
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        self.read[name] = None
-        return super().get(name, default)
-
-
-def _unread(row: Row, conversation: Callable[[Row], Conversation]) -> tuple[str, ...]:
-    """What a row has and nobody reads; nothing where the row cannot be used."""
-    reading = _ReadRow(row)
-    try:
-        conversation(reading)
-    except RowError:
-        return ()
-    columns = [name for name, value in row.items() if name not in reading.read and value not in _EMPTY]
-    keys = [
-        f"{name}[].{key}"
-        for name in reading.read
-        if isinstance(turns := parsed(row.get(name)), list)
-        for turn in turns
-        if isinstance(turn, Mapping) and ("role" in turn or "from" in turn)
-        for key, value in turn.items()
-        if key not in KNOWN_KEYS and value not in _EMPTY
-    ]
-    return tuple(dict.fromkeys([*columns, *keys]))
-
-
-def _column_map(column_map: Mapping[str, str] | None, known: Sequence[str]) -> Mapping[str, str]:
-    for name in column_map or {}:
-        if name not in known:
-            raise UserError(f"dataset.column_map.{name}: nothing of that name is read; known are {', '.join(known)}")
-    return column_map or {}
+    return turns_of(field_in(row, name), name), 0
 
 
 def _require_train_on(train_on: str, known: Sequence[str]) -> None:
     if train_on not in known:
         raise UserError(f"dataset.train_on={train_on}: must be one of {', '.join(known)}")
-
-
-def _first(row: Row, names: Sequence[str]) -> str | None:
-    """The first of these columns in which the row has something; else the first that it has."""
-    there = [name for name in names if name in row]
-    return next((name for name in there if dict.get(row, name) is not None), there[0] if there else None)
-
-
-def _text_field(row: Row, column: str | None, candidates: Sequence[str], meaning: str) -> str:
-    name = column or _first(row, candidates)
-    if name is None:
-        has = ", ".join(map(str, row))
-        if _first(row, ("messages", "conversations")):
-            raise RowError(f"no field {' or '.join(candidates)}; it has {has}: take distill_tune.data.chat")
-        raise RowError(f"no field {' or '.join(candidates)}; it has {has}: name it with column_map: {{{meaning}: ...}}")
-    return _text(row, name)
-
-
-def _text(row: Row, name: str) -> str:
-    value = _field(row, name)
-    if isinstance(value, list) and value and isinstance(value[0], Mapping):
-        raise RowError(f"field {name} is a list of turns; take distill_tune.data.chat")
-    if not isinstance(value, str):
-        raise RowError(f"field {name} must be text, found {kind(value)}")
-    return value
-
-
-def _optional_text(row: Row, name: str) -> str:
-    value = row.get(name)
-    if value is not None and not isinstance(value, str):
-        raise RowError(f"field {name} must be text, found {kind(value)}")
-    return value or ""
-
-
-def _field(row: Row, name: str) -> Any:
-    if name not in row:
-        raise RowError(f"no field {name}; it has {', '.join(map(str, row))}")
-    return row[name]

@@ -88,7 +88,7 @@ class Reading:
         """The columns of a row that are read here, besides what the dataset reads."""
         templates = (self.student_prompt_template, self.teacher_prompt_template)
         named = {name for template in templates for name in _COLUMN.findall(template or "")}
-        return frozenset(named | ({"teacher_id"} if self.teacher_names else set()))
+        return frozenset((named - {"input"}) | ({"teacher_id"} if self.teacher_names else set()))
 
     @property
     def differs(self) -> bool:

@@ -101,7 +101,7 @@ def _content(file: Path) -> bytes:
     import pyarrow
 
     try:
-        with pyarrow.input_stream(file.read_bytes(), compression=packing) as stream:
+        with pyarrow.CompressedInputStream(pyarrow.BufferReader(file.read_bytes()), packing) as stream:
             return stream.read()
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"dataset {file}: cannot be unpacked: {str(error).splitlines()[0]}") from error

@@ -30,14 +30,29 @@ class Folder:
     splits: Mapping[str, Sequence[Path]]
     left_out: Sequence[str] = ()
 
+    @property
+    def _not_taken(self) -> str | None:
+        more = f" and {len(self.left_out) - _SHOWN} more" if len(self.left_out) > _SHOWN else ""
+        return f"left out: {', '.join(self.left_out[:_SHOWN])}{more}" if self.left_out else None
+
+    def require(self, split: str, names: Sequence[str]) -> None:
+        """
+        Args:
+            names: of the splits that ``split`` asks for.
+
+        Raises:
+            UserError: there is no such split.
+        """
+        if not set(names) <= set(self.splits):
+            hint = "a part of a split is written train[:90%]"
+            there = [f"there is {' and '.join(self.splits)}", self._not_taken, hint]
+            raise UserError(f"dataset split={split}: {'; '.join(filter(None, there))}")
+
     def told(self, taken: Sequence[str]) -> str | None:
         """What of it is not read, in a line; None where all is."""
         others = [split for split in self.splits if split not in taken]
-        parts = [f"split {' and '.join(taken)} alone; {' and '.join(others)} not read"] if others else []
-        if self.left_out:
-            more = f" and {len(self.left_out) - _SHOWN} more" if len(self.left_out) > _SHOWN else ""
-            parts.append(f"left out: {', '.join(self.left_out[:_SHOWN])}{more}")
-        return "; ".join(parts) or None
+        splits = f"split {' and '.join(taken)} alone is read; there is {' and '.join(others)}, too" if others else None
+        return "; ".join(filter(None, [splits, self._not_taken])) or None
 
 
 def read_folder(folder: Path, name: str | None = None, data_files: Any = None) -> Folder:
@@ -56,10 +71,10 @@ def read_folder(folder: Path, name: str | None = None, data_files: Any = None) -
     if (folder / _SAVED_SPLITS).is_file() and not data_files:
         return Folder({split: [folder / split] for split in _saved_splits(folder)})
     patterns, resolve = _patterns(folder, list(found), name, data_files)
-    splits = {}
+    splits = dict[str, list[str]]()
     for split, wanted in patterns.items():
-        splits[split] = sorted({path for pattern in wanted for path in resolve(pattern)})
-        if not splits[split]:
+        splits[str(split)] = sorted({path for pattern in wanted for path in resolve(pattern)})
+        if not splits[str(split)]:
             raise UserError(f"dataset {folder}: split {split}: there is no {', '.join(map(str, wanted))} to read")
     taken = {path for paths in splits.values() for path in paths}
     left_out = [*others, *(path.removesuffix("/*") for path in found if path not in taken)]
@@ -128,8 +143,9 @@ def _configuration(folder: Path, name: str | None) -> Mapping[str, Any]:
 
     readme = folder / _README
     try:
-        card = DatasetCard.load(readme).data if readme.is_file() else None
-        configs = MetadataConfigs.from_dataset_card_data(card) if card is not None else MetadataConfigs()
+        text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+        has_header = text.startswith("---")
+        configs = MetadataConfigs.from_dataset_card_data(DatasetCard(text).data) if has_header else MetadataConfigs()
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"dataset {readme}: its header cannot be read: {' '.join(str(error).split())}") from error
     if name is None and len(configs) > 1:

@@ -34,19 +34,11 @@ class LocalRows(Sequence[Row]):
     Args:
         splits: the files of each; a folder that `save_to_disk` wrote is a file, too.
         split: which of them, or a part of one, or several, as `datasets` writes it.
-
-    Raises:
-        UserError: there is no such split.
     """
 
     def __init__(self, splits: Mapping[str, Sequence[Path]], split: str, options: FileOptions) -> None:
         self._splits, self._split, self._options = splits, split, options
         self.names = _names_in(split)
-        for name in self.names:
-            if name not in splits:
-                raise UserError(
-                    f"dataset split={split}: there is {' and '.join(splits)}; a part of a split is written train[:90%]"
-                )
         self.files = [file for name in self.names for file in splits[name]]
         self._found = [_state_of(file) for file in self.files]
 
@@ -127,6 +119,7 @@ def load_dataset(source: str, *, split: str = "train", **options: Any) -> Any:
     folder = _local(source, options)
     if folder is None:
         return _load_from_hub(source, split=split, **options)
+    folder.require(split, _names_in(split))
     rows = LocalRows(folder.splits, split, _file_options(options))
     if told := folder.told(rows.names):
         print(f"dataset {options.get('data_dir') or source}: {told}")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from distill_tune.data.conversation import Turn
+from distill_tune.data.conversation import Conversation, Turn
 from distill_tune.data.sources import RowError
 
 ROLES = {
@@ -56,10 +56,10 @@ def turns_of(found: Any, column: str) -> list[MarkedTurn]:
     roles = [turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None for turn in found]
     for number, (turn, role) in enumerate(zip(found, roles, strict=True), 1):
         marked = _turn(turn, f"turn {number}")
-        if number > 1 and role in _CALLS and roles[number - 2] in _CALLS:  # calls that are made at once
-            before = turns.pop()
-            calls = [*before.turn["tool_calls"], *marked.turn["tool_calls"]]
-            marked = MarkedTurn({**before.turn, "tool_calls": calls}, before.mark)
+        at_once = number > 1 and role in _CALLS and roles[number - 2] in _CALLS and marked.mark == turns[-1].mark
+        if at_once:  # calls that wait for no result are made together
+            before = turns.pop().turn
+            marked = MarkedTurn({**before, "tool_calls": before["tool_calls"] + marked.turn["tool_calls"]}, marked.mark)
         turns.append(marked)
     return turns
 
@@ -100,9 +100,54 @@ def mark_of(found: Mapping[str, Any], what: str) -> bool | None:
     return next(map(bool, marks.values()), None)
 
 
+def is_turns(value: Any) -> bool:
+    """Whether a column holds turns, and not a text that merely looks like JSON."""
+    found = parsed(value)
+    return (
+        isinstance(found, list)
+        and bool(found)
+        and all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in found)
+    )
+
+
 def is_empty(turn: Turn) -> bool:
     """Whether nothing is said in a turn."""
     return not (turn["content"].strip() or turn.get("tool_calls") or (turn.get("reasoning_content") or "").strip())
+
+
+def learning_answers(
+    turns: Sequence[MarkedTurn],
+    train_on: str = "all",
+    train_on_input: bool = False,
+    num_given: int = 0,
+    tools: tuple[Mapping[str, Any], ...] | None = None,
+) -> Conversation:
+    """
+    Args:
+        num_given: turns at the beginning that are prompt, answers among them included.
+
+    Raises:
+        RowError: no turn is learned, or one that is no answer is marked to be.
+    """
+    is_answer = [turn["role"] == "assistant" and at >= num_given for at, (turn, _) in enumerate(turns)]
+    last = max((at for at, answers in enumerate(is_answer) if answers), default=None)
+    learned = []
+    for at, (turn, mark) in enumerate(turns):
+        if train_on == "marked":
+            learned.append(bool(mark))
+        elif not is_answer[at]:
+            if mark and turn["role"] != "assistant" and not train_on_input:
+                raise RowError(
+                    f"a {turn['role']} turn is marked as one to be learned; train_on: marked learns what is marked, "
+                    "train_on_input: true all prompts"
+                )
+            learned.append(train_on_input and mark is not False)
+        else:
+            chosen = train_on == "all" or at == last
+            learned.append(chosen and mark is not False and (bool(mark) or not is_empty(turn)))
+    if not any(learned):
+        raise RowError("no answer: all turns are empty, or are marked as not to be learned")
+    return Conversation(tuple(turn for turn, _ in turns), tuple(learned), tools)
 
 
 def parsed(value: Any) -> Any:
