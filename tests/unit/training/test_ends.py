@@ -108,7 +108,7 @@ def test_transformers_takes_the_ends_of_generation_config_before_those_of_config
 def test_a_broken_generation_config_is_found_before_training(tmp_path, text):
     folder = folder_with(tmp_path / "s", config=END)
     (folder / "generation_config.json").write_text(text)
-    with pytest.raises(UserError, match="generation_config.json"):
+    with pytest.raises(UserError, match=r"generation_config\.json"):
         told(folder)
 
 
