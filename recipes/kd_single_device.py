@@ -62,6 +62,7 @@ def main(cfg: DictConfig) -> None:
         cfg.get("teacher_system_prompt"),
         cfg.get("teacher_max_seq_len"),
         teacher.names,
+        augmented=bool(cfg.get("augmentations")),
     )
     augmentations = data.Augmentations(
         [config.build("augmentations", entry) for entry in cfg.get("augmentations") or []], tokenizer, seed
@@ -94,6 +95,8 @@ def main(cfg: DictConfig) -> None:
         plan_val = plan_of(cfg.get("dataset_val"), cfg.get("batch_size_val") or cfg.batch_size, 1, False)
     steps_per_epoch = min(plan.steps_per_epoch, cfg.get("max_steps_per_epoch") or plan.steps_per_epoch)
     total_steps = cfg.epochs * steps_per_epoch
+    for remark in (*plan.remarks, *training.schedule_remarks(cfg, total_steps)):
+        print(remark)
     schedules = training.Schedules(
         steps_per_epoch,
         total_steps,

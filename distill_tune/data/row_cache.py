@@ -21,14 +21,26 @@ from distill_tune.disk import damage, digest, put_in_place, write_checksums
 
 _FILE = "rows.safetensors"
 _TENSORS = ("tokens", "labels", "offsets")
-_SETTINGS = ("packed", "max_seq_len", "num_bad", "num_cut", "files")
+_OPTIONAL_TENSORS = ("teacher_ids", "origins", "is_text")
+_SETTINGS = (
+    "packed",
+    "max_seq_len",
+    "num_bad",
+    "num_cut",
+    "num_shortened",
+    "num_without_end",
+    "num_tokens_cut",
+    "dropped",
+    "unread",
+    "faults",
+    "files",
+)
 
 
 def folder_of(
     dataset: Any,
     arguments: DictConfig,
     tokenizer_config: DictConfig,
-    on_bad_row: str,
     max_seq_len: int | None,
     reading: Reading,
 ) -> Path | None:
@@ -41,7 +53,6 @@ def folder_of(
         return None
     identity |= {
         "rows": fingerprint,
-        "on_bad_row": on_bad_row,
         "max_seq_len": max_seq_len,
         "reading": dataclasses.asdict(reading),
     }
@@ -80,10 +91,7 @@ def write_rows(folder: Path, rows: TokenisedRows) -> None:
     tensors = {name: getattr(rows, name) for name in _TENSORS}
     if rows.teacher is not None:
         tensors |= {f"teacher.{name}": getattr(rows.teacher, name) for name in _TENSORS}
-    if rows.teacher_ids is not None:
-        tensors["teacher_ids"] = rows.teacher_ids
-    if rows.origins is not None:
-        tensors["origins"] = rows.origins
+    tensors |= {name: getattr(rows, name) for name in _OPTIONAL_TENSORS if getattr(rows, name) is not None}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

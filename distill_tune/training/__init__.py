@@ -39,6 +39,7 @@ from distill_tune.training.sharding import shard_student, shard_teacher
 from distill_tune.training.state import TrainingState
 from distill_tune.training.stop import StopSignals
 from distill_tune.training.tokenizer_check import check_tokenizer
+from distill_tune.training.warm_up import schedule_remarks
 
 __all__ = [
     "Checkpoints",
@@ -81,6 +82,7 @@ __all__ = [
     "read_metrics",
     "require_one_process",
     "require_same_on_all_ranks",
+    "schedule_remarks",
     "seed_everything",
     "shard_student",
     "shard_teacher",
