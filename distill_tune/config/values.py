@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ def _number(least: float, most: float = float("inf"), *, positive: bool = False,
     return check
 
 
+def _warm_up(value: Any) -> str | None:
+    if _integer(0)(value) is None or (isinstance(value, float) and 0 < value < 1):
+        return None
+    return "must be a whole number of steps, or a share of the run's, below 1"
+
+
 def _choice(*choices: str) -> Check:
     return lambda value: None if value in choices else f"must be one of {', '.join(choices)}"
 
@@ -56,6 +63,15 @@ def _flag(value: Any) -> str | None:
 
 def _text(value: Any) -> str | None:
     return None if isinstance(value, str) and value else "must be text"
+
+
+def _day(value: Any) -> str | None:
+    try:
+        if value is not None:
+            date.fromisoformat(value)
+    except (TypeError, ValueError):
+        return "must be a day, as 2026-03-01, or null for today"
+    return None
 
 
 def _dtype(value: Any) -> str | None:
@@ -162,6 +178,7 @@ CHECKS: dict[str, Check] = {
     "dataset": _datasets,
     "dataset_temperature": _number(0, positive=True, optional=True),
     "dataset_val": _optional(_datasets),
+    "date": _day,
     "device": _device,
     "dtype": _dtype,
     "enable_activation_checkpointing": _flag,
@@ -316,6 +333,8 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
     layers = component.get("num_layers")
     if isinstance(layers, int) and layers > MOST_LAYERS:
         yield f"{name}.num_layers={_shown(layers)}: must be at most {MOST_LAYERS}"
+    if name == "lr_scheduler" and (fault := _warm_up(component.get("num_warmup_steps", 0))):
+        yield f"{name}.num_warmup_steps={component['num_warmup_steps']}: {fault}"
     if name.startswith("tokenizer"):
         for key in _FILES:
             if isinstance(component.get(key), str) and not os.path.exists(component[key]):
