@@ -1,7 +1,8 @@
 """Hugging Face folders as the hub has them, but small: published config.json, tokenizer and template, random weights.
 
 A model keeps its vocabulary, token ids, ties, rope and norms, and how its numbers of heads are to each other; width and
-layers are cut down.
+layers are cut down. Its output layer's weights are ten times as large as a new model's, so that a narrow model can be
+sure of a token.
 """
 
 import json
@@ -15,6 +16,8 @@ from published import PUBLISHED
 
 PARTS = Path(__file__).parents[2] / ".real"
 _HEAD_DIM = 16
+_LEAST_WIDTH = 48
+_WIDE = {"Llama-3.2-1B-Instruct": 64}  # NF4 quantises blocks of 16,384 weights
 _LAYERS = {"gemma3": 6, "pruned": 1}  # Gemma 3's sixth layer is the first that sees all
 
 # The template of each model's tokenizer_config.json, where trl does not have it.
@@ -79,6 +82,8 @@ def write_folder(folder: Path, name: str) -> Path:
     torch.manual_seed(sum(name.encode()))
     kind = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
     model = kind.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(10)
     # One file below some 5 GB on the hub.
     is_large = PUBLISHED[name].get("hidden_size", 0) > 3000
     model.save_pretrained(folder, max_shard_size="10MB" if is_large else "5GB")
@@ -128,19 +133,21 @@ def small_config(name: str) -> dict[str, Any]:
     if "vision_config" in config:
         # What it leaves out are Gemma 3's defaults: 8 heads, 4 of them key-value, of 256.
         published = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256} | config["text_config"]
-        config["text_config"] = _cut(published, _LAYERS["gemma3"])
+        config["text_config"] = _cut(published, _LAYERS["gemma3"], _HEAD_DIM)
         size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
         config["vision_config"] |= size
         return config
     layers = next((layers for part, layers in _LAYERS.items() if part in config["model_type"] + name), 2)
-    return _cut(config, layers)
+    return _cut(config, layers, _WIDE.get(name, _HEAD_DIM))
 
 
-def _cut(config: dict[str, Any], layers: int) -> dict[str, Any]:
+def _cut(config: dict[str, Any], layers: int, head_dim: int) -> dict[str, Any]:
     heads, key_value = config["num_attention_heads"], config["num_key_value_heads"]
     published = config.get("head_dim", config["hidden_size"] // heads)
-    few = max(2, heads // key_value)
-    width = config["hidden_size"] * few * _HEAD_DIM // (heads * published)
+    for few in range(heads // key_value, heads + 1, heads // key_value):
+        width = config["hidden_size"] * few * head_dim // (heads * published)
+        if width >= _LEAST_WIDTH:
+            break
     cut = config | {
         "num_hidden_layers": layers,
         "num_attention_heads": few,
@@ -148,4 +155,4 @@ def _cut(config: dict[str, Any], layers: int) -> dict[str, Any]:
         "hidden_size": width,
         "intermediate_size": 8 * round(config["intermediate_size"] * width / config["hidden_size"] / 8),
     }
-    return cut | ({"head_dim": _HEAD_DIM} if "head_dim" in config else {})
+    return cut | ({"head_dim": head_dim} if "head_dim" in config else {})
