@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data import hf_tokenizer
+from distill_tune.data.sources import RowError
 from distill_tune.errors import UserError
 
 from torchtune.data import Message
@@ -31,7 +32,8 @@ def test_the_chat_template_decides_and_answers_with_their_end_are_learned(folder
     tokens, mask = tokenizer.tokenize_messages(MESSAGES)
     assert tokenizer.decode([t for t, masked in zip(tokens, mask, strict=True) if not masked]) == "你好 thereno"
     assert [t for t, masked in zip(tokens, mask, strict=True) if not masked].count(tokenizer.eos_id) == 2
-    assert tokens[: len(tokenizer.prompt(MESSAGES[:1]))] == tokenizer.prompt(MESSAGES[:1])
+    asked = tokenizer.prompt([{"role": "user", "content": "hello"}])
+    assert tokens[: len(asked)] == asked
 
 
 def test_it_is_what_transformers_makes_of_the_folder(folder):
@@ -43,11 +45,10 @@ def test_it_is_what_transformers_makes_of_the_folder(folder):
 
 
 def test_a_template_of_its_own_file_counts_and_a_refusal_is_told(folder):
-    (folder / "chat_template.jinja").write_text("{{ raise_exception('no system turns') }}")
-    from distill_tune.data.sources import RowError
-
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(refusing + TEMPLATE)
     with pytest.raises(RowError, match="the chat template refuses it: no system turns"):
-        hf_tokenizer(str(folder)).tokenize_messages(MESSAGES)
+        hf_tokenizer(str(folder)).tokenize_messages([Message("system", "Be brief.", masked=True), *MESSAGES])
 
 
 def test_without_a_template_turns_follow_each_other(folder):
