@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from distill_tune.data.hub import require_hub
 from distill_tune.disk import digest, retried
 from distill_tune.errors import UserError
 
@@ -122,8 +123,9 @@ def use_in_torchtune() -> None:
     """Let torchtune's dataset components read local files the same way: `source: my.json`, rows with numbers."""
     import distill_tune._torchtune_compat  # noqa: F401
 
-    from torchtune.datasets import _sft, _text_completion
+    from torchtune.datasets import _preference, _sft, _text_completion
 
+    _preference.load_dataset = load_dataset
     _sft.load_dataset = load_dataset
     _text_completion.load_dataset = load_dataset
 
@@ -178,6 +180,7 @@ def _files_at(name: str) -> list[Path]:
 def _load_from_hub(source: str, **options: Any) -> Any:
     import datasets
 
+    require_hub(source)
     try:
         return datasets.load_dataset(source, **options)
     except (OSError, ValueError, TypeError) as error:  # no network, no such name, wrong options

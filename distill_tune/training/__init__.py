@@ -24,6 +24,7 @@ from distill_tune.training.loss_watch import LossWatch, name_rows
 from distill_tune.training.metrics import Metrics, peak_memory_bytes, read_metrics
 from distill_tune.training.optimizer import build_lr_scheduler, build_optimizer, build_profiler, check_optimizer
 from distill_tune.training.out_of_memory import halved_if_too_large
+from distill_tune.training.preparation import build_models, open_run, plan_steps
 from distill_tune.training.progress import Progress
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.schedules import Cosine, Exponential, Linear, Schedules
@@ -46,6 +47,7 @@ __all__ = [
     "TrainingState",
     "Utilisation",
     "build_lr_scheduler",
+    "build_models",
     "build_optimizer",
     "build_profiler",
     "check_optimizer",
@@ -66,7 +68,9 @@ __all__ = [
     "most_of_ranks",
     "name_rows",
     "num_ranks",
+    "open_run",
     "peak_memory_bytes",
+    "plan_steps",
     "rank",
     "read_metrics",
     "require_one_process",
