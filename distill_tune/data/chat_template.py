@@ -12,11 +12,13 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from distill_tune.data import dates
 from distill_tune.data.conversation import Conversation, Turn
 from distill_tune.data.sources import RowError
+from distill_tune.data.template_habits import Habits, after_last, common_start, pieces, probe
+from distill_tune.data.turn_marks import Mark, TurnMarks
 from distill_tune.errors import UserError
 
 Span = tuple[int, int]
@@ -26,13 +28,6 @@ PLAIN = (
     "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
     "{{ eos_token if message['role'] == 'assistant' else '\n' }}{% endfor %}"
 )
-
-_MARKS = re.compile("[\U00100000-\U0010fffd]")  # private use, plane 16
-_THINK = re.compile(r"\s*<(/?)(think|thinking|reasoning)>\s*")
-_THINK_LAST = re.compile(r"<(think|thinking|reasoning)>\s*$")
-_OPENING, _CLOSING = re.compile(r"<[^<>/\s][^<>\s]*>\s*"), re.compile(r"\s*</[^<>\s]+>$")
-_PIECES = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]+\]|.", re.DOTALL)
-_QUESTION, _ANSWER = "How many are there?", "There are three."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,32 +44,6 @@ class Written:
     learned: list[Span]
     texts: list[Span]
     dropped: tuple[str, ...] = ()
-
-
-class _Mark(NamedTuple):
-    turn: int
-    field: str  # content, reasoning_content, tool_calls, tools
-
-
-@dataclasses.dataclass(frozen=True)
-class _Habits:
-    """What a template writes around an answer.
-
-    Attributes:
-        prompt: what follows the last text of a question where an answer is asked for.
-        generation_prompt: the part of it that asks for an answer; empty for templates that write nothing there.
-        header: what of the generation prompt stands before every answer, a tag that opens thinking left out.
-        end: after an answer that is not the last.
-        last_end: after the last.
-        next_turn: the token that a further question begins with.
-    """
-
-    prompt: str
-    generation_prompt: str
-    header: str
-    end: str
-    last_end: str
-    next_turn: str
 
 
 class ChatTemplate:
@@ -135,7 +104,7 @@ class ChatTemplate:
     def end(self) -> str | None:
         """The token that ends an answer, where the template writes one: where the model is to stop."""
         self.check()
-        written = next(self._special_pieces(self._after(_probe("user", "assistant"), False)), None)
+        written = next(self._special_pieces(after_last(self._plain, probe("user", "assistant"))), None)
         return written if written or self._has_generation_marks else self._end_of_open_answer
 
     # ---- Rendering
@@ -150,7 +119,7 @@ class ChatTemplate:
     @functools.cached_property
     def _takes_parts(self) -> bool:
         """Whether a content is a list of parts, as for models that also see, and not a text."""
-        turns = _probe("user", "assistant")
+        turns = probe("user", "assistant")
         faults = []
         for as_parts in (False, True):
             try:
@@ -207,21 +176,21 @@ class ChatTemplate:
 
     def _marks(
         self, turns: Sequence[Turn], tools: Any, text: str, add_generation_prompt: bool = False
-    ) -> tuple[list[tuple[int, _Mark]], set[_Mark]]:
+    ) -> tuple[list[tuple[int, Mark]], set[Mark]]:
         """The places of all texts' ends in ``text``, in order, and which texts the template leaves out.
 
         Raises:
             RowError: the template writes another text where marks are.
         """
         for in_calls, inside_tags in ((True, False), (True, True), (False, False), (False, True)):
-            marker = _Marker(text, in_calls, inside_tags)
+            marks = TurnMarks(text, in_calls, inside_tags)
             try:
-                marked = self.render(*marker.mark(turns, tools), add_generation_prompt)
+                marked = self.render(*marks.mark(turns, tools), add_generation_prompt)
             except RowError:
                 continue
-            if marker.without_marks(marked) == text:
-                places = marker.places(marked)
-                return places, set(marker.set.values()) - {mark for _, mark in places}
+            if marks.without_marks(marked) == text:
+                places = marks.places(marked)
+                return places, set(marks.set.values()) - {mark for _, mark in places}
         raise RowError(
             "the chat template writes other words by what its turns contain, so answers cannot be found in it"
         )
@@ -229,7 +198,7 @@ class ChatTemplate:
     # ---- What is learned
 
     def _by_its_own_marks(
-        self, conversation: Conversation, marks: list[tuple[int, _Mark]], generated: list[Span]
+        self, conversation: Conversation, marks: list[tuple[int, Mark]], generated: list[Span]
     ) -> list[Span]:
         """The template's marks around what an assistant writes, of the turns that are learned."""
         of_turns = [(place, mark.turn) for place, mark in marks if mark.turn >= 0]
@@ -254,22 +223,23 @@ class ChatTemplate:
         return learned
 
     def _by_habits(
-        self, conversation: Conversation, marks: list[tuple[int, _Mark]], text: str
+        self, conversation: Conversation, marks: list[tuple[int, Mark]], text: str
     ) -> tuple[list[Span], str]:
         """The learned spans, and the text, with an end where the template leaves the last answer open."""
         of_turns = [(place, mark.turn) for place, mark in marks if mark.turn >= 0]
+        owned: dict[int, list[int]] = {}
+        for index, (_, owner) in enumerate(of_turns):
+            owned.setdefault(owner, []).append(index)
         learned = []
-        for turn, (role, is_learned) in enumerate(
-            zip((turn["role"] for turn in conversation.turns), conversation.learned, strict=True)
-        ):
+        for turn, is_learned in enumerate(conversation.learned):
             if not is_learned:
                 continue
-            own = [index for index, (_, owner) in enumerate(of_turns) if owner == turn]
+            own = owned.get(turn, [])
             if not own and _has_text(conversation.turns[turn]):
                 raise RowError(f"the chat template does not write turn {turn + 1}")
             if own and own[-1] - own[0] != len(own) - 1:
                 raise RowError(f"the chat template writes turn {turn + 1} in several places")
-            if role != "assistant":
+            if conversation.turns[turn]["role"] != "assistant":
                 if own:
                     learned.append((of_turns[own[0]][0], of_turns[own[-1]][0]))
                 continue
@@ -303,7 +273,7 @@ class ChatTemplate:
         habits, between = self._habits, text[left:first]
         at = between.rfind(habits.header) if habits.header else -1
         if at >= 0:
-            return left + at + len(_common_start(between[at:], habits.generation_prompt))
+            return left + at + len(common_start(between[at:], habits.generation_prompt))
         prompt = self._prompt_after(conversation, turn)  # such as after the result of a tool
         at = between.find(prompt)
         if at < 0 or not (prompt or turn == 0):
@@ -355,7 +325,7 @@ class ChatTemplate:
             return stop, ""
         if is_last:
             return stop, self._end_of_open_answer
-        following = next(iter(_pieces(after[len(rest) :].lstrip())), "")
+        following = next(iter(pieces(after[len(rest) :].lstrip())), "")
         if following in self._added_tokens and not self._habits.header.startswith(following):
             return text.index(following, stop) + len(following), ""
         return stop, ""
@@ -372,13 +342,13 @@ class ChatTemplate:
         """Why the template cannot be used; empty where it can."""
         try:
             if self._has_generation_marks:
-                self.render(_probe("user", "assistant"))
+                self.render(probe("user", "assistant"))
                 return ""
             habits = self._habits
             if habits.generation_prompt and not habits.header:
                 return f"it asks for an answer with {habits.generation_prompt!r}, and writes something else before one"
-            probe = _probe("user", "assistant", "user", "assistant")
-            for turns in (probe[:2], probe):
+            asked = probe("user", "assistant", "user", "assistant")
+            for turns in (asked[:2], asked):
                 answers = [turn["role"] == "assistant" for turn in turns]
                 conversation = Conversation(tuple(turns), tuple(answers))
                 text = self.render(turns)
@@ -393,160 +363,18 @@ class ChatTemplate:
         return ""
 
     @functools.cached_property
-    def _habits(self) -> _Habits:
-        turns = _probe("user", "assistant", "user", "assistant", "user")
-        asked, open_ = self._after(turns[:1], True), self._after(turns[:1], False)
-        end_of_question = _common_start(asked, open_)
-        generation_prompt = asked[len(end_of_question) :]
-        headers = []
-        for count, answer in ((2, 1), (4, 1), (4, 3)):  # some templates write more before the last answer
-            between = self._between(turns[:count], answer)
-            at = between.find(end_of_question)
-            headers.append(between[at + len(end_of_question) :] if at >= 0 else between)
-        header = _THINK_LAST.sub("", functools.reduce(_common_start, headers, generation_prompt))
-        last_end = self._after(turns[:2], False)
-        following = self._between(turns[:3], 2)
-        try:
-            asked_again = self._after(turns[:2], True)
-        except RowError:
-            asked_again = ""
-        if generation_prompt and asked_again.endswith(generation_prompt):
-            end = asked_again.removesuffix(generation_prompt)
-        else:
-            end = _common_start(last_end, following)
-        if not following.startswith(end.rstrip()):
-            end = _common_start(last_end, following)
-        next_turn = next(iter(_pieces(following[len(end) :])), "")
-        if len(next_turn) < 2 or next_turn not in self._added_tokens:
-            next_turn = ""
-        return _Habits(asked, generation_prompt, header, end, last_end, next_turn)
+    def _habits(self) -> Habits:
+        return Habits.of(self._plain, self._added_tokens)
 
-    def _after(self, turns: Sequence[Turn], add_generation_prompt: bool) -> str:
-        """What follows the text of the last turn."""
-        text = self.render(turns, None, add_generation_prompt)
-        return text[text.rindex(turns[-1]["content"]) + len(turns[-1]["content"]) :]
-
-    def _between(self, turns: Sequence[Turn], number: int) -> str:
-        """What stands between the text of a turn and that of the one before."""
-        text, (before, after) = self.render(turns), (turn["content"] for turn in turns[number - 1 : number + 1])
-        return text[text.index(before) + len(before) : text.index(after)]
+    def _plain(self, turns: Sequence[Turn], add_generation_prompt: bool) -> str:
+        return self.render(turns, None, add_generation_prompt)
 
     @functools.cached_property
     def _added_tokens(self) -> frozenset[str]:
         return frozenset(str(token) for token in self._tokenizer.added_tokens_decoder.values())
 
     def _special_pieces(self, text: str) -> Iterator[str]:
-        return (piece for piece in _pieces(text) if piece in self._added_tokens)
-
-
-class _Marker:
-    """Puts a character of its own at both ends of each text of a conversation.
-
-    Args:
-        text: what is rendered, whose characters are not used.
-        in_calls: also in the names and arguments of tools.
-        inside_tags: behind a tag that a text begins with, and before one that it ends with; templates look at those.
-    """
-
-    def __init__(self, text: str, in_calls: bool, inside_tags: bool) -> None:
-        taken = set(_MARKS.findall(text))
-        self._free = (mark for mark in map(chr, range(0x100000, 0x10FFFE)) if mark not in taken)
-        self._in_calls, self._inside_tags = in_calls, inside_tags
-        self.set: dict[str, _Mark] = {}
-        self._of_answers: set[str] = set()
-
-    def mark(self, turns: Sequence[Turn], tools: Any) -> tuple[list[Turn], Any]:
-        marked = [self._turn(number, turn) for number, turn in enumerate(turns)]
-        if tools and self._in_calls:
-            tools = [self._tool(tool) for tool in tools]
-        return marked, tools
-
-    def without_marks(self, marked: str) -> str:
-        return _MARKS.sub(lambda found: "" if found[0] in self.set else found[0], marked)
-
-    def places(self, marked: str) -> list[tuple[int, _Mark]]:
-        """Where the marks of a rendered text stand once they are taken out of it.
-
-        Raises:
-            RowError: an answer is written twice.
-        """
-        own = [found for found in _MARKS.finditer(marked) if found[0] in self.set]
-        places, seen = [], set()
-        for number, found in enumerate(own):
-            mark, again = self.set[found[0]], found[0] in seen
-            seen.add(found[0])
-            if again and mark.field in ("tool_calls", "tools"):
-                continue  # a result names the function that was called
-            if again and found[0] in self._of_answers:
-                raise RowError(f"the chat template writes turn {mark.turn + 1} twice")
-            places.append((found.start() - number, mark))
-        return places
-
-    def _turn(self, number: int, turn: Turn) -> Turn:
-        marked = dict(turn)
-        for field in ("reasoning_content", "content"):
-            if isinstance(turn.get(field), str):
-                marked[field] = self._text(_Mark(number, field), turn[field], turn["role"] == "assistant")
-        if turn.get("tool_calls") and self._in_calls:
-            marked["tool_calls"] = [self._leaves(_Mark(number, "tool_calls"), call) for call in turn["tool_calls"]]
-        return marked
-
-    def _tool(self, tool: Any) -> Any:
-        function = tool.get("function") if isinstance(tool, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            return tool
-        return {**tool, "function": {**function, "name": self._text(_Mark(-1, "tools"), function["name"], False)}}
-
-    def _leaves(self, mark: _Mark, call: Any) -> Any:
-        """A call with marks at its name and the texts of its arguments; its kind and number are not looked at."""
-        if not isinstance(call, Mapping):
-            return call
-        inner = call.get("function")
-        if isinstance(inner, Mapping):
-            return {**call, "function": self._leaves(mark, inner)}
-        marked = {name: self._ends(mark, call[name]) for name in ("name", "arguments") if name in call}
-        return {**call, **marked}
-
-    def _ends(self, mark: _Mark, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._text(mark, value, False)
-        if isinstance(value, Mapping):
-            return {key: self._ends(mark, inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [self._ends(mark, inner) for inner in value]
-        return value
-
-    def _text(self, mark: _Mark, text: str, may_think: bool) -> str:
-        core = text.strip()
-        if not core:
-            return text
-        start = text.index(core)
-        stop = start + len(core)
-        if self._inside_tags:
-            if opening := _OPENING.match(text, start, stop):
-                start = opening.end()
-            if closing := _CLOSING.search(text[start:stop]):
-                stop = start + closing.start()
-        cuts = {start, max(start, stop)}
-        if may_think:  # a template may keep what is thought, or leave it out
-            cuts |= {
-                place for tag in _THINK.finditer(text, start, stop) for place in tag.span() if start < place < stop
-            }
-        pieces, before = [], 0
-        for cut in sorted(cuts):
-            character = next(self._free)
-            self.set[character] = mark if cut == stop or not may_think else self._of_part(mark, text, cut)
-            if may_think:
-                self._of_answers.add(character)
-            pieces += [text[before:cut], character]
-            before = cut
-        return "".join([*pieces, text[before:]])
-
-    @staticmethod
-    def _of_part(mark: _Mark, text: str, cut: int) -> _Mark:
-        """Before the last closing tag it is thinking."""
-        closings = [tag.start() for tag in _THINK.finditer(text) if tag[1]]
-        return mark._replace(field="reasoning") if closings and cut <= closings[-1] else mark
+        return (piece for piece in pieces(text) if piece in self._added_tokens)
 
 
 def _with_arguments_as_text(turn: Turn) -> Turn:
@@ -571,16 +399,16 @@ def _has_text(turn: Turn) -> bool:
     )
 
 
-def _texts(marks: list[tuple[int, _Mark]]) -> list[Span]:
+def _texts(marks: list[tuple[int, Mark]]) -> list[Span]:
     """From the first to the last place of each turn's texts."""
-    spans: dict[_Mark, Span] = {}
+    spans: dict[Mark, Span] = {}
     for place, mark in marks:
         start, stop = spans.get(mark, (place, place))
         spans[mark] = (min(start, place), max(stop, place))
     return sorted(spans.values())
 
 
-def _dropped(conversation: Conversation, missing: set[_Mark]) -> tuple[str, ...]:
+def _dropped(conversation: Conversation, missing: set[Mark]) -> tuple[str, ...]:
     names = set()
     for turn, field in missing:
         if turn < 0:
@@ -590,26 +418,3 @@ def _dropped(conversation: Conversation, missing: set[_Mark]) -> tuple[str, ...]
         elif conversation.learned[turn]:
             names.add("reasoning" if field == "reasoning_content" else field)
     return tuple(sorted(names))
-
-
-def _probe(*roles: str) -> list[Turn]:
-    """Turns whose texts cannot be confused."""
-    return [
-        {"role": role, "content": f"{_QUESTION if role == 'user' else _ANSWER} {number}{number}"}
-        for number, role in enumerate(roles, 1)
-    ]
-
-
-def _pieces(text: str) -> list[str]:
-    """Tags and characters."""
-    return _PIECES.findall(text)
-
-
-def _common_start(left: str, right: str) -> str:
-    """What two texts begin with alike, tags whole or not at all."""
-    common = []
-    for mine, its in zip(_pieces(left), _pieces(right), strict=False):
-        if mine != its:
-            break
-        common.append(mine)
-    return "".join(common)

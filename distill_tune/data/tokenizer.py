@@ -16,30 +16,32 @@ from distill_tune.errors import UserError
 
 from torchtune.data import Message
 
-_ANY_LENGTH = 10**12
-
 
 class HFTokenizer:
     """transformers' tokenizer of a model folder; see :func:`hf_tokenizer`.
 
     Attributes:
         folder: whose files it is made from.
+        transformers_tokenizer: what transformers makes of them.
         max_seq_len: what torchtune's datasets are given is cut there.
     """
 
     def __init__(
         self, folder: Path, tokenizer: Any, max_seq_len: int | None, chat_template_kwargs: Mapping[str, Any] | None
     ) -> None:
-        self.folder, self.max_seq_len, self._tokenizer = folder, max_seq_len, tokenizer
+        self.folder, self.max_seq_len, self.transformers_tokenizer = folder, max_seq_len, tokenizer
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
         self._template = ChatTemplate(tokenizer, chat_template_kwargs or {}, f"tokenizer.path={folder}")
 
     @property
     def bos_id(self) -> int | None:
-        return self._tokenizer.bos_token_id
+        return self.transformers_tokenizer.bos_token_id
 
     @property
     def eos_id(self) -> int:
-        return self._tokenizer.eos_token_id
+        return self.transformers_tokenizer.eos_token_id
 
     @property
     def pad_id(self) -> int:
@@ -48,18 +50,18 @@ class HFTokenizer:
     @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
-        return max(self._tokenizer.get_vocab().values()) + 1
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
     def added_tokens(self) -> list[int]:
         """The ids that were added to the ordinary vocabulary: special tokens."""
-        return list(self._tokenizer.added_tokens_decoder)
+        return list(self.transformers_tokenizer.added_tokens_decoder)
 
     @functools.cached_property
     def template_end(self) -> int | None:
         """The token that the chat template ends an answer with; None where that is no token."""
         end = self._template.end
-        return self._tokenizer.convert_tokens_to_ids(end) if end else None
+        return self.transformers_tokenizer.convert_tokens_to_ids(end) if end else None
 
     def check_chat_template(self) -> None:
         """
@@ -74,7 +76,7 @@ class HFTokenizer:
         Args:
             add_bos, add_eos: False leaves them out.
         """
-        tokens = self._tokenizer.encode(text, verbose=False)
+        tokens = self._tokenizer.encode(text).ids
         if not add_bos and tokens[:1] == [self.bos_id]:
             tokens = tokens[1:]
         if not add_eos and tokens[-1:] == [self.eos_id]:
@@ -82,9 +84,7 @@ class HFTokenizer:
         return tokens
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return self._tokenizer.decode(
-            list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        )
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def tokenise_conversation(self, conversation: Conversation) -> Tokens:
         """
@@ -98,13 +98,11 @@ class HFTokenizer:
         """
         written = self._template.written(conversation)
         try:
-            encoding = self._tokenizer(
-                written.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-            )
+            encoding = self._tokenizer.encode(written.text, add_special_tokens=False)
         except Exception as error:  # tokenizers raises nothing more special
             raise RowError(f"the tokenizer refuses it: {error}") from error
-        tokens = numpy.asarray(encoding["input_ids"], numpy.int32)
-        offsets = numpy.asarray(encoding["offset_mapping"], numpy.int64).reshape(-1, 2)
+        tokens = numpy.asarray(encoding.ids, numpy.int32)
+        offsets = numpy.asarray(encoding.offsets, numpy.int64).reshape(-1, 2)
         learned = _touched(offsets, written.learned, len(written.text))
         return Tokens(
             tokens,
@@ -129,7 +127,7 @@ class HFTokenizer:
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """The tokens after which the model is to answer."""
         text = self._template.render(turns, add_generation_prompt=True)
-        return self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def hf_tokenizer(
@@ -182,7 +180,6 @@ def _from_folder(path: str, folder: Path) -> Any:
         )
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer.path={path}: no end-of-sequence token: tokenizer_config.json names no eos_token")
-    tokenizer.model_max_length = _ANY_LENGTH
     return tokenizer
 
 

@@ -107,7 +107,7 @@ def their_spans(name: str, turns: list[dict]) -> list[str] | None:
             bos_token="<bos>",
             eos_token=tokenizer_of(
                 (templates_folder() / f"{name}.jinja").read_text(encoding="utf-8")
-            )._tokenizer.eos_token,
+            ).transformers_tokenizer.eos_token,
         )
     except (jinja2.TemplateError, TypeError):
         return None
