@@ -3,12 +3,15 @@
 Folders made of them here have headers without data; tests/real makes small ones with weights and real tokenizers.
 """
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from tiny_tokenizer import write_tokenizer
+from tokenizers import Tokenizer
 
 
 def _llama(hidden: int, wide: int, layers: int, heads: int, kv: int, **more: Any) -> dict[str, Any]:
@@ -162,7 +165,8 @@ PUBLISHED["SmolLM2-135M-Instruct-pruned"] = PUBLISHED["SmolLM2-135M-Instruct"] |
 def write_published(folder: Path, name: str) -> Path:
     """A folder whose safetensors files have headers as the real checkpoint has, and a hole where its data would be.
 
-    The names and shapes are those of transformers' own model of that config.
+    The names and shapes are those of transformers' own model of that config. The tokenizer is a tiny one, in each form
+    that a config may name: tokenizer.json, vocab.json with merges.txt, tiktoken's ranks.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -178,6 +182,11 @@ def write_published(folder: Path, name: str) -> Path:
     if plan.is_sharded:
         index = {"weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_tokenizer(folder)
+    Tokenizer.from_file(str(folder / "tokenizer.json")).model.save(str(folder))
+    (folder / "original").mkdir()
+    ranks = (f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
+    (folder / "original" / "tokenizer.model").write_text("".join(ranks))
     return folder
 
 

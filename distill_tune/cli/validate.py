@@ -13,7 +13,7 @@ from distill_tune.config.files import find_config, find_recipe
 from distill_tune.config.load import load_config
 from distill_tune.errors import CollectedFaults, Faults, UserError
 
-_DESCRIPTION = """Check what a run checks before it loads a weight: keys, values, components, paths, shapes, tokenizers and rows.
+_DESCRIPTION = """Check what a run checks before it loads a weight: keys, values, components, paths, shapes, rows.
 
   distill-tune validate [RECIPE] --config CONFIG [overrides]
   distill-tune validate --nproc_per_node 2 kd_distributed --config CONFIG [overrides]
