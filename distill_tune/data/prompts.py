@@ -41,7 +41,7 @@ class Prompt:
         if turns[0]["role"] == "system":
             own = turns.pop(0)
             return conversation.with_turns([{**own, "content": f"{self.system}\n\n{own['content']}"}, *turns], learned)
-        return conversation.with_turns([{"role": "system", "content": self.system}, *turns], [learned[0], *learned])
+        return conversation.with_turns([{"role": "system", "content": self.system}, *turns], [False, *learned])
 
     def _applied(self, turn: Turn, row: Mapping[str, Any]) -> Turn:
         if self.template is None:
@@ -84,6 +84,13 @@ class Reading:
     @property
     def teacher(self) -> Prompt:
         return Prompt(self.teacher_prompt_template, self.teacher_system_prompt, "teacher_prompt_template")
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns of a row that are read here, besides what the dataset reads."""
+        templates = (self.student_prompt_template, self.teacher_prompt_template)
+        named = {name for template in templates for name in _COLUMN.findall(template or "")}
+        return frozenset((named - {"input"}) | ({"teacher_id"} if self.teacher_names else set()))
 
     @property
     def differs(self) -> bool:

@@ -134,7 +134,7 @@ def _code_of(name: str) -> dict[str, str] | None:
     finder = _Finder(_own_folders(Path(file), module), excludes=sorted(KNOWN))
     try:
         finder.run_script(file) if module == "__main__" else finder.import_hook(module)
-    except (ImportError, SyntaxError, OSError):
+    except (ImportError, SyntaxError, OSError, AttributeError):  # the last of a package without __init__.py
         return None
     found = {str(other.__file__) for other in finder.modules.values() if other.__file__}  # type: ignore[attr-defined]
     return {other: digest(Path(other)) for other in sorted({file, *found}) if os.path.isfile(other)}

@@ -32,7 +32,14 @@ _FACTOR = re.compile(
 
 
 def has_adapter(folder: Path) -> bool:
-    return (folder / _CONFIG).is_file()
+    """Whether a folder is an adapter's, or a model's with one; not one of which merging has left the config alone."""
+    has_weights = any((folder / name).is_file() for name in _FILES)
+    return (folder / _CONFIG).is_file() and (has_weights or not (folder / "config.json").is_file())
+
+
+def has_left_over_config(folder: Path) -> bool:
+    """Whether a model's folder has an adapter_config.json and no adapter."""
+    return (folder / _CONFIG).is_file() and not has_adapter(folder)
 
 
 def model_folder(key: str, folder: Path) -> Path:
@@ -50,7 +57,7 @@ def model_folder(key: str, folder: Path) -> Path:
     if not name or not isinstance(name, str):
         raise UserError(f"{key}={folder}: is an adapter, and {_CONFIG} names no base_model_name_or_path; name it there")
     places = [Path(os.path.expanduser(name)), folder / name]
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         places += [Path("models") / name.partition("/")[2], *_in_hub_cache(name)]
     base = next((place for place in places if (place / "config.json").is_file()), None)
     if base is None:
@@ -60,13 +67,18 @@ def model_folder(key: str, folder: Path) -> Path:
             f"Hugging Face hub); download it (distill-tune download OWNER/NAME), or name its folder as "
             f"base_model_name_or_path in {_CONFIG}"
         )
+    if has_adapter(base):
+        raise UserError(f"{key}={folder}: its base {base} has an adapter of its own; merge one of them with peft first")
     return base
 
 
 def _in_hub_cache(name: str) -> list[Path]:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json")
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no name that the hub could have
+        return []
     return [Path(found).parent] if isinstance(found, str) else []
 
 

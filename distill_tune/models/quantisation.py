@@ -9,15 +9,24 @@ import torch
 
 from distill_tune.errors import UserError
 
-# What transformers needs for a method, where the method's own name is no package.
+# What transformers needs for the methods that it knows, as pip takes it.
 _PACKAGES = {
+    "aqlm": "aqlm accelerate",
     "auto-round": "auto-round",
     "awq": "gptqmodel accelerate",
+    "bitnet": "accelerate",
     "bitsandbytes": "bitsandbytes accelerate",
-    "fp8": "accelerate kernels",
+    "compressed-tensors": "compressed-tensors",
+    "eetq": "kernels accelerate",
+    "fbgemm_fp8": "fbgemm-gpu accelerate",
+    "fp8": "kernels accelerate",
     "gptq": "gptqmodel optimum",
-    "mxfp4": "accelerate kernels triton",
+    "hqq": "hqq",
+    "mxfp4": "kernels accelerate triton",
     "quanto": "optimum-quanto accelerate",
+    "quark": "amd-quark",
+    "torchao": "torchao",
+    "vptq": "vptq accelerate",
 }
 _PARTS = re.compile(
     r"\.(?:qweight|qzeros|g_idx|scales|SCB|absmax|quant_map|quant_state\..+|weight_(?:scale|packed|shape|zero_point)"
@@ -39,9 +48,9 @@ def quantisation_of(config: Mapping[str, Any]) -> str | None:
     return str(method or "an unnamed method")
 
 
-def packages_for(method: str) -> str:
-    """What to install, as pip takes it."""
-    return _PACKAGES.get(method, f"{method} accelerate")
+def packages_for(method: str) -> str | None:
+    """What to install, as pip takes it; None for a method that is not known."""
+    return _PACKAGES.get(method)
 
 
 def is_part_of_quantised(name: str) -> bool:
@@ -62,10 +71,11 @@ def require_plain(key: str, folder: Path, config: Mapping[str, Any], headers: Ma
     if method := quantisation_of(config):
         plain = named is None and whole is None and not any(weight.dtype.itemsize == 1 for weight in headers.values())
         hint = "; its weights look plain: if they are, delete quantization_config from config.json" if plain else ""
+        packages = packages_for(method)
+        other = f"; a teacher may be a distill_tune.teachers.HuggingFace, with {packages}" if packages else ""
         raise UserError(
-            f"{key}={folder}: is quantised with {method} (quantization_config in config.json), and is read unquantised "
-            f"here: take the folder that it was made from; as a teacher it may be a "
-            f"distill_tune.teachers.HuggingFace, which needs {packages_for(method)}{hint}"
+            f"{key}={folder}: is quantised with {method} (quantization_config in config.json), which is not read here; "
+            f"take the folder that it was made from{other}{hint}"
         )
     if named or whole:
         what = f"{named} is a part of quantised weights" if named else f"{whole} is {headers[str(whole)].dtype}"
