@@ -40,6 +40,7 @@ def main(cfg: DictConfig) -> None:
     if state:
         state.require_same_config(checkpoint, cfg, cfg.get("resume_with_changes", False))
     seed = training.seed_everything(state.seed if state and cfg.get("seed") is None else cfg.get("seed"))
+    training.use_day(cfg.get("date"), state)
 
     # ---- Checkpoints and data, checked before anything is loaded
     training.check_optimizer(cfg.optimizer, cfg.get("lr_scheduler"))
@@ -61,6 +62,7 @@ def main(cfg: DictConfig) -> None:
         cfg.get("teacher_system_prompt"),
         cfg.get("teacher_max_seq_len"),
         teacher.names,
+        augmented=bool(cfg.get("augmentations")),
     )
     augmentations = data.Augmentations(
         [config.build("augmentations", entry) for entry in cfg.get("augmentations") or []], tokenizer, seed
@@ -83,15 +85,18 @@ def main(cfg: DictConfig) -> None:
         )
         print(data.describe_rows(rows))
         models.require_rows("model", student, plan.longest, plan.largest_token)
-        teacher.require_rows(plan.longest_of_teacher, plan.largest_token)
+        teacher.require_rows(plan.longest_of_teacher, plan.used_tokens)
         return plan
 
     plan = plan_of(cfg.dataset, cfg.batch_size, cfg.get("gradient_accumulation_steps", 1), True)
+    training.check_tokenizer(tokenizer, student, student_checkpoint, teacher.folders, plan.used_tokens)
     plan_val = None
     if cfg.get("dataset_val") is not None:
         plan_val = plan_of(cfg.get("dataset_val"), cfg.get("batch_size_val") or cfg.batch_size, 1, False)
     steps_per_epoch = min(plan.steps_per_epoch, cfg.get("max_steps_per_epoch") or plan.steps_per_epoch)
     total_steps = cfg.epochs * steps_per_epoch
+    for remark in (*plan.remarks, *training.schedule_remarks(cfg, total_steps)):
+        print(remark)
     schedules = training.Schedules(
         steps_per_epoch,
         total_steps,
@@ -257,9 +262,9 @@ def main(cfg: DictConfig) -> None:
     if best := checkpoints.best():
         training.load_student(best, student)
     if has_adapters:
-        training.export_adapter(student, student_checkpoint, run.adapter)
+        training.export_adapter(student, student_checkpoint, run.adapter, tokenizer)
     if not (has_adapters and cfg.get("save_adapter_weights_only", False)):
-        training.export_model(student, student_checkpoint, run.model, dtype)
+        training.export_model(student, student_checkpoint, run.model, dtype, tokenizer)
     print(run.summary(line))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from distill_tune.cli.data import reading_of
 from distill_tune.cli.validate import read_arguments
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_config
@@ -117,7 +118,9 @@ def _step_plan(cfg: DictConfig, num_processes: int) -> Any:
     from distill_tune import config, data
 
     tokenizer = config.instantiate(cfg.tokenizer)
-    rows, weights = data.prepare_rows(cfg.dataset, tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop"))
+    rows, weights = data.prepare_rows(
+        cfg.dataset, tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop"), reading=reading_of(cfg)
+    )
     print(f"data: {data.describe_rows(rows)}")
     return data.StepPlan(
         rows,
@@ -167,6 +170,7 @@ def _print_needs(run: _Run, plan: Any) -> float:
 
     from distill_tune.evaluation import estimate
     from distill_tune.models import num_bytes
+    from distill_tune.training import schedule_remarks
 
     cfg = run.cfg
     per_epoch = min(plan.steps_per_epoch, cfg.get("max_steps_per_epoch") or plan.steps_per_epoch)
@@ -175,6 +179,8 @@ def _print_needs(run: _Run, plan: Any) -> float:
     step_flops = estimate.flops_of(run.student, run.teachers, run.batches) / sampled
     tokens = sum(sum(batch.lengths) for batch in run.batches) / sampled * run.num_processes
     print(f"steps: {steps:,} ({cfg.epochs} x {per_epoch:,}), some {tokens:,.0f} tokens each")
+    for remark in (*plan.remarks, *schedule_remarks(cfg, steps)):
+        print(remark)
     memory = run.memory
     print("memory of each process:" if run.num_processes > 1 else "memory:")
     for part in dataclasses.fields(memory):

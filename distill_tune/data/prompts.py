@@ -67,6 +67,7 @@ class Reading:
         teacher_system_prompt: a system turn for the teacher alone.
         teacher_max_seq_len: where what the teacher reads is cut; default where the student's is.
         teacher_names: by which a row's column ``teacher_id`` chooses; empty without such a choice.
+        augmented: prompts will be changed, so which tokens are the turns' own text must be known.
     """
 
     student_prompt_template: str | None = None
@@ -74,6 +75,7 @@ class Reading:
     teacher_system_prompt: str | None = None
     teacher_max_seq_len: int | None = None
     teacher_names: tuple[str, ...] = ()
+    augmented: bool = False
 
     @property
     def student(self) -> Prompt:

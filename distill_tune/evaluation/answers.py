@@ -20,7 +20,7 @@ def answer(model: TransformerDecoder, tokenizer: Any, question: str, max_tokens:
     """
     device = next(model.parameters()).device
     if hasattr(tokenizer, "prompt"):
-        prompt = tokenizer.prompt([Message("user", question)])
+        prompt = tokenizer.prompt([{"role": "user", "content": question}])
     else:
         prompt, _ = tokenizer.tokenize_messages([Message("user", question)], add_end_tokens=False)
     tokens, _ = generate(

@@ -13,10 +13,10 @@ _OWN_MEMORY = -1  # a slot beside those of the head
 
 
 class AdaptedProjection:
-    """LoRA's ``h W^T + b + s h A^T B^T`` (Hu et al. 2021, arXiv 2106.09685, eq. 3), or DoRA's, which brings it to a norm.
+    """LoRA's ``h W^T + b + s h A^T B^T`` (arXiv 2106.09685, eq. 3), or DoRA's, which brings it to a norm.
 
-    DoRA (Liu et al. 2024, arXiv 2402.09353, eq. 5 and 11) multiplies it by m / |W + s B A|, a norm for each row, through
-    which no gradient goes. The product with W is :class:`LinearProjection`'s, whatever passes through the rank is
+    DoRA (arXiv 2402.09353, eq. 5 and 11) multiplies it by m / |W + s B A|, a norm for each row, through which no
+    gradient goes. The product with W is :class:`LinearProjection`'s, whatever passes through the rank is
     float32, and so are the logits. It serves as long as its weights stay as they are.
 
     Args:
@@ -71,7 +71,8 @@ class AdaptedProjection:
             for part in slices(gradient.t(), itemsize=4):
                 of_part = gradient[:, part].float()
                 if self.magnitude is not None:
-                    unscaled = self._of_part(part).logits(hidden, self.base.memory(len(hidden), _OWN_MEMORY, hidden.dtype))
+                    memory = self.base.memory(len(hidden), _OWN_MEMORY, hidden.dtype)
+                    unscaled = self._of_part(part).logits(hidden, memory)
                     unscaled.addmm_(features, self._up[part].t(), alpha=self.scaling)
                     of_magnitude[0][part] += unscaled.mul_(of_part).sum(0) / self._norm[part]
                     gradient[:, part] = of_part.mul_(self.magnitude[part] / self._norm[part])
@@ -90,14 +91,13 @@ class AdaptedProjection:
     def _norm(self) -> torch.Tensor:
         """|W + s B A| of each row, ``[v]``."""
         weight, down = self.base.weight, self.down.float()
-        parts = [
-            (weight[part].float() + self.scaling * self._up[part] @ down).norm(dim=1) for part in slices(weight, itemsize=4)
-        ]
-        return torch.cat(parts)
+
+        def norm(part: slice) -> torch.Tensor:
+            return (weight[part].float() + self.scaling * self._up[part] @ down).norm(dim=1)
+
+        return torch.cat([norm(part) for part in slices(weight, itemsize=4)])
 
     def _of_part(self, part: slice) -> LinearProjection:
         """Of some tokens, with their bias."""
         bias = self.base.bias
-        return dataclasses.replace(
-            self.base, weight=self.base.weight[part], bias=None if bias is None else bias[part]
-        )
+        return dataclasses.replace(self.base, weight=self.base.weight[part], bias=None if bias is None else bias[part])

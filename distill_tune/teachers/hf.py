@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import nn
 
@@ -60,11 +61,13 @@ class HuggingFace(Teacher):
         self._scale = 1.0
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
-        models.check_tokenizers(checkpoint.folder, self._path)
-        return models.common_vocabulary(student, self._config.vocab_size, tokenizer)
+        self.folders = [self._path]
+        self._differing = models.check_tokenizers(checkpoint.folder, self._path, tokenizer)
+        return models.common_vocabulary(student, self._config.vocab_size)
 
-    def require_rows(self, longest: int, largest_token: int) -> None:
-        models.require_tokens("teacher_model", self._config.vocab_size, largest_token)
+    def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
+        models.require_tokens("teacher_model", self._config.vocab_size, int(used_tokens[-1]))
+        models.require_same_tokens(self._differing, used_tokens, self._path)
         most = getattr(self._config, "max_position_embeddings", None)
         if most is not None and longest > most:
             raise UserError(f"dataset: its longest sequence has {longest} tokens, teacher_model reads {most} at most")

@@ -3,6 +3,7 @@
 from distill_tune.training.adapters import export_adapter
 from distill_tune.training.checkpoint_contents import load_student, load_training_state
 from distill_tune.training.checkpoints import Checkpoints, metrics_of_checkpoint
+from distill_tune.training.day import use_day
 from distill_tune.training.device import find_device, find_dtype, require_one_process
 from distill_tune.training.distributed import (
     device_mesh,
@@ -37,6 +38,8 @@ from distill_tune.training.seed import seed_everything
 from distill_tune.training.sharding import shard_student, shard_teacher
 from distill_tune.training.state import TrainingState
 from distill_tune.training.stop import StopSignals
+from distill_tune.training.tokenizer_check import check_tokenizer
+from distill_tune.training.warm_up import schedule_remarks
 
 __all__ = [
     "Checkpoints",
@@ -55,6 +58,7 @@ __all__ = [
     "build_optimizer",
     "build_profiler",
     "check_optimizer",
+    "check_tokenizer",
     "device_mesh",
     "dtype_to_train_in",
     "export_adapter",
@@ -78,9 +82,11 @@ __all__ = [
     "read_metrics",
     "require_one_process",
     "require_same_on_all_ranks",
+    "schedule_remarks",
     "seed_everything",
     "shard_student",
     "shard_teacher",
     "sum_over_ranks",
+    "use_day",
     "whole",
 ]

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from distill_tune.config.components import find_component, instantiate
 from distill_tune.errors import UserError
 from distill_tune.models.adapters import adapter_names
+from distill_tune.training.warm_up import with_warm_up_in_steps
 
 _FUSED_WHERE_SHARDED = ("torch.optim.Adam", "torch.optim.AdamW")  # PyTorch has no rule for the others
 
@@ -74,7 +75,9 @@ def dtype_to_train_in(component: DictConfig, dtype: torch.dtype, model: nn.Modul
     if dtype != torch.bfloat16:
         raise UserError("optimizer.bf16_stochastic_round=True: needs dtype=bf16; leave it out")
     if adapter_names(model):
-        raise UserError("optimizer.bf16_stochastic_round=True: adapters are held in fp32, which costs little; leave it out")
+        raise UserError(
+            "optimizer.bf16_stochastic_round=True: adapters are held in fp32, which costs little; leave it out"
+        )
     return dtype
 
 
@@ -83,7 +86,8 @@ def build_lr_scheduler(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """A schedule stepped once an optimizer step; without a component the learning rate stays as it is.
 
-    torchtune's schedules are told ``num_training_steps``; those of torch.optim do not ask.
+    torchtune's schedules are told ``num_training_steps``; those of torch.optim do not ask. A ``num_warmup_steps`` below
+    1 is a share of them.
 
     Args:
         done: steps taken already. The schedule is taken through them, so that it is what the config says also where
@@ -97,7 +101,9 @@ def build_lr_scheduler(
     takes_length = "num_training_steps" in inspect.signature(find_component(component["_component_"])).parameters
     try:
         scheduler = instantiate(
-            component, optimizer, **({"num_training_steps": num_training_steps} if takes_length else {})
+            with_warm_up_in_steps(component, num_training_steps),
+            optimizer,
+            **({"num_training_steps": num_training_steps} if takes_length else {}),
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"lr_scheduler: {component['_component_']}: {error}") from error

@@ -59,7 +59,7 @@ def shard_teacher(
     """
     model.requires_grad_(False)
     reshard = [True] * (len(model.layers) - 1) + [False]
-    _shard(model, mesh, reshard, cpu_offload, custom_sharded_layers)
+    _shard(model, mesh, reshard, cpu_offload, custom_sharded_layers, MixedPrecisionPolicy())
 
 
 def _shard(
@@ -68,7 +68,7 @@ def _shard(
     reshard_after_forward: Sequence[bool],
     cpu_offload: bool,
     custom_sharded_layers: Sequence[str],
-    precision: MixedPrecisionPolicy = MixedPrecisionPolicy(),
+    precision: MixedPrecisionPolicy,
 ) -> None:
     # On the CPU there is nowhere to offload to, and the policy would look for an accelerator.
     offload = CPUOffloadPolicy() if cpu_offload and mesh.device_type != "cpu" else OffloadPolicy()
