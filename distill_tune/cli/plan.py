@@ -35,6 +35,7 @@ _CHANGES = (
     ["half the batch"],
     ["teacher_quantizer._component_=torchao.quantization.Int8WeightOnlyConfig"],
     ["optimizer._component_=torchao.optim.AdamW8bit"],
+    ["optimizer._component_=torchao.optim.AdamW8bit", "+optimizer.bf16_stochastic_round=True"],
     ["teacher_quantizer._component_=torchao.quantization.Int4WeightOnlyConfig"],
     ["teacher_offload=True"],
 )
@@ -43,6 +44,7 @@ _OF_SEVERAL = (
     ["enable_activation_checkpointing=True"],
     ["half the batch"],
     ["optimizer._component_=torchao.optim.AdamW8bit"],
+    ["optimizer._component_=torchao.optim.AdamW8bit", "+optimizer.bf16_stochastic_round=True"],
     ["fsdp_cpu_offload=True"],
 )
 
@@ -121,8 +123,11 @@ def _built(cfg: DictConfig) -> Any:
 
     from distill_tune import models, training
 
-    built = training.build_models(cfg, torch.device("cpu"))
-    models.freeze_all_but_adapters(built.student)
+    device = torch.device("cpu")
+    built = training.build_models(cfg, device)
+    dtype = training.find_dtype(cfg.dtype, device)
+    models.freeze_all_but_adapters(built.student, training.dtype_to_train_in(cfg.optimizer, dtype, built.student))
+    models.compute_in(built.student, dtype)
     return built
 
 
@@ -139,7 +144,7 @@ def _print_needs(run: _Run, steps: Any) -> float:
     from rich.filesize import decimal
 
     from distill_tune.evaluation import estimate
-    from distill_tune.models import num_bytes
+    from distill_tune.models import computed_in
 
     cfg = run.cfg
     sampled = min(_STEPS, steps.plan.steps_per_epoch)
@@ -149,10 +154,12 @@ def _print_needs(run: _Run, steps: Any) -> float:
     memory = run.memory
     print("memory of each process:" if run.num_processes > 1 else "memory:")
     for part in dataclasses.fields(memory):
-        if value := getattr(memory, part.name):
+        value = getattr(memory, part.name)
+        if value and not isinstance(value, bool):
             print(f"  {part.name.replace('_', ' '):<20} {decimal(int(value)):>10}")
-    print(f"  {'peak':<20} {decimal(int(memory.peak)):>10}   (gradients come when activations have gone)")
-    exported = sum(map(num_bytes, run.student.parameters()))
+    gradients = "stay over micro-batches" if memory.gradients_stay else "come when activations have gone"
+    print(f"  {'peak':<20} {decimal(int(memory.peak)):>10}   (gradients {gradients})")
+    exported = sum(p.numel() for p in run.student.parameters()) * computed_in(run.student).itemsize
     checkpoint = estimate.checkpoint_bytes(cfg, run.student)
     print(f"disk: {decimal(int(checkpoint))} each checkpoint, {decimal(int(exported))} the exported model")
     everyone = step_flops * run.num_processes
@@ -199,9 +206,12 @@ def _smaller(
     for change in possible:
         # A change takes the place of an earlier one of its key; only plain weights can be streamed.
         gone = ("teacher_quantizer",) if change == ["teacher_offload=True"] else (change[0].partition("=")[0],)
-        together = [*(earlier for earlier in together if not earlier.startswith(gone)), *change]
-        changed = _with(run, config_name, overrides, together)
-        if changed is not None and (peak := changed[1].memory.peak) <= available:
+        more = [*(earlier for earlier in together if not earlier.startswith(gone)), *change]
+        changed = _with(run, config_name, overrides, more)
+        if changed is None:
+            continue
+        together = more
+        if (peak := changed[1].memory.peak) <= available:
             yield changed[0], peak
             return
 
@@ -215,7 +225,10 @@ def _with(
     written = [part for one in change for part in (_half(run.cfg) if one == "half the batch" else [one])]
     if not written:
         return None
-    added = [f"+{one}" if one.partition("=")[0].partition(".")[0] not in run.cfg else one for one in written]
+    added = [
+        f"+{one}" if one[0] != "+" and one.partition("=")[0].partition(".")[0] not in run.cfg else one
+        for one in written
+    ]
     cfg = load_config(find_config(config_name), [*overrides, *added])
     if cfg == run.cfg or check_components(cfg):  # nothing new, or its other arguments do not suit
         return None
@@ -223,7 +236,10 @@ def _with(
     if "half the batch" in change:
         batches = [dataclasses.replace(b, lengths=_first_half(b.lengths), num_supervised=b.num_supervised // 2)
                    for b in batches]  # fmt: skip
-    built = _built(cfg)
+    try:
+        built = _built(cfg)
+    except UserError:
+        return None
     return added, _Run(cfg, built.student, list(built.teacher.models), batches, run.num_processes)
 
 

@@ -141,7 +141,7 @@ def _print_sizes(cfg: DictConfig, num_processes: int) -> None:
     """A line for each model that can be built."""
     import torch
 
-    from distill_tune import models
+    from distill_tune import models, training
     from distill_tune.config.components import instantiate
     from distill_tune.config.trust import may_be_called
     from distill_tune.teachers.build import is_kind_of_teacher
@@ -157,6 +157,8 @@ def _print_sizes(cfg: DictConfig, num_processes: int) -> None:
                 print(f"{key}: {component['_component_']}")
                 continue
             model = models.build_on_meta(key, component, dtype)
+            if key == "model":
+                models.freeze_all_but_adapters(model, training.dtype_to_train_in(cfg.optimizer, dtype, model))
         except UserError:  # told by what comes after
             continue
         copies = int(cfg.get("data_parallel_replicate_dim") or 1)
@@ -168,7 +170,6 @@ def _size(model: Any, *, trains: bool, shards: int) -> str:
 
     from distill_tune import models
 
-    models.freeze_all_but_adapters(model)
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) if trains else 0
     num_bytes = sum(map(models.num_bytes, model.parameters()))
