@@ -34,10 +34,11 @@ def main(cfg: DictConfig) -> None:
     token_weight = config.build("kd_token_weight", cfg.get("kd_token_weight"))
     run, checkpoints, checkpoint, state = training.open_run(cfg)
     seed = training.seed_everything(state.seed if state and cfg.get("seed") is None else cfg.get("seed"))
+    training.use_day(cfg.get("date"), state)
 
     # ---- Models without weights and rows as steps: what is wrong is told here, as `distill-tune validate` tells it
     built = training.build_models(cfg, device)
-    student, student_checkpoint, _tokenizer, teacher, hidden_loss, common_vocab_size = built
+    student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size = built
     steps = training.plan_steps(cfg, built, seed)
     plan, plan_val, steps_per_epoch, total_steps, schedules = steps
     if state:
@@ -45,7 +46,7 @@ def main(cfg: DictConfig) -> None:
     run.write_config(cfg, seed)
 
     # ---- Student and teacher, sharded while they have no weights; then each rank reads its own part
-    has_adapters = models.freeze_all_but_adapters(student)
+    has_adapters = models.freeze_all_but_adapters(student, training.dtype_to_train_in(cfg.optimizer, dtype, student))
     student_head = models.take_output_head(student)
     if cfg.get("enable_activation_checkpointing", False):
         set_activation_checkpointing(student, auto_wrap_policy={TransformerSelfAttentionLayer})
@@ -57,6 +58,7 @@ def main(cfg: DictConfig) -> None:
     training.shard_student(
         student,
         mesh,
+        dtype=dtype,
         reshard_after_forward=cfg.get("fsdp_reshard_after_forward", True),
         cpu_offload=cpu_offload,
         custom_sharded_layers=custom_sharded_layers,
@@ -218,9 +220,9 @@ def main(cfg: DictConfig) -> None:
     if best := checkpoints.best():
         training.load_student(best, student)
     if has_adapters:
-        training.export_adapter(student, student_checkpoint, run.adapter)
+        training.export_adapter(student, student_checkpoint, run.adapter, tokenizer)
     if not (has_adapters and cfg.get("save_adapter_weights_only", False)):
-        training.export_model(student, student_checkpoint, run.model, dtype)
+        training.export_model(student, student_checkpoint, run.model, dtype, tokenizer)
     print(run.summary(line))
     training.leave()
 

@@ -32,10 +32,11 @@ def main(cfg: DictConfig) -> None:
     token_weight = config.build("kd_token_weight", cfg.get("kd_token_weight"))
     run, checkpoints, checkpoint, state = training.open_run(cfg)
     seed = training.seed_everything(state.seed if state and cfg.get("seed") is None else cfg.get("seed"))
+    training.use_day(cfg.get("date"), state)
 
     # ---- Models without weights and rows as steps: what is wrong is told here, as `distill-tune validate` tells it
     built = training.build_models(cfg, device)
-    student, student_checkpoint, _tokenizer, teacher, hidden_loss, common_vocab_size = built
+    student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size = built
     steps = training.plan_steps(cfg, built, seed)
     plan, plan_val, steps_per_epoch, total_steps, schedules = steps
     if state:
@@ -43,8 +44,9 @@ def main(cfg: DictConfig) -> None:
     run.write_config(cfg, seed)
 
     # ---- Student and teacher
+    has_adapters = models.freeze_all_but_adapters(student, training.dtype_to_train_in(cfg.optimizer, dtype, student))
+    models.compute_in(student, dtype)
     models.load_weights(student, student_checkpoint, device)
-    has_adapters = models.freeze_all_but_adapters(student)
     student_head = models.take_output_head(student)
     if cfg.get("enable_activation_checkpointing", False):
         set_activation_checkpointing(student, auto_wrap_policy={TransformerSelfAttentionLayer})
@@ -195,9 +197,9 @@ def main(cfg: DictConfig) -> None:
     if best := checkpoints.best():
         training.load_student(best, student)
     if has_adapters:
-        training.export_adapter(student, student_checkpoint, run.adapter)
+        training.export_adapter(student, student_checkpoint, run.adapter, tokenizer)
     if not (has_adapters and cfg.get("save_adapter_weights_only", False)):
-        training.export_model(student, student_checkpoint, run.model, dtype)
+        training.export_model(student, student_checkpoint, run.model, dtype, tokenizer)
     print(run.summary(line))
 
 

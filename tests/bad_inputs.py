@@ -460,7 +460,7 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     (
         "rows: a part that is not there",
         lambda w: ["+dataset.split=test"],
-        "dataset split=test: local files have one split",
+        "dataset split=test: there is train; a part of a split is written train[:90%]",
     ),
     ("rows: an empty part", lambda w: ["+dataset.split=train[:0]"], "has no row to train on"),
     (

@@ -1,4 +1,4 @@
-"""Twenty steps in one process, or as one of several: what tests of sharded training run and compare.
+"""Twenty steps and a short one in one process, or as one of several: what tests of sharded training compare.
 
 As a script, under torchrun: ``sharded_training.py FOLDER SCENARIO...`` writes each scenario's weights to FOLDER.
 """
@@ -31,9 +31,9 @@ SCENARIOS: dict[str, dict] = {
 
 
 def rows(packed: bool) -> TokenisedRows:
-    """Of 2 to 60 tokens; of every second eight, one alone has supervised tokens."""
+    """Of 2 to 60 tokens; of every second eight, one alone has supervised tokens; the last makes a step by itself."""
     generator = torch.Generator().manual_seed(3)
-    lengths = torch.randint(2, 60, (STEPS * SEQUENCES,), generator=generator)
+    lengths = torch.randint(2, 60, (STEPS * SEQUENCES + 1,), generator=generator)
     tokens = torch.randint(3, VOCAB_SIZE, (int(lengths.sum()),), generator=generator, dtype=torch.int32)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     labels = tokens.clone()
@@ -53,7 +53,7 @@ def component(folder: Path, lora: bool, **more: bool) -> dict:
 
 
 def train(folder: Path, scenario: str) -> dict[str, torch.Tensor]:
-    """The weights after STEPS steps (or the scenario's own); on the ranks after the first, nothing."""
+    """The weights after all steps (or the scenario's own); on the ranks after the first, nothing."""
     settings = SCENARIOS[scenario]
     device, lora = torch.device("cpu"), settings.get("lora", False)
     count = training.num_ranks()

@@ -23,5 +23,5 @@ def write_tokenizer(folder: Path, vocab_size: int = 400) -> None:
     )
     tokenizer.train_from_iterator(["user assistant hello there", "你好"], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

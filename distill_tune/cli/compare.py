@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_tune.config.files import local_path
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Compare students with a teacher on held-out rows: perplexity, agreement, divergence, speed, memory.
@@ -24,11 +25,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="Hugging Face folders, teacher first")
+    parser.add_argument(
+        "folders", type=local_path, nargs="+", metavar="FOLDER", help="Hugging Face folders, teacher first"
+    )
     parser.add_argument("--source", help="a file of rows with prompts and answers")
     parser.add_argument("--rows", type=int, default=200, help="how many rows (default: 200)")
     parser.add_argument("--max-seq-len", type=int, default=512, help="rows are cut there (default: 512)")
-    parser.add_argument("--output", type=Path, help="also write the table to this file, as Markdown")
+    parser.add_argument("--output", type=local_path, help="also write the table to this file, as Markdown")
     parser.set_defaults(function=_compare)
 
 

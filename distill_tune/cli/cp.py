@@ -2,9 +2,8 @@
 
 import argparse
 import shutil
-from pathlib import Path
 
-from distill_tune.config.files import find_recipe_or_config
+from distill_tune.config.files import find_recipe_or_config, local_path
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Copy a recipe or config to edit it.
@@ -23,7 +22,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", help="as in `distill-tune ls`")
-    parser.add_argument("destination", type=Path, help="a file or a folder")
+    parser.add_argument("destination", type=local_path, help="a file or a folder")
     parser.add_argument("--force", action="store_true", help="overwrite a file that is there")
     parser.set_defaults(function=_cp)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_tune.cli.compare import compare_folders, load_folder
+from distill_tune.config.files import local_path
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Distil a small teacher into a smaller student on real text, with nothing to download.
@@ -37,7 +38,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--folder", type=Path, default=Path("demo"), help="where the results go (default: demo)")
+    parser.add_argument("--folder", type=local_path, default=Path("demo"), help="where the results go (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the rows (default: 0)")
     parser.set_defaults(function=_demo)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_tune.config.files import local_path
 from distill_tune.config.secrets import hide_secrets
 from distill_tune.disk import digest, require_space
 from distill_tune.errors import UserError
@@ -35,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="as the hub calls it, e.g. Qwen/Qwen3-0.6B")
-    parser.add_argument("--output", type=Path, help="the folder (default: models/ and the model's name)")
+    parser.add_argument("--output", type=local_path, help="the folder (default: models/ and the model's name)")
     parser.add_argument("--source", choices=("huggingface", "modelscope"), default="huggingface")
     parser.add_argument("--revision", help="a branch, tag or commit")
     parser.add_argument("--token", help="for a gated or private model; better in the environment")

@@ -2,10 +2,10 @@
 
 import argparse
 import math
-from pathlib import Path
 from typing import Any
 
 from distill_tune.cli.compare import held_out_batches
+from distill_tune.config.files import local_path
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Make a student from its teacher by leaving layers out, and write it as a Hugging Face folder.
@@ -28,8 +28,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("teacher", type=Path, help="a Hugging Face folder")
-    parser.add_argument("student", type=Path, help="the folder to write")
+    parser.add_argument("teacher", type=local_path, help="a Hugging Face folder")
+    parser.add_argument("student", type=local_path, help="the folder to write")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--layers", type=_numbers, metavar="0,1,...", help="the layers to keep, from 0")
     which.add_argument("--every", type=int, metavar="N", help="keep every Nth layer, the first included")

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 import distill_tune
-from distill_tune.cli import cat, compare, cp, demo, download, init_student, ls, plan, run, validate
+from distill_tune.cli import cat, compare, cp, data, demo, download, init_student, ls, plan, run, validate
 from distill_tune.config.entry import told_without_traceback
 
 _DESCRIPTION = """Train a small language model (the student) to follow a large one (the teacher).
@@ -18,8 +18,12 @@ A recipe is a script, a config its settings; both are yours to copy and edit:
   distill-tune download Qwen/Qwen3-0.6B                    a model, into models/
   distill-tune cp tiny mine.yaml                           your own config
   distill-tune validate --config mine.yaml                 check it, without running
+  distill-tune data --config mine.yaml                     what of the rows is learned
   distill-tune plan --config mine.yaml --gpu A100          its memory and hours, without a GPU
 """
+
+
+_READ_THEMSELVES = ("run", "validate", "data", "plan")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -28,11 +32,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"distill-tune {distill_tune.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, ls, cp, cat, validate, plan, download, init_student, compare, demo):
+    for command in (run, ls, cp, cat, validate, data, plan, download, init_student, compare, demo):
         command.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
     # These read their arguments themselves: argparse would take torchrun's options and --config for its own.
-    reads_itself = arguments[:1] in (["run"], ["validate"], ["plan"]) and arguments[1:2] not in (["-h"], ["--help"])
+    reads_itself = arguments[:1] and arguments[0] in _READ_THEMSELVES and arguments[1:2] not in (["-h"], ["--help"])
     options = parser.parse_args(arguments[:1] if reads_itself else arguments)
     options.arguments = arguments[1:]
     with told_without_traceback():

@@ -19,6 +19,9 @@ from distill_tune.errors import UserError
 _PASSED_POSITIONAL = {"dataset": 1, "dataset_val": 1, "optimizer": 1, "lr_scheduler": 1}
 _PASSED_BY_NAME = {"lr_scheduler": {"num_training_steps", "last_epoch"}}
 
+# Arguments that may be more here than their annotation says; config/values.py checks them.
+_MORE_HERE = {"lr_scheduler.num_warmup_steps"}
+
 # Keys of an entry in a list that the recipe reads itself.
 ENTRY_KEYS = {"dataset": {"weight"}, "dataset_val": {"weight"}, "teacher_model": {"name", "weight"}}
 
@@ -207,7 +210,7 @@ def _check_arguments(
                 f", did you mean {' or '.join(near)}?" if near else f"; it takes {', '.join(sorted(allowed - passed))}"
             )
             faults.append(f"{key}.{argument}: {component['_component_']} has no such argument{hint}")
-        elif value is None and argument in optional:
+        elif f"{key}.{argument}" in _MORE_HERE or (value is None and argument in optional):
             continue
         elif not _is_component(value) and (wanted := _mismatch(_plain(value), hints.get(str(argument)))):
             faults.append(f"{key}.{argument}={_plain(value)}: must be {wanted}")

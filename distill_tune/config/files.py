@@ -1,6 +1,7 @@
 """Where recipes and configs lie, and which file a name means."""
 
 import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +20,11 @@ _CONFIGS_OF_TORCHTUNE = {
 }
 
 _PACKAGE = Path(__file__).parent.parent
+
+
+def local_path(name: str) -> Path:
+    """A path as a user writes it: ``~`` is the home folder, also where no shell has read it."""
+    return Path(os.path.expanduser(name))
 
 
 def recipes_folder() -> Path:
@@ -55,7 +61,7 @@ def find_recipe(name: str) -> Path:
     Raises:
         UserError: there is none; near names are listed.
     """
-    path = Path(name)
+    path = local_path(name)
     if path.suffix == ".py":
         if path.is_file():
             return path
@@ -73,7 +79,7 @@ def find_config(name: str) -> Path:
     Raises:
         UserError: there is none, or several; the names are listed.
     """
-    path = Path(name)
+    path = local_path(name)
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path

@@ -1,5 +1,6 @@
 """A config file with the command line's overrides applied."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,21 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
         raise UserError(f"config {path}: {_one_line(error)}") from error
     except RecursionError as error:
         raise UserError(f"config {path}: an interpolation ${{...}} refers to itself") from error
+    _expand_home(config)
     return config
+
+
+def _expand_home(node: DictConfig | ListConfig) -> None:
+    """Read ``~/`` in every path. What else a value may be never begins so, but for text that a model reads."""
+    for key, value in list(node.items() if isinstance(node, DictConfig) else enumerate(node)):
+        if isinstance(value, DictConfig | ListConfig):
+            _expand_home(value)
+        elif isinstance(value, str) and value.startswith("~") and "/" in value and not _is_text(key):
+            node[key] = os.path.expanduser(value)  # type: ignore[index]
+
+
+def _is_text(key: Any) -> bool:
+    return str(key).endswith(("prompt", "prompt_template"))
 
 
 def _apply(config: DictConfig, override: str) -> None:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig
 from distill_tune.config.values import components_of
 
 # Their modules may be imported to look at a signature.
-_KNOWN = {"bitsandbytes", "distill_tune", "torch", "torchao", "torchdata", "torchtune", "transformers"}
+KNOWN = {"bitsandbytes", "distill_tune", "torch", "torchao", "torchdata", "torchtune", "transformers"}
 # What is written here may be called to see whether its arguments fit: it builds something or reads a file, no more.
 _BUILDERS = (
     "bitsandbytes.optim.",
@@ -34,7 +34,7 @@ _IMPORTED_BY_NAME = "prompt_template"
 
 def is_known(name: str) -> bool:
     """Whether a component is of a package that this one is made for."""
-    return name.partition(".")[0] in _KNOWN
+    return name.partition(".")[0] in KNOWN
 
 
 def outside(config: DictConfig) -> Iterator[str]:

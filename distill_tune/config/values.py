@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ def _number(least: float, most: float = float("inf"), *, positive: bool = False,
     return check
 
 
+def _warm_up(value: Any) -> str | None:
+    if _integer(0)(value) is None or (isinstance(value, float) and 0 < value < 1):
+        return None
+    return "must be a whole number of steps, or a share of the run's, below 1"
+
+
 def _choice(*choices: str) -> Check:
     return lambda value: None if value in choices else f"must be one of {', '.join(choices)}"
 
@@ -56,6 +63,15 @@ def _flag(value: Any) -> str | None:
 
 def _text(value: Any) -> str | None:
     return None if isinstance(value, str) and value else "must be text"
+
+
+def _day(value: Any) -> str | None:
+    try:
+        if value is not None:
+            date.fromisoformat(value)
+    except (TypeError, ValueError):
+        return "must be a day, as 2026-03-01, or null for today"
+    return None
 
 
 def _dtype(value: Any) -> str | None:
@@ -87,7 +103,7 @@ def _resume(value: Any) -> str | None:
 
 
 def _folder(value: Any) -> str | None:
-    return None if isinstance(value, str) and os.path.isdir(os.path.expanduser(value)) else "no such folder"
+    return None if isinstance(value, str) and os.path.isdir(value) else "no such folder"
 
 
 def _or_schedule(check: Check) -> Check:
@@ -162,6 +178,7 @@ CHECKS: dict[str, Check] = {
     "dataset": _datasets,
     "dataset_temperature": _number(0, positive=True, optional=True),
     "dataset_val": _optional(_datasets),
+    "date": _day,
     "device": _device,
     "dtype": _dtype,
     "enable_activation_checkpointing": _flag,
@@ -212,6 +229,7 @@ CHECKS: dict[str, Check] = {
 }
 
 # Arguments that name files, wherever a component has them.
+_OF_A_MODEL = ("config.json", "adapter_config.json")
 _FILES = ("path", "merges_file", "vocab_path", "merges_path", "special_tokens_path")
 MOST_LAYERS = 10_000
 _POSITIVE = ("lora_rank", "lora_alpha", "max_seq_len")
@@ -315,6 +333,8 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
     layers = component.get("num_layers")
     if isinstance(layers, int) and layers > MOST_LAYERS:
         yield f"{name}.num_layers={_shown(layers)}: must be at most {MOST_LAYERS}"
+    if name == "lr_scheduler" and (fault := _warm_up(component.get("num_warmup_steps", 0))):
+        yield f"{name}.num_warmup_steps={component['num_warmup_steps']}: {fault}"
     if name.startswith("tokenizer"):
         for key in _FILES:
             if isinstance(component.get(key), str) and not os.path.exists(component[key]):
@@ -322,14 +342,14 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
     is_model = re.fullmatch(r"model|teacher_model(\.\d+)?", name) is not None
     path = component.get("path") if is_model else None
     if isinstance(path, str) and path.endswith(".gguf"):
-        if not os.path.isfile(os.path.expanduser(path)):
+        if not os.path.isfile(path):
             yield f"{name}.path={path}: no such file"
         elif name == "model":
             yield f"{name}.path={path}: a GGUF file can be a teacher; a student needs a Hugging Face model folder"
     elif str(component["_component_"]).endswith(".EarlierCheckpoint") and isinstance(path, str):
-        if not os.path.isfile(os.path.join(os.path.expanduser(path), "state.json")):
+        if not os.path.isfile(os.path.join(path, "state.json")):
             yield f"{name}.path={path}: no checkpoint of a run; name a folder checkpoints/step_N"
-    elif isinstance(path, str) and not os.path.isfile(os.path.join(os.path.expanduser(path), "config.json")):
+    elif isinstance(path, str) and not any(os.path.isfile(os.path.join(path, name)) for name in _OF_A_MODEL):
         yield f"{name}.path={path}: no such folder, or it has no config.json; name a Hugging Face model folder"
     folder = component.get("checkpoint_dir")
     if isinstance(folder, str):

@@ -1,7 +1,8 @@
 """Prompts that are changed a little each time a row is seen; answers never are.
 
-Each change is a function of (seed, epoch, row): a resumed run sees the same. Special tokens and the row's first token
-stay; so does what a teacher with prompts of its own reads.
+Each change is a function of (seed, epoch, row): a resumed run sees the same. Only the turns' own text changes: special
+tokens, what a template writes around the turns, and the row's first token stay; so does what a teacher with prompts of
+its own reads.
 """
 
 import dataclasses
@@ -13,6 +14,8 @@ import torch
 
 from distill_tune.data.batch import Row
 from distill_tune.data.datasets import IGNORE_INDEX
+from distill_tune.data.tokenised_rows import TokenisedRows
+from distill_tune.errors import UserError
 
 
 class Augmentation(Protocol):
@@ -116,19 +119,34 @@ class Augmentations:
     def __bool__(self) -> bool:
         return bool(self._augmentations)
 
+    def require_text(self, rows: TokenisedRows) -> None:
+        """
+        Raises:
+            UserError: rows have prompts, and it is not known which of their tokens are the turns' own text.
+        """
+        if self and rows.is_text is None and bool((rows.labels == IGNORE_INDEX).any()):
+            raise UserError(
+                "augmentations: this dataset does not tell a turn's text from what is written around it, which must "
+                "stay; take distill_tune.data.instruct or distill_tune.data.chat"
+            )
+
     def __call__(self, row: Row, place: Sequence[int]) -> Row:
         """
         Args:
             place: numbers that tell this time of this row from all others.
         """
         random = numpy.random.Generator(numpy.random.PCG64([self._seed, *place]))
-        tokens, labels = row.tokens.numpy(), row.labels.numpy()
+        if row.is_text is None:  # nothing but what is learned
+            return row
+        tokens, labels, is_text = row.tokens.numpy(), row.labels.numpy(), row.is_text.numpy()
         for augmentation in self._augmentations:
-            is_prompt = (labels == IGNORE_INDEX) & ~self._is_special[tokens]
+            is_prompt = is_text & (labels == IGNORE_INDEX) & ~self._is_special[tokens]
             is_prompt[0] = False
             tokens, kept = augmentation(tokens, is_prompt, self._ordinary, random)
-            tokens, labels = tokens[kept], labels[kept]
-        return row._replace(tokens=torch.from_numpy(tokens), labels=torch.from_numpy(labels))
+            tokens, labels, is_text = tokens[kept], labels[kept], is_text[kept]
+        return row._replace(
+            tokens=torch.from_numpy(tokens), labels=torch.from_numpy(labels), is_text=torch.from_numpy(is_text)
+        )
 
 
 def special_tokens(tokenizer: Any) -> set[int]:

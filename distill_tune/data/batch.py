@@ -15,7 +15,8 @@ class Row(NamedTuple):
     """A row's tokens ``[s]`` and labels ``[s]``, -100 where nothing is to be learned.
 
     ``teacher_tokens`` and ``teacher_labels`` are the same answer behind the teacher's own prompt, where it has one;
-    ``teacher_id`` is the number of the teacher that the row follows; ``place`` the dataset's number and its own there.
+    ``teacher_id`` is the number of the teacher that the row follows; ``place`` the dataset's number and its own there;
+    ``is_text`` says which tokens are a turn's own text, where that is known.
     """
 
     tokens: torch.Tensor
@@ -24,6 +25,7 @@ class Row(NamedTuple):
     teacher_labels: torch.Tensor | None = None
     teacher_id: int = 0
     place: tuple[int, int] = (0, 0)
+    is_text: torch.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,24 +10,28 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy
-
 from distill_tune.data import docstring_rows
-from distill_tune.data.conversation import IGNORE_INDEX, Conversation, Turn, tokenise
+from distill_tune.data.conversation import IGNORE_INDEX, Conversation, tokenise
 from distill_tune.data.prompts import Prompt
-from distill_tune.data.sources import Row, RowError, load_dataset
+from distill_tune.data.row_fields import (
+    column_names,
+    field_in,
+    first_column,
+    history_in,
+    optional_text,
+    require_learned,
+    text_field,
+    text_in,
+    tools_in,
+    unread_in,
+)
+from distill_tune.data.sources import LocalRows, Row, RowError, load_dataset, without_filling
+from distill_tune.data.turns import MarkedTurn, is_empty, is_turns, learning_answers, turns_of
+from distill_tune.errors import UserError
 
 __all__ = ["IGNORE_INDEX", "TokenisedDataset", "chat", "docstrings", "instruct", "read_behind", "text"]
 
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-}
+_TRAIN_ON = ("all", "last", "marked")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,7 @@ class TokenisedDataset:
         max_seq_len: rows are cut there; None for the tokenizer's own bound.
         packed: rows share a sequence up to ``max_seq_len``.
         conversation: a row as the turns that are tokenised; None for plain text.
+        unread: a row to the names of what it has and nobody reads: columns, and keys of turns as ``messages[].id``.
     """
 
     rows: Any
@@ -47,6 +52,7 @@ class TokenisedDataset:
     max_seq_len: int | None = None
     packed: bool = False
     conversation: Callable[[Row], Conversation] | None = None
+    unread: Callable[[Row], tuple[str, ...]] = lambda row: ()
 
     @property
     def _data(self) -> Any:
@@ -77,7 +83,10 @@ def _of_conversations(
     def tokenised(row: Row) -> dict[str, Any]:
         return tokenise(tokenizer, conversation(row))._asdict()
 
-    return TokenisedDataset(rows, tokenised, max_seq_len, packed, conversation)
+    def unread(row: Row) -> tuple[str, ...]:
+        return unread_in(row, conversation)
+
+    return TokenisedDataset(rows, tokenised, max_seq_len, packed, conversation, unread)
 
 
 def instruct(
@@ -86,6 +95,7 @@ def instruct(
     column_map: dict[str, str] | None = None,
     train_on_input: bool = False,
     system_prompt: str | None = None,
+    train_on: str = "all",
     max_seq_len: int | None = None,
     packed: bool = False,
     split: str = "train",
@@ -93,35 +103,47 @@ def instruct(
 ) -> TokenisedDataset:
     """Rows with a question and an answer.
 
-    The fields are found by name: ``instruction`` (with an optional ``input``) or ``prompt`` or ``question``, and
-    ``output`` or ``response`` or ``completion`` or ``answer``. The tokenizer's chat template does the rest.
+    The fields are found by name: ``instruction`` (with an optional ``input`` or ``context``) or ``prompt`` or
+    ``question``, and ``output`` or ``response`` or ``completion`` or ``answer``; besides, ``system``, ``tools``, and
+    ``history``, a list of questions and answers that went before. The tokenizer's chat template does the rest.
 
     Args:
         tokenizer: given by the recipe.
-        source: a local file (JSON, JSONL, CSV, Parquet), a folder of them, or a hub name.
-        column_map: other names for ``prompt``, ``input``, ``response`` or ``system``, e.g. ``{prompt: 问题}``.
+        source: a local file (JSON, JSONL, CSV, Parquet, Arrow; packed or not), a folder of them, or a hub name.
+        column_map: other names for ``prompt``, ``input``, ``response``, ``system``, ``history`` or ``tools``, e.g.
+            ``{prompt: 问题}``.
         train_on_input: whether the prompt is learned too.
         system_prompt: put before every row that has none of its own (field ``system``).
+        train_on: ``all`` answers, those of ``history`` included, or the ``last`` alone.
         max_seq_len: rows are cut there; default the tokenizer's.
         packed: rows share a sequence up to ``max_seq_len``.
-        split: ``train`` or a part of it, ``train[:95%]``.
-        **load_dataset_kwargs: ``field``, ``delimiter``, ``encoding``; for the hub, all of ``datasets.load_dataset``.
+        split: ``train``, another one of a folder's, or a part: ``train[:95%]``.
+        **load_dataset_kwargs: ``data_files``, ``data_dir``, ``name``, ``field``, ``delimiter``, ``encoding``; for the
+            hub, all of ``datasets.load_dataset``.
+
+    Raises:
+        UserError: no such file or split, another ``train_on``, or a ``column_map`` for what is not read.
     """
-    columns = column_map or {}
+    columns = column_names(column_map, ("prompt", "input", "response", "system", "history", "tools"))
+    _require_train_on(train_on, _TRAIN_ON[:2])
 
     def conversation_of(row: Row) -> Conversation:
-        prompt = _text_field(row, columns.get("prompt"), ("instruction", "prompt", "question"), "prompt")
-        more = _optional_text(row, columns.get("input", "input"))
-        answer = _text_field(row, columns.get("response"), ("output", "response", "completion", "answer"), "response")
+        require_learned(row)
+        prompt = text_field(row, columns.get("prompt"), ("instruction", "prompt", "question"), "prompt")
+        more = optional_text(row, columns.get("input", "input"))
+        if not more and "input" not in columns and isinstance(dict.get(row, "context"), str):  # as Dolly's rows call it
+            more = row["context"]
+        answer = text_field(row, columns.get("response"), ("output", "response", "completion", "answer"), "response")
         if not answer.strip():
             raise RowError("the answer is empty")
-        system = _optional_text(row, columns.get("system", "system")) or system_prompt
-        turns = [{"role": "system", "content": system}] if system else []
-        turns.append({"role": "user", "content": f"{prompt}\n\n{more}" if more else prompt})
-        turns.append({"role": "assistant", "content": answer})
-        return _learning_answers(turns, train_on_input)
+        system = optional_text(row, columns.get("system", "system")) or system_prompt
+        turns = [_said("system", system)] if system else []
+        for question, reply in history_in(row, columns.get("history", "history")):
+            turns += [_said("user", question), _said("assistant", reply)]
+        turns += [_said("user", f"{prompt}\n\n{more}" if more else prompt), _said("assistant", answer)]
+        return learning_answers(turns, train_on, train_on_input, tools=tools_in(row, columns.get("tools")))
 
-    rows = load_dataset(source, split=split, **load_dataset_kwargs)
+    rows = _load(source, split, load_dataset_kwargs)
     return _of_conversations(tokenizer, rows, conversation_of, max_seq_len, packed)
 
 
@@ -131,6 +153,7 @@ def chat(
     column_map: dict[str, str] | None = None,
     train_on_input: bool = False,
     system_prompt: str | None = None,
+    train_on: str = "all",
     max_seq_len: int | None = None,
     packed: bool = False,
     split: str = "train",
@@ -138,31 +161,40 @@ def chat(
 ) -> TokenisedDataset:
     """Rows with a conversation, of one turn or many; every assistant turn is learned.
 
-    Understood are ``messages`` (a list of ``role`` and ``content``) and ShareGPT's ``conversations`` (a list of
-    ``from`` and ``value``), with system turns. An empty last assistant turn is left out: such a row has only a prompt.
+    Understood are ``messages`` (a list of ``role`` and ``content``), ShareGPT's ``conversations`` (a list of ``from``
+    and ``value``), and ``prompt`` with ``completion``, each a text or a list of turns: there the completion's answers
+    are learned. Besides, ``system`` and ``tools``. Turns keep what templates read: reasoning, calls of tools and their
+    results. An empty last assistant turn is left out: such a row has only a prompt. An empty one before is written, and
+    not learned.
+
+    A turn that says ``weight: 0``, ``train: false`` or ``loss: false`` of itself is not learned.
 
     Args:
-        column_map: ``{messages: other_name}``.
+        column_map: other names for ``messages``, ``system`` or ``tools``: ``{messages: other_name}``.
+        train_on: ``all`` assistant turns, the ``last`` alone, or those that are ``marked`` by ``weight: 1``,
+            ``train: true`` or ``loss: true``, whichever their role.
 
     The other arguments are those of :func:`instruct`.
     """
-    column = (column_map or {}).get("messages")
+    columns = column_names(column_map, ("messages", "system", "tools"))
+    _require_train_on(train_on, _TRAIN_ON)
 
     def conversation_of(row: Row) -> Conversation:
-        name = column or next((name for name in ("messages", "conversations") if name in row), "messages")
-        found = _parsed(_field(row, name))
-        if not isinstance(found, list) or not found:
-            raise RowError(f"{name} must be a list of turns, found {_kind(found)}")
-        turns = [_turn(turn, index) for index, turn in enumerate(found)]
-        if system_prompt and turns[0]["role"] != "system":
-            turns.insert(0, {"role": "system", "content": system_prompt})
-        if turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
+        require_learned(row)
+        turns, num_given = _turns(row, columns.get("messages"))
+        system = optional_text(row, columns.get("system", "system"))
+        own = turns[0].turn["content"] if turns[0].turn["role"] == "system" else None
+        if system and own is not None and own != system:
+            raise RowError("has a system turn and another text in its column system; keep one of them")
+        if (system or system_prompt) and own is None:
+            turns, num_given = [_said("system", system or system_prompt or ""), *turns], num_given + 1
+        if turns[-1].turn["role"] == "assistant" and is_empty(turns[-1].turn):
             turns.pop()
-        if not any(turn["role"] == "assistant" for turn in turns):
+        if not any(turn["role"] == "assistant" for turn, _ in turns[num_given:]):
             raise RowError("no answer: there is no assistant turn with text")
-        return _learning_answers(turns, train_on_input)
+        return learning_answers(turns, train_on, train_on_input, num_given, tools_in(row, columns.get("tools")))
 
-    rows = load_dataset(source, split=split, **load_dataset_kwargs)
+    rows = _load(source, split, load_dataset_kwargs)
     return _of_conversations(tokenizer, rows, conversation_of, max_seq_len, packed)
 
 
@@ -182,17 +214,20 @@ def text(
 
     The other arguments are those of :func:`instruct`.
     """
-    column = (column_map or {}).get("text", "text")
+    column = column_names(column_map, ("text",)).get("text", "text")
 
-    def tokenise(row: Row) -> dict[str, numpy.ndarray]:
-        content = _text_field(row, column, (), "text")
+    def text_of(row: Row) -> str:
+        content = text_in(row, column)
         if not content.strip():
             raise RowError("the text is empty")
-        tokens = tokenizer.encode(content, add_bos=True, add_eos=True)
+        return content
+
+    def tokenised(row: Row) -> dict[str, Any]:
+        tokens = tokenizer.encode(text_of(row), add_bos=True, add_eos=True)
         return {"tokens": tokens, "labels": tokens}
 
-    rows = load_dataset(source, split=split, **load_dataset_kwargs)
-    return TokenisedDataset(rows, tokenise, max_seq_len, packed)
+    rows = _load(source, split, load_dataset_kwargs)
+    return TokenisedDataset(rows, tokenised, max_seq_len, packed, unread=lambda row: unread_in(row, text_of))
 
 
 def docstrings(
@@ -215,10 +250,10 @@ def docstrings(
     rows = _Docstrings(docstring_rows.collect(num_rows, held_out=held_out, min_characters=min_characters))
 
     def conversation_of(row: Row) -> Conversation:
-        turns = [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
-        return _learning_answers(turns)
+        return learning_answers([_said("user", row["instruction"]), _said("assistant", row["output"])])
 
-    return _of_conversations(tokenizer, rows, conversation_of, max_seq_len, packed)
+    made = _of_conversations(tokenizer, rows, conversation_of, max_seq_len, packed)
+    return dataclasses.replace(made, unread=lambda row: ())
 
 
 class _Docstrings(list):
@@ -227,58 +262,28 @@ class _Docstrings(list):
         return hashlib.sha256(json.dumps(self).encode()).hexdigest()
 
 
-def _learning_answers(turns: Sequence[Turn], train_on_input: bool = False) -> Conversation:
-    learned = [train_on_input or turn["role"] == "assistant" for turn in turns]
-    return Conversation(tuple(turns), tuple(learned))
+def _load(source: str, split: str, options: Mapping[str, Any]) -> Any:
+    rows = load_dataset(source, split=split, **options)
+    return rows if isinstance(rows, LocalRows) else without_filling(rows)
 
 
-def _turn(turn: Any, index: int) -> Turn:
-    if not isinstance(turn, Mapping):
-        raise RowError(f"turn {index + 1} must have a role and a content, found {_kind(turn)}")
-    role = turn.get("role", turn.get("from"))
-    content = turn.get("content", turn.get("value"))
-    if not isinstance(role, str) or role not in _ROLES:
-        raise RowError(f"turn {index + 1} has the role {role!r}; known are {', '.join(_ROLES)}")
-    if not isinstance(content, str):
-        raise RowError(f"turn {index + 1} has no text, found {_kind(content)}")
-    return {"role": _ROLES[role], "content": content}
+def _said(role: str, content: str) -> MarkedTurn:
+    return MarkedTurn({"role": role, "content": content}, None)
 
 
-def _text_field(row: Row, column: str | None, candidates: Sequence[str], meaning: str) -> str:
-    name = column or next((name for name in candidates if name in row), None)
-    if name is None:
-        raise RowError(
-            f"no field {' or '.join(candidates)}; it has {', '.join(map(str, row))}: "
-            f"name it with column_map: {{{meaning}: ...}}"
+def _turns(row: Row, column: str | None) -> tuple[list[MarkedTurn], int]:
+    """A row's turns, and how many of them are given before what is learned."""
+    name = column or first_column(row, ("messages", "conversations"))
+    if name is None and first_column(row, ("prompt",)) and first_column(row, ("completion",)):
+        prompt, completion = (
+            turns_of(row[part], part) if is_turns(row[part]) else [_said(role, text_in(row, part))]
+            for part, role in (("prompt", "user"), ("completion", "assistant"))
         )
-    value = _field(row, name)
-    if not isinstance(value, str):
-        raise RowError(f"field {name} must be text, found {_kind(value)}")
-    return value
+        return [*prompt, *completion], len(prompt)
+    name = name or "messages"
+    return turns_of(field_in(row, name), name), 0
 
 
-def _optional_text(row: Row, name: str) -> str:
-    value = row.get(name)
-    if value is not None and not isinstance(value, str):
-        raise RowError(f"field {name} must be text, found {_kind(value)}")
-    return value or ""
-
-
-def _field(row: Row, name: str) -> Any:
-    if name not in row:
-        raise RowError(f"no field {name}; it has {', '.join(map(str, row))}")
-    return row[name]
-
-
-def _parsed(value: Any) -> Any:
-    """A conversation in a CSV cell is JSON text."""
-    if isinstance(value, str):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            return value
-    return value
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
+def _require_train_on(train_on: str, known: Sequence[str]) -> None:
+    if train_on not in known:
+        raise UserError(f"dataset.train_on={train_on}: must be one of {', '.join(known)}")

@@ -1,5 +1,6 @@
 """Which rows make which step: a pure function of the data, the batch settings, the seed and the epoch."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,9 +17,9 @@ class StepPlan:
     """Cuts datasets into optimizer steps and those into micro-batches.
 
     A step takes ``batch_size * gradient_accumulation_steps`` sequences from each process; how they are cut into
-    micro-batches changes no gradient, so they are dealt out evenly by their tokens. Rows that do not fill a last step
-    of an epoch are left for the next epoch's order to reach. Nothing is remembered between calls: a run resumes with
-    the number of its step.
+    micro-batches changes no gradient, so they are dealt out evenly by their tokens. The last step of an epoch takes
+    what is left, be it less: its loss is divided by its own supervised tokens. Nothing is remembered between calls: a
+    run resumes with the number of its step.
 
     Args:
         datasets: one or several.
@@ -36,7 +37,7 @@ class StepPlan:
         rank, num_ranks: of the processes that share each step, which takes ``num_ranks`` times as many sequences.
 
     Raises:
-        UserError: a row is longer than ``max_tokens_per_batch``.
+        UserError: a row is longer than ``max_tokens_per_batch``; augmentations that cannot tell what they may change.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class StepPlan:
                 f"max_tokens_per_batch={max_tokens_per_batch}: the longest row has {self.longest} tokens; raise it, or "
                 "cut the rows with tokenizer.max_seq_len"
             )
+        for rows in self._datasets:
+            self._augmentations.require_text(rows)
         # Sequence i has the rows self._rows[self._ends[i - 1] : self._ends[i]] of its dataset.
         orders = [self._row_order(rows) for rows in self._datasets]
         ends = [self._ends_of_sequences(rows, order) for rows, order in zip(self._datasets, orders, strict=True)]
@@ -81,23 +84,25 @@ class StepPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """
-        Raises:
-            UserError: the data does not fill one step.
-        """
-        if len(self._ends) < self._step_size:
-            processes = f" x {self._num_ranks} processes" if self._num_ranks > 1 else ""
-            accumulation = f"gradient_accumulation_steps={self._accumulation}{processes}"
-            if self._max_tokens:
-                what, takes = "batches", f"max_tokens_per_batch={self._max_tokens}, {accumulation}"
-            else:
-                what = "packed sequences" if any(rows.packed for rows in self._datasets) else "rows"
-                takes = f"batch_size={self._batch_size} x {accumulation}"
-            raise UserError(
-                f"dataset: has {len(self._ends)} {what}, but one step takes {self._step_size} ({takes}); "
-                "lower one of them"
-            )
-        return len(self._ends) // self._step_size
+        """The last of them may be short."""
+        return -(-len(self._ends) // self._step_size)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user may not have meant: an epoch that is no whole step."""
+        if len(self._ends) >= self._step_size:
+            return []
+        processes = f" x {self._num_ranks} processes" if self._num_ranks > 1 else ""
+        accumulation = f"gradient_accumulation_steps={self._accumulation}{processes}"
+        if self._max_tokens:
+            what, takes = "batches", f"max_tokens_per_batch={self._max_tokens}, {accumulation}"
+        else:
+            what = "packed sequences" if any(rows.packed for rows in self._datasets) else "rows"
+            takes = f"batch_size={self._batch_size} x {accumulation}"
+        return [
+            f"dataset: has {len(self._ends)} {what}, but one step takes {self._step_size} ({takes}): each epoch is one "
+            "short step"
+        ]
 
     @property
     def _step_size(self) -> int:
@@ -116,6 +121,7 @@ class StepPlan:
             "shuffle": self._shuffle,
             "weights": None if self._weights is None else [round(weight, 9) for weight in self._weights],
             "augmentations": self._augmentations.identity,
+            "augmented text": [rows.fingerprint_of_text for rows in self._datasets] if self._augmentations else None,
         }
 
     @property
@@ -129,14 +135,21 @@ class StepPlan:
         return max(rows.largest_token for rows in self._datasets)
 
     @property
+    def used_tokens(self) -> numpy.ndarray:
+        """The ids that occur in any row, sorted."""
+        return functools.reduce(numpy.union1d, (rows.used_tokens for rows in self._datasets))
+
+    @property
     def longest_of_teacher(self) -> int:
         """Tokens of the longest row as the teacher reads it."""
         return max(int((rows.teacher or rows).lengths.max()) for rows in self._datasets)
 
     def micro_batches(self, epoch: int, step: int) -> list[Batch]:
-        """This rank's micro-batches of step ``step`` (from 0) of epoch ``epoch`` (from 0)."""
-        dealt = self._dealt(self._of_step(epoch, step), self._accumulation * self._num_ranks)
-        return [self._batch(sequences, epoch) for sequences in dealt[self._rank :: self._num_ranks]]
+        """This rank's micro-batches of step ``step`` (from 0) of epoch ``epoch`` (from 0).
+
+        As many as any other rank has; of a short step they may be fewer, and an empty one has one position, no target.
+        """
+        return [self._batch(sequences, epoch) for sequences in self._dealt(self._of_step(epoch, step))]
 
     def num_supervised(self, epoch: int, step: int) -> int:
         """Supervised tokens in a step, on all ranks: what its summed losses are divided by."""
@@ -144,9 +157,8 @@ class StepPlan:
 
     def shapes(self, epoch: int, step: int) -> list[tuple[tuple[int, ...], int]]:
         """Of this rank's micro-batches in a step: the tokens of each row, and how many are supervised."""
-        dealt = self._dealt(self._of_step(epoch, step), self._accumulation * self._num_ranks)
         found = []
-        for sequences in dealt[self._rank :: self._num_ranks]:
+        for sequences in self._dealt(self._of_step(epoch, step)):
             rows = list(self._rows_of(sequences))
             lengths = tuple(int(length) for of_dataset, at in rows for length in of_dataset.lengths[at])
             found.append((lengths, sum(int(of_dataset.supervised[at].sum()) for of_dataset, at in rows)))
@@ -169,13 +181,15 @@ class StepPlan:
         """
         order, size = self._epoch_order(epoch), self._batch_size * self._num_ranks
         for start in range(0, len(order), size):
-            yield self._batch(self._dealt(order[start : start + size], self._num_ranks)[self._rank], epoch)
+            for sequences in self._dealt(order[start : start + size]):
+                yield self._batch(sequences, epoch)
 
     def _of_step(self, epoch: int, step: int) -> numpy.ndarray:
         return self._epoch_order(epoch)[step * self._step_size : (step + 1) * self._step_size]
 
-    def _dealt(self, sequences: numpy.ndarray, hands: int) -> list[numpy.ndarray]:
-        """Sequences dealt out to so many micro-batches: about as many to each, and about as many tokens."""
+    def _dealt(self, sequences: numpy.ndarray) -> list[numpy.ndarray]:
+        """This rank's micro-batches: no more than are filled, about as many sequences and tokens in each."""
+        hands = self._num_ranks * -(-len(sequences) // (self._batch_size * self._num_ranks))
         if hands == 1:
             return [sequences]
         tokens = [sum(int(rows.lengths[at].sum()) for rows, at in self._rows_of([one])) for one in sequences]
@@ -183,7 +197,8 @@ class StepPlan:
         rounds = [longest_first[start : start + hands] for start in range(0, len(sequences), hands)]
         # Each round goes the other way than the one before, so that nobody always gets the longest.
         turned = [sequences[:: -1 if number % 2 else 1] for number, sequences in enumerate(rounds)]
-        return [numpy.array([cards[hand] for cards in turned if hand < len(cards)], dtype=int) for hand in range(hands)]
+        own = range(self._rank, hands, self._num_ranks)
+        return [numpy.array([cards[hand] for cards in turned if hand < len(cards)], dtype=int) for hand in own]
 
     def _epoch_order(self, epoch: int) -> numpy.ndarray:
         if self._order is None or self._order[0] != epoch:

@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,16 +17,16 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.components import instantiate
 from distill_tune.data import row_cache
+from distill_tune.data.conversation import Tokens
 from distill_tune.data.datasets import IGNORE_INDEX, read_behind
 from distill_tune.data.prompts import PLAIN_READING, Prompt, Reading
 from distill_tune.data.sources import RowError, origin_of, use_in_torchtune
 from distill_tune.data.tokenised_rows import TokenisedRows
+from distill_tune.data.turn_text import text_of_turns
 from distill_tune.errors import UserError
 
 _CHUNK = 256  # rows that a worker takes at a time
 _SHOWN_FAULTS = 5
-
-Tokens = tuple[numpy.ndarray, numpy.ndarray]  # of a row, and its labels
 
 
 def prepare_rows(
@@ -77,15 +78,19 @@ def _prepare(
             "rows with turns; take distill_tune.data.instruct or distill_tune.data.chat"
         )
 
-    kept = row_cache.folder_of(dataset, arguments, tokenizer_config, on_bad_row, max_seq_len, reading)
+    kept = row_cache.folder_of(dataset, arguments, tokenizer_config, max_seq_len, reading)
     rows = row_cache.read_rows(kept) if kept else None
     if rows is None:
-        rows = _tokenise(dataset, tokenizer, on_bad_row, max_seq_len, reading)
+        rows = _tokenise(dataset, tokenizer, max_seq_len, reading)
         if kept and len(rows):
             row_cache.write_rows(kept, rows)
+    if rows.num_bad and on_bad_row == "stop":
+        raise UserError(
+            f"dataset: {rows.num_bad} bad rows; mend them, or leave them out with on_bad_row=skip{_shown_faults(rows)}"
+        )
     if len(rows) == 0:
         cut = f" ({rows.num_cut} whose answer max_seq_len={max_seq_len} cuts away)" if rows.num_cut else ""
-        raise UserError(f"dataset {_name(entry)}: has no row to train on{cut}")
+        raise UserError(f"dataset {_name(entry)}: has no row to train on{cut}{_shown_faults(rows)}")
     return dataclasses.replace(rows, packed=is_packed)
 
 
@@ -93,9 +98,12 @@ def _name(entry: DictConfig) -> str:
     return str(entry.get("data_files") or entry.get("source") or entry["_component_"])
 
 
-def _tokenise(
-    dataset: Any, tokenizer: Any, on_bad_row: str, max_seq_len: int | None, reading: Reading
-) -> TokenisedRows:
+def _shown_faults(rows: TokenisedRows) -> str:
+    more = [f"and {rows.num_bad - len(rows.faults)} more"] if rows.num_bad > len(rows.faults) else []
+    return "".join(f"\n  {line}" for line in (*rows.faults, *more))
+
+
+def _tokenise(dataset: Any, tokenizer: Any, max_seq_len: int | None, reading: Reading) -> TokenisedRows:
     # The bound is applied here: torchtune's tokenizers would put an eos where a cut answer goes on.
     bound, tokenizer.max_seq_len = getattr(tokenizer, "max_seq_len", None), None
     try:
@@ -103,15 +111,9 @@ def _tokenise(
     finally:
         tokenizer.max_seq_len = bound
     faults = [fault for chunk in chunks for fault in chunk.faults]
-    if faults and on_bad_row == "stop":
-        more = f"\n  and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
-        shown = "\n  ".join(f"{_origin(dataset, row)}: {fault}" for row, fault in faults[:_SHOWN_FAULTS])
-        raise UserError(
-            f"dataset: {len(faults)} bad rows; mend them, or leave them out with on_bad_row=skip\n  {shown}{more}"
-        )
 
-    def joined(arrays: Iterable[numpy.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(numpy.concatenate([numpy.zeros(0, numpy.int32), *arrays]))
+    def joined(arrays: Iterable[numpy.ndarray], dtype: type = numpy.int32) -> torch.Tensor:
+        return torch.from_numpy(numpy.concatenate([numpy.zeros(0, dtype), *arrays]))
 
     def rows(flat: Sequence[_Flat], **more: Any) -> TokenisedRows:
         ends = joined(part.lengths for part in flat).long().cumsum(0)
@@ -124,6 +126,7 @@ def _tokenise(
             **more,
         )
 
+    told = [chunk.student.is_text for chunk in chunks if chunk.student.is_text is not None]
     places = [origin_of(dataset, index) for chunk in chunks for index in chunk.kept]
     files = list(dict.fromkeys(file for file, _ in places))
     number_of = {file: number for number, file in enumerate(files)}
@@ -132,9 +135,13 @@ def _tokenise(
         files=tuple(files),
         origins=torch.tensor([(number_of[file], number) for file, number in places], dtype=torch.int32).view(-1, 2),
         num_bad=len(faults),
-        num_cut=sum(chunk.num_cut for chunk in chunks),
+        faults=tuple(f"{_origin(dataset, row)}: {fault}" for row, fault in faults[:_SHOWN_FAULTS]),
+        **sum((chunk.counts for chunk in chunks), Counter()),
+        dropped=dict(sum((chunk.dropped for chunk in chunks), Counter())),
+        unread=dict(sum((chunk.unread for chunk in chunks), Counter())),
         teacher=rows([chunk.teacher for chunk in chunks]) if reading.differs else None,
         teacher_ids=joined(chunk.teacher_ids for chunk in chunks) if reading.teacher_names else None,
+        is_text=joined(told, bool) if reading.augmented and len(told) == len(chunks) else None,
     )
 
 
@@ -197,19 +204,22 @@ _source: _Source
 
 @dataclasses.dataclass
 class _Flat:
-    """Some rows as flat arrays, which travel between processes as plain bytes."""
+    """Some rows as flat arrays, which travel between processes as plain bytes; ``is_text`` where every row tells."""
 
     tokens: numpy.ndarray
     labels: numpy.ndarray
     lengths: numpy.ndarray
+    is_text: numpy.ndarray | None
 
     @classmethod
     def of(cls, rows: Sequence[Tokens]) -> "_Flat":
         empty = numpy.zeros(0, numpy.int32)
+        told = [row.is_text for row in rows if row.is_text is not None]
         return cls(
-            numpy.concatenate([empty, *(tokens for tokens, _ in rows)]),
-            numpy.concatenate([empty, *(labels for _, labels in rows)]),
-            numpy.array([len(tokens) for tokens, _ in rows], numpy.int32),
+            numpy.concatenate([empty, *(row.tokens for row in rows)]),
+            numpy.concatenate([empty, *(row.labels for row in rows)]),
+            numpy.array([len(row.tokens) for row in rows], numpy.int32),
+            numpy.concatenate([numpy.zeros(0, bool), *told]) if len(told) == len(rows) else None,
         )
 
 
@@ -222,7 +232,9 @@ class _Chunk:
     teacher_ids: numpy.ndarray
     kept: list[int]
     faults: list[tuple[int, str]]
-    num_cut: int
+    counts: Counter[str]
+    dropped: Counter[str]
+    unread: Counter[str]
 
 
 def _origin(dataset: Any, index: int) -> str:
@@ -230,20 +242,27 @@ def _origin(dataset: Any, index: int) -> str:
 
 
 def _tokenise_chunk(indices: range) -> _Chunk:
-    of_student, of_teacher, teacher_ids, kept, faults, num_cut = [], [], [], [], [], 0
+    of_student, of_teacher, teacher_ids, kept, faults = [], [], [], [], []
+    counts, dropped, unread = Counter[str](), Counter[str](), Counter[str]()
     for index in indices:
         try:
-            student = _read(index, _source.reading.student)
-            if not _supervised(student[1]).any():
+            whole = _read(index, _source.reading.student)
+            if not _supervised(whole.labels).any():
                 raise RowError("no answer to learn from")
             teacher_id = _teacher_id(index)
-            student, teacher = _cut(student, index)
+            student, teacher = _cut(whole, index)
         except RowError as error:
             faults.append((index, str(error)))
             continue
-        if not _supervised(student[1]).any():
-            num_cut += 1
+        learned, num_cut = len(_supervised(student.labels)), len(whole.tokens) - len(student.tokens)
+        if not learned:
+            counts["num_cut"] += 1
             continue
+        counts["num_tokens_cut"] += num_cut
+        counts["num_shortened"] += num_cut > 0
+        counts["num_without_end"] += learned < len(_supervised(whole.labels))
+        dropped.update(whole.dropped)
+        unread.update(_unread(index))
         of_student.append(student)
         of_teacher.append(teacher)
         teacher_ids.append(teacher_id)
@@ -254,7 +273,9 @@ def _tokenise_chunk(indices: range) -> _Chunk:
         numpy.array(teacher_ids, numpy.int32),
         kept,
         faults,
-        num_cut,
+        counts,
+        dropped,
+        unread,
     )
 
 
@@ -263,14 +284,26 @@ def _read(index: int, prompt: Prompt) -> Tokens:
     Raises:
         RowError: the row cannot be used.
     """
+    dataset, tokenizer = _source.dataset, _source.tokenizer
     try:
-        row = read_behind(prompt, _source.dataset, _source.tokenizer, index)
-        return numpy.asarray(row["tokens"], numpy.int32), numpy.asarray(row["labels"], numpy.int32)
+        row = read_behind(prompt, dataset, tokenizer, index)
+        tokens, labels = (numpy.asarray(row[name], numpy.int32) for name in ("tokens", "labels"))
+        is_text = row.get("is_text") if _source.reading.augmented else None
+        if is_text is None and _source.reading.augmented and getattr(dataset, "conversation", None):
+            conversation = prompt.applied(dataset.conversation(dataset.rows[index]), dataset.rows[index])
+            is_text = text_of_turns(tokenizer, conversation, tokens)
+        return Tokens(tokens, labels, is_text, tuple(row.get("dropped", ())))
     except KeyError as error:
         raise RowError(f"no field {error.args[0]}") from error
     except (TypeError, ValueError, AttributeError, AssertionError, LookupError, RuntimeError, OverflowError) as error:
         # A component's own check of the row, or a tokenizer that refuses its text.
         raise RowError(f"cannot be used: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _unread(index: int) -> set[str]:
+    """What of a row nobody reads, as far as its dataset tells."""
+    unread = getattr(_source.dataset, "unread", None)
+    return set(unread(_source.dataset.rows[index])) - _source.reading.columns if unread else set()
 
 
 def _cut(student: Tokens, index: int) -> tuple[Tokens, Tokens]:
@@ -280,11 +313,11 @@ def _cut(student: Tokens, index: int) -> tuple[Tokens, Tokens]:
         RowError: the answer's tokens are others behind the teacher's prompt.
     """
     reading, bound = _source.reading, _source.max_seq_len
-    cut_student = student[0][:bound], student[1][:bound]
+    cut_student = _first(student, bound)
     if not reading.differs:
         return cut_student, cut_student
     teacher = _read(index, reading.teacher)
-    answer, same = (_supervised(labels) for _, labels in (student, teacher))
+    answer, same = (_supervised(row.labels) for row in (student, teacher))
     if len(answer) != len(same) or (answer != same).any():
         first = next((at for at, (mine, its) in enumerate(zip(answer, same, strict=False)) if mine != its), None)
         where = f"they differ from token {first + 1} on" if first is not None else "one of them goes on"
@@ -292,10 +325,15 @@ def _cut(student: Tokens, index: int) -> tuple[Tokens, Tokens]:
             f"the answer has {len(answer)} tokens behind the student's prompt and {len(same)} behind the teacher's: "
             f"{where}; both must read the same answer"
         )
-    bound = reading.teacher_max_seq_len or bound
-    cut_teacher = teacher[0][:bound], teacher[1][:bound]
-    shared = min(len(_supervised(labels)) for _, labels in (cut_student, cut_teacher))
+    cut_teacher = _first(teacher, reading.teacher_max_seq_len or bound)
+    shared = min(len(_supervised(row.labels)) for row in (cut_student, cut_teacher))
     return _up_to(cut_student, shared), _up_to(cut_teacher, shared)
+
+
+def _first(row: Tokens, count: int | None) -> Tokens:
+    """A row's first so many tokens; all of them without a number."""
+    is_text = None if row.is_text is None else row.is_text[:count]
+    return row._replace(tokens=row.tokens[:count], labels=row.labels[:count], is_text=is_text)
 
 
 def _supervised(labels: numpy.ndarray) -> numpy.ndarray:
@@ -305,11 +343,8 @@ def _supervised(labels: numpy.ndarray) -> numpy.ndarray:
 
 def _up_to(row: Tokens, count: int) -> Tokens:
     """A row up to its so manieth supervised token."""
-    supervised = (row[1][1:] != IGNORE_INDEX).nonzero()[0]
-    if count == len(supervised):
-        return row
-    end = int(supervised[count]) + 1
-    return row[0][:end], row[1][:end]
+    supervised = (row.labels[1:] != IGNORE_INDEX).nonzero()[0]
+    return row if count == len(supervised) else _first(row, int(supervised[count]) + 1)
 
 
 def _teacher_id(index: int) -> int:

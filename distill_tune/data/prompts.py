@@ -41,7 +41,7 @@ class Prompt:
         if turns[0]["role"] == "system":
             own = turns.pop(0)
             return conversation.with_turns([{**own, "content": f"{self.system}\n\n{own['content']}"}, *turns], learned)
-        return conversation.with_turns([{"role": "system", "content": self.system}, *turns], [learned[0], *learned])
+        return conversation.with_turns([{"role": "system", "content": self.system}, *turns], [False, *learned])
 
     def _applied(self, turn: Turn, row: Mapping[str, Any]) -> Turn:
         if self.template is None:
@@ -67,6 +67,7 @@ class Reading:
         teacher_system_prompt: a system turn for the teacher alone.
         teacher_max_seq_len: where what the teacher reads is cut; default where the student's is.
         teacher_names: by which a row's column ``teacher_id`` chooses; empty without such a choice.
+        augmented: prompts will be changed, so which tokens are the turns' own text must be known.
     """
 
     student_prompt_template: str | None = None
@@ -74,6 +75,7 @@ class Reading:
     teacher_system_prompt: str | None = None
     teacher_max_seq_len: int | None = None
     teacher_names: tuple[str, ...] = ()
+    augmented: bool = False
 
     @property
     def student(self) -> Prompt:
@@ -82,6 +84,13 @@ class Reading:
     @property
     def teacher(self) -> Prompt:
         return Prompt(self.teacher_prompt_template, self.teacher_system_prompt, "teacher_prompt_template")
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns of a row that are read here, besides what the dataset reads."""
+        templates = (self.student_prompt_template, self.teacher_prompt_template)
+        named = {name for template in templates for name in _COLUMN.findall(template or "")}
+        return frozenset((named - {"input"}) | ({"teacher_id"} if self.teacher_names else set()))
 
     @property
     def differs(self) -> bool:

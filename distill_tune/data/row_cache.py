@@ -6,59 +6,55 @@ import json
 import os
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-import distill_tune
 from distill_tune.data.prompts import Reading
+from distill_tune.data.row_identity import identity_of
 from distill_tune.data.sources import fingerprint_of
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.disk import damage, digest, put_in_place, write_checksums
 
 _FILE = "rows.safetensors"
 _TENSORS = ("tokens", "labels", "offsets")
-_SETTINGS = ("packed", "max_seq_len", "num_bad", "num_cut", "files")
+_OPTIONAL_TENSORS = ("teacher_ids", "origins", "is_text")
+_SETTINGS = (
+    "packed",
+    "max_seq_len",
+    "num_bad",
+    "num_cut",
+    "num_shortened",
+    "num_without_end",
+    "num_tokens_cut",
+    "dropped",
+    "unread",
+    "faults",
+    "files",
+)
 
 
 def folder_of(
     dataset: Any,
     arguments: DictConfig,
     tokenizer_config: DictConfig,
-    on_bad_row: str,
     max_seq_len: int | None,
     reading: Reading,
 ) -> Path | None:
-    """Where the tokens of exactly these rows under these settings are kept; None where nothing identifies them."""
+    """Where the tokens of exactly these rows under these settings are kept; None where nothing identifies them; see
+    :func:`~distill_tune.data.row_identity.identity_of`."""
     fingerprint = fingerprint_of(dataset)
     if fingerprint is None:
         return None
-    files = {}
-    for key, value in sorted(_strings(tokenizer_config)):
-        if Path(value).is_file():
-            files[key] = digest(Path(value))
-        elif Path(value).is_dir():
-            files |= {
-                f"{key}/{file.name}": digest(file)
-                for file in sorted(Path(value).iterdir())
-                if file.suffix in (".json", ".model", ".jinja", ".txt")
-            }
-    identity = {
+    if (identity := identity_of(arguments, tokenizer_config)) is None:
+        return None
+    identity |= {
         "rows": fingerprint,
-        "dataset": OmegaConf.to_container(arguments),
-        "tokenizer": OmegaConf.to_container(tokenizer_config),
-        "files": files,
-        "on_bad_row": on_bad_row,
         "max_seq_len": max_seq_len,
         "reading": dataclasses.asdict(reading),
-        "versions": [
-            distill_tune.__version__,
-            *(version(name) for name in ("torchtune", "tokenizers", "sentencepiece")),
-        ],
     }
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     return _cache_folder() / "rows" / name
@@ -67,11 +63,7 @@ def folder_of(
 def _cache_folder() -> Path:
     """DISTILL_TUNE_CACHE, or ~/.cache/distill_tune."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("DISTILL_TUNE_CACHE") or Path(root) / "distill_tune")
-
-
-def _strings(config: DictConfig) -> list[tuple[str, str]]:
-    return [(str(key), value) for key, value in config.items() if isinstance(value, str) and len(value) < 4096]
+    return Path(os.path.expanduser(os.environ.get("DISTILL_TUNE_CACHE") or Path(root) / "distill_tune"))
 
 
 def read_rows(folder: Path) -> TokenisedRows | None:
@@ -99,10 +91,7 @@ def write_rows(folder: Path, rows: TokenisedRows) -> None:
     tensors = {name: getattr(rows, name) for name in _TENSORS}
     if rows.teacher is not None:
         tensors |= {f"teacher.{name}": getattr(rows.teacher, name) for name in _TENSORS}
-    if rows.teacher_ids is not None:
-        tensors["teacher_ids"] = rows.teacher_ids
-    if rows.origins is not None:
-        tensors["origins"] = rows.origins
+    tensors |= {name: getattr(rows, name) for name in _OPTIONAL_TENSORS if getattr(rows, name) is not None}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

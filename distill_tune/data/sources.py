@@ -1,36 +1,29 @@
-"""Rows out of local files (JSON, JSONL, CSV, Parquet, a folder of them), with their numbers, or from the hub."""
+"""Rows out of local files, with their numbers, or from the hub."""
 
-import csv
-import dataclasses
 import functools
+import glob
 import hashlib
-import io
-import json
+import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from distill_tune.data.hub import require_hub
+from distill_tune.data.row_files import FileOptions, LocatedRow, Row, format_of, read_rows, require_format
+from distill_tune.data.row_folders import Folder, read_folder
 from distill_tune.disk import digest, retried
 from distill_tune.errors import UserError
 
 Value = TypeVar("Value")
-Row = dict[str, Any]
-_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-_FORMATS = ("json", "csv", "parquet")  # the names under which `datasets` reads local files
+_FORMATS = ("json", "csv", "parquet", "arrow")  # the names under which `datasets` reads local files
+_OF_FILES = ("field", "delimiter", "encoding")
+_REMOTE = ("http://", "https://", "hf://")
 
 
 class RowError(Exception):
     """One row cannot be used; the message says why, the caller adds file and number."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Located:
-    file: Path
-    number: int
-    row: Row | None
-    fault: str = ""
 
 
 class LocalRows(Sequence[Row]):
@@ -38,31 +31,35 @@ class LocalRows(Sequence[Row]):
 
     Behaves like the part of :class:`datasets.Dataset` that torchtune uses. A row that could not be parsed raises
     :class:`RowError` when it is taken, so that one bad line does not hide the others.
+
+    Args:
+        splits: the files of each; a folder that `save_to_disk` wrote is a file, too.
+        split: which of them, or a part of one, or several, as `datasets` writes it.
     """
 
-    def __init__(
-        self, files: Sequence[Path], split: str = "train", field: str | None = None, **csv_options: Any
-    ) -> None:
-        self.files = list(files)
-        self._split, self._field, self._csv_options = split, field, csv_options
+    def __init__(self, splits: Mapping[str, Sequence[Path]], split: str, options: FileOptions) -> None:
+        self._splits, self._split, self._options = splits, split, options
+        self.names = _names_in(split)
+        self.files = [file for name in self.names for file in splits[name]]
         self._found = [_state_of(file) for file in self.files]
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes when a file's content or the way it is read changes."""
-        contents = [_retried(file, digest) for file in self.files]
-        return hashlib.sha256(repr((self._split, self._field, self._csv_options, contents)).encode()).hexdigest()
+        contents = [(format_of(file), _retried(file, digest)) for path in self.files for file in _files_of(path)]
+        return hashlib.sha256(repr((self._split, self._options, contents)).encode()).hexdigest()
 
     @functools.cached_property
-    def _rows(self) -> list[_Located]:
-        rows = [row for file in self.files for row in _retried(file, self._read)]
+    def _rows(self) -> list[LocatedRow]:
+        rows = {name: [row for file in self._splits[name] for row in _retried(file, self._read)] for name in self.names}
         for file, before in zip(self.files, self._found, strict=True):
             if _state_of(file) != before:
                 raise UserError(f"dataset {file}: has changed while it was read; start again once it is written")
-        return rows[_slice_of(self._split, len(rows))]
+        parts = _parts_of(self._split, {name: len(found) for name, found in rows.items()})
+        return [row for name, part in parts for row in rows[name][part]]
 
-    def _read(self, file: Path) -> list[_Located]:
-        return list(_read(file, self._field, self._csv_options))
+    def _read(self, file: Path) -> list[LocatedRow]:
+        return list(read_rows(file, self._options))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -78,15 +75,20 @@ class LocalRows(Sequence[Row]):
         return str(self._rows[index].file), self._rows[index].number
 
     def filter(self, keep: Callable[[Row], bool]) -> "LocalRows":
-        filtered = LocalRows(self.files, self._split, self._field, **self._csv_options)
+        filtered = LocalRows(self._splits, self._split, self._options)
         filtered.__dict__["_rows"] = [row for row in self._rows if row.row is None or keep(row.row)]
         return filtered
 
 
-def _state_of(file: Path) -> tuple[int, int]:
+def _files_of(path: Path) -> list[Path]:
+    """The file itself, or all of a saved dataset."""
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+
+
+def _state_of(path: Path) -> list[tuple[int, int]]:
     """What changes when a file is written to."""
-    status = _retried(file, Path.stat)
-    return status.st_size, status.st_mtime_ns
+    found = [_retried(file, Path.stat) for file in _files_of(path)]
+    return [(status.st_size, status.st_mtime_ns) for status in found]
 
 
 def _retried(file: Path, function: Callable[[Path], Value]) -> Value:
@@ -103,20 +105,26 @@ def _retried(file: Path, function: Callable[[Path], Value]) -> Value:
 def load_dataset(source: str, *, split: str = "train", **options: Any) -> Any:
     """What torchtune's datasets and ours load their rows with.
 
+    What a folder has and is not read is told in a line.
+
     Args:
-        source: a local file, a folder of files, ``json``/``csv``/``parquet`` with ``data_files``, or a hub name.
-        split: ``train``, or a part of it as `datasets` writes it: ``train[:5%]``, ``train[100:]``.
-        **options: ``data_files``, ``data_dir``, ``field``, ``delimiter``, ``encoding``, and for the hub all that
-            :func:`datasets.load_dataset` takes.
+        source: a local file, a folder of files, ``json``/``csv``/``parquet``/``arrow`` with ``data_files`` or
+            ``data_dir``, or a hub name.
+        split: ``train``, another one of a folder's, or a part as `datasets` writes it: ``train[:5%]``, ``test[100:]``.
+        **options: ``data_files``, ``data_dir``, ``name``, ``field``, ``delimiter``, ``encoding``, and for the hub all
+            that :func:`datasets.load_dataset` takes.
 
     Raises:
-        UserError: no such file or dataset.
+        UserError: no such file, dataset or split.
     """
-    files = _local_files(source, options)
-    if files is not None:
-        known = {key: options[key] for key in ("field", "delimiter", "encoding") if key in options}
-        return LocalRows(files, split, **known)
-    return _load_from_hub(source, split=split, **options)
+    folder = _local(source, options)
+    if folder is None:
+        return _load_from_hub(source, split=split, **options)
+    folder.require(split, _names_in(split))
+    rows = LocalRows(folder.splits, split, _file_options(options))
+    if told := folder.told(rows.names):
+        print(f"dataset {options.get('data_dir') or source}: {told}")
+    return rows
 
 
 def use_in_torchtune() -> None:
@@ -145,36 +153,53 @@ def origin_of(dataset: Any, index: int) -> tuple[str, int]:
     return str(getattr(info, "dataset_name", None) or "dataset"), index + 1
 
 
-def _local_files(source: str, options: Mapping[str, Any]) -> list[Path] | None:
-    data_files, data_dir = options.get("data_files"), options.get("data_dir")
+def _local(source: str, options: Mapping[str, Any]) -> Folder | None:
+    """The files that are meant; None where they are not on this machine."""
+    from datasets.data_files import sanitize_patterns
+
+    data_files, data_dir, name = (options.get(key) for key in ("data_files", "data_dir", "name"))
     if source in _FORMATS and (data_files or data_dir):
-        named = data_files if data_files else data_dir
-        if isinstance(named, Mapping):
-            named = named.get("train") or next(iter(named.values()))
-        names = [named] if isinstance(named, str) else list(named or ())
-        if any(name.startswith(("http://", "https://", "hf://")) for name in names):
+        named = sanitize_patterns(data_files or data_dir)
+        if any(str(pattern).startswith(_REMOTE) for patterns in named.values() for pattern in patterns):
             return None
-        return [file for name in names for file in _files_at(name)]
-    path = Path(os.path.expanduser(source))
-    looks_local = path.suffix in _SUFFIXES or source.startswith((".", "/", "~"))
-    return _files_at(source) if looks_local or os.path.exists(path) else None
-
-
-def _files_at(name: str) -> list[Path]:
-    path = Path(os.path.expanduser(name))
+        base = Path(data_dir if data_files and data_dir else "").expanduser()
+        files = {split: [base / Path(each).expanduser() for each in names] for split, names in named.items()}
+        only = [path for paths in files.values() for path in paths]
+        if len(only) == 1 and os.path.isdir(only[0]):
+            return read_folder(only[0], name)
+        return Folder({split: [file for path in paths for file in _files_at(path)] for split, paths in files.items()})
+    path = Path(source).expanduser()
     if os.path.isdir(path):
-        files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
-        if not files:
-            raise UserError(f"dataset {path}: the folder has no {', '.join(_SUFFIXES)} file")
-        return files
-    if not os.path.isfile(path):
-        matches = sorted(path.parent.glob(path.name)) if "*" in path.name else []
-        if not matches:
-            raise UserError(f"dataset {path}: no such file or folder")
-        return matches
-    if path.suffix not in _SUFFIXES:
-        raise UserError(f"dataset {path}: cannot be read; known are {', '.join(_SUFFIXES)}")
-    return [path]
+        return read_folder(path / (data_dir or ""), name, data_files)
+    if not (format_of(path) or source.startswith((".", "/", "~")) or os.path.exists(path)):
+        return None
+    if data_files or data_dir:
+        raise UserError(f"dataset {source}: is no folder; data_files and data_dir are for those")
+    return Folder({"train": _files_at(path)})
+
+
+def _files_at(path: Path) -> list[Path]:
+    """A file, or those that a pattern means."""
+    names = [str(path)] if os.path.exists(path) else sorted(glob.glob(str(path), recursive=True))
+    files = [Path(name) for name in names if os.path.isfile(name)]
+    if not files:
+        raise UserError(f"dataset {path}: no such file or folder")
+    for file in files:
+        require_format(file)
+    return files
+
+
+def _file_options(options: Mapping[str, Any]) -> FileOptions:
+    """
+    Raises:
+        UserError: an option that changes what `datasets` reads, and not what is read here.
+    """
+    import datasets
+
+    of_hub = inspect.signature(datasets.load_dataset).parameters
+    if unread := [key for key, value in options.items() if key not in (*_OF_FILES, *of_hub) and value is not None]:
+        raise UserError(f"dataset.{unread[0]}: local files heed {', '.join(_OF_FILES)} alone")
+    return FileOptions(**{key: options.get(key) for key in _OF_FILES})
 
 
 def _load_from_hub(source: str, **options: Any) -> Any:
@@ -188,113 +213,33 @@ def _load_from_hub(source: str, **options: Any) -> Any:
         raise UserError(f"dataset {source}: neither a local file nor to be had from the hub: {reason}") from error
 
 
-def _slice_of(split: str, count: int) -> slice:
-    """``train[10%:]`` as a slice of so many rows."""
+def without_filling(rows: Any) -> Any:
+    """The hub's rows without the nulls inside their columns, which Arrow fills in where rows have other fields."""
+    return rows.with_transform(_without_filling) if hasattr(rows, "with_transform") else rows
+
+
+def _without_filling(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {name: [_without_nulls(value) for value in values] for name, values in columns.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def _names_in(split: str) -> list[str]:
+    """The splits of which ``train[:90%]+test`` names parts."""
+    return list(dict.fromkeys(re.split(r"[\[(]", part, maxsplit=1)[0].strip() for part in str(split).split("+")))
+
+
+def _parts_of(split: str, sizes: Mapping[str, int]) -> list[tuple[str, slice]]:
+    """``train[10%:]`` as slices of so many rows."""
     from datasets import ReadInstruction
 
     try:
-        parts = ReadInstruction.from_spec(split).to_absolute({"train": count})
+        parts = ReadInstruction.from_spec(split).to_absolute(sizes)
     except (ValueError, AssertionError, KeyError) as error:
-        raise UserError(f"dataset split={split}: local files have one split, train, or a part: train[:5%]") from error
-    if len(parts) != 1:
-        raise UserError(f"dataset split={split}: name one part; list several datasets to join parts")
-    return slice(parts[0].from_, parts[0].to)
-
-
-def _read(file: Path, field: str | None, csv_options: Mapping[str, Any]) -> Iterator[_Located]:
-    if file.suffix == ".parquet":
-        yield from _read_parquet(file)
-        return
-    encoding = csv_options.get("encoding") or "utf-8-sig"  # with or without a byte order mark
-    try:
-        text = file.read_text(encoding=encoding)
-    except LookupError as error:
-        raise UserError(f"dataset {file}: encoding={encoding}: there is no such encoding") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"dataset {file}: not {encoding.removesuffix('-sig')} at byte {error.start}; "
-            f"save it as UTF-8 (or, for CSV, give its encoding)"
-        ) from error
-    if file.suffix in (".csv", ".tsv"):
-        yield from _read_csv(file, text, csv_options.get("delimiter") or ("\t" if file.suffix == ".tsv" else ","))
-    elif file.suffix == ".json" and not _is_json_lines(text):
-        yield from _read_json(file, text, field)
-    else:
-        yield from _read_json_lines(file, text)
-
-
-def _is_json_lines(text: str) -> bool:
-    """A .json file that holds an object a line."""
-    first = text.lstrip()[:1]
-    if first != "{":
-        return False
-    try:
-        json.loads(text.lstrip().splitlines()[0])
-    except json.JSONDecodeError:
-        return False
-    return "\n" in text.strip()
-
-
-def _read_json(file: Path, text: str, field: str | None) -> Iterator[_Located]:
-    try:
-        data = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"dataset {file}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
-    except RecursionError as error:
-        raise UserError(f"dataset {file}: broken JSON: nested too deeply") from error
-    if field is not None and isinstance(data, dict):
-        data = data.get(field)
-    if isinstance(data, dict):
-        lists = [key for key, value in data.items() if isinstance(value, list)]
-        hint = f"; name the list with field: {lists[0]}" if lists else ""
-        raise UserError(f"dataset {file}: must be a list of rows, found one object{hint}")
-    if not isinstance(data, list):
-        raise UserError(f"dataset {file}: must be a list of rows, found {type(data).__name__}")
-    for number, row in enumerate(data, 1):
-        yield _located(file, number, row)
-
-
-def _read_json_lines(file: Path, text: str) -> Iterator[_Located]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield _located(file, number, json.loads(line))
-        except json.JSONDecodeError as error:
-            yield _Located(file, number, None, f"broken JSON at column {error.colno}: {error.msg}")
-        except RecursionError:
-            yield _Located(file, number, None, "broken JSON: nested too deeply")
-
-
-def _located(file: Path, number: int, row: Any) -> _Located:
-    if isinstance(row, dict):
-        return _Located(file, number, row)
-    return _Located(file, number, None, f"must be an object with fields, found {type(row).__name__}")
-
-
-def _read_csv(file: Path, text: str, delimiter: str) -> Iterator[_Located]:
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    number = 1  # the header
-    try:
-        for number, row in enumerate(reader, 2):
-            if None in row or None in row.values():
-                yield _Located(file, number, None, f"has not the {len(reader.fieldnames or [])} columns of the header")
-            else:
-                yield _Located(file, number, row)
-    except csv.Error as error:
-        yield _Located(file, number + 1, None, f"broken CSV: {error}")
-
-
-def _read_parquet(file: Path) -> Iterator[_Located]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(file).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise UserError(f"dataset {file}: not a Parquet file: {str(error).splitlines()[0]}") from error
-    for number, row in enumerate(rows, 1):
-        yield _Located(file, number, row)
+        reason = " ".join(str(error).split())
+        raise UserError(f"dataset split={split}: {reason}; a part of a split is written train[:90%]") from error
+    return [(part.splitname, slice(part.from_, part.to)) for part in parts]

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy
 import torch
@@ -23,11 +24,18 @@ class TokenisedRows:
         packed: rows share a sequence.
         max_seq_len: the bound at which rows were cut and up to which they are packed.
         num_bad: rows left out because they could not be used.
+        faults: of the first of them: file, number, and why.
         num_cut: rows left out because ``max_seq_len`` cut their whole answer away.
+        num_shortened: rows that ``max_seq_len``, or the teacher's, cut and that are kept.
+        num_without_end: those of them that were cut within what is learned: its end is not taught.
+        num_tokens_cut: tokens that were cut from these rows.
+        dropped: what the chat template does not write, such as reasoning: in how many rows.
+        unread: columns of rows and keys of turns that nobody reads: in how many rows.
         teacher: the same answers behind the teacher's own prompts, row for row, where it has such.
         teacher_ids: of each row, the number of the teacher that it follows, int32; None where all follow one.
         files: that the rows are from.
         origins: of each row, the number of its file and its own number there, ``[rows, 2]``, int32.
+        is_text: which tokens are a turn's own text, not what is written around it, bool; None where that is not known.
     """
 
     tokens: torch.Tensor
@@ -36,11 +44,18 @@ class TokenisedRows:
     packed: bool
     max_seq_len: int | None
     num_bad: int = 0
+    faults: Sequence[str] = ()
     num_cut: int = 0
+    num_shortened: int = 0
+    num_without_end: int = 0
+    num_tokens_cut: int = 0
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    unread: Mapping[str, int] = dataclasses.field(default_factory=dict)
     teacher: "TokenisedRows | None" = None
     teacher_ids: torch.Tensor | None = None
     files: tuple[str, ...] = ()
     origins: torch.Tensor | None = None
+    is_text: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -55,6 +70,7 @@ class TokenisedRows:
             None if of_teacher is None else of_teacher.tokens,
             None if of_teacher is None else of_teacher.labels,
             teacher_id,
+            is_text=None if self.is_text is None else self.is_text[start:stop],
         )
 
     def origin(self, row: int) -> str:
@@ -75,11 +91,32 @@ class TokenisedRows:
         return max(int(rows.tokens.max()) for rows in (self, self.teacher) if rows is not None)
 
     @functools.cached_property
+    def used_tokens(self) -> numpy.ndarray:
+        """The ids that occur, sorted, those that the teacher reads included."""
+        occurs = numpy.zeros(self.largest_token + 1, bool)
+        for rows in (self, self.teacher):
+            if rows is not None:
+                occurs[rows.tokens.numpy()] = True
+        return occurs.nonzero()[0]
+
+    @functools.cached_property
     def supervised(self) -> numpy.ndarray:
         """Tokens to be learned in each row; its first token is never predicted."""
         learned = (self.labels != IGNORE_INDEX).numpy()
         starts = self.offsets[:-1].numpy()
         return numpy.add.reduceat(learned, starts, dtype=numpy.int64) - learned[starts]
+
+    @functools.cached_property
+    def last_learned(self) -> numpy.ndarray:
+        """The last token of each row that is learned, ``[rows]``."""
+        learned = (self.labels != IGNORE_INDEX).nonzero()[:, 0].numpy()
+        last = learned[numpy.searchsorted(learned, self.offsets[1:].numpy()) - 1]
+        return self.tokens.numpy()[last]
+
+    @functools.cached_property
+    def fingerprint_of_text(self) -> str | None:
+        """Of which tokens are a turn's own text."""
+        return None if self.is_text is None else hashlib.sha256(self.is_text.numpy().data).hexdigest()[:16]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -94,7 +131,7 @@ class TokenisedRows:
 
 
 def describe_rows(datasets: Sequence[TokenisedRows]) -> str:
-    """One line for the log: how many rows and tokens, and what was left out."""
+    """For the log: how many rows and tokens, and what was left out; a line more for what of the rows is not read."""
     rows, tokens = sum(map(len, datasets)), sum(len(data.tokens) for data in datasets)
     supervised = sum(int(data.supervised.sum()) for data in datasets)
     line = f"{rows:,} rows, {tokens:,} tokens, {supervised:,} of them supervised"
@@ -102,4 +139,19 @@ def describe_rows(datasets: Sequence[TokenisedRows]) -> str:
         line += f"; {bad:,} bad rows left out"
     if cut := sum(data.num_cut for data in datasets):
         line += f"; {cut:,} rows left out whose answer max_seq_len cuts away"
-    return line
+    if shortened := sum(data.num_shortened for data in datasets):
+        bounds = {data.max_seq_len for data in datasets if data.num_shortened}
+        at = f"max_seq_len={bounds.pop()}" if len(bounds) == 1 and None not in bounds else "max_seq_len"
+        without_end = sum(data.num_without_end for data in datasets)
+        lost = sum(data.num_tokens_cut for data in datasets)
+        line += f"; {shortened:,} rows cut at {at} ({lost:,} tokens), {without_end:,} of them lose their end"
+    lines = [line]
+    if dropped := _added(data.dropped for data in datasets):
+        lines.append(f"the chat template does not write, so it is not learned: {dropped}")
+    if unread := _added(data.unread for data in datasets):
+        lines.append(f"nobody reads: {unread}")
+    return "\n".join(lines)
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> str:
+    return ", ".join(f"{name} (in {count:,} rows)" for name, count in sum(map(Counter, counts), Counter()).items())

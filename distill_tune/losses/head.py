@@ -108,7 +108,7 @@ def distillation_loss(
         token_weight: what each token's divergence is multiplied by; default 1.
 
     Raises:
-        ValueError: ``kd_ratio`` > 0 without a signal.
+        ValueError: ``kd_ratio`` > 0 without a signal; a vocabulary that has not all that is compared.
     """
     if kd_ratio > 0 and signal is None:
         raise ValueError(f"kd_ratio is {kd_ratio}, but there is no teacher signal")
@@ -118,6 +118,10 @@ def distillation_loss(
         terms = list(zip(signal.weights, signal.signals, strict=True))
     else:
         terms = [(1.0, signal)]
+    compared = common_vocab_size or projection.vocab_size
+    narrowest = min([projection.vocab_size, *(term.vocab_size for _, term in terms)])
+    if terms and narrowest < compared:
+        raise ValueError(f"common_vocab_size: {compared} tokens are to be compared, a model has logits of {narrowest}")
     mixture = Mixture(
         kd_ratio,
         temperature,
@@ -143,7 +147,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(ctx, projection, mixture, targets, signals, differentiate, hidden, *trainable):
         v_t = sum(signal.logits_per_row for signal in signals)
         rows = chunk_rows(len(hidden), chunk_bytes_per_row(projection.vocab_size, v_t, hidden.dtype), hidden.device)
-        memory = projection.memory(rows, slot=0)
+        memory = projection.memory(rows, 0, hidden.dtype)
         teacher_memory = [signal.memory(rows, slot) for slot, signal in enumerate(signals, 1)]
         hidden_gradient = torch.empty_like(hidden)
         totals = [torch.zeros_like(p, dtype=torch.float32) for p in trainable] if differentiate else []
@@ -163,6 +167,7 @@ class _ChunkedLoss(torch.autograd.Function):
             ce_sum, kd_sum = ce_sum + ce, kd_sum + kd
             if differentiate:
                 hidden_gradient[start : start + c] = projection.backward(chunk, logits, gradient, totals)
+            del logits, teacher_logits, gradient  # before the next chunk's are made
         ctx.save_for_backward(hidden_gradient, *(g.to(p.dtype) for g, p in zip(totals, trainable, strict=False)))
         ctx.mark_non_differentiable(ce_sum, kd_sum)
         loss = (1 - mixture.kd_ratio) * ce_sum + mixture.kd_weight * kd_sum

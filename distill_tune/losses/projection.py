@@ -24,16 +24,17 @@ class Projection(Protocol):
     @property
     def trainable(self) -> Sequence[torch.Tensor]: ...
 
-    def memory(self, rows: int, slot: int) -> torch.Tensor | None:
+    def memory(self, rows: int, slot: int, dtype: torch.dtype) -> torch.Tensor | None:
         """What :meth:`logits` can write so many rows into; None where it makes its own.
 
         Args:
             slot: 0 for the student's, 1 for the teacher's, which are there at the same time.
+            dtype: of the hidden states.
         """
         ...
 
     def logits(self, hidden: torch.Tensor, memory: torch.Tensor | None) -> torch.Tensor:
-        """``[c, d] -> [c, v]`` before any cap, of any float dtype."""
+        """``[c, d] -> [c, v]`` before any cap, of any float dtype; the head may overwrite them."""
         ...
 
     def backward(
@@ -52,7 +53,9 @@ class Projection(Protocol):
 class LinearProjection:
     """``hidden @ weight.T + bias``, in as few products as there can be and without autograd.
 
-    Logits are float32 whatever the weight is: in bf16 a logit of 20 is off by up to 0.06, and its probability by 6 %.
+    Products are of the dtype of the hidden states; a weight of another one (float32, where it trains under a model that
+    computes in bf16) is cast once, so a projection serves as long as its weight stays as it is. Logits are float32
+    whatever that dtype is: in bf16 a logit of 20 is off by up to 0.06, and its probability by 6 %.
 
     Attributes:
         weight: ``[v, d]``.
@@ -63,6 +66,9 @@ class LinearProjection:
     weight: torch.Tensor
     bias: torch.Tensor | None = None
     softcap: float | None = None
+    _casts: dict[torch.dtype, torch.Tensor] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def vocab_size(self) -> int:
@@ -74,26 +80,22 @@ class LinearProjection:
             parameter for parameter in (self.weight, self.bias) if parameter is not None and parameter.requires_grad
         ]
 
-    def memory(self, rows: int, slot: int) -> torch.Tensor | None:
-        if self._in_one_product:
+    def memory(self, rows: int, slot: int, dtype: torch.dtype) -> torch.Tensor | None:
+        if self.weight.is_cuda and dtype != torch.float32:  # whose products can give float32
             return None
         return _kept_memory(rows * self.vocab_size, self.weight.device, slot).view(rows, self.vocab_size)
 
-    @property
-    def _in_one_product(self) -> bool:
-        """CUDA's products of half precision can give float32."""
-        return self.weight.is_cuda and self.weight.dtype != torch.float32
-
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor, memory: torch.Tensor | None) -> torch.Tensor:
+        weight = self._weight_in(hidden.dtype)
         if memory is None:
-            out = torch.mm(hidden, self.weight.t(), out_dtype=torch.float32)
-        elif self.weight.dtype == torch.float32:
-            out = torch.mm(hidden, self.weight.t(), out=memory)
+            out = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+        elif weight.dtype == torch.float32:
+            out = torch.mm(hidden, weight.t(), out=memory)
         else:
             out, hidden = memory, hidden.float()
-            for part in _slices(self.weight, itemsize=4):
-                out[:, part] = hidden @ self.weight[part].t().float()
+            for part in slices(weight, itemsize=4):
+                out[:, part] = hidden @ weight[part].t().float()
         return out if self.bias is None else out.add_(self.bias)
 
     @torch.no_grad()
@@ -105,12 +107,19 @@ class LinearProjection:
             _add_product(remaining.pop(0), gradient.t(), hidden)
         if self.bias is not None and self.bias.requires_grad:
             remaining.pop(0).add_(gradient.sum(0, dtype=torch.float32))
-        return gradient @ self.weight
+        return gradient @ self._weight_in(gradient.dtype)
+
+    def _weight_in(self, dtype: torch.dtype) -> torch.Tensor:
+        if self.weight.dtype == dtype:
+            return self.weight
+        if dtype not in self._casts:
+            self._casts[dtype] = self.weight.detach().to(dtype)
+        return self._casts[dtype]
 
 
 @dataclasses.dataclass(frozen=True)
 class AutogradProjection:
-    """Any differentiable callable, ``[c, d] -> [c, v]``: adapters on the output layer, a quantised weight.
+    """Any differentiable callable, ``[c, d] -> [c, v]``; its logits are as precise as it makes them.
 
     Attributes:
         project: the callable, without the cap.
@@ -122,16 +131,17 @@ class AutogradProjection:
     trainable: Sequence[torch.Tensor] = ()
     softcap: float | None = None
 
-    def memory(self, rows: int, slot: int) -> torch.Tensor | None:
+    def memory(self, rows: int, slot: int, dtype: torch.dtype) -> torch.Tensor | None:
         return None
 
     def logits(self, hidden: torch.Tensor, memory: torch.Tensor | None) -> torch.Tensor:
-        return self.project(hidden)
+        # A copy, for the head overwrites it, and the callable's last operation may have kept its own.
+        return self.project(hidden).to(torch.float32, copy=True)
 
     def backward(
         self, hidden: torch.Tensor, logits: torch.Tensor, gradient: torch.Tensor, totals: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        found = torch.autograd.grad(logits, [hidden, *self.trainable], gradient)
+        found = torch.autograd.grad(logits, [hidden, *self.trainable], gradient.float())
         for total, part in zip(totals, found[1:], strict=True):
             total.add_(part)
         return found[0]
@@ -151,7 +161,7 @@ def _kept_memory(size: int, device: torch.device, slot: int) -> torch.Tensor:
 _SLICE_BYTES = 32 * 2**20
 
 
-def _slices(weight: torch.Tensor, itemsize: int) -> Iterator[slice]:
+def slices(weight: torch.Tensor, itemsize: int) -> Iterator[slice]:
     """Rows of a weight, so many together as _SLICE_BYTES hold."""
     rows = max(1, _SLICE_BYTES // (weight.shape[1] * itemsize))
     return (slice(start, start + rows) for start in range(0, len(weight), rows))
@@ -159,8 +169,8 @@ def _slices(weight: torch.Tensor, itemsize: int) -> Iterator[slice]:
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """``total += left @ right`` without a second tensor of that size: ``[v, c] @ [c, d]``."""
-    if total.dtype == left.dtype:
+    if total.dtype == left.dtype == right.dtype:
         total.addmm_(left, right)
         return
-    for part in _slices(total, itemsize=right.element_size()):
-        total[part] += left[part] @ right
+    for part in slices(total, itemsize=right.element_size()):
+        total[part] += left[part].to(right.dtype) @ right

@@ -66,7 +66,7 @@ class HiddenStates:
         return self.projection.softcap
 
     def memory(self, rows: int, slot: int = 1) -> torch.Tensor | None:
-        return self.projection.memory(rows, slot)
+        return self.projection.memory(rows, slot, self.hidden.dtype)
 
     def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor:
         with torch.no_grad():

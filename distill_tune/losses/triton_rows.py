@@ -124,6 +124,9 @@ def losses_and_gradient(
         targets: token ids ``[c]``.
         teacher_logits: ``[c, v_t]``, before any cap; None for cross-entropy alone.
         gradient: where it goes, ``[c, v]``; may be ``logits`` itself.
+
+    Raises:
+        ValueError: a vocabulary that has not all that is compared.
     """
     c, v = logits.shape
     ce, kd = (torch.zeros(c, dtype=torch.float32, device=logits.device) for _ in range(2))
@@ -131,6 +134,11 @@ def losses_and_gradient(
         return ce, kd
     common = v if common_vocab_size is None else common_vocab_size
     teacher = logits if teacher_logits is None else teacher_logits
+    if common > min(v, teacher.shape[1]):
+        raise ValueError(f"{common} tokens are to be compared, the logits are of {v} and {teacher.shape[1]}")
+    # The kernel walks along a row from one number to the next.
+    logits, teacher, targets = _along_rows(logits), _along_rows(teacher), targets.contiguous()
+    wanted, gradient = gradient, _along_rows(gradient)
     _losses_and_gradient[(c,)](
         logits,
         teacher,
@@ -156,4 +164,11 @@ def losses_and_gradient(
         BLOCK=min(_BLOCK, triton.next_power_of_2(v)),
         num_warps=8,
     )
+    if gradient is not wanted:
+        wanted.copy_(gradient)
     return ce, kd
+
+
+def _along_rows(values: torch.Tensor) -> torch.Tensor:
+    """The tensor, or where its rows do not lie whole, a copy in which they do."""
+    return values if values.stride(1) == 1 else values.contiguous()

@@ -18,7 +18,8 @@ from distill_tune.models.loading import (
 from distill_tune.models.output_head import OutputHead, output_head, take_output_head
 from distill_tune.models.packed_rows import use_packed_rows
 from distill_tune.models.parameters import num_bytes
-from distill_tune.models.vocabulary import check_tokenizers, common_vocabulary
+from distill_tune.models.precision import compute_in, computed_in
+from distill_tune.models.vocabulary import check_own_tokens, check_tokenizers, common_vocabulary, require_same_tokens
 
 __all__ = [
     "Checkpoint",
@@ -26,9 +27,12 @@ __all__ = [
     "adapter_names",
     "build_on_meta",
     "check_fit",
+    "check_own_tokens",
     "check_tokenizers",
     "checked_on_meta",
     "common_vocabulary",
+    "compute_in",
+    "computed_in",
     "conversion_of",
     "fill_rotary_tables",
     "freeze_all_but_adapters",
@@ -45,6 +49,7 @@ __all__ = [
     "output_head",
     "projectors",
     "require_rows",
+    "require_same_tokens",
     "require_tokens",
     "take_output_head",
     "use_packed_rows",

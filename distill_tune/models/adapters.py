@@ -24,11 +24,17 @@ def adapter_names(model: nn.Module) -> set[str]:
     return {plain_name(name) for name in get_adapter_params(model)}
 
 
-def freeze_all_but_adapters(model: nn.Module) -> bool:
-    """Where a model has adapters, only they train, and projectors. Returns whether it has adapters."""
+def freeze_all_but_adapters(model: nn.Module, trained_in: torch.dtype = torch.float32) -> bool:
+    """Where a model has adapters, only they train, and projectors. Returns whether it has adapters.
+
+    Args:
+        trained_in: the dtype that what trains is held in from now on; of adapters and what trains beside them float32.
+    """
     adapters = adapter_names(model)
     for name, parameter in named_parameters(model):
         parameter.requires_grad_(name in adapters or is_projector(name) if adapters else True)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32 if adapters else trained_in)
     return bool(adapters)
 
 

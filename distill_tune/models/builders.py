@@ -8,7 +8,8 @@ from torch import nn
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.errors import UserError
 from distill_tune.models.attention import Attention
-from distill_tune.models.decoder_config import decoder_config, read_config_json
+from distill_tune.models.checkpoint import model_config
+from distill_tune.models.decoder_config import decoder_config
 from distill_tune.models.gguf import gguf_config
 from distill_tune.models.norm import RMSNorm
 from distill_tune.models.output_head import SoftCappedLinear, SoftCappedTiedLinear
@@ -98,7 +99,7 @@ class _Builder:
         quantize_base: bool = False,
     ) -> None:
         file = Path(os.path.expanduser(path))
-        config_json = gguf_config(file) if file.suffix == ".gguf" else read_config_json(file, "path")
+        config_json = gguf_config(file) if file.suffix == ".gguf" else model_config(file, "path")
         try:
             self.config = decoder_config(config_json)
         except UserError as error:

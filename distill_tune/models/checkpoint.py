@@ -1,35 +1,36 @@
-"""A model's checkpoint on disk: which files, their headers, their weights one tensor at a time."""
+"""A model's checkpoint on disk: its folder, which files, their headers, their weights one tensor at a time."""
 
 import dataclasses
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from safetensors import SafetensorError, safe_open
 
 from distill_tune.errors import UserError
-from distill_tune.models.decoder_config import read_config_json
-from distill_tune.models.hf_names import Weights
+from distill_tune.models.adapter_folder import AdapterFolder, has_adapter, has_left_over_config, model_folder
+from distill_tune.models.decoder_config import language_model_config, read_config_json
+from distill_tune.models.hf_names import Weights, canonical_name
+from distill_tune.models.quantisation import require_plain
+from distill_tune.models.weight_files import WeightFiles, weight_files
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
+_EMBEDDINGS, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A Hugging Face folder.
+    """A Hugging Face folder, or an adapter's, which is read on its base.
 
     Attributes:
         key: the config's key, for messages: ``checkpointer``, ``teacher_checkpointer``, ``model`` or ``teacher_model``.
-        folder: with config.json, tokenizer files and weights.
+        folder: with config.json and tokenizer files; of an adapter alone, the base's.
         files: the weights, safetensors or .bin.
         model_type: torchtune's name of the family, which its builders need.
-        config: config.json.
+        config: config.json; whether embeddings and output layer are tied is as the weights have it.
+        adapter: LoRA factors that are merged into the weights.
+        given_as: the names under which a weight of the files is given, where it is not its own alone.
     """
 
     key: str
@@ -37,6 +38,8 @@ class Checkpoint:
     files: tuple[Path, ...]
     model_type: str | None
     config: dict[str, Any]
+    adapter: AdapterFolder | None = None
+    given_as: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, model_key: str, model: DictConfig, checkpointer: DictConfig | None) -> "Checkpoint":
@@ -79,39 +82,45 @@ class Checkpoint:
         Args:
             folder_key: the key that names ``folder``, for messages.
             names: a list, or torchtune's ``{filename_format: model-{}-of-{}.safetensors, max_filename: "00004"}``;
-                None for the folder's index, or its safetensors, or its .bin files.
+                None for those that transformers takes.
+
+        Raises:
+            UserError: a file is missing, broken or something else than a model's weights; they are quantised.
         """
         folder = Path(os.path.expanduser(folder))
-        config = read_config_json(folder, folder_key)
+        base = model_folder(folder_key, folder)
+        config = read_config_json(base, folder_key)
         if names is None:
-            files = _found_files(folder_key, folder)
+            files = weight_files(folder_key, base)
         elif isinstance(names, dict | DictConfig):
             last = str(names["max_filename"])
             numbers = (str(number).zfill(len(last)) for number in range(1, int(last) + 1))
-            files = [folder / names["filename_format"].format(number, last) for number in numbers]
+            files = [base / names["filename_format"].format(number, last) for number in numbers]
         else:
-            files = [folder / str(name) for name in names]
-        if outside := [file for file in files if file.parent != folder]:
-            raise UserError(f"{key}.checkpoint_files: {outside[0]}: lies outside of {folder}")
+            files = [base / str(name) for name in names]
+        if outside := [file for file in files if file.parent != base]:
+            raise UserError(f"{key}.checkpoint_files: {outside[0]}: lies outside of {base}")
         missing = [str(file) for file in files if not os.path.isfile(file)]
         if missing:
             raise UserError(f"{key}.checkpoint_files: no such file: {', '.join(missing)}; is the download complete?")
-        return cls(key, folder, tuple(files), model_type, config)
+        stored = WeightFiles(key, files)
+        headers = stored.headers()
+        require_plain(folder_key, base, config, headers)
+        adapter = AdapterFolder.open(folder_key, folder) if has_adapter(folder) else None
+        ties, given_as = _ties(config, stored, headers, adapter)
+        if not ties and _says_tied(config):
+            config = _untied(config)
+        checkpoint = cls(key, base, tuple(files), model_type, config, adapter, given_as)
+        if adapter is not None:
+            adapter.check(checkpoint.headers())
+            print(f"{folder_key}={folder}: read with its adapter merged into the model {base}")
+        elif has_left_over_config(folder):
+            print(f"{folder_key}={folder}: read without an adapter: adapter_config.json is there, its weights are not")
+        return checkpoint
 
     def headers(self) -> Weights:
-        """All weights as meta tensors, by their names in the files."""
-        weights: Weights = {}
-        for path in self.files:
-            with self._readable(path):
-                if path.suffix == ".safetensors":
-                    with safe_open(path, framework="pt") as file:
-                        for name in file.keys():  # noqa: SIM118
-                            header = file.get_slice(name)
-                            dtype = _DTYPES.get(header.get_dtype(), torch.float32)
-                            weights[name] = torch.empty(header.get_shape(), dtype=dtype, device="meta")
-                else:
-                    weights |= torch.load(path, map_location="meta", weights_only=True)
-        return weights
+        """All weights as meta tensors, by their names in a causal language model of transformers."""
+        return {name: weight for stored, weight in self._stored.headers().items() for name in self._names(stored)}
 
     def dtype(self) -> torch.dtype:
         """In which most of the weights are kept."""
@@ -119,53 +128,85 @@ class Checkpoint:
         return max(set(kinds), key=kinds.count)
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and weight, one after another, in the dtype of the files.
+        """Name and weight, one after another, in the dtype of the files, or float32 where an adapter changes it.
 
         The tensors are views of the mapped file: what a caller does not read is not loaded, and processes on one
         machine share what they read.
         """
-        for path in self.files:
-            with self._readable(path):
-                if path.suffix == ".safetensors":
-                    with safe_open(path, framework="pt") as file:
-                        for name in file.keys():  # noqa: SIM118
-                            yield name, file.get_tensor(name)
-                else:
-                    yield from torch.load(path, map_location="cpu", mmap=True, weights_only=True).items()
+        for stored, weight in self._stored.weights():
+            for name in self._names(stored):
+                yield name, weight if self.adapter is None else self.adapter.merged(name, weight)
 
-    def _readable(self, path: Path) -> "_Readable":
-        return _Readable(f"{self.key}: {path}: cannot be read")
+    @property
+    def _stored(self) -> WeightFiles:
+        return WeightFiles(self.key, self.files)
 
-
-@dataclasses.dataclass(frozen=True)
-class _Readable:
-    message: str
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, SafetensorError | OSError | RuntimeError | ValueError | EOFError) or (
-            kind is not None and kind.__name__ == "UnpicklingError"
-        ):
-            raise UserError(f"{self.message}: {str(error).splitlines()[0]}; is the download complete?") from error
+    def _names(self, stored: str) -> tuple[str, ...]:
+        name = canonical_name(stored)
+        return self.given_as.get(name, (name,))
 
 
-def _found_files(key: str, folder: Path) -> list[Path]:
-    """The weights of a folder: those of its index, else all that are named like weights."""
-    for index in _INDICES:
-        if not (folder / index).is_file():
-            continue
-        try:
-            weight_map = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
-            names = sorted(set(map(Path, weight_map.values())))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-            raise UserError(f"{key}={folder}: {index} is broken: {type(error).__name__} {error}") from error
-        outside = [name for name in names if name.name != str(name)]
-        if outside:
-            raise UserError(f"{key}={folder}: {index} names {outside[0]}, which is no file of this folder")
-        return [folder / name for name in names]
-    for pattern in _PATTERNS:
-        if files := sorted(folder.glob(pattern)):
-            return files
-    raise UserError(f"{key}={folder}: has no weights (model*.safetensors or pytorch_model*.bin)")
+def model_config(folder: Path, key: str) -> dict[str, Any]:
+    """config.json of the model in a folder, or of an adapter's base; tied or not is as the weights have it, if any.
+
+    Args:
+        key: the config's key, for messages.
+
+    Raises:
+        UserError: there is no config.json, or a broken one.
+    """
+    base = model_folder(key, folder)
+    config = read_config_json(base, key)
+    if not _says_tied(config):
+        return config
+    try:
+        stored = WeightFiles(key, weight_files(key, base))
+        adapter = AdapterFolder.open(key, folder) if has_adapter(folder) else None
+        ties, _ = _ties(config, stored, stored.headers(), adapter)
+    except UserError:  # which reading the checkpoint tells
+        return config
+    return config if ties else _untied(config)
+
+
+def _ties(
+    config: Mapping[str, Any], stored: WeightFiles, headers: Weights, adapter: AdapterFolder | None
+) -> tuple[bool, dict[str, tuple[str, ...]]]:
+    """Whether output layer and embeddings share their weight, and under which names the stored ones are given.
+
+    As transformers 5 has it (``PreTrainedModel.tie_weights``): where config.json ties them and the files have both,
+    they are tied if they are equal; where the files have one, it is both. An adapter of one of them unties them.
+    """
+    if not _says_tied(config):
+        return False, {}
+    names = {canonical_name(name): name for name in headers}
+    there = [name for name in (_EMBEDDINGS, _OUTPUT) if name in names]
+    if len(there) == 2 and not _equal(stored, names[_EMBEDDINGS], names[_OUTPUT]):
+        return False, {}
+    if not there:
+        return True, {}
+    if adapter is not None and adapter.unties:
+        return False, {} if len(there) == 2 else {there[0]: (_EMBEDDINGS, _OUTPUT)}
+    return True, {_OUTPUT: () if _EMBEDDINGS in names else (_EMBEDDINGS,)}
+
+
+def _equal(stored: WeightFiles, *names: str) -> bool:
+    one, other = stored.some(names).values()
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.data_ptr() == other.data_ptr():  # a .bin file keeps tied weights once
+        return True
+    return all(torch.equal(part, of_other) for part, of_other in zip(one.split(4096), other.split(4096), strict=True))
+
+
+def _says_tied(config: Mapping[str, Any]) -> bool:
+    try:
+        config = language_model_config(config)
+    except UserError:  # an architecture that torchtune's builders alone know
+        return bool(config.get("tie_word_embeddings", str(config.get("model_type")).startswith("gemma")))
+    return bool(config.get("tie_word_embeddings", False))
+
+
+def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    text = config.get("text_config")
+    inside = {"text_config": {**text, "tie_word_embeddings": False}} if isinstance(text, Mapping) else {}
+    return {**config, **inside, "tie_word_embeddings": False}

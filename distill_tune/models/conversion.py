@@ -88,7 +88,7 @@ class _FromFolder:
         return peft_names.to_peft(weights, shape, self._decoder, inside="text_config" in self._config)
 
     def exported_config(self) -> dict[str, Any]:
-        return language_model_config(self._config)
+        return language_model_config(self._config) | {"tie_word_embeddings": self._decoder.tied_embeddings}
 
 
 class TorchtuneConversion:
@@ -107,9 +107,10 @@ class TorchtuneConversion:
         try:
             return self._from(weights, **self._shape_arguments(to_torchtune=True))
         except Exception as error:  # torchtune raises plain Exception for a name that it does not know
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split())[:200]
+            foreign = next((told for name in weights if (told := hf_names.what_it_is(name))), "")
             raise UserError(
-                f"checkpointer.model_type={self._model_type}: does not fit the checkpoint: {reason[:200]}"
+                f"checkpointer.model_type={self._model_type}: does not fit the checkpoint: {reason}{foreign}"
             ) from error
 
     def to_hf(self, weights: Weights) -> Weights:

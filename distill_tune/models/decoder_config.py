@@ -1,62 +1,37 @@
-"""config.json of a Hugging Face folder, read into what a decoder is built from."""
+"""config.json of a Hugging Face folder, read as transformers' own class reads it, into what a decoder is built from."""
 
+import contextlib
+import copy
 import dataclasses
+import importlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from distill_tune.config.values import MOST_LAYERS
 from distill_tune.errors import UserError
 from distill_tune.models.rope import RopeConfig
 
-# What published config.json files leave to transformers' defaults, by architecture.
-_GEMMA3_DEFAULTS = {
-    "vocab_size": 262_208,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "max_position_embeddings": 131_072,
-    "rms_norm_eps": 1e-6,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "query_pre_attn_scalar": 256,
-    "rope_theta": 1_000_000.0,
-    "rope_local_base_freq": 10_000.0,
-    "sliding_window": 4096,
-    "sliding_window_pattern": 6,
-    "tie_word_embeddings": True,
-}
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "LlamaForCausalLM": {},
-    "MistralForCausalLM": {},
-    "Qwen2ForCausalLM": {"attention_bias": True},  # of q, k and v alone
-    "Qwen3ForCausalLM": {"head_dim": 128},
-    "Gemma2ForCausalLM": {
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": 256,
-        "head_dim": 256,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-        "sliding_window": 4096,
-        "sliding_window_pattern": 2,
-        "tie_word_embeddings": True,
-    },
-    "Gemma3ForCausalLM": _GEMMA3_DEFAULTS,
-    "Gemma3ForConditionalGeneration": _GEMMA3_DEFAULTS,  # with a vision tower, which is left out
-    "Phi3ForCausalLM": {},
-}
-# For a config.json that names no architecture.
-_BY_MODEL_TYPE = {
+# transformers' class for each model_type.
+_ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "ministral": "MinistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
-    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3": "Gemma3ForConditionalGeneration",  # with a vision tower, which is left out
     "phi3": "Phi3ForCausalLM",
 }
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+# Of a model that also sees, what is read outside of its text_config.
+_OUTSIDE = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "transformers_version")
+_OF_CLASSIFIERS = ("id2label", "label2id", "num_labels", "problem_type")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,16 +73,17 @@ class DecoderConfig:
 
 
 _MOST = 2**31
-_SIZES = (
-    "head_dim",
-    "hidden_size",
-    "intermediate_size",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    "vocab_size",
-)
+_MOST_HEAD_DIM = 2**16
+_SIZES = {
+    "head_dim": _MOST_HEAD_DIM,
+    "hidden_size": _MOST,
+    "intermediate_size": _MOST,
+    "max_position_embeddings": _MOST,
+    "num_attention_heads": _MOST,
+    "num_hidden_layers": MOST_LAYERS,
+    "num_key_value_heads": _MOST,
+    "vocab_size": _MOST,
+}
 
 
 def read_config_json(folder: Path, key: str) -> dict[str, Any]:
@@ -130,114 +106,188 @@ def read_config_json(folder: Path, key: str) -> dict[str, Any]:
 
 
 def language_model_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of the text decoder alone, defaults filled in: of a model that also sees, its ``text_config``.
+    """config.json of the text decoder alone: of a model that also sees, its ``text_config``.
 
     Raises:
-        UserError: an architecture that is not supported.
+        UserError: an architecture that is not supported, or another than that of ``model_type``.
     """
-    model_type = str(config.get("model_type"))
-    architecture = next(iter(config.get("architectures") or [_BY_MODEL_TYPE.get(model_type, model_type)]))
-    if architecture not in _DEFAULTS:
+    model_type, named = config.get("model_type"), config.get("architectures")
+    first = named[0] if named and isinstance(named, list) else None
+    architecture = str(first or _ARCHITECTURES.get(str(model_type), model_type))
+    kinds = {name: kind for kind, name in _ARCHITECTURES.items()}
+    if architecture not in kinds:
         raise UserError(
-            f"config.json: the architecture {architecture} is not supported; there are {', '.join(_DEFAULTS)}"
+            f"config.json: the architecture {architecture[:60]} is not supported; there are {', '.join(kinds)}"
         )
-    text = {**_DEFAULTS[architecture], **config, **config.get("text_config", {}), "architectures": [architecture]}
-    if architecture == "Gemma3ForConditionalGeneration":
-        seen = ("text_config", "vision_config", "image_token_index", "boi_token_index", "eoi_token_index")
-        text = {key: value for key, value in text.items() if key not in (*seen, "mm_tokens_per_image")}
-        text |= {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
-    return text
+    if model_type not in (None, kinds[architecture]):
+        raise UserError(f"config.json: model_type={str(model_type)[:60]}: is not that of a {architecture}")
+    if architecture != "Gemma3ForConditionalGeneration":
+        return {**config, "architectures": [architecture], "model_type": kinds[architecture]}
+    text = config.get("text_config") or {}
+    if not isinstance(text, dict):
+        raise UserError("config.json: text_config is no mapping")
+    return {
+        **{key: config[key] for key in _OUTSIDE if key in config},
+        **text,
+        "tie_word_embeddings": config.get("tie_word_embeddings", True),
+        "final_logit_softcapping": None,  # the class that sees has none, whatever its text_config says
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+    }
 
 
 def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
-    """
+    """What transformers' class makes of config.json: its defaults, and no key that it does not read.
+
     Args:
         config: config.json.
 
     Raises:
-        UserError: an architecture, an activation or a rope scaling that is not supported, or a key that is missing.
+        UserError: an architecture or a value that is not supported, or one that transformers does not take either.
     """
+    text = language_model_config(config)
+    architecture = text["architectures"][0]
+    for name, most in _SIZES.items():
+        value = text.get(name)
+        if value is not None and not (isinstance(value, int) and 1 <= value <= most):
+            raise UserError(f"config.json: {name}={str(value)[:40]}: must be a whole number from 1 to {most}")
+    if text.get("per_layer_config"):
+        raise UserError("config.json: per_layer_config: layers that differ in their settings are not supported")
     try:
-        text = language_model_config(config)
-        architecture = text["architectures"][0]
-        for name in _SIZES:
-            most = MOST_LAYERS if name == "num_hidden_layers" else _MOST
-            if text.get(name) is not None and not (isinstance(text[name], int) and 1 <= text[name] <= most):
-                raise UserError(f"config.json: {name}={str(text[name])[:40]}: must be a whole number from 1 to {most}")
-        return _decoder_config(architecture, text)
-    except KeyError as error:
-        raise UserError(f"config.json: has no {error.args[0]}, which {architecture} needs") from error
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(f"config.json: does not describe a model: {error}") from error
+        with _quiet_transformers():
+            return _decoder_config(*_as_transformers_reads(architecture, text))
+    except UserError:
+        raise
+    except Exception as error:  # a broken value may end anywhere in transformers
+        reason = " ".join(str(error.args[0] if error.args else type(error).__name__).split())[:200]
+        missing = isinstance(error, KeyError) and " " not in reason
+        told = f"has no {reason}" if missing else f"does not describe a model: {reason}"
+        raise UserError(f"config.json: {told}") from error
 
 
-def _decoder_config(architecture: str, text: dict[str, Any]) -> DecoderConfig:
-    gemma = architecture.startswith("Gemma")
-    num_heads, num_layers = text["num_attention_heads"], text["num_hidden_layers"]
-    head_dim = text.get("head_dim") or text["hidden_size"] // num_heads
-    layer_types = _layer_types(architecture, text)
-    activation = text.get("hidden_activation") or text.get("hidden_act", "silu")
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its remarks on keys that its class does not read."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _as_transformers_reads(architecture: str, text: dict[str, Any]) -> tuple[str, Any]:
+    """Name of the class, and its configuration with all defaults."""
+    from transformers import CONFIG_MAPPING
+
+    model_type = text["model_type"]
+    if model_type == "mistral" and "layer_types" in text:  # as AutoConfig has it
+        model_type, architecture = "ministral", "MinistralForCausalLM"
+    read = {key: value for key, value in text.items() if key not in _OF_CLASSIFIERS}
+    return architecture, CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(read))
+
+
+def _decoder_config(architecture: str, read: Any) -> DecoderConfig:
+    # A class reads what it declares, no other key of config.json; but for head_dim.
+    declared = {field.name: getattr(read, field.name) for field in dataclasses.fields(read)}
+    num_heads, num_kv_heads = read.num_attention_heads, read.num_key_value_heads
+    head_dim = getattr(read, "head_dim", None) or read.hidden_size // num_heads
+    if num_heads % num_kv_heads:
+        raise UserError(
+            f"config.json: num_attention_heads={num_heads}: is no multiple of num_key_value_heads={num_kv_heads}"
+        )
+    if not 1 <= head_dim <= _MOST_HEAD_DIM:
+        raise UserError(f"config.json: heads of {head_dim} dimensions: must be from 1 to {_MOST_HEAD_DIM}")
+    if declared.get("use_bidirectional_attention") or not getattr(read, "is_causal", True):
+        key = "is_causal" if not getattr(read, "is_causal", True) else "use_bidirectional_attention"
+        raise UserError(f"config.json: {key}={getattr(read, key)}: attention to later tokens is not supported")
+    activation = declared.get("hidden_activation", declared.get("hidden_act"))
     if activation not in _ACTIVATIONS:
         raise UserError(
             f"config.json: the activation {activation} is not supported; there are {', '.join(_ACTIVATIONS)}"
         )
-    attention_bias = bool(text.get("attention_bias", False))
-    ropes = {kind: _rope(text, kind, head_dim) for kind in set(layer_types)}
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"):
+        if declared.get(key) is not None and not declared[key] > 0:
+            raise UserError(f"config.json: {key}={declared[key]}: must be above 0")
+    layer_types = _layer_types(declared)
+    ropes = {kind: _rope(architecture, read, kind, head_dim) for kind in set(layer_types)}
+    attention_bias = declared.get("attention_bias", architecture == "Qwen2ForCausalLM")
     return DecoderConfig(
         architecture=architecture,
-        vocab_size=text["vocab_size"],
-        num_layers=num_layers,
-        embed_dim=text["hidden_size"],
-        intermediate_dim=text["intermediate_size"],
+        vocab_size=read.vocab_size,
+        num_layers=read.num_hidden_layers,
+        embed_dim=read.hidden_size,
+        intermediate_dim=read.intermediate_size,
         num_heads=num_heads,
-        num_kv_heads=text.get("num_key_value_heads") or num_heads,
+        num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        max_seq_len=min(rope.trained_length for rope in ropes.values()),
-        norm_eps=text.get("rms_norm_eps", 1e-6),
-        tied_embeddings=bool(text.get("tie_word_embeddings", False)),
+        max_seq_len=min(_trained_length(read, kind) for kind in ropes),
+        norm_eps=read.rms_norm_eps,
+        tied_embeddings=read.tie_word_embeddings,
         qkv_bias=attention_bias,
         output_bias=attention_bias and architecture != "Qwen2ForCausalLM",
-        mlp_bias=bool(text.get("mlp_bias", False)),
+        mlp_bias=declared.get("mlp_bias", False),
         activation=_ACTIVATIONS[activation],
         qk_norm=architecture.startswith(("Qwen3", "Gemma3")),
-        gemma=gemma,
+        gemma=architecture.startswith("Gemma"),
         fused=architecture == "Phi3ForCausalLM",
-        attention_scale=(text["query_pre_attn_scalar"] if gemma else head_dim) ** -0.5,
-        attention_softcap=text.get("attn_logit_softcapping"),
-        logit_softcap=text.get("final_logit_softcapping"),
-        windows=tuple(text["sliding_window"] if kind == "sliding_attention" else None for kind in layer_types),
+        attention_scale=declared.get("query_pre_attn_scalar", head_dim) ** -0.5,
+        attention_softcap=declared.get("attn_logit_softcapping"),
+        logit_softcap=declared.get("final_logit_softcapping"),
+        windows=tuple(read.sliding_window if kind == "sliding_attention" else None for kind in layer_types),
         ropes=tuple(ropes[kind] for kind in layer_types),
     )
 
 
-def _layer_types(architecture: str, text: dict[str, Any]) -> list[str]:
+def _layer_types(declared: dict[str, Any]) -> list[str]:
     """``full_attention`` or ``sliding_attention`` for each layer."""
-    num_layers = text["num_hidden_layers"]
-    if text.get("layer_types"):
-        return list(text["layer_types"])
-    if pattern := text.get("sliding_window_pattern"):  # every so manyth layer sees all
-        return ["full_attention" if (layer + 1) % pattern == 0 else "sliding_attention" for layer in range(num_layers)]
-    if not text.get("sliding_window") or text.get("use_sliding_window") is False:
-        return ["full_attention"] * num_layers
-    if architecture.startswith("Qwen"):
-        first = text["max_window_layers"] if text.get("use_sliding_window") else num_layers
-        return ["sliding_attention" if layer >= first else "full_attention" for layer in range(num_layers)]
-    return ["sliding_attention"] * num_layers
+    window = declared.get("sliding_window")
+    everywhere = "full_attention" if window is None else "sliding_attention"
+    layer_types = declared.get("layer_types") or [everywhere] * declared["num_hidden_layers"]
+    for kind in layer_types:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UserError(f"config.json: layer_types: {kind} is not supported; there are full and sliding_attention")
+    if "sliding_attention" in layer_types and not (isinstance(window, int) and window >= 1):
+        raise UserError(f"config.json: sliding_window={window}: layers of sliding_attention need one of 1 or more")
+    return layer_types
 
 
-def _rope(text: dict[str, Any], layer_type: str, head_dim: int) -> RopeConfig:
-    # transformers 5 writes rope_parameters, for Gemma 3 by layer type; earlier versions rope_theta and rope_scaling.
-    parameters = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    by_type = parameters.get(layer_type)
-    base = text.get("rope_theta", 10_000.0)
-    if by_type is not None:
-        parameters = by_type
-    elif layer_type == "sliding_attention" and "rope_local_base_freq" in text:
-        parameters, base = {}, text["rope_local_base_freq"]
-    share = parameters.get("partial_rotary_factor", text.get("partial_rotary_factor", 1.0))
-    # Phi-3 keeps the length before scaling beside the scaling, not in it.
-    original = text.get("original_max_position_embeddings")
-    parameters = {"original_max_position_embeddings": original, **parameters} if original else parameters
-    return RopeConfig.of(
-        int(head_dim * share), float(parameters.get("rope_theta", base)), text["max_position_embeddings"], parameters
-    )
+def _rope(architecture: str, read: Any, layer_type: str, head_dim: int) -> RopeConfig:
+    """What the class's own rotary embedding turns by."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    kinds = ("default", *ROPE_INIT_FUNCTIONS)
+    if (kind := _rope_parameters(read, layer_type)["rope_type"]) not in kinds:
+        raise UserError(f"config.json: rope scaling {kind} is not supported; there are {', '.join(kinds)}")
+    modeling = importlib.import_module(type(read).__module__.replace(".configuration_", ".modeling_"))
+    with torch.device("cpu"):
+        rotary = getattr(modeling, architecture.replace("ForCausalLM", "RotaryEmbedding"))(read)
+    prefix = f"{layer_type}_" if _by_layer_type(read) else ""
+    frequencies = getattr(rotary, f"{prefix}inv_freq").tolist()
+    dim = 2 * len(frequencies)
+    if dim > head_dim or (dim < head_dim and architecture != "Phi3ForCausalLM"):
+        raise UserError(
+            f"config.json: rope turns {dim} of a head's {head_dim} dimensions (partial_rotary_factor?), which "
+            f"{architecture} cannot do"
+        )
+    if not all(map(math.isfinite, frequencies)):
+        raise UserError("config.json: rope's frequencies are no numbers; rope_theta or the scaling is wrong")
+    return RopeConfig(tuple(frequencies), float(getattr(rotary, f"{prefix}attention_scaling")))
+
+
+def _by_layer_type(read: Any) -> bool:
+    return type(read).__name__ == "Gemma3TextConfig"
+
+
+def _rope_parameters(read: Any, layer_type: str) -> dict[str, Any]:
+    return read.rope_parameters[layer_type] if _by_layer_type(read) else read.rope_parameters
+
+
+def _trained_length(read: Any, layer_type: str) -> int:
+    """The longest sequence that the frequencies serve: beyond it longrope and dynamic scaling have others."""
+    parameters = _rope_parameters(read, layer_type)
+    if parameters["rope_type"] != "longrope":
+        return read.max_position_embeddings
+    return min(parameters["original_max_position_embeddings"], read.max_position_embeddings)

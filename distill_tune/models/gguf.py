@@ -36,6 +36,7 @@ _NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 _TENSOR = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
+_ADDED = (3, 4)  # llama.cpp's types of tokens: control, user-defined
 _BLOCK = 32  # weights
 _BLOCK_BYTES = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20}
 
@@ -76,10 +77,6 @@ class GGUFCheckpoint(Checkpoint):
                 raw = torch.from_numpy(tensor.data.copy())
                 yield name, tensor.tensor_type.name, self._in_hf_order(name, raw)
 
-    def tokens(self) -> dict[str, int]:
-        """The tokenizer's vocabulary."""
-        return {token: number for number, token in enumerate(_field(_reader(self.folder), "tokenizer.ggml.tokens", []))}
-
     def _tensors(self) -> Iterator[tuple[str, Any]]:
         for tensor in _reader(self.folder).tensors:
             found = _TENSOR.fullmatch(tensor.name)
@@ -96,6 +93,20 @@ class GGUFCheckpoint(Checkpoint):
             return rows
         heads = self.config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
         return rows.view(heads, len(rows) // heads // 2, 2, -1).transpose(1, 2).reshape(rows.shape)
+
+
+def gguf_tokens(path: Path) -> tuple[dict[int, str], frozenset[int]]:
+    """A file's tokenizer: the text of each id, and the ids that are control tokens or were added."""
+    reader = _reader(path)
+    tokens, kinds = (_field(reader, f"tokenizer.ggml.{name}", []) for name in ("tokens", "token_type"))
+    return dict(enumerate(tokens)), frozenset(index for index, kind in enumerate(kinds) if kind in _ADDED)
+
+
+def gguf_ends(path: Path) -> list[int]:
+    """The tokens at which a file's text ends, or a turn."""
+    reader = _reader(path)
+    ends = (_field(reader, f"tokenizer.ggml.{kind}_token_id", None) for kind in ("eos", "eot"))
+    return [int(token) for token in ends if token is not None]
 
 
 def gguf_config(path: Path) -> dict[str, Any]:

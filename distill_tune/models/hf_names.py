@@ -16,6 +16,7 @@ Weights = dict[str, torch.Tensor]
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _LANGUAGE_MODEL = re.compile(r"^(?:model\.language_model\.|language_model\.model\.)")
+_BASE = "model."  # what a causal language model calls its decoder; a decoder saved alone has names without it
 _NOT_OF_THE_DECODER = re.compile(r"vision_tower\.|multi_modal_projector\.|rotary_emb\.inv_freq$")
 
 _GLOBAL = {
@@ -71,6 +72,28 @@ def projections(config: DecoderConfig) -> dict[str, list[Part]]:
     return fused | {theirs: [Part(ours)] for theirs, ours in _PROJECTIONS.items() if ours not in held}
 
 
+def canonical_name(name: str) -> str:
+    """What a weight is called in a causal language model of transformers.
+
+    A decoder of its own has the names without ``model.``, one inside another with a second one, and that of a model
+    which also sees lies deeper: transformers reads all of these. A name that is none of them stays.
+    """
+    name = _LANGUAGE_MODEL.sub(_BASE, name).replace("language_model.lm_head.", "lm_head.")
+    if _is_of_decoder(name):
+        return name
+    inside, outside = name.removeprefix(_BASE), f"{_BASE}{name}"
+    return next((other for other in (inside, outside) if _is_of_decoder(other)), name)
+
+
+def not_of_the_decoder(name: str) -> bool:
+    """Whether a weight is a vision tower's, or a table that follows from the config."""
+    return _NOT_OF_THE_DECODER.search(name) is not None
+
+
+def _is_of_decoder(name: str) -> bool:
+    return name in _GLOBAL or _LAYER.fullmatch(name) is not None
+
+
 def hf_to_torchtune(weights: Weights, config: DecoderConfig) -> Weights:
     """Rename, and cut fused tensors into views; works on any part of a checkpoint, on meta tensors as well.
 
@@ -80,8 +103,8 @@ def hf_to_torchtune(weights: Weights, config: DecoderConfig) -> Weights:
     table = _layer_table(config)
     converted: Weights = {}
     for name, tensor in weights.items():
-        name = _LANGUAGE_MODEL.sub("model.", name).replace("language_model.lm_head.", "lm_head.")
-        if _NOT_OF_THE_DECODER.search(name) or (name == "lm_head.weight" and config.tied_embeddings):
+        name = canonical_name(name)
+        if not_of_the_decoder(name):
             continue
         layer = _LAYER.fullmatch(name)
         if name in _GLOBAL:
@@ -90,8 +113,35 @@ def hf_to_torchtune(weights: Weights, config: DecoderConfig) -> Weights:
             for part in table[layer[2]]:
                 converted[f"layers.{layer[1]}.{part.name}"] = tensor[part.start : part.stop]
         else:
-            raise UserError(f"checkpoint: {name} is no weight of a {config.architecture}")
+            raise UserError(f"{name} is no weight of a {config.architecture}{what_it_is(name)}")
     return converted
+
+
+# Names that other programs give, and whose they are.
+_FOREIGN = (
+    (r"(?:.*\.)?_orig_mod\.", "torch.compile's; save the model that was compiled, not what compile returned"),
+    (r"(?:.*\.)?_fsdp_wrapped_module\.", "FSDP's; gather the model's own state dict"),
+    (r"(?:.*\.)?(?:_forward_module\.|_checkpoint_wrapped_module\.)", "a wrapper's; save the model inside"),
+    (r"base_model\.model\.|.*\.lora_[AB]\.|.*\.base_layer\.", "PEFT's: an adapter; merge it (merge_and_unload)"),
+    (r"pretrained_model\.|v_head\.", "a model with a value head (TRL); save its pretrained_model"),
+    (r"module\.", "DistributedDataParallel's or DeepSpeed's; save the model inside, model.module"),
+    (r"layers\.\d+\.(?:attention|feed_forward)\.|tok_embeddings\.|output\.weight", "Meta's or Mistral's own layout"),
+    (r"layers\.\d+\.(?:attn|mlp|sa_norm)\b", "torchtune's own layout"),
+    (r"transformer\.|gpt_neox\.|backbone\.|(?:model\.)?decoder\.", "another architecture's"),
+    (r"score\.|classifier\.", "a classifier's or reward model's"),
+)
+
+
+def what_it_is(name: str) -> str:
+    """What is known about a name that is not a decoder's."""
+    for pattern, meaning in _FOREIGN:
+        if re.match(pattern, name):
+            return f": it is {meaning}"
+    parts = name.split(".")
+    for start in range(1, len(parts)):
+        if _is_of_decoder(".".join(parts[start:])):
+            return f": the prefix {'.'.join(parts[:start])}. is another program's; take it off all names"
+    return ""
 
 
 def torchtune_to_hf(weights: Weights, config: DecoderConfig) -> Weights:

@@ -48,7 +48,10 @@ def check_fit(key: str, model: nn.Module, checkpoint: Checkpoint) -> None:
         UserError: names or shapes differ.
     """
     conversion = conversion_of(model, checkpoint.model_type, checkpoint.config)
-    found = conversion.to_torchtune(checkpoint.headers())
+    try:
+        found = conversion.to_torchtune(checkpoint.headers())
+    except UserError as error:
+        raise UserError(f"{key} does not fit {checkpoint.key}: {checkpoint.folder}: {error}") from error
     adapters = adapter_names(model)
     wanted = {name: p.shape for name, p in model.named_parameters() if name not in adapters}
     problems = []
@@ -56,6 +59,11 @@ def check_fit(key: str, model: nn.Module, checkpoint: Checkpoint) -> None:
         problems.append(f"the checkpoint lacks {_some(missing)}")
     if extra := [name for name in found if name not in wanted]:
         problems.append(f"the model has no place for {_some(extra)}")
+    if extra == ["output.weight"]:
+        problems.append(
+            "the model ties its output layer to its embeddings, the checkpoint has another lm_head.weight: build it "
+            "with distill_tune.models.from_hf from that folder, which keeps the two apart as transformers does"
+        )
     differ = [name for name in wanted if name in found and found[name].shape != wanted[name]]
     if differ:
         shown = [f"{name} {list(found[name].shape)} (the model: {list(wanted[name])})" for name in differ]

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torchao.dtypes.nf4tensor import NF4Tensor
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.losses.adapted_projection import AdaptedProjection
 from distill_tune.losses.projection import AutogradProjection, LinearProjection, Projection
 from distill_tune.models.packed_rows import use_packed_rows
 
-from torchtune.modules import TiedLinear, TransformerDecoder
+from torchtune.modules import FrozenNF4Linear, TiedLinear, TransformerDecoder
 from torchtune.modules.peft import DoRALinear, LoRALinear
 
 
@@ -51,17 +53,34 @@ class OutputHead:
         return getattr(self.projection, "cap", None)
 
     def projection_for_loss(self) -> Projection:
-        """What the loss walks over. Of a sharded model, ask after its forward, when the weight is whole."""
-        is_linear = isinstance(self.projection, TiedLinear | SoftCappedLinear) or type(self.projection) is nn.Linear
-        if is_linear and not is_traceable_wrapper_subclass(self.weight.data):  # quantised weights are such
-            return LinearProjection(self.weight, getattr(self.module, "bias", None), self.softcap)
-        return AutogradProjection(self.project_uncapped, self.vocab_size, self.trainable, self.softcap)
+        """What the loss walks over, anew for each batch. Of a sharded model, ask after its forward, when it is whole.
+
+        Logits are float32, but for layers that neither torchtune nor this package has.
+        """
+        layer, base = self.projection, self.base_projection_for_loss()
+        if not isinstance(layer, LoRALinear | DoRALinear) or not isinstance(base, LinearProjection) or layer.disabled:
+            return base
+        scaling = layer.scaling if isinstance(layer, DoRALinear) else layer.alpha / layer.rank
+        magnitude = layer.magnitude if isinstance(layer, DoRALinear) else None
+        return AdaptedProjection(
+            base, layer.lora_a.weight, layer.lora_b.weight, scaling, magnitude, dropout=layer.dropout
+        )
 
     def base_projection_for_loss(self) -> Projection:
         """:meth:`projection_for_loss` without the layer's adapters."""
-        if isinstance(self.projection, LoRALinear | DoRALinear):
-            return LinearProjection(self.weight, getattr(self.module, "bias", None))
-        return self.projection_for_loss()
+        weight = self.weight
+        if isinstance(weight.data, NF4Tensor):
+            weight = weight.data.get_original_weight()
+        if not self._is_linear or is_traceable_wrapper_subclass(weight.data):  # other quantised weights are such
+            return AutogradProjection(self.project_uncapped, self.vocab_size, self.trainable, self.softcap)
+        return LinearProjection(weight, getattr(self.module, "bias", None), self.softcap)
+
+    @property
+    def _is_linear(self) -> bool:
+        """Whether logits are a product with the weight, apart from cap and adapters."""
+        if isinstance(self.projection, nn.Linear) and type(self.projection).forward is nn.Linear.forward:
+            return True  # sharded, it is of a class of FSDP's
+        return isinstance(self.projection, TiedLinear | SoftCappedLinear | LoRALinear | DoRALinear | FrozenNF4Linear)
 
     def project_uncapped(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[n, d]`` to logits ``[n, v]``, without the cap of :attr:`softcap`."""

@@ -50,12 +50,13 @@ def keep_layers(model: TransformerDecoder, kept: Sequence[int]) -> None:
 def pruned_config(config: dict[str, Any], decoder: DecoderConfig, kept: Sequence[int]) -> dict[str, Any]:
     """config.json of the pruned model; a pattern of layer types is spelled out, since it no longer holds."""
     pruned = {**config, "num_hidden_layers": len(kept)}
-    if any(decoder.windows):
+    if len(set(decoder.windows)) > 1:
+        pruned.pop("sliding_window_pattern", None)
         kinds = ["sliding_attention" if window else "full_attention" for window in decoder.windows]
         pruned["layer_types"] = [kinds[layer] for layer in kept]
-    elif "layer_types" in pruned:
+    elif pruned.get("layer_types"):
         pruned["layer_types"] = [pruned["layer_types"][layer] for layer in kept]
-    return {key: value for key, value in pruned.items() if not key.endswith("sliding_window_pattern")}
+    return pruned
 
 
 @torch.no_grad()

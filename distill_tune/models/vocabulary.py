@@ -1,39 +1,36 @@
-"""Whether teacher and student speak of the same tokens."""
+"""Whether teacher, student and rows speak of the same tokens."""
 
-import json
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.errors import UserError
+from distill_tune.models.gguf import gguf_tokens
 from distill_tune.models.output_head import output_head
+from distill_tune.models.tokenizer_files import open_tokenizer
 
 from torchtune.modules import TransformerDecoder
 
 _SHOWN = 3
+_TIKTOKEN = "original"  # where the folders of Llama keep Meta's own files
+_ANOTHER = 0.01  # of the ordinary tokens; a tokenizer that differs in more is another one
 
 
-def common_vocabulary(student: TransformerDecoder, teacher_size: int, tokenizer: Any) -> int:
+def common_vocabulary(student: TransformerDecoder, teacher_size: int) -> int:
     """How many tokens both models know, where their vocabularies differ by padding rows at the end.
 
-    Says so in one line where they do.
+    Says so in one line where they do. A tokenizer may have more tokens than a model has rows: what counts is which of
+    them occur in the data, see :func:`~distill_tune.models.require_tokens`.
 
     Args:
         student: meta tensors serve.
         teacher_size: the teacher's vocabulary.
-        tokenizer: its ``vocab_size``, where it has one, says how many tokens exist.
-
-    Raises:
-        UserError: a model has fewer rows than the tokenizer has tokens.
     """
     student_size = output_head(student).vocab_size
-    tokenizer_size = getattr(tokenizer, "vocab_size", 0)
-    for key, size in (("model", student_size), ("teacher_model", teacher_size)):
-        if size < tokenizer_size:
-            raise UserError(
-                f"{key}: its vocabulary has {size} tokens, the tokenizer {tokenizer_size}; teacher and student must "
-                "share the tokenizer that the config names"
-            )
     common = min(student_size, teacher_size)
     if student_size != teacher_size:
         print(
@@ -43,64 +40,139 @@ def common_vocabulary(student: TransformerDecoder, teacher_size: int, tokenizer:
     return common
 
 
-def check_tokenizers(student_folder: Path, teacher_folder: Path) -> None:
-    """Compare the token ids of two model folders, as far as both have tokenizer files of one kind.
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a tokenizer.
 
-    Special tokens that were added later may differ in name; the ordinary vocabulary may not.
+    Attributes:
+        tokens: the text of each id.
+        added: the ids that were added to the ordinary vocabulary, as control tokens are.
+    """
+
+    tokens: Mapping[int, str]
+    added: frozenset[int]
+
+    @classmethod
+    def of(cls, path: Path) -> "Vocabulary | None":
+        """Of a model folder, or a GGUF file; None where it has none that can be read."""
+        if path.suffix == ".gguf":
+            tokens, added = gguf_tokens(path)
+            return cls(tokens, added) if tokens else None
+        return cls.of_transformers(open_tokenizer(path) or open_tokenizer(path / _TIKTOKEN))
+
+    @classmethod
+    def of_transformers(cls, tokenizer: Any) -> "Vocabulary | None":
+        """
+        Args:
+            tokenizer: of transformers, or None.
+        """
+        if tokenizer is None:
+            return None
+        tokens = {index: token for token, index in tokenizer.get_vocab().items()}
+        return cls(tokens, frozenset(tokenizer.added_tokens_decoder))
+
+    def differing(self, other: "Vocabulary") -> dict[int, str]:
+        """The ids that are other tokens in ``other``, each with what it is there: ``'<a>' is '<b>'``.
+
+        tiktoken's files have no control tokens: what one of the two has none of is not compared.
+        """
+        found = {}
+        for index in self.tokens.keys() | other.tokens.keys():
+            mine, its = self.tokens.get(index), other.tokens.get(index)
+            is_left_out = (mine is None and not self.added) or (its is None and not other.added)
+            if mine != its and not is_left_out and _as_text(mine) != _as_text(its):
+                found[index] = f"{_quoted(mine)} is {_quoted(its)}"
+        return found
+
+    def require_same_ordinary(self, other: "Vocabulary", told: str) -> dict[int, str]:
+        """:meth:`differing`, where ``other`` is no other tokenizer altogether.
+
+        Args:
+            told: the start of the message.
+
+        Raises:
+            UserError: more than a hundredth of the ordinary tokens differ.
+        """
+        differing = self.differing(other)
+        ordinary = [index for index in differing if index in self.tokens and index not in self.added | other.added]
+        if len(ordinary) > _ANOTHER * len(self.tokens):
+            shown = ", ".join(f"{index}: {differing[index]}" for index in sorted(ordinary)[:_SHOWN])
+            raise UserError(f"{told}: {len(ordinary)} tokens have other ids or are missing ({shown})")
+        return differing
+
+
+def check_tokenizers(student: Path, teacher: Path, tokenizer: Any = None) -> dict[int, str]:
+    """Compare all tokens of the rows, the added ones too, with a teacher's.
+
+    Args:
+        student: its folder, whose tokenizer writes the rows if ``tokenizer`` is not transformers'.
+        teacher: its folder, or a GGUF file.
+        tokenizer: that writes the rows.
+
+    Returns:
+        The ids that are other tokens to the teacher, for :func:`require_same_tokens`; none where one of the two has no
+        tokenizer to compare.
 
     Raises:
-        UserError: an id means another token in each.
+        UserError: the teacher's tokenizer is another one altogether.
     """
-    for read in (_hf_tokens, _sentencepiece_tokens, _tiktoken_tokens):
-        student = read(student_folder)
-        teacher = read(teacher_folder) if teacher_folder.suffix != ".gguf" else _gguf_tokens(teacher_folder)
-        if student is None or teacher is None:
-            continue
-        differ = [token for token, index in student.items() if teacher.get(token, index) != index]
-        lost = [token for token in student if token not in teacher]
-        if differ or len(lost) > 0.01 * len(student):
-            shown = ", ".join(repr(token) for token in (differ or lost)[:_SHOWN])
-            raise UserError(
-                f"teacher_checkpointer.checkpoint_dir={teacher_folder}: its tokenizer is not the student's "
-                f"({student_folder}): {len(differ)} tokens have other ids, {len(lost)} are missing ({shown}); "
-                "distillation by logits needs one tokenizer"
-            )
+    rows, its = written_by(tokenizer) or Vocabulary.of(student), Vocabulary.of(teacher)
+    if rows is None or its is None:
+        return {}
+    writer = getattr(tokenizer, "folder", student)
+    told = f"teacher_model: the tokenizer of {teacher} is not that of {writer}; distillation by logits needs one"
+    return rows.require_same_ordinary(its, told)
+
+
+def require_same_tokens(differing: Mapping[int, str], used: numpy.ndarray, teacher: Path) -> None:
+    """
+    Args:
+        differing: of :func:`check_tokenizers`.
+        used: the ids that occur in the rows, sorted.
+        teacher: its folder, for the message.
+
+    Raises:
+        UserError: a token of the rows is another one to the teacher.
+    """
+    if found := _used(differing, used):
+        raise UserError(
+            f"teacher_model: rows have tokens that are others in the tokenizer of {teacher}: {found}; let the rows be "
+            f"written as the teacher reads them, tokenizer.path={teacher}, or take a teacher of the same template"
+        )
+
+
+def check_own_tokens(student: Path, tokenizer: Any, used: numpy.ndarray) -> None:
+    """Compare the tokens of the rows with those that the student was made with.
+
+    Added tokens that are new to it are learned, which is told in a line.
+
+    Raises:
+        UserError: the rows are written with another tokenizer than the student's altogether.
+    """
+    rows = written_by(tokenizer)
+    if rows is None or tokenizer.folder.resolve() == student.resolve() or (its := Vocabulary.of(student)) is None:
         return
+    told = f"tokenizer.path={tokenizer.folder}: is not the tokenizer of the student {student}"
+    if found := _used(rows.require_same_ordinary(its, told), used):
+        print(f"tokens of the rows that the student {student} knows otherwise, and learns anew: {found}")
 
 
-def _gguf_tokens(file: Path) -> dict[str, int] | None:
-    from distill_tune.models.gguf import GGUFCheckpoint
-
-    return GGUFCheckpoint.open("teacher_model", file).tokens() or None
-
-
-def _hf_tokens(folder: Path) -> dict[str, int] | None:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    vocabulary = json.loads(path.read_text(encoding="utf-8"))["model"].get("vocab")
-    if isinstance(vocabulary, list):  # unigram: a list of (piece, score)
-        return {piece: index for index, (piece, _) in enumerate(vocabulary)}
-    return vocabulary
+def written_by(tokenizer: Any) -> Vocabulary | None:
+    """Of the tokenizer that writes the rows, where it is transformers'."""
+    return Vocabulary.of_transformers(getattr(tokenizer, "transformers_tokenizer", None))
 
 
-def _sentencepiece_tokens(folder: Path) -> dict[str, int] | None:
-    path = folder / "tokenizer.model"
-    if not path.is_file():
-        return None
-    from sentencepiece import SentencePieceProcessor
-
-    try:
-        processor = SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError):  # tiktoken's ranks have the same file name
-        return None
-    return {processor.id_to_piece(index): index for index in range(processor.get_piece_size())}
+def _used(differing: Mapping[int, str], used: numpy.ndarray) -> str:
+    """Those of the differing ids that occur, for a message."""
+    found = numpy.intersect1d(numpy.array(list(differing), int), used).tolist()
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(f"{index} ({differing[index]})" for index in found[:_SHOWN]) + more
 
 
-def _tiktoken_tokens(folder: Path) -> dict[str, int] | None:
-    for path in (folder / "original" / "tokenizer.model", folder / "tokenizer.model"):
-        if path.is_file():
-            lines = path.read_bytes().splitlines()
-            if lines and all(len(line.split()) == 2 for line in lines[:10]):
-                return {token.decode(): int(rank) for token, rank in (line.split() for line in lines)}
-    return None
+def _as_text(token: str | None) -> str | None:
+    """llama.cpp writes the spaces of added tokens as spaces, SentencePiece as another character."""
+    return None if token is None else token.replace("\u2581", " ")
+
+
+def _quoted(token: str | None) -> str:
+    return "no token" if token is None else repr(token)

@@ -5,21 +5,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models
 from distill_tune.data.batch import Batch
 from distill_tune.errors import UserError
-from distill_tune.losses import HiddenStates, LinearProjection
+from distill_tune.losses import AutogradProjection, HiddenStates, LinearProjection
 from distill_tune.losses.signals import capped
 from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.teachers.hf_folder import HuggingFaceFolder
 from distill_tune.teachers.teacher import Shard, Teacher
 
 from torchtune.modules import TransformerDecoder
 
 _PROBE = 16  # tokens
+_NO_TEACHER = "this architecture cannot be a teacher by logits"
+_NO_PRODUCT = f"its logits are not its output layer's product with its last hidden states; {_NO_TEACHER}"
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
@@ -30,41 +35,32 @@ class HuggingFace(Teacher):
     give the model's own logits, which is checked when it loads.
 
     Args:
-        path: a local folder.
+        path: a local folder: a model's, quantised or not, or a PEFT adapter's, which is read on its base.
         trust_remote_code: run the folder's own Python code.
 
-    Needs transformers: ``pip install 'distill-tune[hf]'``.
+    Raises:
+        UserError: see :class:`HuggingFaceFolder`.
     """
 
     dtype: torch.dtype = torch.float32
 
     def __init__(self, path: str, trust_remote_code: bool = False) -> None:
-        self._path, self._trust = Path(os.path.expanduser(path)), trust_remote_code
-        try:
-            import transformers
-        except ImportError as error:
-            raise UserError(
-                "teacher_model: distill_tune.teachers.HuggingFace needs transformers; pip install 'distill-tune[hf]'"
-            ) from error
-        self._transformers = transformers
-        if not (self._path / "config.json").is_file():
-            raise UserError(f"teacher_model.path={path}: no such folder, or it has no config.json")
-        try:
-            config = transformers.AutoConfig.from_pretrained(self._path, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"teacher_model.path={path}: {str(error).splitlines()[0]}") from error
-        self._config = config.get_text_config()
+        self._path = Path(os.path.expanduser(path))
+        self._folder = HuggingFaceFolder(self._path, trust_remote_code)
+        self._config = self._folder.config.get_text_config()
         self.num_layers, self.width = self._config.num_hidden_layers, self._config.hidden_size
         self._softcap = getattr(self._config, "final_logit_softcapping", None)
         self._layers: Sequence[int] = ()
         self._scale = 1.0
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
-        models.check_tokenizers(checkpoint.folder, self._path)
-        return models.common_vocabulary(student, self._config.vocab_size, tokenizer)
+        self.folders = [self._folder.base]
+        self._differing = models.check_tokenizers(checkpoint.folder, self._folder.base, tokenizer)
+        return models.common_vocabulary(student, self._config.vocab_size)
 
-    def require_rows(self, longest: int, largest_token: int) -> None:
-        models.require_tokens("teacher_model", self._config.vocab_size, largest_token)
+    def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
+        models.require_tokens("teacher_model", self._config.vocab_size, int(used_tokens[-1]))
+        models.require_same_tokens(self._differing, used_tokens, self._folder.base)
         most = getattr(self._config, "max_position_embeddings", None)
         if most is not None and longest > most:
             raise UserError(f"dataset: its longest sequence has {longest} tokens, teacher_model reads {most} at most")
@@ -75,41 +71,60 @@ class HuggingFace(Teacher):
     def load(
         self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False
     ) -> None:
-        try:
-            model: Any = self._transformers.AutoModelForCausalLM.from_pretrained(
-                self._path, dtype=self.dtype, trust_remote_code=self._trust, local_files_only=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise UserError(f"teacher_model.path={self._path}: {str(error).splitlines()[0]}") from error
-        model = model.to(device).eval().requires_grad_(False)
-        self._decoder, self._head = model.base_model, model.get_output_embeddings()
-        if not isinstance(self._head, nn.Linear):
-            raise UserError(f"teacher_model.path={self._path}: its output layer is a {type(self._head).__name__}")
+        model = self._folder.load(device, self.dtype)
+        self._decoder, self._head = _decoder_of(model), model.get_output_embeddings()
+        if not isinstance(self._head, nn.Module):
+            raise self._refused(f"it has no output layer; {_NO_TEACHER}")
         self._find_scale(model, device)
-        bias = self._head.bias
-        scaled_bias = bias if bias is None or self._scale == 1 else bias * self._scale
-        self._projection = LinearProjection(self._head.weight, scaled_bias, self._softcap)
+        self._projection = self._projection_of_head()
         if compile:
             self._decoder.compile()
 
+    def _projection_of_head(self) -> LinearProjection | AutogradProjection:
+        """Of an output layer that is quantised or has an adapter, the layer itself."""
+        head, scale = self._head, self._scale
+        weight = getattr(head, "weight", None)
+        if type(head) is nn.Linear and weight.dtype.itemsize > 1 and not is_traceable_wrapper_subclass(weight.data):
+            if not weight.isfinite().all():
+                raise self._refused("its output layer has weights that are infinite or no numbers")
+            bias = head.bias if head.bias is None or scale == 1 else head.bias * scale
+            return LinearProjection(weight, bias, self._softcap)
+        self._scale = 1.0  # of hidden states, which such a layer need not keep to
+        project = head if scale == 1 else lambda hidden: head(hidden) * scale
+        return AutogradProjection(project, self._vocab_size, softcap=self._softcap)
+
     @torch.no_grad()
     def _find_scale(self, model: Any, device: torch.device) -> None:
-        """Some models multiply their logits by a constant of their own."""
+        """Some models multiply their logits by a constant of their own.
+
+        A logit may be minus infinity, where a token cannot be: in head and model alike.
+        """
         tokens = torch.arange(_PROBE, device=device)[None] % self._config.vocab_size
-        wanted = model(tokens).logits[0].float()
-        found = self._head(self._decoder(tokens).last_hidden_state)[0].float()
+        wanted = model(tokens).logits[0].float()  # [s, v]
+        hidden = getattr(self._decoder(tokens), "last_hidden_state", None)
+        if hidden is None:
+            kind = type(self._decoder).__name__
+            raise self._refused(f"its {kind} gives no last hidden state; {_NO_TEACHER}")
+        found = self._head(hidden)[0].float()
+        self._vocab_size = wanted.shape[-1]
+        possible = wanted.isfinite()
+        if not (possible | (wanted == -torch.inf)).all() or not possible.any(-1).all():
+            raise self._refused("it gives logits that are infinite or no numbers")
+        if self._softcap is not None:
+            found = capped(found, self._softcap)
+        if not torch.equal(found.isfinite(), possible):
+            raise self._refused(_NO_PRODUCT)
+        found, wanted = found[possible], wanted[possible]
         if self._softcap is None:
             self._scale = ((found * wanted).sum() / found.square().sum()).item()
             self._scale = 1.0 if abs(self._scale - 1) < _TOLERANCE[self.dtype] else self._scale
             found = found * self._scale
-        else:
-            found = capped(found, self._softcap)
         off = ((found - wanted).norm() / wanted.norm()).item()
-        if off > _TOLERANCE[self.dtype]:
-            raise UserError(
-                f"teacher_model.path={self._path}: its logits are not its output layer's product with its last hidden "
-                f"states (off by {off:.1%}); this architecture cannot be a teacher by logits"
-            )
+        if not off <= _TOLERANCE[self.dtype]:
+            raise self._refused(f"{_NO_PRODUCT} (off by {off:.1%})")
+
+    def _refused(self, reason: str) -> UserError:
+        return UserError(f"teacher_model.path={self._path}: {reason}")
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> HiddenStates:
@@ -123,3 +138,15 @@ class HuggingFace(Teacher):
         layers = [out.hidden_states[layer][mask] for layer in self._layers]
         hidden = hidden[supervised]
         return HiddenStates(hidden if self._scale == 1 else hidden * self._scale, self._projection, layers, supervised)
+
+
+def _decoder_of(model: Any) -> Any:
+    """What of a causal language model gives its last hidden state."""
+    if model.base_model is not model:
+        return model.base_model
+    if (decoder := model.get_decoder()) is not model:
+        return decoder
+    # A class may name another base than it has, as Llama 4's does: the part with the embeddings is it.
+    embeddings = model.get_input_embeddings()
+    parts = [part for part in model.children() if part is not embeddings and embeddings in set(part.modules())]
+    return parts[0] if parts else model

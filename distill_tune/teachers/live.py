@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
 import torch
 from omegaconf import DictConfig
 from torch.distributed.fsdp import FSDPModule
@@ -50,11 +51,14 @@ class LiveTeacher(Teacher):
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         if self.checkpoint is not None:
-            models.check_tokenizers(checkpoint.folder, self.checkpoint.folder)
-        return models.common_vocabulary(student, self.vocab_size, tokenizer)
+            self.folders = [self.checkpoint.folder]
+            self._differing = models.check_tokenizers(checkpoint.folder, self.checkpoint.folder, tokenizer)
+        return models.common_vocabulary(student, self.vocab_size)
 
-    def require_rows(self, longest: int, largest_token: int) -> None:
-        models.require_rows("teacher_model", self.model, longest, largest_token)
+    def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
+        models.require_rows("teacher_model", self.model, longest, int(used_tokens[-1]))
+        for folder in self.folders:
+            models.require_same_tokens(self._differing, used_tokens, folder)
 
     def keep_hidden_states(self, layers: Sequence[int]) -> None:
         models.keep_hidden_states(self.model, layers)

@@ -36,7 +36,7 @@ class _CopyOfStudent(Teacher):
         self._teacher = LiveTeacher(copy.deepcopy(student), checkpoint)
         self.models = self._teacher.models
         self.num_layers, self.width = self._teacher.num_layers, self._teacher.width
-        return models.common_vocabulary(student, self._teacher.vocab_size, tokenizer)
+        return models.common_vocabulary(student, self._teacher.vocab_size)
 
     def keep_hidden_states(self, layers: Sequence[int]) -> None:
         self._teacher.keep_hidden_states(layers)
@@ -85,7 +85,11 @@ class EMA(_CopyOfStudent):
         self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False
     ) -> None:
         super().load(student, device, shard=shard, compile=compile)
-        self._average = {name: own_part(mine).float() for name, (_, mine) in self._pairs.items()}
+        # In float32 what the teacher's own weights hold rounded; where they are float32, they themselves.
+        self._average = {
+            name: own_part(mine) if mine.dtype == torch.float32 else own_part(students.detach()).float().clone()
+            for name, (students, mine) in self._pairs.items()
+        }
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -150,7 +154,7 @@ class BaseModel(Teacher):
         self.models = [student]
         self.num_layers, self.width = len(student.layers), student.tok_embeddings.weight.shape[1]
         self._layers: Sequence[int] = ()
-        return models.common_vocabulary(student, models.output_head(student).vocab_size, tokenizer)
+        return models.common_vocabulary(student, models.output_head(student).vocab_size)
 
     def keep_hidden_states(self, layers: Sequence[int]) -> None:
         self._layers = layers

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
 import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
@@ -38,12 +39,13 @@ class SeveralTeachers(Teacher):
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         common = [teacher.check(student, checkpoint, tokenizer) for teacher in self._teachers]
+        self.folders = list(itertools.chain.from_iterable(teacher.folders for teacher in self._teachers))
         self.models = list(itertools.chain.from_iterable(teacher.models for teacher in self._teachers))
         return min((size for size in common if size is not None), default=None)
 
-    def require_rows(self, longest: int, largest_token: int) -> None:
+    def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
         for teacher in self._teachers:
-            teacher.require_rows(longest, largest_token)
+            teacher.require_rows(longest, used_tokens)
 
     def load(
         self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False

@@ -1,8 +1,10 @@
 """What the recipes ask of a teacher."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
@@ -29,12 +31,14 @@ class Teacher:
         models: that run forward for each batch, for counting their work; known after :meth:`check`.
         num_layers, width: of its hidden states; 0 where it gives none but the last.
         names: of several teachers, by which rows choose theirs.
+        folders: of other models than the student's, known after :meth:`check`; a GGUF file in place of a folder.
     """
 
     models: Sequence[TransformerDecoder] = ()
     num_layers = 0
     width = 0
     names: tuple[str, ...] = ()
+    folders: Sequence[Path] = ()
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         """
@@ -50,10 +54,14 @@ class Teacher:
         """
         return None
 
-    def require_rows(self, longest: int, largest_token: int) -> None:
+    def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
         """
+        Args:
+            longest: tokens of a row.
+            used_tokens: the ids that occur, sorted.
+
         Raises:
-            UserError: it cannot read so many tokens, or not this one.
+            UserError: it cannot read so many tokens, or not one of these, or it reads one as another token.
         """
 
     def keep_hidden_states(self, layers: Sequence[int]) -> None:

@@ -3,6 +3,7 @@
 from distill_tune.training.adapters import export_adapter
 from distill_tune.training.checkpoint_contents import load_student, load_training_state
 from distill_tune.training.checkpoints import Checkpoints, metrics_of_checkpoint
+from distill_tune.training.day import use_day
 from distill_tune.training.device import find_device, find_dtype, require_one_process
 from distill_tune.training.distributed import (
     device_mesh,
@@ -22,7 +23,13 @@ from distill_tune.training.flops import Utilisation
 from distill_tune.training.full_weights import full_weights
 from distill_tune.training.loss_watch import LossWatch, name_rows
 from distill_tune.training.metrics import Metrics, peak_memory_bytes, read_metrics
-from distill_tune.training.optimizer import build_lr_scheduler, build_optimizer, build_profiler, check_optimizer
+from distill_tune.training.optimizer import (
+    build_lr_scheduler,
+    build_optimizer,
+    build_profiler,
+    check_optimizer,
+    dtype_to_train_in,
+)
 from distill_tune.training.out_of_memory import halved_if_too_large
 from distill_tune.training.preparation import build_models, open_run, plan_steps
 from distill_tune.training.progress import Progress
@@ -32,6 +39,8 @@ from distill_tune.training.seed import seed_everything
 from distill_tune.training.sharding import shard_student, shard_teacher
 from distill_tune.training.state import TrainingState
 from distill_tune.training.stop import StopSignals
+from distill_tune.training.tokenizer_check import check_tokenizer
+from distill_tune.training.warm_up import schedule_remarks
 
 __all__ = [
     "Checkpoints",
@@ -51,7 +60,9 @@ __all__ = [
     "build_optimizer",
     "build_profiler",
     "check_optimizer",
+    "check_tokenizer",
     "device_mesh",
+    "dtype_to_train_in",
     "export_adapter",
     "export_model",
     "find_device",
@@ -75,9 +86,11 @@ __all__ = [
     "read_metrics",
     "require_one_process",
     "require_same_on_all_ranks",
+    "schedule_remarks",
     "seed_everything",
     "shard_student",
     "shard_teacher",
     "sum_over_ranks",
+    "use_day",
     "whole",
 ]

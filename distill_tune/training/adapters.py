@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -13,15 +14,20 @@ from distill_tune.models.adapters import adapter_names, lora_shape
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import conversion_of
 from distill_tune.training.distributed import is_main_process
+from distill_tune.training.exported_tokenizer import write_tokenizer
 from distill_tune.training.full_weights import full_weights
 
 
 @torch.no_grad()
-def export_adapter(model: nn.Module, base: Checkpoint, folder: Path) -> bool:
+def export_adapter(model: nn.Module, base: Checkpoint, folder: Path, tokenizer: Any = None) -> bool:
     """Write the adapters so that peft loads them onto the base model; returns whether there was anything to write.
 
     torchtune's own builders of fused projections (Phi) have no PEFT layout; their adapters are in ``model/`` alone.
     Every rank calls it, the main process writes.
+
+    Args:
+        base: the checkpoint that the student started from, which peft loads the adapters onto.
+        tokenizer: that the rows were written with, which goes along: it need not be the base's.
     """
     names, shape = adapter_names(model), lora_shape(model)
     if shape is None:
@@ -45,5 +51,6 @@ def export_adapter(model: nn.Module, base: Checkpoint, folder: Path) -> bool:
     partial.mkdir(parents=True)
     save_file({name: value.contiguous() for name, value in peft_weights.items()}, partial / "adapter_model.safetensors")
     (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_tokenizer(partial, tokenizer, base.folder)
     put_in_place(partial, folder)
     return True

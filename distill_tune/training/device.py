@@ -31,7 +31,7 @@ def find_device(name: str) -> torch.device:
 
 
 def find_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that weights, activations and optimizer state are held in.
+    """The dtype that a model computes in, and holds what does not train.
 
     Raises:
         UserError: the device cannot compute in it.

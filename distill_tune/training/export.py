@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -14,28 +17,35 @@ from distill_tune.models.adapters import LoraShape, lora_shape
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import conversion_of
 from distill_tune.models.hidden_states import is_projector
+from distill_tune.models.tokenizer_files import files_of
 from distill_tune.training.distributed import is_main_process, wait_for_all
+from distill_tune.training.ends import exported_stops
+from distill_tune.training.exported_tokenizer import write_tokenizer
 from distill_tune.training.full_weights import full_weights
 
 from torchtune.modules.peft import get_merged_lora_ckpt
 
 _DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float16: "float16"}
-# What of the base model's folder goes along: everything but weights and their indices.
-_COPIED_SUFFIXES = (".json", ".model", ".jinja", ".txt", ".tiktoken")
+# What of the base model's folder goes along besides its tokenizer.
+_TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+# What a config.json says of weights that are not these, or of Python files that its own architecture does not need.
+_NOT_EXPORTED = ("torch_dtype", "quantization_config", "auto_map")
+_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ADAPTER_PARTS = ("lora_a.weight", "lora_b.weight", "magnitude")
 
 
 @torch.no_grad()
-def export_model(model: nn.Module, base: Checkpoint, folder: Path, dtype: torch.dtype) -> None:
+def export_model(model: nn.Module, base: Checkpoint, folder: Path, dtype: torch.dtype, tokenizer: Any = None) -> None:
     """Write the student with its adapters merged, so that transformers opens it as it is.
 
     Written beside, then renamed: a folder of this name is complete. Every rank calls it, the main process writes, and
     all return when it is there.
 
     Args:
-        base: the checkpoint that the student started from; its config.json and tokenizer files are copied.
+        base: the checkpoint that the student started from, whose config.json and generation_config.json are taken.
         folder: filled anew.
         dtype: of the written weights. Adapters are merged in fp32 whatever it is.
+        tokenizer: that the rows were written with; see :func:`write_model_folder`.
     """
     weights = {name: value for name, value in full_weights(model) if not is_projector(name)}
     if is_main_process():
@@ -43,28 +53,58 @@ def export_model(model: nn.Module, base: Checkpoint, folder: Path, dtype: torch.
             _merge(weights, shape)
         conversion = conversion_of(model, base.model_type, base.config)
         weights = conversion.to_hf({name: value.to(dtype) for name, value in weights.items()})
-        write_model_folder(folder, weights, conversion.exported_config(), base.folder, dtype)
+        write_model_folder(folder, weights, conversion.exported_config(), base.folder, dtype, tokenizer)
     wait_for_all()
 
 
 def write_model_folder(
-    folder: Path, weights: dict[str, torch.Tensor], config: dict, base: Path, dtype: torch.dtype
+    folder: Path,
+    weights: dict[str, torch.Tensor],
+    config: dict[str, Any],
+    base: Path,
+    dtype: torch.dtype,
+    tokenizer: Any = None,
 ) -> None:
-    """A Hugging Face folder: weights by its names, config.json, and the tokenizer files of ``base``."""
+    """A Hugging Face folder: weights by its names, config.json, generation_config.json and the tokenizer.
+
+    Both configs stop at every token that ends an answer; see :func:`~distill_tune.training.ends.exported_stops`.
+
+    Args:
+        base: the folder that the model was made from.
+        tokenizer: that the rows were written with; ``base``'s where it is None or not of transformers.
+    """
     require_space("output_dir", folder, sum(value.numel() * value.element_size() for value in weights.values()))
     final, folder = folder, folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for file in sorted(base.iterdir()):
-        if file.suffix in _COPIED_SUFFIXES and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, folder / file.name)
-    config = {key: value for key, value in config.items() if key not in ("torch_dtype", "quantization_config")}
-    config["dtype"] = _DTYPE_NAMES[dtype]
-    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for file in files_of(base, _TERMS):
+        shutil.copyfile(file, folder / file.name)
+    stops = exported_stops(tokenizer, base, config.get("vocab_size", sys.maxsize))
+    ends = {"eos_token_id": stops if len(stops) > 1 else stops[0]} if stops else {}
+    config = {key: value for key, value in config.items() if key not in _NOT_EXPORTED}
+    _write_json(folder / "config.json", config | ends | {"dtype": _DTYPE_NAMES[dtype]})
+    _write_json(folder / "generation_config.json", _generation_config(base, config) | ends)
+    write_tokenizer(folder, tokenizer, base)
     save_torch_state_dict(
         {name: value.contiguous() for name, value in weights.items()}, folder, metadata={"format": "pt"}
     )
     put_in_place(folder, final)
+
+
+def _generation_config(base: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The base's generation_config.json as it is, or the special tokens of config.json in its place.
+
+    Not by transformers, which does not write settings for sampling beside ``do_sample: false``; others read them.
+    """
+    file = base / "generation_config.json"
+    if not file.is_file():
+        return {key: config[key] for key in _SPECIAL_TOKENS if config.get(key) is not None}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return {key: value for key, value in content.items() if key != "_from_model_config"}
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _merge(weights: dict[str, torch.Tensor], shape: LoraShape) -> None:

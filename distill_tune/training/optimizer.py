@@ -13,6 +13,8 @@ from torch.distributed.tensor import DTensor
 
 from distill_tune.config.components import find_component, instantiate
 from distill_tune.errors import UserError
+from distill_tune.models.adapters import adapter_names
+from distill_tune.training.warm_up import with_warm_up_in_steps
 
 _FUSED_WHERE_SHARDED = ("torch.optim.Adam", "torch.optim.AdamW")  # PyTorch has no rule for the others
 
@@ -52,12 +54,40 @@ def check_optimizer(component: DictConfig, lr_scheduler: DictConfig | None) -> N
     build_lr_scheduler(lr_scheduler, optimizer, num_training_steps=1)
 
 
+def dtype_to_train_in(component: DictConfig, dtype: torch.dtype, model: nn.Module) -> torch.dtype:
+    """What parameters that train are held in, and with them gradients and the optimizer's state: float32.
+
+    bf16 keeps 8 bits of a number. AdamW's steps of 2e-5 leave every weight above 0.008 as it is, and a second moment,
+    which loses a thousandth a step, never becomes smaller. Only an optimizer that rounds up or down by chance, in
+    proportion to what is cut off, moves such weights as far as it should: they are held in ``dtype`` where its
+    component says ``bf16_stochastic_round: True`` (torchao.optim).
+
+    Args:
+        component: the config's optimizer.
+        dtype: that the model computes in.
+        model: whose adapters, if it has any, are all that trains.
+
+    Raises:
+        UserError: stochastic rounding where nothing is held in bf16.
+    """
+    if not component.get("bf16_stochastic_round"):
+        return torch.float32
+    if dtype != torch.bfloat16:
+        raise UserError("optimizer.bf16_stochastic_round=True: needs dtype=bf16; leave it out")
+    if adapter_names(model):
+        raise UserError(
+            "optimizer.bf16_stochastic_round=True: adapters are held in fp32, which costs little; leave it out"
+        )
+    return dtype
+
+
 def build_lr_scheduler(
     component: DictConfig | None, optimizer: torch.optim.Optimizer, num_training_steps: int, done: int = 0
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """A schedule stepped once an optimizer step; without a component the learning rate stays as it is.
 
-    torchtune's schedules are told ``num_training_steps``; those of torch.optim do not ask.
+    torchtune's schedules are told ``num_training_steps``; those of torch.optim do not ask. A ``num_warmup_steps`` below
+    1 is a share of them.
 
     Args:
         done: steps taken already. The schedule is taken through them, so that it is what the config says also where
@@ -71,7 +101,9 @@ def build_lr_scheduler(
     takes_length = "num_training_steps" in inspect.signature(find_component(component["_component_"])).parameters
     try:
         scheduler = instantiate(
-            component, optimizer, **({"num_training_steps": num_training_steps} if takes_length else {})
+            with_warm_up_in_steps(component, num_training_steps),
+            optimizer,
+            **({"num_training_steps": num_training_steps} if takes_length else {}),
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"lr_scheduler: {component['_component_']}: {error}") from error

@@ -26,6 +26,8 @@ from distill_tune.training.optimizer import check_optimizer
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.schedules import Schedules
 from distill_tune.training.state import TrainingState
+from distill_tune.training.tokenizer_check import check_tokenizer
+from distill_tune.training.warm_up import schedule_remarks
 
 from torchtune.modules import TransformerDecoder
 
@@ -114,7 +116,7 @@ def build_models(cfg: DictConfig, device: torch.device) -> Models:
 
 
 def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None = None) -> Steps:
-    """Read, check and tokenise the rows; a line is printed for each dataset.
+    """Read, check and tokenise the rows; what is told of them is printed, a line or some for each dataset.
 
     Args:
         processes: that would share each step; default those that are there.
@@ -129,6 +131,7 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
         cfg.get("teacher_system_prompt"),
         cfg.get("teacher_max_seq_len"),
         built.teacher.names,
+        augmented=bool(cfg.get("augmentations")),
     )
     augmentations = data.Augmentations(
         [build("augmentations", entry) for entry in cfg.get("augmentations") or []], built.tokenizer, seed
@@ -157,15 +160,18 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
         print(data.describe_rows(rows))
         require_same_on_all_ranks("dataset", plan.identity)
         models.require_rows("model", built.student, plan.longest, plan.largest_token)
-        built.teacher.require_rows(plan.longest_of_teacher, plan.largest_token)
+        built.teacher.require_rows(plan.longest_of_teacher, plan.used_tokens)
         return plan
 
     plan = plan_of(cfg.dataset, cfg.batch_size, cfg.get("gradient_accumulation_steps", 1), True)
+    check_tokenizer(built.tokenizer, built.student, built.student_checkpoint, built.teacher.folders, plan.used_tokens)
     plan_val = None
     if cfg.get("dataset_val") is not None:
         plan_val = plan_of(cfg.get("dataset_val"), cfg.get("batch_size_val") or cfg.batch_size, 1, False)
     steps_per_epoch = min(plan.steps_per_epoch, cfg.get("max_steps_per_epoch") or plan.steps_per_epoch)
     total_steps = cfg.epochs * steps_per_epoch
+    for remark in (*plan.remarks, *schedule_remarks(cfg, total_steps)):
+        print(remark)
     schedules = Schedules(
         steps_per_epoch,
         total_steps,

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 import distill_tune
 from distill_tune.config.files import recipes_folder
 from distill_tune.config.secrets import hide_in_arguments
+from distill_tune.data.dates import day_of_run
 from distill_tune.disk import keep_to_oneself
 from distill_tune.errors import UserError
 from distill_tune.training.distributed import from_main_process, is_main_process
@@ -54,12 +55,12 @@ class RunFolder:
         return self.path / "adapter"
 
     def write_config(self, cfg: DictConfig, seed: int) -> None:
-        """Make the folder, lock it against other runs, and write config.yaml, with the seed in use. All ranks call it.
+        """Make the folder, lock it against other runs, and write config.yaml, with seed and date. All ranks call it.
 
         Raises:
             UserError: it cannot be written, another run writes to it, or a machine does not see it.
         """
-        text = _header() + OmegaConf.to_yaml(OmegaConf.create(plain_config(cfg) | {"seed": seed}))
+        text = _header() + OmegaConf.to_yaml(OmegaConf.create(plain_config(cfg) | {"seed": seed, "date": day_of_run()}))
         if is_main_process():
             self._write_config(text)
         text = from_main_process(text)

@@ -9,6 +9,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from distill_tune.config.secrets import without_secrets
+from distill_tune.data.dates import day_of_run
 from distill_tune.errors import UserError
 
 # What a checkpoint's tensors belong to. Rows and batches are compared by what they are, not by how they are named.
@@ -30,6 +31,7 @@ class TrainingState:
         tokens: that the steps have read, on all ranks.
         num_ranks: that wrote the checkpoint.
         validation: of this step, where it had one.
+        date: that the run's chat template writes, as ``2026-03-01``; None of a run that has not set one.
     """
 
     step: int
@@ -39,6 +41,7 @@ class TrainingState:
     tokens: int = 0
     num_ranks: int = 1
     validation: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    date: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingState":
@@ -61,7 +64,7 @@ class TrainingState:
     ) -> "TrainingState":
         """The state after a step whose metrics are ``line``."""
         validation = {name: value for name, value in line.items() if name.startswith("val_")}
-        return cls(step, seed, plan, plain_config(cfg), tokens, validation=validation)
+        return cls(step, seed, plan, plain_config(cfg), tokens, validation=validation, date=day_of_run())
 
     def require_same_config(self, folder: Path, cfg: DictConfig, with_changes: bool) -> None:
         """Print what a config has changed since, where that is harmless.

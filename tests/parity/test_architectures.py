@@ -182,10 +182,12 @@ def test_the_language_model_of_a_checkpoint_that_also_sees_is_read(tmp_path):
     [
         ({"architectures": ["BertModel"]}, "the architecture BertModel is not supported; there are LlamaForCausalLM"),
         ({"hidden_act": "relu"}, "the activation relu is not supported; there are silu, gelu_pytorch_tanh"),
-        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope scaling dynamic is not supported; there are default"),
-        ({"hidden_size": None}, "has no hidden_size, which LlamaForCausalLM needs"),
+        ({"rope_parameters": {"rope_type": "ntk"}}, "rope scaling ntk is not supported; there are default, linear"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "Missing required keys in `rope_parameters`"),
+        ({"hidden_size": None}, "shapes differ"),
+        ({"model_type": "mistral"}, "model_type=mistral: is not that of a LlamaForCausalLM"),
     ],
-    ids=["architecture", "activation", "rope", "missing key"],
+    ids=["architecture", "activation", "rope", "rope without its factor", "missing key", "another model_type"],
 )
 def test_a_config_json_that_cannot_be_built_says_why(tmp_path, change, message):
     folder = write_architecture(tmp_path / "base", "llama2")

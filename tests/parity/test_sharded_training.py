@@ -58,7 +58,7 @@ CASES = [(name, 2) for name in sharded_training.SCENARIOS if name != "replicated
 
 
 @pytest.mark.parametrize(("name", "count"), CASES, ids=[f"{name}_{count}" for name, count in CASES])
-def test_weights_after_twenty_steps_are_those_of_one_process(folder, trained, name, count):
+def test_weights_after_all_steps_are_those_of_one_process(folder, trained, name, count):
     alone = sharded_training.train(folder, name)
     together = trained(name, count)
     assert alone.keys() == together.keys()
@@ -75,6 +75,12 @@ def test_one_rank_indeed_has_no_supervised_token_in_some_steps():
     counts = [sum(int(batch.supervised.sum()) for batch in plan.micro_batches(0, 1)) for plan in plans]
     assert 0 in counts
     assert sum(counts) == plans[0].num_supervised(0, 1) > 0
+
+
+def test_one_rank_indeed_has_no_row_in_the_last_step():
+    rows, last = [sharded_training.rows(False)], sharded_training.STEPS
+    plans = [StepPlan(rows, batch_size=4, shuffle=False, rank=rank, num_ranks=2) for rank in range(2)]
+    assert [[len(batch.places) for batch in plan.micro_batches(0, last)] for plan in plans] == [[1], [0]]
 
 
 def test_training_moved_the_weights(folder, trained):

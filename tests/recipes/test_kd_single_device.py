@@ -160,6 +160,33 @@ def test_batches_may_be_filled_by_tokens(write_config, cli, tmp_path):
     assert sum(line["supervised_tokens"] for line in lines) > 0
 
 
+def test_rows_that_do_not_fill_a_step_are_learned_and_what_the_run_is_too_short_for_is_told(
+    write_config, cli, tmp_path, rows_file
+):
+    cosine = "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup"
+    write_config(
+        dataset={"_component_": "distill_tune.data.instruct", "source": str(rows_file), "split": "train[:7]"},
+        lr_scheduler={"_component_": cosine, "num_warmup_steps": 100},
+        teacher_model=None,
+        teacher_checkpointer=None,
+    )
+    settings = ["kd_ratio=0", "+shuffle=False", "epochs=2", "max_steps_per_epoch=null"]
+    done = run_ok(cli, *settings)
+    told = (
+        "lr_scheduler.num_warmup_steps=100: the run has 4 steps, so the learning rate never reaches optimizer.lr=0.001"
+    )
+    assert done.stdout.count(told) == 1
+    lines = metrics_of(tmp_path / "out")
+    assert [line["epoch"] for line in lines] == [0, 0, 1, 1]
+    assert lines[0]["tokens"] + lines[1]["tokens"] == int(done.stdout.split(" rows, ")[1].split()[0])
+    assert lines[1]["tokens"] < lines[0]["tokens"]
+    plan = cli("plan", "--config", "config.yaml", *settings)
+    assert told in plan.stdout and "steps: 4 (2 x 2)" in plan.stdout
+    done = run_ok(cli, *settings, "batch_size=8", "lr_scheduler.num_warmup_steps=0.5", "output_dir=short")
+    assert "dataset: has 7 rows, but one step takes 8 (batch_size=8 x gradient_accumulation_steps=1)" in done.stdout
+    assert [line["lr"] for line in metrics_of(tmp_path / "short")] == [0, 0.001]
+
+
 def losses_of(folder):
     return [line["loss"] for line in metrics_of(folder)]
 

@@ -49,7 +49,8 @@ def run(tmp_path, write_config, student_folder, teacher_folder, tokenizer_file, 
             "teacher_model": teachers[0] | {},
             "checkpointer": None,
             "teacher_checkpointer": None,
-            "dataset": {"_component_": "distill_tune.data.instruct", "source": "rows.json"},
+            # 25 rows: the last step has one, and the second process none.
+            "dataset": {"_component_": "distill_tune.data.instruct", "source": "rows.json", "split": "train[:25]"},
             "optimizer": {"_component_": "torch.optim.SGD", "lr": 0.1},
             "save_every_n_steps": 2,
             "batch_size": 8 // count,
@@ -75,6 +76,7 @@ def run(tmp_path, write_config, student_folder, teacher_folder, tokenizer_file, 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_are_one_and_one_goes_on_where_two_stopped(run, case, tmp_path):
     one, two = run(case, 1, "one"), run(case, 2, "two")
+    assert len(one) == 4
     for key in ("loss", "ce_loss", "kd_loss", "grad_norm", "tokens", "supervised_tokens"):
         assert [line[key] for line in two] == pytest.approx([line[key] for line in one], rel=1e-4, abs=1e-7)
     shutil.copytree(tmp_path / "two", tmp_path / "further")

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from published import PUBLISHED, write_published
 from tiny import ROWS
 
@@ -74,6 +75,15 @@ def test_it_begins_with_what_it_does_how_to_get_it_and_how_to_run_it(name):
     assert "kd_distributed --config " + name in head
     assert "distill-tune download " in head
     assert "Memory" in head
+
+
+@pytest.mark.parametrize("name", [n for n in config_names() if not n.startswith(SELF_CONTAINED)])
+def test_it_learns_the_prompt_that_the_exported_template_writes(name):
+    config = yaml.safe_load((configs_folder() / f"{name}.yaml").read_text())
+    assert config["tokenizer"]["_component_"] == "distill_tune.data.hf_tokenizer"
+    student = config["model"].get("path") or config["checkpointer"]["checkpoint_dir"]
+    assert student.startswith(config["tokenizer"]["path"])
+    assert config["dataset"]["_component_"].startswith("distill_tune.data.")
 
 
 def test_validate_tells_the_weights_of_each_process(models_dir, capsys):

@@ -11,7 +11,7 @@ from tiny import ROWS
 
 from distill_tune import disk
 from distill_tune.config import instantiate
-from distill_tune.data import prepare, prepare_rows, sources
+from distill_tune.data import prepare, prepare_rows, row_files, sources
 from distill_tune.errors import UserError
 
 
@@ -32,13 +32,13 @@ def prepared(tokenizer_file, tmp_path):
 
 
 def test_a_file_that_changes_while_it_is_read_is_named(prepared, monkeypatch):
-    read = sources._read_json
+    read = row_files._read_json
 
     def changing(file, text, field):
         file.write_text("[]")
         return read(file, text, field)
 
-    monkeypatch.setattr(sources, "_read_json", changing)
+    monkeypatch.setattr(row_files, "_read_json", changing)
     with pytest.raises(UserError, match=r"dataset .*rows\.json: has changed while it was read; start again"):
         prepared()
 
@@ -75,7 +75,7 @@ def failing(function, times: int, number: int):
 def test_a_file_system_that_times_out_is_asked_again(prepared, monkeypatch, capsys):
     monkeypatch.setattr(disk, "_WAITS", (0.0, 0.0, 0.0))
     monkeypatch.setattr(sources, "digest", failing(sources.digest, 2, errno.ETIMEDOUT))
-    monkeypatch.setattr(sources, "_read", failing(sources._read, 1, errno.ESTALE))
+    monkeypatch.setattr(sources, "read_rows", failing(sources.read_rows, 1, errno.ESTALE))
     assert len(prepared()) == len(ROWS) * 40
     told = capsys.readouterr().err
     assert told.count("Connection timed out; once more in 0 s") == 2

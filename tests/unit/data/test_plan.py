@@ -19,8 +19,8 @@ def seen(plan: StepPlan, epoch: int) -> list[int]:
 
 
 def rows_in(batch: Batch) -> list[int]:
-    """The rows of a batch, told by their first token."""
-    return [int(row[0]) for row in batch.tokens[0].split(batch.lengths)]
+    """The rows of a batch, told by their first token; an empty one has none."""
+    return [int(row[0]) for row in batch.tokens[0].split(batch.lengths)] if batch.places else []
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
@@ -87,9 +87,73 @@ def test_ranks_and_micro_batches_get_about_as_many_tokens():
     assert plans[0].num_supervised(0, 0) == sum(int(batch.supervised.sum()) for batch in batches)
 
 
-def test_too_few_rows_for_a_step_say_so():
-    with pytest.raises(UserError, match=r"has 3 rows, but one step takes 8 \(batch_size=4 x gradient_acc"):
-        _ = StepPlan([rows(3)], batch_size=4, gradient_accumulation_steps=2).steps_per_epoch
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("batch_size", "accumulation", "num_ranks"), [(4, 1, 1), (1, 4, 1), (2, 2, 1), (1, 2, 2)])
+def test_what_does_not_fill_a_last_step_makes_a_shorter_one(packed, batch_size, accumulation, num_ranks):
+    several = [rows(14 if packed else 7, packed=packed)]  # two rows to a packed sequence
+    plans = [
+        StepPlan(several, batch_size=batch_size, gradient_accumulation_steps=accumulation, shuffle=False,
+                 rank=rank, num_ranks=num_ranks)
+        for rank in range(num_ranks)
+    ]  # fmt: skip
+    assert {plan.steps_per_epoch for plan in plans} == {2}
+    assert sorted(row for plan in plans for row in seen(plan, 0)) == list(range(len(several[0])))
+    last = [plan.micro_batches(0, 1) for plan in plans]
+    assert len({len(batches) for batches in last}) == 1
+    supervised = sum(int(batch.supervised.sum()) for batches in last for batch in batches)
+    assert {plan.num_supervised(0, 1) for plan in plans} == {supervised} == {3 * len(several[0]) // 7 * 3}
+    assert sum(plans[0].lengths(0, 1)) == 4 * len(several[0]) // 7 * 3
+
+
+def test_a_rank_without_a_row_in_a_short_step_has_as_many_micro_batches():
+    plans = [
+        StepPlan([rows(18)], batch_size=2, gradient_accumulation_steps=2, shuffle=False, rank=rank, num_ranks=4)
+        for rank in range(4)
+    ]
+    found = [[rows_in(batch) for batch in plan.micro_batches(0, 1)] for plan in plans]
+    assert found == [[[17]], [[16]], [[]], [[]]]
+    assert [batch.lengths for batch in plans[3].micro_batches(0, 1)] == [(1,)]
+    assert not plans[3].micro_batches(0, 1)[0].supervised.any()
+
+
+def test_a_short_step_has_no_empty_micro_batch_on_one_device():
+    plan = StepPlan([rows(9)], batch_size=2, gradient_accumulation_steps=4, shuffle=False)
+    assert [rows_in(batch) for batch in plan.micro_batches(0, 1)] == [[8]]
+    assert plan.shapes(0, 1) == [((4,), 3)]
+
+
+def test_weights_count_the_sequences_of_a_short_last_step_too():
+    plan = StepPlan([rows(7), rows(4, first=100)], weights=[1, 3], batch_size=4, seed=0)
+    assert plan.steps_per_epoch == 3
+    assert Counter(token >= 100 for token in seen(plan, 0)) == {False: 3, True: 8}
+
+
+def test_a_short_last_step_is_the_same_whatever_was_taken_before():
+    plan, again = (StepPlan([rows(10)], batch_size=4, seed=2) for _ in range(2))
+    seen(plan, 1)
+    assert [rows_in(batch) for batch in plan.micro_batches(1, 2)] == [rows_in(b) for b in again.micro_batches(1, 2)]
+    assert sorted(seen(plan, 1)) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [
+        (
+            {"batch_size": 4, "gradient_accumulation_steps": 2},
+            "dataset: has 3 rows, but one step takes 8 (batch_size=4 x gradient_accumulation_steps=2)",
+        ),
+        (
+            {"max_tokens_per_batch": 4, "num_ranks": 4},
+            "dataset: has 3 batches, but one step takes 4 (max_tokens_per_batch=4, gradient_accumulation_steps=1 x 4 "
+            "processes)",
+        ),
+    ],
+)
+def test_an_epoch_that_is_no_whole_step_is_told(plan, told):
+    short = StepPlan([rows(3)], **plan)
+    assert short.steps_per_epoch == 1
+    assert short.remarks == [f"{told}: each epoch is one short step"]
+    assert StepPlan([rows(8)], **plan).remarks == []
 
 
 def test_validation_takes_every_row_once_in_batches_of_which_the_last_may_be_short():

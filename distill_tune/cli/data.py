@@ -1,0 +1,222 @@
+"""`distill-tune data`: rows as student and teacher read them, with what is learned marked."""
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from distill_tune.cli.validate import read_arguments
+from distill_tune.config.check import checked_config
+from distill_tune.config.files import find_config
+from distill_tune.config.load import load_config
+from distill_tune.errors import Faults, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from distill_tune.data import TokenisedRows
+
+_DESCRIPTION = """Show rows as student and teacher read them, what is learned in colour, and what of all rows is not.
+
+  distill-tune data [RECIPE] --config CONFIG [overrides]
+  distill-tune data --config CONFIG --row 3      row 3 of the file, whole
+  distill-tune data --config CONFIG --rows 10    the first ten (default: 3)
+
+Only the tokenizer's files and the rows are needed, no model. Where there is no colour, what is learned stands in [[ ]].
+"""
+_ROWS = 3
+_MOST, _HEAD, _TAIL = 700, 400, 200  # characters of a text that is shown in part
+_LEARNED = "black on bright_green"
+_MOST_ENDS = 3
+_OF_WEIGHTS = re.compile(r"(teacher_)?(model|checkpointer)\b.*no such")
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "data",
+        help="show what of the rows is learned",
+        description=_DESCRIPTION,
+        usage="distill-tune data [RECIPE] --config CONFIG [key=value ...] [--row N] [--rows N]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(function=_data)
+
+
+def _data(options: argparse.Namespace) -> None:
+    arguments, row = _take_number(list(options.arguments), "--row")
+    arguments, first = _take_number(arguments, "--rows")
+    recipe, name, overrides, _ = read_arguments(arguments)
+    cfg = _config(recipe, name, overrides)
+
+    from rich.console import Console
+
+    from distill_tune import config, data
+    from distill_tune.config.components import check_components
+
+    if faults := check_components(cfg):
+        raise Faults(f"config {find_config(name)}", faults)
+    tokenizer = config.build("tokenizer", cfg.tokenizer)
+    datasets, _ = data.prepare_rows(cfg.dataset, tokenizer, cfg.tokenizer, on_bad_row="skip", reading=reading_of(cfg))
+    shown = [_numbers(rows, row, first) for rows in datasets]
+    if row is not None and not any(shown):
+        raise UserError(_missing(row, datasets))
+    console = Console(highlight=False, soft_wrap=True)
+    if row is None:
+        for rows in datasets:
+            _print_summary(console, rows, tokenizer, cfg.get("on_bad_row", "stop"))
+    _print_legend(console)
+    for rows, numbers in zip(datasets, shown, strict=True):
+        for number in numbers:
+            _print_row(console, rows, number, tokenizer, whole=row is not None)
+
+
+def reading_of(cfg: DictConfig) -> Any:
+    """How a run of this config reads its rows; no teacher is built."""
+    from distill_tune.data import Reading
+    from distill_tune.teachers.build import entries_of
+
+    names: tuple[str, ...] = ()
+    if cfg.get("teacher_combination") == "by_row" and (cfg.get("kd_ratio", 0.5) != 0 or cfg.get("hidden_loss")):
+        entries = entries_of(cfg.teacher_model, cfg.get("teacher_checkpointer"))
+        names = tuple(entry.name for _, entry, _ in entries)
+    return Reading(
+        cfg.get("student_prompt_template"),
+        cfg.get("teacher_prompt_template"),
+        cfg.get("teacher_system_prompt"),
+        cfg.get("teacher_max_seq_len"),
+        names,
+        augmented=bool(cfg.get("augmentations")),
+    )
+
+
+def _take_number(arguments: list[str], option: str) -> tuple[list[str], int | None]:
+    """The arguments without ``option N``, and the number."""
+    rest, found = [], None
+    following = iter(arguments)
+    for argument in following:
+        name, equals, value = argument.partition("=")
+        if name != option:
+            rest.append(argument)
+            continue
+        found = value if equals else next(following, "")
+    if found is not None and not (found.isdecimal() and int(found) > 0):
+        raise UserError(f"{option} {found}: must be a whole number of at least 1")
+    return rest, None if found is None else int(found)
+
+
+def _config(recipe: Path, name: str, overrides: Sequence[str]) -> DictConfig:
+    """A config that is right but for weights that are not there.
+
+    Raises:
+        UserError: with all other faults.
+    """
+    try:
+        return checked_config(recipe, name, overrides)
+    except Faults as error:
+        if faults := [fault for fault in error.faults if not _OF_WEIGHTS.match(fault)]:
+            raise Faults(f"config {find_config(name)}", faults) from error
+        return load_config(find_config(name), overrides)
+
+
+def _numbers(rows: "TokenisedRows", row: int | None, first: int | None) -> list[int]:
+    """Which rows are shown: those with this number in their file, or the first ones."""
+    if row is None:
+        return list(range(min(len(rows), first or _ROWS)))
+    if rows.origins is None:
+        return [row - 1] if row <= len(rows) else []
+    return (rows.origins[:, 1] == row).nonzero()[:, 0].tolist()[: first or None]
+
+
+def _missing(row: int, datasets: Sequence["TokenisedRows"]) -> str:
+    faults = [fault for rows in datasets for fault in rows.faults if f", row {row}: " in fault]
+    if faults:
+        return "\n  ".join([f"--row {row}: is bad, so it is not learned", *faults])
+    left_out = sum(rows.num_bad + rows.num_cut for rows in datasets)
+    why = f", or it is one of the {left_out:,} that are left out" if left_out else ""
+    return f"--row {row}: there is no such row{why}; {sum(map(len, datasets)):,} are learned"
+
+
+def _print_summary(console: "Console", rows: "TokenisedRows", tokenizer: Any, on_bad_row: str) -> None:
+    import numpy
+
+    from distill_tune.data import describe_rows
+
+    files = ", ".join(map(str, rows.files[:3])) + (f" and {len(rows.files) - 3} more" if len(rows.files) > 3 else "")
+    console.print(f"{files}: {describe_rows([rows])}", markup=False)
+    if rows.num_bad and on_bad_row == "stop":
+        console.print("on_bad_row=stop: a run ends at the bad rows")
+    for fault in rows.faults:
+        console.print(f"  {fault}", markup=False)
+    read = [("tokens a row", rows.lengths), ("of them learned", rows.supervised)]
+    if rows.teacher is not None:
+        read.insert(1, ("teacher's tokens", rows.teacher.lengths))
+    console.print(f"{'':<16}{'least':>9}{'median':>9}{'most':>9}")
+    for what, counts in read:
+        least, median, most = counts.min(), int(numpy.median(counts)), counts.max()
+        console.print(f"{what:<16}{least:>9,}{median:>9,}{most:>9,}")
+    console.print(f"the last token learned: {', '.join(_ends(rows, tokenizer))}", markup=False)
+    console.print()
+
+
+def _ends(rows: "TokenisedRows", tokenizer: Any) -> Iterator[str]:
+    from distill_tune.data.readable import name_of, visible
+
+    ends = Counter(rows.last_learned.tolist()).most_common()
+    for token, count in ends[:_MOST_ENDS]:
+        yield f'"{visible(name_of(tokenizer, token)).strip()}" (id {token}) in {count:,} rows'
+    if others := sum(count for _, count in ends[_MOST_ENDS:]):
+        yield f"others in {others:,}"
+
+
+def _print_legend(console: "Console") -> None:
+    from rich.text import Text
+
+    if _has_colour(console):
+        console.print(Text("learned: ").append("in this colour", _LEARNED), end="\n\n")
+    else:
+        console.print("learned: [[in such marks]]", markup=False, end="\n\n")
+
+
+def _has_colour(console: "Console") -> bool:
+    return console.color_system is not None and not console.no_color
+
+
+def _print_row(console: "Console", rows: "TokenisedRows", number: int, tokenizer: Any, whole: bool) -> None:
+    row = rows[number]
+    if console.is_terminal:
+        console.rule(characters="-", style="dim")
+    console.print(
+        f"{rows.origin(number)}: {len(row.tokens):,} tokens, {rows.supervised[number]:,} learned", markup=False
+    )
+    _print_tokens(console, tokenizer, row.tokens, row.labels, whole)
+    if row.teacher_tokens is not None:
+        console.print(f"\nthe teacher reads {len(row.teacher_tokens):,} tokens:")
+        _print_tokens(console, tokenizer, row.teacher_tokens, row.teacher_labels, whole)
+    console.print()
+
+
+def _print_tokens(console: "Console", tokenizer: Any, tokens: Any, labels: Any, whole: bool) -> None:
+    from rich.text import Text
+
+    from distill_tune.data.readable import pieces, visible
+
+    text, colour = Text(), _has_colour(console)
+    for piece in pieces(tokenizer, tokens.tolist(), labels.tolist()):
+        shown = visible(piece.text if whole else _in_part(piece.text))
+        if not piece.learned:
+            text.append(shown)
+        elif colour:
+            text.append(shown, _LEARNED)
+        else:
+            text.append(f"[[{shown}]]")
+    console.print(text, end="" if text.plain.endswith("\n") else "\n")
+
+
+def _in_part(text: str) -> str:
+    if len(text) <= _MOST:
+        return text
+    return f"{text[:_HEAD]} ... {len(text) - _HEAD - _TAIL:,} characters ... {text[-_TAIL:]}"

@@ -1,0 +1,211 @@
+"""A folder that transformers opens: what is wrong with it, told before its weights are read, and the model."""
+
+import contextlib
+import importlib.util
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill_tune.errors import UserError
+from distill_tune.models.adapter_folder import adapter_file, has_adapter, model_folder
+from distill_tune.models.decoder_config import read_config_json
+from distill_tune.models.hf_names import what_it_is
+from distill_tune.models.quantisation import packages_for, quantisation_of
+from distill_tune.models.weight_files import WeightFiles, weight_files
+
+_KEY = "teacher_model.path"
+_SHOWN = 3
+_ADAPTER = "default"  # PEFT's name for the only one
+
+
+class HuggingFaceFolder:
+    """A causal language model of transformers, or an adapter of one (PEFT), which is read on its base.
+
+    Args:
+        path: the folder.
+        trust_remote_code: run the folder's own Python code.
+
+    Attributes:
+        base: where the model's config.json and tokenizer are.
+        config: the model's, as transformers has it.
+
+    Raises:
+        UserError: it cannot be loaded: a config that transformers does not know, weights that are missing or of another
+            shape, a package that is not here. Told from the headers of the files.
+    """
+
+    def __init__(self, path: Path, trust_remote_code: bool = False) -> None:
+        import transformers
+
+        self._path, self._trust = path, trust_remote_code
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise UserError(f"{_KEY}={path}: no such folder, or it has no config.json")
+        self.base = model_folder(_KEY, path)
+        self._method = quantisation_of(read_config_json(self.base, _KEY))
+        with self._told():
+            self.config = transformers.AutoConfig.from_pretrained(
+                self.base, trust_remote_code=trust_remote_code, local_files_only=True
+            )
+        if self._method:
+            self._require_quantiser()
+        if has_adapter(path):
+            adapter_file(_KEY, path)
+            if importlib.util.find_spec("peft") is None:
+                raise UserError(f"{_KEY}={path}: has an adapter, which needs peft; pip install peft")
+        if not trust_remote_code and not self._method:
+            self._load_headers()
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> Any:
+        """The model in eval mode, frozen.
+
+        Raises:
+            UserError: it cannot be loaded; some of its weights would be random.
+        """
+        import transformers
+
+        with self._told(), _without_adapter(self.base) as folder:
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map={"": device},
+                trust_remote_code=self._trust,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+            self._require_whole(info, type(model).__name__, told_before=not self._trust and not self._method)
+            if has_adapter(self._path):
+                self._put_adapter_into(model)
+                print(f"{_KEY}={self._path}: read with its adapter on the model {self.base}")
+        return model.eval().requires_grad_(False)
+
+    def _load_headers(self) -> None:
+        """Have transformers load the weights' headers into a model without memory, and say what it misses."""
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        headers = WeightFiles(_KEY, weight_files(_KEY, self.base)).headers()
+        if whole := next((name for name, w in headers.items() if _is_integer_weight(name, w)), None):
+            raise UserError(
+                f"{_KEY}={self._path}: is quantised ({whole} is {headers[whole].dtype}), and config.json has no "
+                "quantization_config that says how; take the folder that it was made from"
+            )
+        with self._told(), _silent(logging):
+            with torch.device("meta"):
+                model_class: Any = type(AutoModelForCausalLM.from_config(self.config))
+            model, info = model_class.from_pretrained(
+                None,
+                config=self.config,
+                state_dict=headers,
+                device_map="meta",
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+            self._require_whole(info, model_class.__name__)
+            if has_adapter(self._path):
+                self._put_adapter_into(model)
+
+    def _put_adapter_into(self, model: Any) -> None:
+        """Not merged, so that tied and quantised weights stay as they are; factors in float32."""
+        import peft
+
+        config = peft.PeftConfig.from_pretrained(self._path)
+        if config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None):
+            raise UserError(
+                f"{_KEY}={self._path}: adapters of this kind ({config.peft_type}) change the rows, not the "
+                "model alone; that is not read here"
+            )
+        config.inference_mode = True
+        with warnings.catch_warnings():  # of tied weights, which are not merged here
+            warnings.simplefilter("ignore")
+            with_adapter = peft.get_peft_model(model, config, adapter_name=_ADAPTER)
+            factors = peft.utils.load_peft_weights(str(self._path), device="cpu")
+            found = peft.set_peft_model_state_dict(with_adapter, factors, adapter_name=_ADAPTER)
+        missing = [name for name in found.missing_keys if f".{_ADAPTER}" in name]
+        told = {"missing_keys": missing, "unexpected_keys": found.unexpected_keys, "mismatched_keys": ()}
+        self._require_whole(told, f"{config.peft_type.value} adapter")
+
+    def _require_whole(self, info: Mapping[str, Any], kind: str, told_before: bool = False) -> None:
+        problems = []
+        if missing := sorted(info["missing_keys"]):
+            problems.append(f"lacks {_some(missing)}, which would be random")
+        if differ := sorted(info["mismatched_keys"]):
+            shown = [f"{name} {list(found)} (the model: {list(wanted)})" for name, found, wanted in differ]
+            problems.append(f"has other shapes: {_some(shown)}")
+        unknown = sorted(info["unexpected_keys"])
+        if problems:
+            if unknown:
+                problems.append(f"has {_some(unknown)}{what_it_is(unknown[0])}")
+            raise UserError(f"{_KEY}={self._path}: for a {kind} it {'; it '.join(problems)}")
+        if unknown and not told_before:
+            print(f"{_KEY}={self._path}: not read, since a {kind} has no such weights: {_some(unknown)}")
+
+    def _require_quantiser(self) -> None:
+        from transformers.quantizers import AutoHfQuantizer
+
+        found = getattr(self.config, "quantization_config", None)
+        if found is None:
+            found = getattr(self.config.get_text_config(), "quantization_config", None)
+        told = f"{_KEY}={self._path}: is quantised with {self._method}"
+        try:
+            known = AutoHfQuantizer.supports_quant_method(found)
+            if known:
+                device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+                quantiser = AutoHfQuantizer.from_config(dict(found), pre_quantized=True)
+                quantiser.validate_environment(device_map={"": device}, weights_only=True)
+        except Exception as error:  # of whatever package the method has
+            reason = " ".join(str(error).split())
+            packages = packages_for(str(self._method))
+            install = f"pip install {packages}, or " if packages else ""
+            raise UserError(f"{told}: {reason}; {install}take the unquantised folder") from error
+        if not known:
+            raise UserError(f"{told}, which this version of transformers does not know; take the unquantised folder")
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(f"{_KEY}={self._path}: transformers cannot load it: {reason}") from error
+
+
+def _is_integer_weight(name: str, weight: torch.Tensor) -> bool:
+    return name.endswith(".weight") and not weight.is_floating_point()
+
+
+@contextlib.contextmanager
+def _without_adapter(folder: Path) -> Iterator[Path]:
+    """A model's folder; where an adapter lies in it, which transformers would load too, one of links to the rest."""
+    if not has_adapter(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as name:
+        for file in folder.resolve().iterdir():
+            if not file.name.startswith("adapter_"):
+                (Path(name) / file.name).symlink_to(file)
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def _silent(logging: Any) -> Iterator[None]:
+    """No report of what is missing, which is told in a line, and no bar over headers."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,69 @@
+"""What a run finds and tells of its tokenizer, before a model loads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.data.conversation import IGNORE_INDEX, Conversation, tokenise
+from distill_tune.data.sources import RowError
+from distill_tune.data.tokenizer import HFTokenizer, hf_tokenizer
+from distill_tune.errors import UserError
+from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.models.output_head import output_head
+from distill_tune.models.tokenizer_files import open_tokenizer
+from distill_tune.models.vocabulary import check_own_tokens
+from distill_tune.training.ends import describe_ends
+
+from torchtune.modules import TransformerDecoder
+
+_QUESTION = Conversation(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}), (False, True))
+
+
+def check_tokenizer(
+    tokenizer: Any,
+    student: TransformerDecoder,
+    checkpoint: Checkpoint,
+    teachers: Sequence[Path],
+    used_tokens: numpy.ndarray,
+) -> None:
+    """Print a line for each of: tokens of the rows that are new to the student; ends of answers that are not the same
+    everywhere; a tokenizer that writes another prompt than the chat template which is exported.
+
+    Args:
+        student: meta tensors serve.
+        checkpoint: the student's.
+        teachers: their folders.
+        used_tokens: the ids that occur in the rows, sorted.
+
+    Raises:
+        UserError: the rows are written with another tokenizer than the student's altogether; a folder's configs cannot
+            be read.
+    """
+    check_own_tokens(checkpoint.folder, tokenizer, used_tokens)
+    vocab_size = output_head(student).vocab_size
+    for line in (
+        describe_ends(tokenizer, checkpoint.folder, teachers, used_tokens, vocab_size),
+        describe_prompt(tokenizer, checkpoint.folder),
+    ):
+        if line:
+            print(line)
+
+
+def describe_prompt(tokenizer: Any, folder: Path) -> str | None:
+    """A line where a tokenizer of torchtune's writes another prompt than the chat template of the student's folder."""
+    if isinstance(tokenizer, HFTokenizer) or not getattr(open_tokenizer(folder), "chat_template", None):
+        return None
+    try:
+        written, exported = tokenise(tokenizer, _QUESTION), tokenise(hf_tokenizer(str(folder)), _QUESTION)
+    except (RowError, UserError, ValueError, TypeError, AttributeError):  # one that has no place for conversations
+        return None
+    prompt = exported.tokens[: (exported.labels != IGNORE_INDEX).argmax()]
+    if numpy.array_equal(written.tokens[: len(prompt)], prompt):
+        return None
+    return (
+        f"tokenizer: {type(tokenizer).__name__} writes other prompts than the chat template of {folder}, which model/ "
+        f"carries: take distill_tune.data.hf_tokenizer with path={folder} to train on those that will be asked"
+    )
