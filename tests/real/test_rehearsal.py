@@ -30,6 +30,12 @@ OF_EACH_FAMILY = [
     "qwen3/8B_to_0.6B_lora",
     "smollm2/1.7B_to_135M_full",
 ]
+ANSWERING = [
+    "gemma2/9B_finetune_lora",
+    "llama2/7B_finetune_lora",
+    "llama3_2/8B_finetune_lora",
+    "qwen2_5/7B_finetune_lora",
+]
 FEW = ["batch_size=2", "+max_tokens_per_batch=null", "gradient_accumulation_steps=1", "max_steps_per_epoch=3"]
 FEW += ["device=cpu", "optimizer.lr=0.01", "~lr_scheduler"]
 CAPITALS = {
@@ -69,7 +75,8 @@ NEEDED = {
 
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.getbasetemp().parent / "models"  # of all workers
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"  # of all workers
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -128,12 +135,21 @@ def of_small_models(name: str) -> list[str]:
     return overrides
 
 
+def in_full(name: str) -> list[str]:
+    """Overrides that train all of a model, not LoRA factors."""
+    component = str(OmegaConf.create(yaml_of(name)).model["_component_"])
+    full = "torchtune.models.llama3_1.llama3_1" if "llama3_1" in component else "distill_tune.models.from_hf"
+    lora = ("lora_attn_modules", "apply_lora_to_mlp", "lora_rank", "lora_alpha", "lora_dropout")
+    return [f"model._component_={full}", *(f"~model.{argument}" for argument in lora)]
+
+
 def of_rows(name: str, rows: str) -> list[str]:
     if "docstrings" in yaml_of(name):
         return ["dataset.num_rows=16"]
     if rows == "alpaca":
         return ["dataset.source=alpaca.json"]
-    return ["dataset=distill_tune.data.chat", "+dataset.source=chats.json"]
+    source = "dataset.source" if "\n  source:" in yaml_of(name) else "+dataset.source"
+    return ["dataset=distill_tune.data.chat", f"{source}=chats.json"]
 
 
 def told(done: subprocess.CompletedProcess[str]) -> str:
@@ -180,6 +196,27 @@ def test_what_runs_on_the_demos_models(name: str, place: Path, tokenizer_file: P
     told(cli("run", "kd_single_device", "--config", name, *settings))
     base = place / "plain" if name == "signals/gguf_teacher" else demo_model_folder("student")
     check_what_it_leaves(place, base)
+
+
+@pytest.mark.parametrize("name", ANSWERING)
+def test_what_it_leaves_answers_and_stops(name: str, place: Path, models_dir: Path, cli: Callable):
+    """All of a small model trained on some chats until it knows them; then as anybody would ask it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    make_models(name, models_dir)
+    settings = [*of_small_models(name), *of_rows(name, "chats"), "tokenizer.max_seq_len=128", "output_dir=out", *FEW]
+    settings += ["batch_size=8", "epochs=40", "max_steps_per_epoch=1", "dtype=fp32", "optimizer.lr=0.005"]
+    told(cli("run", "kd_single_device", "--config", name, *settings, *in_full(name)))
+    model = AutoModelForCausalLM.from_pretrained(place / "out" / "model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(place / "out" / "model")
+    for row in CHATS[:3]:
+        question, answer = row["messages"][:2]
+        prompt = tokenizer.apply_chat_template(
+            [question], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        tokens = model.generate(**prompt, do_sample=False, max_new_tokens=20)[0, prompt["input_ids"].shape[1] :]
+        assert tokenizer.decode(tokens, skip_special_tokens=True).strip() == answer["content"]
+        assert len(tokens) < 20
 
 
 def check_what_it_leaves(place: Path, base: Path) -> None:
