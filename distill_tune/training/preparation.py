@@ -134,7 +134,10 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
         augmented=bool(cfg.get("augmentations")),
     )
     augmentations = data.Augmentations(
-        [build("augmentations", entry) for entry in cfg.get("augmentations") or []], built.tokenizer, seed
+        [build("augmentations", entry) for entry in cfg.get("augmentations") or []],
+        built.tokenizer,
+        seed,
+        built.common_vocab_size or models.output_head(built.student).vocab_size,
     )
 
     def plan_of(
