@@ -125,9 +125,7 @@ def _gathered(model: TransformerDecoder) -> float:
     """What FSDP holds whole at one time: two layers, and for all of a step what is outside the layers."""
     outside = [p for name, p in model.named_parameters() if not name.startswith("layers.")]
     most = models.computed_in(model).itemsize  # it is cast as it is gathered
-    return sum(
-        min(models.num_bytes(p), p.numel() * most) for p in (*outside, *2 * [*model.layers[0].parameters()])
-    )
+    return sum(min(models.num_bytes(p), p.numel() * most) for p in (*outside, *2 * [*model.layers[0].parameters()]))
 
 
 def _teacher_bytes(cfg: DictConfig, teacher: TransformerDecoder, held: float, shards: int) -> float:

@@ -109,7 +109,9 @@ def test_the_gradient_of_every_output_layer_is_within_a_hundredth_of_float64(kin
 
 def lora_student(dtype, **more):
     with set_default_dtype(dtype):
-        return lora_llama3_2(**model_arguments(), lora_attn_modules=["q_proj", "v_proj"], lora_rank=4, lora_alpha=8, **more)
+        return lora_llama3_2(
+            **model_arguments(), lora_attn_modules=["q_proj", "v_proj"], lora_rank=4, lora_alpha=8, **more
+        )
 
 
 def full_student(dtype):
