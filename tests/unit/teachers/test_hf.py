@@ -293,7 +293,10 @@ def test_a_quantised_folder_is_a_teacher_where_its_package_is_here(tmp_path):
 
 @pytest.mark.parametrize(
     ("package", "told"),
-    [("accelerate", r"pip install 'distill-tune\[hf\]'"), ("peft", "has an adapter, which needs peft; pip install peft")],
+    [
+        ("accelerate", r"pip install 'distill-tune\[hf\]'"),
+        ("peft", "has an adapter, which needs peft; pip install peft"),
+    ],
 )
 def test_a_package_that_is_not_here_is_told_with_how_to_get_it(tmp_path, monkeypatch, package, told):
     saved(LLAMA, tmp_path / "base")
