@@ -101,6 +101,7 @@ def _prepare(cfg: DictConfig, num_processes: int) -> None:
     from distill_tune import data, training
 
     _, _, checkpoint, state = training.open_run(cfg)
+    training.use_day(cfg.get("date"), state)
     if _has_foreign(cfg, _OF_MODELS, "models and rows"):
         return
     built = training.build_models(cfg, torch.device("cpu"))

