@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distill_tune.cli.compare import compare_folders, load_folder
+from distill_tune.cli.compare import ModelFolder, compare_folders
 from distill_tune.config.files import local_path
 from distill_tune.errors import UserError
 
@@ -116,18 +116,18 @@ def _measure(folder: Path) -> tuple[list[Any], list[dict[str, Any]]]:
     cfg = load_config(find_config("tiny"))
     tokenizer = config.instantiate(cfg.tokenizer)
     rows, _ = data.prepare_rows(OmegaConf.create(_HELD_OUT), tokenizer, cfg.tokenizer)
-    batches = list(data.StepPlan(rows, batch_size=cfg.batch_size, shuffle=False).epoch())
+    plan = data.StepPlan(rows, batch_size=cfg.batch_size, shuffle=False)
     folders = {
         "teacher": demo_model_folder("teacher"),
         "base student": demo_model_folder("student"),
         **{name: folder / run[0] / "model" for name, run in _RUNS.items()},
     }
-    comparisons = compare_folders(folders, batches)
+    comparisons = compare_folders(folders, plan)
     from distill_tune.data import docstring_rows
 
     answers = []
     device = training.find_device("auto")
-    loaded = {name: load_folder(path, device, torch.float32) for name, path in folders.items()}
+    loaded = {name: ModelFolder.open(path).load(device, torch.float32) for name, path in folders.items()}
     for row in docstring_rows.collect(_SHOWN_ANSWERS, held_out=True):
         given = {name: evaluation.answer(model, tokenizer, row["instruction"]) for name, model in loaded.items()}
         answers.append({"question": row["instruction"], "docstring": row["output"], **given})

@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import Any
 
-from distill_tune.cli.compare import held_out_batches
+from distill_tune.cli.held_out import add_row_options, held_out_plan
 from distill_tune.config.files import local_path
 from distill_tune.errors import UserError
 
@@ -15,8 +15,8 @@ _DESCRIPTION = """Make a student from its teacher by leaving layers out, and wri
   distill-tune init-student TEACHER STUDENT --drop 4               leave out the four that are missed least
 
 --drop measures: again and again the layer goes whose removal leaves the lowest loss on held-out rows, by default
-docstrings of installed Python code; --source takes a file of yours with prompts and answers. The student has lost
-something all the same; distillation from the teacher heals it.
+docstrings of installed Python code; --source takes rows of yours. The student has lost something all the same;
+distillation from the teacher heals it.
 """
 _MAX_SEQ_LEN = 512
 
@@ -34,8 +34,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     which.add_argument("--layers", type=_numbers, metavar="0,1,...", help="the layers to keep, from 0")
     which.add_argument("--every", type=int, metavar="N", help="keep every Nth layer, the first included")
     which.add_argument("--drop", type=int, metavar="N", help="leave out the N layers that are missed least")
-    parser.add_argument("--source", help="held-out rows for the measurement: a file with prompts and answers")
-    parser.add_argument("--rows", type=int, default=32, help="how many held-out rows (default: 32)")
+    add_row_options(parser, num_rows=32)
     parser.set_defaults(function=_init_student)
 
 
@@ -96,8 +95,8 @@ class _Measure:
         self._model = model
         self._head = models.take_output_head(model)
         max_seq_len = min(_MAX_SEQ_LEN, model.max_seq_len)
-        batches = held_out_batches(options.teacher, options.source, options.rows, max_seq_len)
-        self._batches = [batch.to(device) for batch in batches]
+        plan = held_out_plan(options.teacher, options, max_seq_len)
+        self._batches = [batch.to(device) for batch in plan.epoch()]
         self._num_tokens = data.num_supervised(self._batches)
 
     def perplexity(self) -> float:

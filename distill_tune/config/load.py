@@ -53,7 +53,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
 
 def _expand_home(node: DictConfig | ListConfig) -> None:
     """Read ``~/`` in every path. What else a value may be never begins so, but for text that a model reads."""
-    for key, value in list(node.items() if isinstance(node, DictConfig) else enumerate(node)):
+    keys: list[Any] = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
+    for key in keys:
+        value = node[key]
         if isinstance(value, DictConfig | ListConfig):
             _expand_home(value)
         elif isinstance(value, str) and value.startswith("~") and "/" in value and not _is_text(key):
@@ -62,6 +64,18 @@ def _expand_home(node: DictConfig | ListConfig) -> None:
 
 def _is_text(key: Any) -> bool:
     return str(key).endswith(("prompt", "prompt_template"))
+
+
+def read_value(override: str) -> Any:
+    """The YAML behind ``key=``.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return OmegaConf.from_dotlist([f"value={override.partition('=')[2]}"]).get("value")
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise UserError(f"{override}: the value is not valid YAML: {_one_line(error)}") from error
 
 
 def _apply(config: DictConfig, override: str) -> None:
@@ -73,10 +87,7 @@ def _apply(config: DictConfig, override: str) -> None:
         raise UserError(f"{override}: not an override; write key=value, +key=value or ~key")
     adds = key.startswith("+")
     key = key.removeprefix("+")
-    try:
-        value = OmegaConf.from_dotlist([f"value={text}"]).get("value") if "${" not in text else text
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise UserError(f"{override}: the value is not valid YAML: {_one_line(error)}") from error
+    value = read_value(override) if "${" not in text else text
     try:
         present = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         if adds and present is not None:

@@ -32,6 +32,10 @@ from distill_tune.errors import UserError
 __all__ = ["IGNORE_INDEX", "TokenisedDataset", "chat", "docstrings", "instruct", "read_behind", "text"]
 
 _TRAIN_ON = ("all", "last", "marked")
+# Names of columns, the likeliest first.
+_QUESTION = ("instruction", "prompt", "question")
+_ANSWER = ("output", "response", "completion", "answer")
+_TURNS = ("messages", "conversations")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +133,11 @@ def instruct(
 
     def conversation_of(row: Row) -> Conversation:
         require_learned(row)
-        prompt = text_field(row, columns.get("prompt"), ("instruction", "prompt", "question"), "prompt")
+        prompt = text_field(row, columns.get("prompt"), _QUESTION, "prompt")
         more = optional_text(row, columns.get("input", "input"))
         if not more and "input" not in columns and isinstance(dict.get(row, "context"), str):  # as Dolly's rows call it
             more = row["context"]
-        answer = text_field(row, columns.get("response"), ("output", "response", "completion", "answer"), "response")
+        answer = text_field(row, columns.get("response"), _ANSWER, "response")
         if not answer.strip():
             raise RowError("the answer is empty")
         system = optional_text(row, columns.get("system", "system")) or system_prompt
@@ -256,6 +260,15 @@ def docstrings(
     return dataclasses.replace(made, unread=lambda row: ())
 
 
+def dataset_for(row: Row) -> str:
+    """Which of these reads a row like this one: ``chat``, ``instruct`` or ``text``."""
+    has = {name for name, value in row.items() if value is not None}
+    if has.intersection(_TURNS) or any(is_turns(row.get(part)) for part in ("prompt", "completion")):
+        return "chat"
+    asks_and_answers = has.intersection(_QUESTION) and has.intersection(_ANSWER)
+    return "text" if "text" in has and not asks_and_answers else "instruct"
+
+
 class _Docstrings(list):
     @property
     def fingerprint(self) -> str:
@@ -273,7 +286,7 @@ def _said(role: str, content: str) -> MarkedTurn:
 
 def _turns(row: Row, column: str | None) -> tuple[list[MarkedTurn], int]:
     """A row's turns, and how many of them are given before what is learned."""
-    name = column or first_column(row, ("messages", "conversations"))
+    name = column or first_column(row, _TURNS)
     if name is None and first_column(row, ("prompt",)) and first_column(row, ("completion",)):
         prompt, completion = (
             turns_of(row[part], part) if is_turns(row[part]) else [_said(role, text_in(row, part))]

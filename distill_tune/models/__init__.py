@@ -19,7 +19,13 @@ from distill_tune.models.output_head import OutputHead, output_head, take_output
 from distill_tune.models.packed_rows import use_packed_rows
 from distill_tune.models.parameters import num_bytes
 from distill_tune.models.precision import compute_in, computed_in
-from distill_tune.models.vocabulary import check_own_tokens, check_tokenizers, common_vocabulary, require_same_tokens
+from distill_tune.models.vocabulary import (
+    check_own_tokens,
+    check_tokenizers,
+    common_vocabulary,
+    require_one_tokenizer,
+    require_same_tokens,
+)
 
 __all__ = [
     "Checkpoint",
@@ -48,6 +54,7 @@ __all__ = [
     "num_bytes",
     "output_head",
     "projectors",
+    "require_one_tokenizer",
     "require_rows",
     "require_same_tokens",
     "require_tokens",

@@ -51,7 +51,7 @@ def check_fit(key: str, model: nn.Module, checkpoint: Checkpoint) -> None:
     try:
         found = conversion.to_torchtune(checkpoint.headers())
     except UserError as error:
-        raise UserError(f"{key} does not fit {checkpoint.key}: {checkpoint.folder}: {error}") from error
+        raise UserError(f"{_fits_not(key, checkpoint)}: {error}") from error
     adapters = adapter_names(model)
     wanted = {name: p.shape for name, p in model.named_parameters() if name not in adapters}
     problems = []
@@ -69,7 +69,12 @@ def check_fit(key: str, model: nn.Module, checkpoint: Checkpoint) -> None:
         shown = [f"{name} {list(found[name].shape)} (the model: {list(wanted[name])})" for name in differ]
         problems.append(f"shapes differ: {_some(shown)}")
     if problems:
-        raise UserError(f"{key} does not fit {checkpoint.key}: {checkpoint.folder}: {'; '.join(problems)}")
+        raise UserError(f"{_fits_not(key, checkpoint)}: {'; '.join(problems)}")
+
+
+def _fits_not(key: str, checkpoint: Checkpoint) -> str:
+    its = "its weights" if checkpoint.key == key else checkpoint.key  # built from a folder that has them, too
+    return f"{key} does not fit {its}: {checkpoint.folder}"
 
 
 def checked_on_meta(

@@ -141,6 +141,24 @@ def require_same_tokens(differing: Mapping[int, str], used: numpy.ndarray, teach
         )
 
 
+def require_one_tokenizer(writer: Path, reader: Path, used: numpy.ndarray) -> None:
+    """
+    Args:
+        writer: the folder whose tokenizer writes the rows.
+        reader: the folder of a model that reads them.
+        used: the ids that occur in the rows, sorted.
+
+    Raises:
+        UserError: the reader's tokenizer is another one altogether, or a token of the rows is another one in it.
+    """
+    rows, its = Vocabulary.of(writer), Vocabulary.of(reader)
+    if rows is None or its is None:
+        return
+    told = f"{reader}: its tokenizer is not that of {writer}, which the rows are written with"
+    if found := _used(rows.require_same_ordinary(its, told), used):
+        raise UserError(f"{told}: rows have tokens that are others in it: {found}")
+
+
 def check_own_tokens(student: Path, tokenizer: Any, used: numpy.ndarray) -> None:
     """Compare the tokens of the rows with those that the student was made with.
 

@@ -108,7 +108,7 @@ class WeightFiles:
         Raises:
             UserError: a file cannot be read, or holds something else.
         """
-        weights = {}
+        weights: dict[str, torch.Tensor] = {}
         for path in self.files:
             with _Readable(self.key, path):
                 if path.suffix != ".safetensors":
@@ -139,7 +139,7 @@ class WeightFiles:
 
     def some(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Those weights alone; a file that has none of them is not opened twice."""
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for path in self.files:
             with _Readable(self.key, path):
                 if path.suffix != ".safetensors":

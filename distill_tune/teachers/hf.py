@@ -83,7 +83,7 @@ class HuggingFace(Teacher):
     def _projection_of_head(self) -> LinearProjection | AutogradProjection:
         """Of an output layer that is quantised or has an adapter, the layer itself."""
         head, scale = self._head, self._scale
-        weight = getattr(head, "weight", None)
+        weight: Any = getattr(head, "weight", None)
         if type(head) is nn.Linear and weight.dtype.itemsize > 1 and not is_traceable_wrapper_subclass(weight.data):
             if not weight.isfinite().all():
                 raise self._refused("its output layer has weights that are infinite or no numbers")

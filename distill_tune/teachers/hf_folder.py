@@ -44,6 +44,7 @@ class HuggingFaceFolder:
         self._path, self._trust = path, trust_remote_code
         if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise UserError(f"{_KEY}={path}: no such folder, or it has no config.json")
+        _require_package(path, "accelerate", "loading it needs accelerate", "'distill-tune[hf]'")
         self.base = model_folder(_KEY, path)
         self._method = quantisation_of(read_config_json(self.base, _KEY))
         with self._told():
@@ -54,8 +55,7 @@ class HuggingFaceFolder:
             self._require_quantiser()
         if has_adapter(path):
             adapter_file(_KEY, path)
-            if importlib.util.find_spec("peft") is None:
-                raise UserError(f"{_KEY}={path}: has an adapter, which needs peft; pip install peft")
+            _require_package(path, "peft", "has an adapter, which needs peft", "peft")
         if not trust_remote_code and not self._method:
             self._load_headers()
 
@@ -68,7 +68,8 @@ class HuggingFaceFolder:
         import transformers
 
         with self._told(), _silent(), _without_adapter(self.base) as folder:
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            auto_class: Any = transformers.AutoModelForCausalLM
+            model, info = auto_class.from_pretrained(
                 folder,
                 dtype=dtype,
                 device_map={"": device},
@@ -111,7 +112,7 @@ class HuggingFaceFolder:
         """Not merged, so that tied and quantised weights stay as they are; factors in float32."""
         import peft
 
-        config = peft.PeftConfig.from_pretrained(self._path)
+        config = peft.PeftConfig.from_pretrained(str(self._path))
         if config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None):
             raise UserError(
                 f"{_KEY}={self._path}: adapters of this kind ({config.peft_type}) change the rows, not the "
@@ -124,7 +125,7 @@ class HuggingFaceFolder:
             warnings.simplefilter("ignore")
             with_adapter = peft.get_peft_model(model, config, adapter_name=_ADAPTER)
             factors = dict(WeightFiles(_KEY, [adapter_file(_KEY, self._path)]).weights())
-            found = peft.set_peft_model_state_dict(with_adapter, factors, adapter_name=_ADAPTER)
+            found: Any = peft.set_peft_model_state_dict(with_adapter, factors, adapter_name=_ADAPTER)
         missing = [name for name in found.missing_keys if f".{_ADAPTER}" in name]
         told = {"missing_keys": missing, "unexpected_keys": found.unexpected_keys, "mismatched_keys": ()}
         self._require_whole(told, f"{config.peft_type.value} adapter")
@@ -147,7 +148,7 @@ class HuggingFaceFolder:
     def _require_quantiser(self) -> None:
         from transformers.quantizers import AutoHfQuantizer
 
-        found = getattr(self.config, "quantization_config", None)
+        found: Any = getattr(self.config, "quantization_config", None)
         if found is None:
             found = getattr(self.config.get_text_config(), "quantization_config", None)
         told = f"{_KEY}={self._path}: is quantised with {self._method}"
@@ -174,6 +175,11 @@ class HuggingFaceFolder:
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(f"{_KEY}={self._path}: transformers cannot load it: {reason}") from error
+
+
+def _require_package(path: Path, name: str, told: str, wanted: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"{_KEY}={path}: {told}; pip install {wanted}")
 
 
 def _is_integer_weight(name: str, weight: torch.Tensor) -> bool:

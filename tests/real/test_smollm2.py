@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from distill_tune import data, evaluation, models, teachers
-from distill_tune.cli.compare import load_folder
+from distill_tune.cli.compare import ModelFolder
 
 MODELS = Path(__file__).parents[2] / ".smollm2"
 TEACHER = MODELS / "SmolLM2-135M-Instruct"
@@ -19,7 +19,7 @@ TEACHER = MODELS / "SmolLM2-135M-Instruct"
 
 @pytest.fixture(scope="module")
 def model():
-    return load_folder(TEACHER, torch.device("cpu"), torch.float32).eval()
+    return ModelFolder.open(TEACHER).load(torch.device("cpu"), torch.float32).eval()
 
 
 def test_its_logits_are_those_of_transformers(model):

@@ -1,0 +1,99 @@
+"""Rows that a model has not seen, for the commands that measure: read as the recipes read theirs."""
+
+import argparse
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from distill_tune.errors import Faults, UserError
+
+if TYPE_CHECKING:
+    from distill_tune.data import StepPlan
+
+_BATCH_SIZE = 4
+
+
+def add_row_options(parser: argparse.ArgumentParser, num_rows: int) -> None:
+    """``--source``, ``--dataset`` and ``--rows``, for :func:`held_out_plan`."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--source", help="held-out rows: a file or folder of chats, of prompts and answers, or of text; or a hub name"
+    )
+    which.add_argument(
+        "--dataset",
+        metavar="YAML",
+        help="held-out rows as a config's dataset, e.g. '{_component_: distill_tune.data.chat, source: my.json, "
+        "split: test}'",
+    )
+    parser.add_argument("--rows", type=int, default=num_rows, help=f"how many held-out rows (default: {num_rows})")
+
+
+def held_out_plan(folder: Path, options: argparse.Namespace, max_seq_len: int) -> "StepPlan":
+    """Rows of a source or a dataset, or docstrings, in the tokens of a model folder.
+
+    What cannot be read of them is left out and told, with how many there are.
+
+    Raises:
+        UserError: there is no row to measure on, the dataset's arguments are wrong, or the folder's tokenizer cannot
+            be read.
+    """
+    from distill_tune import data
+
+    if options.rows < 1:
+        raise UserError(f"--rows {options.rows}: must be 1 or more")
+    component = _dataset(options)
+    tokenizer_config = OmegaConf.create(
+        {"_component_": "distill_tune.data.hf_tokenizer", "path": str(folder), "max_seq_len": max_seq_len}
+    )
+    tokenizer = data.hf_tokenizer(str(folder), max_seq_len)
+    prepared, _ = data.prepare_rows(component, tokenizer, tokenizer_config, on_bad_row="skip")
+    if options.source or options.dataset:
+        print(f"{options.source or options.dataset}: {data.describe_rows(prepared)}")
+    for rows in prepared:
+        for fault in rows.faults:
+            print(f"  {fault}")
+    return data.StepPlan(prepared, batch_size=_BATCH_SIZE, shuffle=False)
+
+
+def _dataset(options: argparse.Namespace) -> DictConfig:
+    if options.dataset:
+        return _given(options.dataset, options.rows)
+    if options.source:
+        split = f"train[:{options.rows}]"
+        return OmegaConf.create(
+            {"_component_": _component_for(options.source, split), "source": options.source, "split": split}
+        )
+    return OmegaConf.create({"_component_": "distill_tune.data.docstrings", "num_rows": options.rows, "held_out": True})
+
+
+def _component_for(source: str, split: str) -> str:
+    """The dataset that reads rows like the first of these that can be read."""
+    from distill_tune.data.datasets import dataset_for
+    from distill_tune.data.sources import RowError, load_dataset
+
+    rows = load_dataset(source, split=split)
+    for index in range(len(rows)):
+        try:
+            return f"distill_tune.data.{dataset_for(rows[index])}"
+        except RowError:
+            continue
+    return "distill_tune.data.instruct"
+
+
+def _given(text: str, num_rows: int) -> DictConfig:
+    from distill_tune.config.components import check_components, find_component
+    from distill_tune.config.load import read_value
+
+    component = read_value(f"--dataset={text}")
+    if not isinstance(component, DictConfig) or not isinstance(component.get("_component_"), str):
+        raise UserError(
+            f"--dataset {text}: must be a dataset as configs have it, "
+            "{_component_: distill_tune.data.chat, source: my.json}"
+        )
+    if faults := check_components(OmegaConf.create({"dataset": component})):
+        raise Faults("--dataset", faults)
+    if "split" in inspect.signature(find_component(component["_component_"])).parameters:
+        component.setdefault("split", f"train[:{num_rows}]")
+    return component
