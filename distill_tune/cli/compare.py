@@ -137,7 +137,8 @@ class ModelFolder:
         models.require_tokens(str(self.path), self.vocab_size, plan.largest_token)
         if plan.longest > self.max_seq_len:
             raise UserError(
-                f"--max-seq-len: the longest row has {plan.longest} tokens, {self.path} reads {self.max_seq_len}"
+                f"--max-seq-len: the longest row has {plan.longest} tokens, "
+                f"{self.path} reads {self.max_seq_len} at most"
             )
 
     def load(self, device: Any, dtype: Any) -> Any:

@@ -1,5 +1,6 @@
 """Architectures that torchtune lacks, as teachers through their hidden states and head, against their own logits."""
 
+import importlib.util
 import json
 import shutil
 
@@ -336,3 +337,19 @@ def test_a_quantised_folder_is_a_teacher_where_its_package_is_here(tmp_path):
         wanted = model(ROWS[0][None]).logits[0, :-1]
     torch.testing.assert_close(logits_of(tmp_path / "int8"), wanted, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(wanted, logits_of(tmp_path / "plain"), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("package", "told"),
+    [
+        ("accelerate", r"pip install 'distill-tune\[hf\]'"),
+        ("peft", "has an adapter, which needs peft; pip install peft"),
+    ],
+)
+def test_a_package_that_is_not_here_is_told_with_how_to_get_it(tmp_path, monkeypatch, package, told):
+    saved(LLAMA, tmp_path / "base")
+    adapter_of(tmp_path / "base", tmp_path / "adapter")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    with pytest.raises(UserError, match=rf"teacher_model\.path={tmp_path / 'adapter'}: .*{told}"):
+        HuggingFace(str(tmp_path / "adapter"))

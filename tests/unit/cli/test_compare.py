@@ -1,0 +1,128 @@
+"""Held-out rows in every format that the recipes read, and who can read them."""
+
+import argparse
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import transformers
+from architectures import write_architecture
+from tiny_tokenizer import write_tokenizer
+
+from distill_tune.cli.compare import ModelFolder
+from distill_tune.cli.held_out import held_out_plan
+from distill_tune.cli.main import main
+from distill_tune.data.datasets import dataset_for
+from distill_tune.errors import UserError
+
+TURNS = [{"role": "user", "content": "Is 7 a prime?"}, {"role": "assistant", "content": "yes"}]
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path: Path) -> Path:
+    write_tokenizer(tmp_path)
+    return tmp_path
+
+
+def plan_of(folder: Path, rows: list[dict], num_rows: int = 10, max_seq_len: int = 64, dataset: str | None = None):
+    (folder / "rows.json").write_text(json.dumps(rows))
+    source = None if dataset else str(folder / "rows.json")
+    return held_out_plan(folder, argparse.Namespace(source=source, dataset=dataset, rows=num_rows), max_seq_len)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"messages": TURNS}, "chat"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "chat"),
+        ({"prompt": TURNS[:1], "completion": TURNS[1:]}, "chat"),
+        ({"instruction": "a", "output": "b", "text": "a b"}, "instruct"),
+        ({"prompt": "a", "completion": "b"}, "instruct"),
+        ({"messages": None, "question": "a", "answer": "b"}, "instruct"),
+        ({"text": "a", "prompt": None}, "text"),
+        ({"other": "a"}, "instruct"),
+    ],
+)
+def test_the_dataset_is_the_one_that_reads_such_rows(row, kind):
+    assert dataset_for(row) == kind
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"messages": TURNS}, {"instruction": "Is 7 a prime?", "output": "yes"}, {"text": "yes"}],
+    ids=["chat", "instruct", "text"],
+)
+def test_rows_of_each_format_are_read_up_to_their_number(tokenizer_folder, row):
+    plan = plan_of(tokenizer_folder, [row] * 6, num_rows=5)
+    assert sum(len(batch.lengths) for batch in plan.epoch()) == 5
+
+
+def test_bad_rows_are_left_out_and_named_without_keys_of_a_run(tokenizer_folder, capsys):
+    plan = plan_of(tokenizer_folder, [{"messages": TURNS}, {"messages": 3}])
+    told = capsys.readouterr().out
+    assert "1 rows, " in told
+    assert "1 bad rows left out" in told
+    assert "rows.json, row 2: " in told
+    assert "on_bad_row" not in told
+    assert sum(len(batch.lengths) for batch in plan.epoch()) == 1
+
+
+def test_a_dataset_of_a_config_is_read_with_its_arguments(tokenizer_folder):
+    dataset = (
+        f"{{_component_: distill_tune.data.instruct, source: {tokenizer_folder}/rows.json, "
+        "column_map: {prompt: q, response: a}}"
+    )
+    plan = plan_of(tokenizer_folder, [{"q": "Is 7 a prime?", "a": "yes"}] * 3, num_rows=2, dataset=dataset)
+    assert sum(len(batch.lengths) for batch in plan.epoch()) == 2
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("[1", "not valid YAML"),
+        ("rows.json", "must be a dataset as configs have it"),
+        ("{_component_: distill_tune.data.chat, sorce: a.json}", "no such argument, did you mean source"),
+    ],
+)
+def test_what_is_no_dataset_is_told(tokenizer_folder, dataset, message):
+    with pytest.raises(UserError, match=message):
+        plan_of(tokenizer_folder, [], dataset=dataset)
+
+
+def model_folder(folder: Path, **config: int) -> Path:
+    write_architecture(folder, "llama3", **{"vocab_size": 400, "max_position_embeddings": 128} | config)
+    write_tokenizer(folder)
+    return folder
+
+
+def test_a_student_that_reads_a_token_of_the_rows_otherwise_is_refused(tmp_path):
+    teacher, student = model_folder(tmp_path / "t"), model_folder(tmp_path / "s")
+    plan = plan_of(teacher, [{"messages": TURNS}])
+    ModelFolder.open(student).require_rows(ModelFolder.open(teacher), plan)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (student / name).write_text((student / name).read_text().replace("<|im_end|>", "<|end|>"))
+    with pytest.raises(UserError, match=rf"{student}: its tokenizer is not that of {teacher}.*'<\|end\|>'"):
+        ModelFolder.open(student).require_rows(ModelFolder.open(teacher), plan)
+
+
+def test_rows_that_are_too_long_for_a_student_are_told(tmp_path):
+    teacher, student = model_folder(tmp_path / "t"), model_folder(tmp_path / "s", max_position_embeddings=8)
+    plan = plan_of(teacher, [{"messages": TURNS}])
+    with pytest.raises(UserError, match=rf"--max-seq-len: .*{student} reads 8 at most"):
+        ModelFolder.open(student).require_rows(ModelFolder.open(teacher), plan)
+
+
+def test_chats_are_compared_on_a_model_and_its_adapter(tmp_path, capsys):
+    base, adapter = model_folder(tmp_path / "base"), tmp_path / "adapter"
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(
+        adapter
+    )
+    (tmp_path / "rows.json").write_text(json.dumps([{"messages": TURNS}] * 3))
+    table = tmp_path / "table.md"
+    main(["compare", str(base), str(adapter), "--source", str(tmp_path / "rows.json"), "--output", str(table)])
+    assert capsys.readouterr().out.count("read with its adapter merged") == 1
+    of_base, of_adapter = (line.split(" | ") for line in table.read_text().splitlines()[2:4])
+    assert of_base[4] == "0.000"
+    assert of_adapter[4] != "0.000"
