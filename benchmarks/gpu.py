@@ -5,7 +5,8 @@
     python benchmarks/gpu.py --device cpu --small  the same code on tiny shapes: does it run?
 
 Needs PyTorch 2.11 or newer, Triton, and torchtune, torchao and omegaconf, which are pure Python where they matter.
-torchtune's step is its recipe's: padded rows, both full logits in eight chunks, its two losses.
+torchtune's step is its recipe's: padded rows, both full logits in eight chunks, its two losses, adapters in bf16, where
+ours are in fp32.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from torchtune.models.llama3_1 import llama3_1
 from torchtune.models.llama3_2 import lora_llama3_2
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.modules.loss import CEWithChunkedOutputLoss, ForwardKLWithChunkedOutputLoss
+from torchtune.modules.peft import get_adapter_params, set_trainable_params
 from torchtune.training import set_activation_checkpointing
 
 STUDENT = {
@@ -55,7 +57,7 @@ CASES = {
 }
 
 
-def models_of(small, device, dtype):
+def models_of(tool, small, device, dtype):
     student_shape, teacher_shape = (SMALL | {"intermediate_dim": 128},) * 2 if small else (STUDENT, TEACHER)
     with training_dtype(dtype), torch.device(device):
         student = lora_llama3_2(**LORA, lora_alpha=128, **student_shape)
@@ -64,7 +66,11 @@ def models_of(small, device, dtype):
         for p in model.parameters():
             if p.ndim == 2:
                 torch.nn.init.normal_(p, std=0.02)
-    models.freeze_all_but_adapters(student)
+    if tool == "ours":
+        models.freeze_all_but_adapters(student)
+        models.compute_in(student, dtype)
+    else:
+        set_trainable_params(student, get_adapter_params(student))
     return student, teacher
 
 
@@ -135,10 +141,10 @@ def torchtunes(case, student, teacher, rows, device):
 
 def measure(tool, name, device, small):
     case = CASES[name]
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = torch.bfloat16
     if small:
         case = case | {"lengths": [max(2, length // 16) for length in case["lengths"]]}
-    student, teacher = models_of(small, device, dtype)
+    student, teacher = models_of(tool, small, device, dtype)
     flops = sum(
         ModelFlops.of(model, trains).of_step(case["lengths"], case["supervised"] * sum(case["lengths"]))
         for model, trains in ((student, True), (teacher.requires_grad_(False), False))

@@ -69,9 +69,11 @@ class ReverseKL:
     """
 
     def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
-        ratio = _log_ratio(student, teacher)
+        ratio, excluded = _log_ratio(student, teacher)
         values = torch.linalg.vecdot(student.probs, ratio)
-        return values, ratio.sub_(values[:, None]).mul_(student.probs)
+        slope = _slope(ratio, excluded)
+        mean = torch.linalg.vecdot(student.probs, slope)
+        return values, slope.sub_(mean[:, None]).mul_(student.probs)
 
 
 class SymmetricKL:
@@ -135,17 +137,26 @@ def _both_ways(
     student: Distribution, teacher: Distribution, forward_share: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """forward_share * KL(p || q) + (1 - forward_share) * KL(q || p); ``forward_share`` ``[n]``."""
-    ratio = _log_ratio(student, teacher)
+    ratio, excluded = _log_ratio(student, teacher)
     reverse = torch.linalg.vecdot(student.probs, ratio)
     forward = -torch.linalg.vecdot(teacher.probs, ratio)
+    slope = _slope(ratio, excluded)
+    mean = torch.linalg.vecdot(student.probs, slope)
     share = forward_share[:, None]
-    gradient = ratio.mul_(1 - share).add_(share - (1 - share) * reverse[:, None]).mul_(student.probs)
+    gradient = slope.mul_(1 - share).add_(share - (1 - share) * mean[:, None]).mul_(student.probs)
     return forward_share * forward + (1 - forward_share) * reverse, gradient.sub_(teacher.probs.mul_(share))
 
 
-def _log_ratio(student: Distribution, teacher: Distribution) -> torch.Tensor:
-    """log q - log p in place, 0 where one of them is excluded."""
-    return student.log_probs.sub_(teacher.log_probs).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+def _log_ratio(student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
+    """log q - log p in place, 0 where one of them is excluded; and where it is the teacher's alone."""
+    ratio = student.log_probs.sub_(teacher.log_probs)
+    excluded = ratio.isposinf()
+    return ratio.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0), excluded
+
+
+def _slope(ratio: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
+    """What KL(q || p) gives for each q, less 1, in place: log q - log p, of a token left out of the sum -1."""
+    return ratio.masked_fill_(excluded, -1.0)
 
 
 def require_within(name: str, value: float, least: float = 0.0, most: float = 1.0) -> None:

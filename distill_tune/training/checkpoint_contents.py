@@ -1,7 +1,7 @@
 """What a checkpoint holds besides state.json: the tensors and settings that the next step depends on."""
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from distill_tune.errors import UserError
 from distill_tune.models.loading import own_part, sharded
 from distill_tune.models.parameters import named_parameters
 from distill_tune.models.tensor_files import read_tensors, shapes_of
+from distill_tune.training.device import dtype_name
 from distill_tune.training.distributed import num_ranks, rank
 from distill_tune.training.state import TrainingState
 
@@ -69,13 +70,15 @@ def load_training_state(
         component: the config's optimizer.
 
     Raises:
-        UserError: the checkpoint is damaged, or its run trained other parameters, or had another teacher.
+        UserError: the checkpoint is damaged, or its run trained other parameters, held them in another dtype, or had
+            another teacher.
     """
     saved = shapes_of(folder)
     parameters = _trained(model)
     wanted = {f"student.{name}": list(p.shape) for name, p in parameters.items()}
     if wanted != {name: list(value.shape) for name, value in saved.items() if name.startswith("student.")}:
         raise UserError(f"checkpoint {folder}: was trained with other parameters than this config's model")
+    _require_held_in_same_dtype(folder, parameters, saved)
     of_teacher = {f"teacher.{name}": value for name, value in teacher.state().items()}
     if of_teacher.keys() != {name for name in saved if name.startswith("teacher.")}:
         raise UserError(f"checkpoint {folder}: its run had another kind of teacher")
@@ -119,6 +122,19 @@ def load_training_state(
         torch.set_rng_state(part["random"]["cpu"])
         if "cuda" in part["random"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(part["random"]["cuda"])
+
+
+def _require_held_in_same_dtype(
+    folder: Path, parameters: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]
+) -> None:
+    for name, parameter in parameters.items():
+        was = saved[f"student.{name}"].dtype
+        if was != parameter.dtype:
+            raise UserError(
+                f"checkpoint {folder}: {name} was trained in {dtype_name(was)}, this run trains it in "
+                f"{dtype_name(parameter.dtype)}; resume with the optimizer and dtype that its run began with, or, "
+                "where a version of distill-tune that held what trains in bf16 wrote it, begin anew in another output_dir"
+            )
 
 
 def load_student(folder: Path, model: nn.Module) -> None:

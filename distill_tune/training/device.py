@@ -41,6 +41,12 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As a config says it."""
+    names = {value: name for name, value in _DTYPES.items()}
+    return names.get(dtype, str(dtype).removeprefix("torch."))
+
+
 def require_one_process() -> None:
     """
     Raises:

@@ -18,7 +18,9 @@ V = 37
 
 def kl(p, q):
     """KL(p || q) of log-probabilities, whatever is excluded left out."""
-    return torch.where(p.isfinite() & q.isfinite(), p.exp() * (p - q), 0.0).sum(-1)
+    excluded = p.isinf() | q.isinf()
+    p, q = p.masked_fill(excluded, 0.0), q.masked_fill(excluded, 0.0)  # autograd's 0 * inf would be nan
+    return (p.exp() * (p - q)).masked_fill(excluded, 0.0).sum(-1)
 
 
 def mixed(p, q, share):
@@ -101,10 +103,8 @@ def exact(formula, student, teacher, temperature=1.0):
     """Value and gradient of T^2 times the divergence in float64, by autograd."""
     logits = student.double().requires_grad_()
     # -inf would make autograd's 0 * inf; a logit of -1e6 has no probability either.
-    q = (logits.clamp(min=-1e6) / temperature).log_softmax(-1)
-    p = (teacher.double().clamp(min=-1e6) / temperature).log_softmax(-1)
-    excluded = student.isinf() | teacher.isinf()
-    q, p = q.masked_fill(excluded, -torch.inf), p.masked_fill(excluded, -torch.inf)
+    q = (logits.clamp(min=-1e6) / temperature).log_softmax(-1).masked_fill(student.isinf(), -torch.inf)
+    p = (teacher.double() / temperature).log_softmax(-1)
     value = torch.where(torch.isfinite(v := formula(p, q)), v, 0.0).sum()
     return value, torch.autograd.grad(temperature**2 * value, logits)[0]
 
@@ -158,6 +158,19 @@ def test_tokens_that_one_alone_excludes_give_no_nan(name):
         value, gradient = ours(DIVERGENCES[name][0], *logits)
         assert torch.isfinite(value)
         assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_tokens_that_the_teacher_excludes_are_left_out_as_in_float64(name, temperature):
+    divergence, formula = DIVERGENCES[name]
+    student, teacher, targets = example("random")
+    teacher[:, 30:] = -torch.inf
+    value, gradient = ours(divergence, student, teacher, targets, temperature)
+    wanted, wanted_gradient = exact(formula, student, teacher, temperature)
+    assert torch.isfinite(wanted_gradient).all()
+    assert value.item() == pytest.approx(wanted.item(), rel=2e-5)
+    assert (gradient - wanted_gradient).norm() / wanted_gradient.norm() < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["random", "peaked", "masked", "extreme"])

@@ -86,6 +86,47 @@ def test_excluded_tokens_and_extreme_logits(kernel):
     assert_same(kernel, student, targets % 40, teacher, **SETTINGS)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_tokens_that_the_teacher_excludes_are_left_out_as_in_float64(kernel, temperature):
+    student, targets, teacher = logits()
+    teacher[:, 40:] = -torch.inf
+    settings = SETTINGS | {"temperature": temperature, "kd_weight": 0.3 * temperature**2}
+    found = torch.empty_like(student)
+    ce, kd = kernel(student, targets, teacher, found, **settings)
+    exact = student.double().requires_grad_()
+    q, p = (exact / temperature).log_softmax(-1)[:, :40], (teacher[:, :40].double() / temperature).log_softmax(-1)
+    wanted_ce = torch.nn.functional.cross_entropy(exact, targets, reduction="none")
+    wanted_kd = (p.exp() * (p - q)).sum(-1)
+    (wanted,) = torch.autograd.grad((0.7 * wanted_ce + settings["kd_weight"] * wanted_kd).sum(), exact)
+    torch.testing.assert_close(ce.double(), wanted_ce.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(kd.double(), wanted_kd.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["student", "teacher", "gradient", "all"])
+def test_logits_whose_columns_lie_whole(kernel, which):
+    def laid(name, values):
+        return values.T.contiguous().T if which in (name, "all") else values
+
+    student, targets, teacher = logits()
+    wanted, found = torch.empty_like(student), laid("gradient", torch.zeros_like(student))
+    expected = kernel(student, targets, teacher, wanted, **SETTINGS)
+    student = laid("student", student)
+    of_rows = kernel(student, targets, laid("teacher", teacher), found, **SETTINGS)
+    assert torch.equal(found, wanted)
+    assert all(map(torch.equal, of_rows, expected))
+    kernel(student, targets, teacher, student, **SETTINGS)  # in place
+    assert torch.equal(student, wanted)
+
+
+@pytest.mark.parametrize(("v", "v_t", "common"), [(101, 90, None), (101, 90, 95), (90, 101, 95)])
+def test_fewer_tokens_than_are_compared_are_refused(kernel, v, v_t, common):
+    student, targets, teacher = logits(v=v, v_t=v_t)
+    told = f"{common or v} tokens are to be compared, the logits are of {v} and {v_t}"
+    with pytest.raises(ValueError, match=told):
+        kernel(student, targets, teacher, student, **(SETTINGS | {"common_vocab_size": common}))
+
+
 def test_agreement_is_exactly_nothing(kernel):
     student, targets, _ = logits(scale=20)
     out = torch.empty_like(student)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +197,22 @@ def test_what_the_config_says_of_the_optimizer_holds_on_resume(run):
     assert group["lr"] == 0.5
     assert group["weight_decay"] == 0.01  # as the checkpoint has it: the config does not say
     assert group["betas"] == (0.9, 0.999)
+
+
+@pytest.mark.parametrize(("was", "now"), [("bf16", "fp32"), ("fp32", "bf16")])
+def test_parameters_of_another_dtype_are_not_taken_up(tmp_path, was, now):
+    run, of_name = Run(tmp_path), {"bf16": torch.bfloat16, "fp32": torch.float32}
+    run.model.to(of_name[was])
+    run.step(1)
+    run.save(1)
+    before = run.model.to(of_name[now]).weight.clone()
+    folder = tmp_path / "checkpoints" / "step_1"
+    told = (
+        f"checkpoint {folder}: weight was trained in {was}, this run trains it in {now}; resume with the optimizer and"
+    )
+    with pytest.raises(UserError, match=re.escape(told)):
+        run.load()
+    assert torch.equal(run.model.weight, before)
 
 
 @pytest.mark.parametrize(
