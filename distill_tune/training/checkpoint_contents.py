@@ -133,7 +133,7 @@ def _require_held_in_same_dtype(
             raise UserError(
                 f"checkpoint {folder}: {name} was trained in {dtype_name(was)}, this run trains it in "
                 f"{dtype_name(parameter.dtype)}; resume with the optimizer and dtype that its run began with, or, "
-                "where a version of distill-tune that held what trains in bf16 wrote it, begin anew in another output_dir"
+                "where an older version wrote it, which held what trains in bf16, begin anew in another output_dir"
             )
 
 
