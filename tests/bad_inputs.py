@@ -164,7 +164,9 @@ class Wrong:
 
     def index(self, content: object) -> list[str]:
         text = content if isinstance(content, str) else json.dumps(content)
-        return self.file("model.safetensors.index.json", text)
+        overrides = self.file("model.safetensors.index.json", text)
+        (self.folder / "model" / "model.safetensors").unlink()  # which comes before an index
+        return overrides
 
     def cut(self, keep: int | float) -> list[str]:
         folder = self.model()
@@ -181,6 +183,13 @@ class Wrong:
         change(weights)
         save_file(weights, folder / "model.safetensors")
         return [f"checkpointer.checkpoint_dir={folder}"]
+
+    def adapter(self) -> list[str]:
+        folder = self.model()
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).unlink()
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/nothing"}))
+        return [f"checkpointer.checkpoint_dir={folder}", "~checkpointer.checkpoint_files"]
 
     def json_of(self, name: str, **changes: object) -> list[str]:
         folder = self.model()
@@ -257,6 +266,15 @@ def _one_more(weights: dict) -> None:
     weights["model.layers.9.mlp.up_proj.weight"] = weights["model.norm.weight"].clone()
 
 
+def _prefixed(weights: dict) -> None:
+    for name in list(weights):
+        weights[f"_orig_mod.{name}"] = weights.pop(name)
+
+
+def _as_integers(weights: dict) -> None:
+    weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].char()
+
+
 def _wider(weights: dict) -> None:
     weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].repeat(1, 2)
 
@@ -300,7 +318,7 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     ("config: a number as key", lambda w: w.line("7: 8"), "7: no such key"),
     ("config: nan", lambda w: w.line("clip_grad_norm: .nan"), "clip_grad_norm=nan: must be a number above 0"),
     # Checkpoints
-    ("weights: none", lambda w: w.file("model.safetensors", None), "has no weights (model*.safetensors or"),
+    ("weights: none", lambda w: w.file("model.safetensors", None), "has no weights (model.safetensors or"),
     (
         "weights: file named is not there",
         lambda w: ["checkpointer.checkpoint_files=[b.safetensors]"],
@@ -317,6 +335,14 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     ("weights: a tensor missing", lambda w: w.tensors(_no_tensor), "the checkpoint lacks layers.1.mlp"),
     ("weights: a tensor more", lambda w: w.tensors(_one_more), "the model has no place for"),
     ("weights: a wrong shape", lambda w: w.tensors(_wider), "shapes differ: layers.0.mlp"),
+    ("weights: a prefix", lambda w: w.tensors(_prefixed), "it is torch.compile's"),
+    ("weights: an int8", lambda w: w.tensors(_as_integers), "is quantised (model.layers.0.mlp.up_proj.weight is torch"),
+    (
+        "weights: quantised",
+        lambda w: w.json_of("config.json", quantization_config={"quant_method": "gptq"}),
+        "is quantised with gptq",
+    ),
+    ("weights: an adapter's", lambda w: w.adapter(), "is an adapter of someone/nothing, which is not here"),
     ("weights: run code", lambda w: w.pickle(), "pytorch_model.bin: cannot be read"),
     ("weights: another size of model", lambda w: [f"checkpointer.checkpoint_dir={w.model(width=64)}"], "shapes differ"),
     (
