@@ -13,8 +13,8 @@ from types import ModuleType
 
 from distill_tune.errors import UserError
 
-# Both speak at import time of compiled extras that are optional, on a machine that may not even have a GPU.
-_TALKATIVE_AT_IMPORT = ("torchao", "torch.utils._pytree")
+# Speaks at import time of compiled extras that are optional, on a machine that may not even have a GPU.
+_TALKATIVE_AT_IMPORT = "torchao"
 
 
 def _removed(name: str) -> type:
@@ -25,19 +25,19 @@ def _removed(name: str) -> type:
 
 
 def _import_quietly(name: str) -> ModuleType:
-    loggers = [logging.getLogger(talker) for talker in _TALKATIVE_AT_IMPORT]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    logger = logging.getLogger(_TALKATIVE_AT_IMPORT)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         return importlib.import_module(name)
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logger.setLevel(level)
 
 
 def apply() -> None:
     """Give torchtune the names that it imports; nothing is touched where torchao still has them."""
+    # Whenever torchao's enums are imported, by transformers too, PyTorch says that they need not be registered.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     # torchtune's RMSNorm multiplies float32 by a bf16 scale; newer PyTorch says each time that this is not its fastest.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     try:

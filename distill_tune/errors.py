@@ -17,3 +17,29 @@ class Faults(UserError):
         self.faults = list(faults)
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
         super().__init__("\n".join([f"{count} in {where}", *(f"  {fault}" for fault in self.faults)]))
+
+
+class CollectedFaults:
+    """Faults of several blocks, ``with faults: ...``, each of which ends at its first; :meth:`tell` raises them all."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._faults: list[str] = []
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> bool:
+        if isinstance(error, UserError):
+            self._faults += error.faults if isinstance(error, Faults) else [str(error)]
+        return isinstance(error, UserError)
+
+    def tell(self) -> None:
+        """
+        Raises:
+            UserError: there were faults.
+        """
+        if len(self._faults) == 1:
+            raise UserError(self._faults[0])
+        if self._faults:
+            raise Faults(self._where, self._faults)

@@ -16,7 +16,7 @@ import time
 import torch
 from omegaconf import DictConfig
 
-from distill_tune import config, data, losses, models, teachers, training
+from distill_tune import config, data, losses, models, training
 
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import OffloadActivations, compile_model, set_activation_checkpointing
@@ -27,88 +27,23 @@ def main(cfg: DictConfig) -> None:
     training.require_one_process()
     device = training.find_device(cfg.device)
     dtype = training.find_dtype(cfg.dtype, device)
-    teacher_dtype = training.find_dtype(cfg.get("teacher_dtype") or cfg.dtype, device)
-    kd_ratio, temperature = cfg.get("kd_ratio", 0.5), cfg.get("temperature", 1.0)  # numbers or schedules
     cross_entropy = config.build("loss", cfg.get("loss"), losses.CrossEntropy())
     divergence = config.build("kd_loss", cfg.get("kd_loss"), losses.ForwardKL())
     token_weight = config.build("kd_token_weight", cfg.get("kd_token_weight"))
-    hidden_loss = config.build("hidden_loss", cfg.get("hidden_loss"), losses.HiddenLoss([], weight=0))
-    run = training.RunFolder.of(cfg.output_dir)
-    checkpoints = training.Checkpoints(run, cfg.get("keep_last_n"), cfg.get("keep_best"))
-    checkpoint = checkpoints.to_resume(cfg.get("resume", cfg.get("resume_from_checkpoint", False)))
-    state = training.TrainingState.read(checkpoint) if checkpoint else None
-    if state:
-        state.require_same_config(checkpoint, cfg, cfg.get("resume_with_changes", False))
+    run, checkpoints, checkpoint, state = training.open_run(cfg)
     seed = training.seed_everything(state.seed if state and cfg.get("seed") is None else cfg.get("seed"))
     training.use_day(cfg.get("date"), state)
 
-    # ---- Checkpoints and data, checked before anything is loaded
-    training.check_optimizer(cfg.optimizer, cfg.get("lr_scheduler"))
-    student_checkpoint = models.Checkpoint.of("model", cfg.model, cfg.get("checkpointer"))
-    student = models.checked_on_meta("model", cfg.model, student_checkpoint, dtype)
-    tokenizer = config.build("tokenizer", cfg.tokenizer)
-    teacher = teachers.build_teacher(
-        cfg.get("teacher_model") if kd_ratio != 0 or cfg.get("hidden_loss") else None,
-        cfg.get("teacher_checkpointer"),
-        dtype=teacher_dtype,
-        combination=cfg.get("teacher_combination", "mixture"),
-        quantizer=cfg.get("teacher_quantizer"),
-        offload=cfg.get("teacher_offload", False),
-    )
-    common_vocab_size = teacher.check(student, student_checkpoint, tokenizer)
-    reading = data.Reading(
-        cfg.get("student_prompt_template"),
-        cfg.get("teacher_prompt_template"),
-        cfg.get("teacher_system_prompt"),
-        cfg.get("teacher_max_seq_len"),
-        teacher.names,
-        augmented=bool(cfg.get("augmentations")),
-    )
-    augmentations = data.Augmentations(
-        [config.build("augmentations", entry) for entry in cfg.get("augmentations") or []], tokenizer, seed
-    )
-
-    def plan_of(dataset: DictConfig, batch_size: int | None, accumulation: int, training_rows: bool) -> data.StepPlan:
-        rows, shares = data.prepare_rows(
-            dataset, tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop"), reading=reading
-        )
-        plan = data.StepPlan(
-            rows,
-            weights=shares,
-            batch_size=batch_size,
-            max_tokens_per_batch=cfg.get("max_tokens_per_batch") if batch_size is None else None,
-            gradient_accumulation_steps=accumulation,
-            seed=seed,
-            shuffle=training_rows and cfg.get("shuffle", True),
-            augmentations=augmentations if training_rows else None,
-            dataset_temperature=cfg.get("dataset_temperature") if training_rows else None,
-        )
-        print(data.describe_rows(rows))
-        models.require_rows("model", student, plan.longest, plan.largest_token)
-        teacher.require_rows(plan.longest_of_teacher, plan.used_tokens)
-        return plan
-
-    plan = plan_of(cfg.dataset, cfg.batch_size, cfg.get("gradient_accumulation_steps", 1), True)
-    training.check_tokenizer(tokenizer, student, student_checkpoint, teacher.folders, plan.used_tokens)
-    plan_val = None
-    if cfg.get("dataset_val") is not None:
-        plan_val = plan_of(cfg.get("dataset_val"), cfg.get("batch_size_val") or cfg.batch_size, 1, False)
-    steps_per_epoch = min(plan.steps_per_epoch, cfg.get("max_steps_per_epoch") or plan.steps_per_epoch)
-    total_steps = cfg.epochs * steps_per_epoch
-    for remark in (*plan.remarks, *training.schedule_remarks(cfg, total_steps)):
-        print(remark)
-    schedules = training.Schedules(
-        steps_per_epoch,
-        total_steps,
-        {"kd_ratio": kd_ratio, "temperature": temperature, "hidden_loss_weight": hidden_loss.weight},
-    )
-    identity = plan.identity | {"steps an epoch": steps_per_epoch}
+    # ---- Models without weights and rows as steps: what is wrong is told here, as `distill-tune validate` tells it
+    built = training.build_models(cfg, device)
+    student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size = built
+    steps = training.plan_steps(cfg, built, seed)
+    plan, plan_val, steps_per_epoch, total_steps, schedules = steps
     if state:
-        state.require_same_plan(checkpoint, identity, cfg.get("resume_with_changes", False))
+        state.require_same_plan(checkpoint, steps.identity, cfg.get("resume_with_changes", False))
     run.write_config(cfg, seed)
 
     # ---- Student and teacher
-    models.match_layers(student, teacher, hidden_loss)
     has_adapters = models.freeze_all_but_adapters(student, training.dtype_to_train_in(cfg.optimizer, dtype, student))
     models.compute_in(student, dtype)
     models.load_weights(student, student_checkpoint, device)
@@ -248,7 +183,7 @@ def main(cfg: DictConfig) -> None:
             every = cfg.get("save_every_n_steps")
             is_due = step % steps_per_epoch == 0 or (every and step % every == 0)
             if is_due or stopped_by or watch.is_lost or checkpoints.is_best(line):
-                now = training.TrainingState.after(step, seed, identity, cfg, tokens, line)
+                now = training.TrainingState.after(step, seed, steps.identity, cfg, tokens, line)
                 checkpoints.save(now, student, optimizer, teacher, say=progress.say)
             if watch.is_lost:
                 checkpoints.wait(progress.say)

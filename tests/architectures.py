@@ -50,6 +50,12 @@ ARCHITECTURES = {
         "rope_parameters": _LINEAR,
     },
     "mistral": {"model_type": "mistral", "sliding_window": 8},
+    "ministral": {
+        "model_type": "ministral",
+        "head_dim": 16,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen2_yarn": {"model_type": "qwen2", "rope_parameters": _YARN},
     "qwen3": {"model_type": "qwen3", "head_dim": 32},

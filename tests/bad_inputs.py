@@ -380,7 +380,10 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
         lambda w: w.from_hf(model_type="gpt2", architectures=["GPT2LMHeadModel"]),
         "GPT2LMHeadModel",
     ),
-    ("from_hf: no width", lambda w: w.from_hf(hidden_size=None), "hidden_size"),
+    ("from_hf: no width", lambda w: w.from_hf(hidden_size=None), "shapes differ"),
+    ("from_hf: text for an epsilon", lambda w: w.from_hf(rms_norm_eps="small"), "rms_norm_eps"),
+    ("from_hf: another model_type", lambda w: w.from_hf(model_type="phi3"), "model_type=phi3: is not that of a Llama"),
+    ("from_hf: sees later tokens", lambda w: w.from_hf(is_causal=False), "is_causal=False: attention to later tokens"),
     ("from_hf: text for a number", lambda w: w.from_hf(num_hidden_layers="two"), "num_hidden_layers"),
     ("from_hf: no layers", lambda w: w.from_hf(num_hidden_layers=0), "num_hidden_layers"),
     (

@@ -16,7 +16,7 @@ from distill_tune.evaluation.memory import PeakMemory
 
 from torchtune.models.llama3_2 import llama3_2, lora_llama3_2
 from torchtune.modules import TransformerSelfAttentionLayer
-from torchtune.training import set_activation_checkpointing
+from torchtune.training import set_activation_checkpointing, set_default_dtype
 
 LORA = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": True, "lora_rank": 16, "lora_alpha": 32}
 SHAPE = {"vocab_size": 32_000, "num_heads": 8, "num_kv_heads": 4, "embed_dim": 512, "max_seq_len": 2048}
@@ -25,13 +25,17 @@ LENGTHS = (700, 900, 400, 1000)
 
 def main(scenario: str) -> None:
     cfg = OmegaConf.create({"device": "cpu", "optimizer": {"_component_": "torch.optim.AdamW", "lr": 1e-4}})
+    dtype = torch.bfloat16 if "bf16" in scenario else torch.float32
+    cfg.gradient_accumulation_steps = 2 if "accumulated" in scenario else 1
     cfg.enable_activation_checkpointing = "checkpointed" in scenario
     build = (lambda **shape: lora_llama3_2(**LORA, **shape)) if "lora" in scenario else llama3_2
 
     def student_and_teacher():
-        student = build(num_layers=8, intermediate_dim=1408, **SHAPE)
-        teacher = llama3_2(num_layers=4, intermediate_dim=2048, **SHAPE).requires_grad_(False)
+        with set_default_dtype(dtype):
+            student = build(num_layers=8, intermediate_dim=1408, **SHAPE)
+            teacher = llama3_2(num_layers=4, intermediate_dim=2048, **SHAPE).requires_grad_(False)
         models.freeze_all_but_adapters(student)
+        models.compute_in(student, dtype)
         return student, teacher
 
     with torch.device("meta"):
@@ -51,12 +55,13 @@ def main(scenario: str) -> None:
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        micro_batch = joined([(torch.randint(3, 32_000, (length,)),) * 2 for length in LENGTHS])
-        attention = micro_batch.attention()
-        signal = teacher(micro_batch)
-        hidden = student(micro_batch.tokens, **attention)[micro_batch.supervised]
-        targets = micro_batch.targets[micro_batch.supervised]
-        losses.distillation_loss(hidden, head.projection_for_loss(), targets, signal, kd_ratio=0.5).loss.backward()
+        for _ in range(cfg.gradient_accumulation_steps):
+            micro_batch = joined([(torch.randint(3, 32_000, (length,)),) * 2 for length in LENGTHS])
+            attention = micro_batch.attention()
+            signal = teacher(micro_batch)
+            hidden = student(micro_batch.tokens, **attention)[micro_batch.supervised]
+            targets = micro_batch.targets[micro_batch.supervised]
+            losses.distillation_loss(hidden, head.projection_for_loss(), targets, signal, kd_ratio=0.5).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     print(peak.bytes, estimated)

@@ -1,14 +1,17 @@
-"""The published dimensions of every model that a shipped config names, as in its config.json on the hub.
+"""The published config.json of every model that a shipped config names: what decides names, shapes and token ids.
 
-Numbers that decide names and shapes of weights, no more; folders made of them have headers without data.
+Folders made of them here have headers without data; tests/real makes small ones with weights and real tokenizers.
 """
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from tiny_tokenizer import write_tokenizer
+from tokenizers import Tokenizer
 
 
 def _llama(hidden: int, wide: int, layers: int, heads: int, kv: int, **more: Any) -> dict[str, Any]:
@@ -36,15 +39,17 @@ def _llama3(*shape: int, factor: float, **more: Any) -> dict[str, Any]:
         "original_max_position_embeddings": 8192,
         "rope_type": "llama3",
     }
-    more = {"max_position_embeddings": 131_072, "rope_theta": 500_000.0, "rope_scaling": scaling} | more
-    return _llama(*shape, vocab_size=128_256, **more)
+    settings = {"max_position_embeddings": 131_072, "rope_theta": 500_000.0, "rope_scaling": scaling}
+    ids = {"vocab_size": 128_256, "bos_token_id": 128_000, "eos_token_id": [128_001, 128_008, 128_009]}
+    return _llama(*shape, **settings | ids | more)
 
 
 def _qwen(kind: str, vocab: int, *shape: int, tied: bool, **more: Any) -> dict[str, Any]:
     kinds = {"architectures": [f"{kind}ForCausalLM"], "model_type": kind.lower(), "rms_norm_eps": 1e-6}
     settings = {"vocab_size": vocab, "max_position_embeddings": 32_768, "rope_theta": 1_000_000.0}
+    ids = {"bos_token_id": 151_643, "eos_token_id": 151_645}
     sliding = {"use_sliding_window": False, "sliding_window": 32_768, "max_window_layers": 28}
-    return _llama(*shape) | kinds | settings | sliding | {"tie_word_embeddings": tied} | more
+    return _llama(*shape) | kinds | settings | ids | sliding | {"tie_word_embeddings": tied} | more
 
 
 def _gemma2(*shape: int) -> dict[str, Any]:
@@ -52,6 +57,7 @@ def _gemma2(*shape: int) -> dict[str, Any]:
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
         "vocab_size": 256_000,
+        "rms_norm_eps": 1e-6,
         "head_dim": 256,
         "hidden_act": "gelu_pytorch_tanh",
         "hidden_activation": "gelu_pytorch_tanh",
@@ -61,6 +67,9 @@ def _gemma2(*shape: int) -> dict[str, Any]:
         "sliding_window": 4096,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
+        "bos_token_id": 2,
+        "eos_token_id": [1, 107],
+        "pad_token_id": 0,
     }
 
 
@@ -92,12 +101,20 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 256,
         "rope_theta": 1_000_000.0,
         "rope_local_base_freq": 10_000.0,
+        "rms_norm_eps": 1e-6,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
     },
     # Sees as well; its text_config leaves most to the defaults.
     "gemma-3-4b-it": {
         "architectures": ["Gemma3ForConditionalGeneration"],
         "model_type": "gemma3",
+        "boi_token_index": 255_999,
+        "eoi_token_index": 256_000,
         "eos_token_id": [1, 106],
+        "image_token_index": 262_144,
+        "mm_tokens_per_image": 256,
         "text_config": {
             "hidden_size": 2560,
             "intermediate_size": 10240,
@@ -125,6 +142,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         vocab_size=49_152,
         max_position_embeddings=8192,
         rope_theta=130_000,
+        pad_token_id=2,
         tie_word_embeddings=True,
     ),
     "SmolLM2-135M-Instruct": _llama(
@@ -136,6 +154,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         vocab_size=49_152,
         max_position_embeddings=8192,
         rope_theta=100_000,
+        pad_token_id=2,
         tie_word_embeddings=True,
     ),
 }
@@ -146,7 +165,8 @@ PUBLISHED["SmolLM2-135M-Instruct-pruned"] = PUBLISHED["SmolLM2-135M-Instruct"] |
 def write_published(folder: Path, name: str) -> Path:
     """A folder whose safetensors files have headers as the real checkpoint has, and a hole where its data would be.
 
-    The names and shapes are those of transformers' own model of that config.
+    The names and shapes are those of transformers' own model of that config. The tokenizer is a tiny one, in each form
+    that a config may name: tokenizer.json, vocab.json with merges.txt, tiktoken's ranks.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -162,6 +182,11 @@ def write_published(folder: Path, name: str) -> Path:
     if plan.is_sharded:
         index = {"weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_tokenizer(folder)
+    Tokenizer.from_file(str(folder / "tokenizer.json")).model.save(str(folder))
+    (folder / "original").mkdir()
+    ranks = (f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
+    (folder / "original" / "tokenizer.model").write_text("".join(ranks))
     return folder
 
 

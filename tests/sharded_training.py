@@ -6,6 +6,7 @@ As a script, under torchrun: ``sharded_training.py FOLDER SCENARIO...`` writes e
 import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -27,6 +28,9 @@ SCENARIOS: dict[str, dict] = {
     "untied_own_output_group": {"student": "untied", "custom_sharded_layers": ["tok_embeddings", "output"]},
     "replicated": {"replicate": 2},
     "qlora": {"lora": True, "quantize_base": True, "student": "wide", "steps": 5},
+    "bf16": {"dtype": torch.bfloat16, "accumulation": 2, "steps": 8},
+    "bf16_untied": {"dtype": torch.bfloat16, "student": "untied", "custom_sharded_layers": ["output"], "steps": 8},
+    "bf16_lora": {"dtype": torch.bfloat16, "lora": True, "accumulation": 2, "steps": 8},
 }
 
 
@@ -52,16 +56,16 @@ def component(folder: Path, lora: bool, **more: bool) -> dict:
     }
 
 
-def train(folder: Path, scenario: str) -> dict[str, torch.Tensor]:
+def train(folder: Path, scenario: str, **changed: Any) -> dict[str, torch.Tensor]:
     """The weights after all steps (or the scenario's own); on the ranks after the first, nothing."""
-    settings = SCENARIOS[scenario]
+    settings = SCENARIOS[scenario] | changed
     device, lora = torch.device("cpu"), settings.get("lora", False)
     count = training.num_ranks()
     mesh = training.device_mesh(device, settings.get("replicate", 1)) if torch.distributed.is_initialized() else None
     torch.manual_seed(0)
 
     quantize = {"quantize_base": True} if settings.get("quantize_base") else {}
-    dtype = torch.bfloat16 if quantize else torch.float32
+    dtype = torch.bfloat16 if quantize else settings.get("dtype", torch.float32)
 
     def build(name: str, lora: bool, **more: bool):
         config = OmegaConf.create(component(folder / name, lora, **more))
@@ -71,6 +75,8 @@ def train(folder: Path, scenario: str) -> dict[str, torch.Tensor]:
     student, student_checkpoint = build(settings.get("student", "student"), lora, **quantize)
     teacher_model, teacher_checkpoint = build("teacher", False)
     models.freeze_all_but_adapters(student)
+    if mesh is None:
+        models.compute_in(student, dtype)
     head = models.take_output_head(student)
     if settings.get("checkpointed"):
         from torchtune.modules import TransformerSelfAttentionLayer
@@ -81,7 +87,7 @@ def train(folder: Path, scenario: str) -> dict[str, torch.Tensor]:
         options = {"custom_sharded_layers": settings.get("custom_sharded_layers", [])}
         training.shard_teacher(teacher_model, mesh, **options)
         reshard = settings.get("reshard_after_forward", True)
-        training.shard_student(student, mesh, reshard_after_forward=reshard, **options)
+        training.shard_student(student, mesh, dtype=dtype, reshard_after_forward=reshard, **options)
     models.load_weights(student, student_checkpoint, device)
     models.load_weights(teacher_model, teacher_checkpoint, device)
     teacher = teachers.LiveTeacher(teacher_model)

@@ -6,13 +6,22 @@ import gguf
 import numpy
 from safetensors.torch import load_file
 
-from distill_tune.models.gguf import _NAMES
+from distill_tune.models.gguf import _NAMES, _NAMES_OF_GEMMA
 
 
-def write_gguf(folder, path, kind):
-    """The model of a Llama folder as llama.cpp writes it: heads' rows in pairs, blocks of 32 weights."""
+def write_gguf(folder, path, kind, more=None):
+    """The model of a folder as llama.cpp writes it: Llama's heads' rows in pairs, Gemma's norms plus 1, blocks of 32.
+
+    Args:
+        more: settings of the architecture, beside those that follow from config.json.
+    """
     config = json.loads((folder / "config.json").read_text())
-    writer = gguf.GGUFWriter(path, "llama")
+    arch = config["model_type"].removesuffix("_text")
+    rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta")} | (
+        config.get("rope_scaling") or {}
+    )
+    rope = rope.get("full_attention", rope)
+    writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -20,21 +29,41 @@ def write_gguf(folder, path, kind):
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_theta"])
-    names = {theirs: ours for ours, theirs in _NAMES.items()}
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    if arch != "qwen2":
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+    if arch == "llama":
+        writer.add_rope_dimension_count(config["head_dim"])
+    if arch.startswith("gemma"):
+        writer.add_sliding_window(config["sliding_window"])
+    if arch == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if rope.get("rope_type") in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope.get("rope_type") == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    for name, value in (more or {}).items():
+        writer.add_key_value(f"{arch}.{name}", value, gguf.GGUFValueType.get_type(value))
+    names = {theirs: ours for ours, theirs in (_NAMES_OF_GEMMA if arch.startswith("gemma") else _NAMES).items()}
     for name, value in load_file(folder / "model.safetensors").items():
         value = value.float().numpy()
         layer, module, last = _parts(name)
-        if module in ("self_attn.q_proj", "self_attn.k_proj"):
+        if module in ("self_attn.q_proj", "self_attn.k_proj") and arch == "llama":
             heads = config["num_attention_heads" if "q_proj" in module else "num_key_value_heads"]
             value = value.reshape(heads, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            value = value + 1
         full = f"{f'blk.{layer}.' if layer else ''}{names[module]}.{last}"
         quantised = value.ndim == 2 and layer
         of_kind = gguf.GGMLQuantizationType[kind if quantised else "F32"]
         raw = gguf.quants.quantize(value.astype(numpy.float32), of_kind)
         writer.add_tensor(full, raw, raw_dtype=of_kind)
-    if scaling := config.get("rope_scaling"):
-        writer.add_tensor("rope_freqs.weight", _rope_factors(config, scaling))
+    if rope.get("rope_type") == "llama3":
+        writer.add_tensor("rope_freqs.weight", _rope_factors(config, rope))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -44,7 +73,7 @@ def write_gguf(folder, path, kind):
 def _rope_factors(config, scaling):
     """By what each rotary frequency is divided (Llama 3.1): 1 for short waves, the factor for long ones."""
     head_dim = config["hidden_size"] // config["num_attention_heads"]
-    waves = 2 * numpy.pi * config["rope_theta"] ** (numpy.arange(0, head_dim, 2) / head_dim)
+    waves = 2 * numpy.pi * scaling["rope_theta"] ** (numpy.arange(0, head_dim, 2) / head_dim)
     original, factor = scaling["original_max_position_embeddings"], scaling["factor"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     along = ((original / waves - low) / (high - low)).clip(0, 1)

@@ -8,7 +8,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from distill_tune.cli.data import reading_of
 from distill_tune.cli.validate import read_arguments
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_config
@@ -36,6 +35,7 @@ _CHANGES = (
     ["half the batch"],
     ["teacher_quantizer._component_=torchao.quantization.Int8WeightOnlyConfig"],
     ["optimizer._component_=torchao.optim.AdamW8bit"],
+    ["optimizer._component_=torchao.optim.AdamW8bit", "+optimizer.bf16_stochastic_round=True"],
     ["teacher_quantizer._component_=torchao.quantization.Int4WeightOnlyConfig"],
     ["teacher_offload=True"],
 )
@@ -44,6 +44,7 @@ _OF_SEVERAL = (
     ["enable_activation_checkpointing=True"],
     ["half the batch"],
     ["optimizer._component_=torchao.optim.AdamW8bit"],
+    ["optimizer._component_=torchao.optim.AdamW8bit", "+optimizer.bf16_stochastic_round=True"],
     ["fsdp_cpu_offload=True"],
 )
 
@@ -86,6 +87,7 @@ def _plan(options: argparse.Namespace) -> None:
     recipe, name, overrides, num_processes = read_arguments(arguments)
     cfg = checked_config(recipe, name, overrides)
 
+    from distill_tune import training
     from distill_tune.config.components import check_components
     from distill_tune.training.flops import GPUS
 
@@ -93,9 +95,10 @@ def _plan(options: argparse.Namespace) -> None:
         raise UserError(f"--gpu {unknown[0]}: not known; there are {', '.join(sorted(GPUS))}")
     if faults := check_components(cfg):
         raise Faults(f"config {find_config(name)}", faults)
-    plan = _step_plan(cfg, num_processes)
-    run = _Run(cfg, *_models(cfg), _batches(plan), num_processes)
-    flops = _print_needs(run, plan)
+    built = _built(cfg)
+    steps = training.plan_steps(cfg, built, cfg.get("seed") or 0, num_processes)
+    run = _Run(cfg, built.student, list(built.teacher.models), _batches(steps.plan), num_processes)
+    flops = _print_needs(run, steps)
     for gpu in gpus or _DEFAULT_GPUS:
         _print_gpu(gpu, run, flops, name, overrides)
 
@@ -114,46 +117,18 @@ def _take_gpu(arguments: list[str]) -> tuple[list[str], list[str]]:
     return rest, gpus
 
 
-def _step_plan(cfg: DictConfig, num_processes: int) -> Any:
-    from distill_tune import config, data
-
-    tokenizer = config.instantiate(cfg.tokenizer)
-    rows, weights = data.prepare_rows(
-        cfg.dataset, tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop"), reading=reading_of(cfg)
-    )
-    print(f"data: {data.describe_rows(rows)}")
-    return data.StepPlan(
-        rows,
-        weights=weights,
-        batch_size=cfg.batch_size,
-        max_tokens_per_batch=cfg.get("max_tokens_per_batch") if cfg.batch_size is None else None,
-        gradient_accumulation_steps=cfg.get("gradient_accumulation_steps", 1),
-        seed=cfg.get("seed") or 0,
-        shuffle=cfg.get("shuffle", True),
-        num_ranks=num_processes,
-    )
-
-
-def _models(cfg: DictConfig) -> tuple[Any, list]:
-    """Student and teachers on the meta device; no teacher where ``kd_ratio`` is 0."""
+def _built(cfg: DictConfig) -> Any:
+    """Models without weights, as :class:`~distill_tune.training.preparation.Models`."""
     import torch
 
-    from distill_tune import config, models, teachers, training
+    from distill_tune import models, training
 
-    def dtype(name: str) -> torch.dtype:
-        return training.find_dtype(name, torch.device("cpu"))
-
-    checkpoint = models.Checkpoint.of("model", cfg.model, cfg.get("checkpointer"))
-    student = models.build_on_meta("model", cfg.model, dtype(cfg.dtype))
-    needs_teacher = cfg.get("kd_ratio", 0.5) != 0 or cfg.get("hidden_loss")
-    teacher = teachers.build_teacher(
-        cfg.get("teacher_model") if needs_teacher else None,
-        cfg.get("teacher_checkpointer"),
-        dtype=dtype(cfg.get("teacher_dtype") or cfg.dtype),
-    )
-    teacher.check(student, checkpoint, config.instantiate(cfg.tokenizer))
-    models.freeze_all_but_adapters(student)
-    return student, list(teacher.models)
+    device = torch.device("cpu")
+    built = training.build_models(cfg, device)
+    dtype = training.find_dtype(cfg.dtype, device)
+    models.freeze_all_but_adapters(built.student, training.dtype_to_train_in(cfg.optimizer, dtype, built.student))
+    models.compute_in(built.student, dtype)
+    return built
 
 
 def _batches(plan: Any) -> list:
@@ -164,35 +139,32 @@ def _batches(plan: Any) -> list:
     return [Batch(*shape) for step in steps for shape in plan.shapes(0, step)]
 
 
-def _print_needs(run: _Run, plan: Any) -> float:
+def _print_needs(run: _Run, steps: Any) -> float:
     """All but the GPUs; returns the FLOPs of the whole run on one process."""
     from rich.filesize import decimal
 
     from distill_tune.evaluation import estimate
-    from distill_tune.models import num_bytes
-    from distill_tune.training import schedule_remarks
+    from distill_tune.models import computed_in
 
     cfg = run.cfg
-    per_epoch = min(plan.steps_per_epoch, cfg.get("max_steps_per_epoch") or plan.steps_per_epoch)
-    steps = cfg.epochs * per_epoch
-    sampled = min(_STEPS, plan.steps_per_epoch)
+    sampled = min(_STEPS, steps.plan.steps_per_epoch)
     step_flops = estimate.flops_of(run.student, run.teachers, run.batches) / sampled
     tokens = sum(sum(batch.lengths) for batch in run.batches) / sampled * run.num_processes
-    print(f"steps: {steps:,} ({cfg.epochs} x {per_epoch:,}), some {tokens:,.0f} tokens each")
-    for remark in (*plan.remarks, *schedule_remarks(cfg, steps)):
-        print(remark)
+    print(f"steps: {steps.total_steps:,} ({cfg.epochs} x {steps.steps_per_epoch:,}), some {tokens:,.0f} tokens each")
     memory = run.memory
     print("memory of each process:" if run.num_processes > 1 else "memory:")
     for part in dataclasses.fields(memory):
-        if value := getattr(memory, part.name):
+        value = getattr(memory, part.name)
+        if value and not isinstance(value, bool):
             print(f"  {part.name.replace('_', ' '):<20} {decimal(int(value)):>10}")
-    print(f"  {'peak':<20} {decimal(int(memory.peak)):>10}   (gradients come when activations have gone)")
-    exported = sum(map(num_bytes, run.student.parameters()))
+    gradients = "stay over micro-batches" if memory.gradients_stay else "come when activations have gone"
+    print(f"  {'peak':<20} {decimal(int(memory.peak)):>10}   (gradients {gradients})")
+    exported = sum(p.numel() for p in run.student.parameters()) * computed_in(run.student).itemsize
     checkpoint = estimate.checkpoint_bytes(cfg, run.student)
     print(f"disk: {decimal(int(checkpoint))} each checkpoint, {decimal(int(exported))} the exported model")
     everyone = step_flops * run.num_processes
-    print(f"work: {everyone / 1e12:,.3g} TFLOP a step, {everyone * steps / 1e15:,.3g} PFLOP in all")
-    return step_flops * steps
+    print(f"work: {everyone / 1e12:,.3g} TFLOP a step, {everyone * steps.total_steps / 1e15:,.3g} PFLOP in all")
+    return step_flops * steps.total_steps
 
 
 def _print_gpu(name: str, run: _Run, flops: float, config_name: str, overrides: Sequence[str]) -> None:
@@ -234,9 +206,12 @@ def _smaller(
     for change in possible:
         # A change takes the place of an earlier one of its key; only plain weights can be streamed.
         gone = ("teacher_quantizer",) if change == ["teacher_offload=True"] else (change[0].partition("=")[0],)
-        together = [*(earlier for earlier in together if not earlier.startswith(gone)), *change]
-        changed = _with(run, config_name, overrides, together)
-        if changed is not None and (peak := changed[1].memory.peak) <= available:
+        more = [*(earlier for earlier in together if not earlier.startswith(gone)), *change]
+        changed = _with(run, config_name, overrides, more)
+        if changed is None:
+            continue
+        together = more
+        if (peak := changed[1].memory.peak) <= available:
             yield changed[0], peak
             return
 
@@ -250,7 +225,10 @@ def _with(
     written = [part for one in change for part in (_half(run.cfg) if one == "half the batch" else [one])]
     if not written:
         return None
-    added = [f"+{one}" if one.partition("=")[0].partition(".")[0] not in run.cfg else one for one in written]
+    added = [
+        f"+{one}" if one[0] != "+" and one.partition("=")[0].partition(".")[0] not in run.cfg else one
+        for one in written
+    ]
     cfg = load_config(find_config(config_name), [*overrides, *added])
     if cfg == run.cfg or check_components(cfg):  # nothing new, or its other arguments do not suit
         return None
@@ -258,7 +236,11 @@ def _with(
     if "half the batch" in change:
         batches = [dataclasses.replace(b, lengths=_first_half(b.lengths), num_supervised=b.num_supervised // 2)
                    for b in batches]  # fmt: skip
-    return added, _Run(cfg, *_models(cfg), batches, run.num_processes)
+    try:
+        built = _built(cfg)
+    except UserError:
+        return None
+    return added, _Run(cfg, built.student, list(built.teacher.models), batches, run.num_processes)
 
 
 def _half(cfg: DictConfig) -> list[str]:

@@ -11,17 +11,18 @@ from distill_tune.cli.run import num_processes_asked, parse_config, torchrun_opt
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_config, find_recipe
 from distill_tune.config.load import load_config
-from distill_tune.errors import Faults, UserError
+from distill_tune.errors import CollectedFaults, Faults, UserError
 
-_DESCRIPTION = """Check a config: every key, every component's arguments, every value, paths and shapes.
+_DESCRIPTION = """Check what a run checks before it loads a weight: keys, values, components, paths, shapes, rows.
 
   distill-tune validate [RECIPE] --config CONFIG [overrides]
   distill-tune validate --nproc_per_node 2 kd_distributed --config CONFIG [overrides]
 
 Without RECIPE the config is checked for kd_single_device. Models are built without their weights, and their parameters
 (all, and those that train) and the memory for their weights are printed, for each process where there are several.
-Nothing is trained, nothing is written, and no code from outside the packages that this one is made for is run or even
-imported: what a run would import besides is listed.
+Rows of local files are read and tokenised, and kept in the cache of rows for the run; nothing is fetched from the hub.
+Nothing is trained, no file is written beside, and no code from outside the packages that this one is made for is run or
+even imported: what a run would import besides is listed.
 """
 
 
@@ -36,8 +37,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(function=_validate)
 
 
-# Small components, whose own checks tell what is wrong with their arguments.
-_BUILT_EARLY = ("loss", "kd_loss", "kd_token_weight", "hidden_loss")
+# What the steps before loading call: where one of these is from elsewhere, its group is not checked.
+_OF_MODELS = ("model", "teacher_model", "tokenizer", "optimizer", "lr_scheduler", "hidden_loss")
+_OF_ROWS = ("dataset", "dataset_val", "augmentations", "kd_ratio", "temperature")
+_LOSSES = ("loss", "kd_loss", "kd_token_weight")
 
 
 def read_arguments(arguments: list[str]) -> tuple[Path, str, list[str], int]:
@@ -78,28 +81,51 @@ def _check_with_components(cfg: DictConfig, name: str, num_processes: int) -> No
     from distill_tune.config.components import build, check_components
     from distill_tune.config.trust import may_be_called
 
-    if faults := check_components(cfg, only_known=True):
-        raise Faults(f"config {find_config(name)}", faults)
+    if found := check_components(cfg, only_known=True):
+        raise Faults(f"config {find_config(name)}", found)
+    _print_sizes(cfg, num_processes)
+    faults = CollectedFaults(f"config {find_config(name)}")
+    for key in _LOSSES:
+        if may_be_called(cfg.get(key)):
+            with faults:
+                build(key, cfg.get(key))
+    with faults:
+        _prepare(cfg, num_processes)
+    faults.tell()
 
-    from distill_tune import models
 
-    faults = []
-    entries = {key: (component, checkpointer) for key, component, checkpointer in _models_of(cfg)}
-    for key, model in _print_sizes(cfg, num_processes, faults).items():
-        try:
-            models.check_fit(key, model, models.Checkpoint.of(key, *entries[key]))
-        except UserError as error:
-            faults.append(str(error))
-    losses = [(key, cfg.get(key)) for key in _BUILT_EARLY]
-    for key, component in [*losses, *(("augmentations", entry) for entry in cfg.get("augmentations") or [])]:
-        if not may_be_called(component):
-            continue
-        try:
-            build(key, component)
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise Faults(f"config {find_config(name)}", faults)
+def _prepare(cfg: DictConfig, num_processes: int) -> None:
+    """The steps that a run takes before it loads a weight, as far as they run no code from elsewhere."""
+    import torch
+
+    from distill_tune import data, training
+
+    _, _, checkpoint, state = training.open_run(cfg)
+    training.use_day(cfg.get("date"), state)
+    if _has_foreign(cfg, _OF_MODELS, "models and rows"):
+        return
+    built = training.build_models(cfg, torch.device("cpu"))
+    if _has_foreign(cfg, _OF_ROWS, "rows"):
+        return
+    seed = state.seed if state and cfg.get("seed") is None else cfg.get("seed") or 0
+    try:
+        with data.local_files_alone():
+            steps = training.plan_steps(cfg, built, seed, num_processes)
+    except data.RowsOnHub as told:
+        print(f"dataset: {told}: its rows are checked by the run, before it loads a model")
+        return
+    if checkpoint and state:
+        state.require_same_plan(checkpoint, steps.identity, cfg.get("resume_with_changes", False))
+
+
+def _has_foreign(cfg: DictConfig, keys: tuple[str, ...], what: str) -> bool:
+    """Whether a component of ``keys`` is from elsewhere; then a line says what is not checked."""
+    from distill_tune.config.trust import may_be_called
+
+    foreign = [key for key in keys if not may_be_called(cfg.get(key))]
+    if foreign:
+        print(f"{', '.join(foreign)}: would run code from elsewhere, so {what} are checked by the run alone")
+    return bool(foreign)
 
 
 def _models_of(cfg: DictConfig) -> Iterator[tuple[str, DictConfig, DictConfig | None]]:
@@ -112,16 +138,15 @@ def _models_of(cfg: DictConfig) -> Iterator[tuple[str, DictConfig, DictConfig | 
             yield key, entry.component, checkpointer
 
 
-def _print_sizes(cfg: DictConfig, num_processes: int, faults: list[str] | None = None) -> dict[str, Any]:
-    """A line for each model that can be built, and the models; ``faults`` collects why others cannot."""
+def _print_sizes(cfg: DictConfig, num_processes: int) -> None:
+    """A line for each model that can be built."""
     import torch
 
-    from distill_tune import models
+    from distill_tune import models, training
     from distill_tune.config.components import instantiate
     from distill_tune.config.trust import may_be_called
     from distill_tune.teachers.build import is_kind_of_teacher
 
-    built = {}
     dtype = torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
     for key, component, _ in _models_of(cfg):
         try:
@@ -133,14 +158,12 @@ def _print_sizes(cfg: DictConfig, num_processes: int, faults: list[str] | None =
                 print(f"{key}: {component['_component_']}")
                 continue
             model = models.build_on_meta(key, component, dtype)
-        except UserError as error:
-            if faults is not None:
-                faults.append(str(error))
+            if key == "model":
+                models.freeze_all_but_adapters(model, training.dtype_to_train_in(cfg.optimizer, dtype, model))
+        except UserError:  # told by what comes after
             continue
-        built[key] = model
         copies = int(cfg.get("data_parallel_replicate_dim") or 1)
         print(f"{key}: {_size(model, trains=key == 'model', shards=max(1, num_processes // copies))}")
-    return built
 
 
 def _size(model: Any, *, trains: bool, shards: int) -> str:
@@ -148,7 +171,6 @@ def _size(model: Any, *, trains: bool, shards: int) -> str:
 
     from distill_tune import models
 
-    models.freeze_all_but_adapters(model)
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) if trains else 0
     num_bytes = sum(map(models.num_bytes, model.parameters()))

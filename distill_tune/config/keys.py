@@ -12,6 +12,8 @@ from distill_tune.config.files import nearest, recipes_folder
 from distill_tune.errors import UserError
 
 _MAPPING_METHODS = {"copy", "get", "items", "keys", "pop", "setdefault", "values"}
+# Its functions read keys for the recipes that call them.
+_PREPARATION = Path(__file__).parents[1] / "training" / "preparation.py"
 _INTERPOLATION = re.compile(r"\$\{\s*([A-Za-z_]\w*)")
 
 
@@ -39,23 +41,18 @@ def keys_of_recipe(path: Path) -> RecipeKeys:
     mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main" and node.args.args]
     if not mains:
         raise UserError(f"recipe {path}: has no function main(cfg)")
-    name = mains[0].args.args[0].arg
-    required, optional = set(), set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and _is_config(node.value, name) and node.attr not in _MAPPING_METHODS:
-            required.add(node.attr)
-        elif isinstance(node, ast.Subscript) and _is_config(node.value, name) and _text(node.slice):
-            required.add(_text(node.slice))
-        elif isinstance(node, ast.Call) and _is_get(node.func, name) and node.args:
-            optional.add(_text(node.args[0]))
+    required, optional = _keys_in(tree, mains[0].args.args[0].arg)
+    called = _names_called_in(tree)
+    for function in ast.parse(_PREPARATION.read_text(encoding="utf-8")).body:
+        if isinstance(function, ast.FunctionDef) and function.name in called:
+            found = _keys_in(function, function.args.args[0].arg)
+            required, optional = required | found[0], optional | found[1]
     return RecipeKeys(frozenset(required - optional), frozenset(optional - {""}))
 
 
 def is_distributed(path: Path) -> bool:
     """Whether a recipe joins other processes: whether it calls ``init_distributed``."""
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    names = {ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    return "init_distributed" in names
+    return "init_distributed" in _names_called_in(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)))
 
 
 def check_keys(config: DictConfig, recipe: Path, source: str, overrides: Sequence[str] = ()) -> list[str]:
@@ -80,6 +77,23 @@ def check_keys(config: DictConfig, recipe: Path, source: str, overrides: Sequenc
             faults.append(f"{key}: no such key{_suggest(key, config, known)}")
     faults += [f"{key}: missing; the recipe needs it" for key in sorted(keys.required) if key not in config]
     return faults
+
+
+def _keys_in(tree: ast.AST, name: str) -> tuple[set[str], set[str]]:
+    """The required and the optional keys that are read of the config of this name."""
+    required, optional = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _is_config(node.value, name) and node.attr not in _MAPPING_METHODS:
+            required.add(node.attr)
+        elif isinstance(node, ast.Subscript) and _is_config(node.value, name) and _text(node.slice):
+            required.add(_text(node.slice))
+        elif isinstance(node, ast.Call) and _is_get(node.func, name) and node.args:
+            optional.add(_text(node.args[0]))
+    return required, optional
+
+
+def _names_called_in(tree: ast.AST) -> set[str]:
+    return {ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(tree) if isinstance(node, ast.Call)}
 
 
 def _suggest(key: str, config: DictConfig, known: frozenset[str]) -> str:

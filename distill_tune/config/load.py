@@ -59,7 +59,7 @@ def _expand_home(node: DictConfig | ListConfig) -> None:
         if isinstance(value, DictConfig | ListConfig):
             _expand_home(value)
         elif isinstance(value, str) and value.startswith("~") and "/" in value and not _is_text(key):
-            node[key] = os.path.expanduser(value)
+            node[key] = os.path.expanduser(value)  # type: ignore[index]
 
 
 def _is_text(key: Any) -> bool:

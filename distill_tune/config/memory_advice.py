@@ -34,7 +34,7 @@ def _settings(config: DictConfig, is_distributed: bool) -> Iterator[str]:
     if config.get("max_tokens_per_batch"):
         yield f"max_tokens_per_batch={config['max_tokens_per_batch'] // 2}"
     if config.get("dtype") == "fp32":
-        yield "dtype=bf16 (half the memory)"
+        yield "dtype=bf16 (half of activations and of what does not train)"
     if not config.get("enable_activation_checkpointing"):
         yield "enable_activation_checkpointing=True (about a third slower)"
     if config.get("teacher_model") is not None:

@@ -1,5 +1,6 @@
 """What a config would import and call, told without doing either: for configs that come from others."""
 
+import functools
 import importlib.util
 from collections.abc import Iterator
 from typing import Any
@@ -10,16 +11,25 @@ from distill_tune.config.values import components_of
 
 # Their modules may be imported to look at a signature.
 KNOWN = {"bitsandbytes", "distill_tune", "torch", "torchao", "torchdata", "torchtune", "transformers"}
-# What is written here may be called to see whether its arguments fit: it builds something, and touches nothing else.
+# What is written here may be called to see whether its arguments fit: it builds something or reads a file, no more.
 _BUILDERS = (
+    "bitsandbytes.optim.",
     "distill_tune.data.augmentation",
+    "distill_tune.data.datasets",
+    "distill_tune.data.tokenizer",
     "distill_tune.losses.",
     "distill_tune.models.",
     "distill_tune.teachers.",
     "distill_tune.training.schedules",
+    "torch.optim.",
+    "torchao.optim.",
+    "torchtune.datasets.",
     "torchtune.models.",
     "torchtune.modules.",
+    "torchtune.training.lr_schedulers",
 )
+# What torchtune's tokenizers and datasets import by a name in text.
+_IMPORTED_BY_NAME = "prompt_template"
 
 
 def is_known(name: str) -> bool:
@@ -49,10 +59,17 @@ def may_be_called(component: Any) -> bool:
         name = str(part["_component_"])
         if part.get("trust_remote_code") is True or not is_known(name):
             return False
-        # By where it is written, not by how it is reached: a module of ours imports os, too.
-        if not is_served(name) and not str(getattr(find_component(name), "__module__", "")).startswith(_BUILDERS):
+        if isinstance(part.get(_IMPORTED_BY_NAME), str):
+            return False
+        if not is_served(name) and not _where_written(find_component(name)).startswith(_BUILDERS):
             return False
     return True
+
+
+def _where_written(component: Any) -> str:
+    """The module; not how it is reached, since a module of ours imports os, too."""
+    written = component.func if isinstance(component, functools.partial) else component
+    return str(getattr(written, "__module__", ""))
 
 
 def _file_of(package: str) -> str:

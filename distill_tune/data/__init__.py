@@ -3,6 +3,7 @@
 from distill_tune.data.augmentation import Augmentations, DropTokens, ReplaceTokens, TruncatePrompt
 from distill_tune.data.batch import Batch
 from distill_tune.data.datasets import chat, docstrings, instruct, text
+from distill_tune.data.hub import RowsOnHub, local_files_alone
 from distill_tune.data.plan import StepPlan, num_supervised
 from distill_tune.data.prepare import prepare_rows
 from distill_tune.data.prompts import Reading
@@ -15,6 +16,7 @@ __all__ = [
     "DropTokens",
     "Reading",
     "ReplaceTokens",
+    "RowsOnHub",
     "StepPlan",
     "TokenisedRows",
     "TruncatePrompt",
@@ -23,6 +25,7 @@ __all__ = [
     "docstrings",
     "hf_tokenizer",
     "instruct",
+    "local_files_alone",
     "num_supervised",
     "prepare_rows",
     "text",

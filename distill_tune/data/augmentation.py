@@ -100,16 +100,23 @@ class Augmentations:
         augmentations: in their order.
         tokenizer: tells which tokens are special.
         seed: of all draws.
+        model_size: the vocabulary that the models have; a tokenizer may have more tokens.
     """
 
-    def __init__(self, augmentations: Sequence[Augmentation] = (), tokenizer: Any = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        augmentations: Sequence[Augmentation] = (),
+        tokenizer: Any = None,
+        seed: int = 0,
+        model_size: int | None = None,
+    ) -> None:
         self._augmentations, self._seed = list(augmentations), seed
         if augmentations:
             size = tokenizer.vocab_size
             special = numpy.array([token for token in special_tokens(tokenizer) if token < size], dtype=int)
             self._is_special = numpy.zeros(size, bool)
             self._is_special[special] = True
-            self._ordinary = (~self._is_special).nonzero()[0].astype(numpy.int32)
+            self._ordinary = (~self._is_special[:model_size]).nonzero()[0].astype(numpy.int32)
 
     @property
     def identity(self) -> list[str] | None:

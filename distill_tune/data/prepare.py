@@ -303,7 +303,7 @@ def _read(index: int, prompt: Prompt) -> Tokens:
 def _unread(index: int) -> set[str]:
     """What of a row nobody reads, as far as its dataset tells."""
     unread = getattr(_source.dataset, "unread", None)
-    return set(unread(_source.dataset.rows[index])) if unread else set()
+    return set(unread(_source.dataset.rows[index])) - _source.reading.columns if unread else set()
 
 
 def _cut(student: Tokens, index: int) -> tuple[Tokens, Tokens]:

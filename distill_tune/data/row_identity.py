@@ -5,8 +5,9 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
-from modulefinder import ModuleFinder
+from modulefinder import _PKG_DIRECTORY, ModuleFinder  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,33 @@ def _code_of(name: str) -> dict[str, str] | None:
         return {package: " ".join(map(_version, distributions))} if distributions else {file: digest(Path(file))}
     if not file.endswith(".py"):
         return None
-    finder = ModuleFinder(_own_folders(Path(file), module), excludes=sorted(KNOWN))
+    finder = _Finder(_own_folders(Path(file), module), excludes=sorted(KNOWN))
     try:
         finder.run_script(file) if module == "__main__" else finder.import_hook(module)
-    except (ImportError, SyntaxError, OSError):
+    except (ImportError, SyntaxError, OSError, AttributeError):  # the last of a package without __init__.py
         return None
     found = {str(other.__file__) for other in finder.modules.values() if other.__file__}  # type: ignore[attr-defined]
     return {other: digest(Path(other)) for other in sorted({file, *found}) if os.path.isfile(other)}
+
+
+class _Finder(ModuleFinder):
+    """Goes into packages without an __init__.py too, over which Python's own stumbles."""
+
+    def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
+        try:
+            return super().find_module(name, path, parent)
+        except AttributeError:
+            spec = PathFinder.find_spec(name, path or self.path)
+            if spec is None or not spec.submodule_search_locations:
+                raise ImportError(name=name) from None
+            return None, next(iter(spec.submodule_search_locations)), ("", "", _PKG_DIRECTORY)
+
+    def load_package(self, fqname: str, pathname: str) -> Any:
+        if os.path.isfile(os.path.join(pathname, "__init__.py")):
+            return super().load_package(fqname, pathname)  # type: ignore[misc]
+        package: Any = self.add_module(fqname)
+        package.__path__ = [pathname]
+        return package
 
 
 def _own_folders(file: Path, module: str) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from distill_tune.data.hub import require_hub
 from distill_tune.data.row_files import FileOptions, LocatedRow, Row, format_of, read_rows, require_format
 from distill_tune.data.row_folders import Folder, read_folder
 from distill_tune.disk import digest, retried
@@ -130,8 +131,9 @@ def use_in_torchtune() -> None:
     """Let torchtune's dataset components read local files the same way: `source: my.json`, rows with numbers."""
     import distill_tune._torchtune_compat  # noqa: F401
 
-    from torchtune.datasets import _sft, _text_completion
+    from torchtune.datasets import _preference, _sft, _text_completion
 
+    _preference.load_dataset = load_dataset
     _sft.load_dataset = load_dataset
     _text_completion.load_dataset = load_dataset
 
@@ -203,6 +205,7 @@ def _file_options(options: Mapping[str, Any]) -> FileOptions:
 def _load_from_hub(source: str, **options: Any) -> Any:
     import datasets
 
+    require_hub(source)
     try:
         return datasets.load_dataset(source, **options)
     except (OSError, ValueError, TypeError) as error:  # no network, no such name, wrong options

@@ -167,7 +167,7 @@ def _from_folder(path: str, folder: Path) -> Any:
     if not folder.is_dir():
         raise UserError(f"tokenizer.path={path}: no such folder")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises plain Exception for a broken file
         reason = " ".join(str(error).split())[:300]
         if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):

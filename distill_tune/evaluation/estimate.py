@@ -38,7 +38,9 @@ class Memory:
         activations: what the student's forward pass keeps for its backward pass.
         recomputed: what checkpointing makes anew, of one layer at a time.
         teacher_activations: the workings of one of its layers.
-        head: the chunk of logits, and the gradients for hidden states and output layer.
+        head: the chunk of logits, the gradients for hidden states and output layer, and that layer's weight in the
+            dtype of products.
+        gradients_stay: they are there in the forward pass, from the micro-batches before.
     """
 
     teacher: float
@@ -49,11 +51,12 @@ class Memory:
     recomputed: float
     teacher_activations: float
     head: float
+    gradients_stay: bool = False
 
     @property
     def peak(self) -> float:
         """The most of: the teacher's turn, the loss after the forward pass, the backward pass, and its end."""
-        held = self.teacher + self.student + self.optimizer
+        held = self.teacher + self.student + self.optimizer + (self.gradients if self.gradients_stay else 0)
         backward = self.activations + self.head + self.recomputed  # the chunk's memory stays for the next step
         return held + max(self.teacher_activations, backward, self.gradients)
 
@@ -77,7 +80,7 @@ def memory_of(
     """
     Args:
         cfg: for the keys that decide on memory.
-        student: on the meta device, with its final ``requires_grad``.
+        student: on the meta device, with its final ``requires_grad`` and dtypes.
         teachers: the same; one that is the student itself takes no memory of its own.
         batch: the largest one.
         shards: processes that share the weights.
@@ -98,6 +101,7 @@ def memory_of(
         recomputed=recomputed,
         teacher_activations=max((_forward_bytes(teacher, batch) for teacher in teachers), default=0.0),
         head=_head_bytes(student, teachers, batch, torch.device("cpu" if cfg.get("device") == "cpu" else "cuda")),
+        gradients_stay=cfg.get("gradient_accumulation_steps", 1) > 1,
     )
 
 
@@ -119,11 +123,9 @@ def _weights(model: nn.Module) -> float:
 
 def _gathered(model: TransformerDecoder) -> float:
     """What FSDP holds whole at one time: two layers, and for all of a step what is outside the layers."""
-    return 2 * _weights(model.layers[0]) + _outside_layers(model)
-
-
-def _outside_layers(model: TransformerDecoder) -> float:
-    return _weights(model) - _weights(model.layers)
+    outside = [p for name, p in model.named_parameters() if not name.startswith("layers.")]
+    most = models.computed_in(model).itemsize  # it is cast as it is gathered
+    return sum(min(models.num_bytes(p), p.numel() * most) for p in (*outside, *2 * [*model.layers[0].parameters()]))
 
 
 def _teacher_bytes(cfg: DictConfig, teacher: TransformerDecoder, held: float, shards: int) -> float:
@@ -171,7 +173,7 @@ def _forward_bytes(model: TransformerDecoder, batch: Batch) -> float:
 
 def _hidden_bytes(model: TransformerDecoder, batch: Batch) -> int:
     """Of one layer's input."""
-    return sum(batch.lengths) * _width(model) * next(model.parameters()).element_size()
+    return sum(batch.lengths) * _width(model) * models.computed_in(model).itemsize
 
 
 def _of_one_layer(model: TransformerDecoder, batch: Batch, keeps: bool) -> tuple[float, float]:
@@ -223,7 +225,7 @@ def _one_layer(model: TransformerDecoder, batch: Batch) -> Iterator[tuple[nn.Mod
                 fake = nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
                 module._parameters[name] = fake
         rows, tokens = PackedRows(batch.lengths, torch.device("cpu")), sum(batch.lengths)
-        hidden = torch.empty(1, tokens, _width(model), dtype=next(model.parameters()).dtype)
+        hidden = torch.empty(1, tokens, _width(model), dtype=models.computed_in(model))
         yield layer, hidden, {"mask": rows, "input_pos": torch.zeros(1, tokens, dtype=torch.int64)}
 
 
@@ -236,9 +238,11 @@ def _head_bytes(
 ) -> float:
     """The chunk's logits, the hidden states of the supervised positions and their gradients, that of the weight."""
     heads = [output_head(model).weight for model in (student, *teachers)]
+    dtypes = [models.computed_in(model) for model in (student, *teachers)]
     vocabularies = [weight.shape[0] for weight in heads]
-    per_row = losses.chunk_bytes_per_row(vocabularies[0], sum(vocabularies[1:]), heads[0].dtype)
+    per_row = losses.chunk_bytes_per_row(vocabularies[0], sum(vocabularies[1:]), dtypes[0])
     chunk = losses.chunk_rows(batch.num_supervised, per_row, device) * per_row
-    hidden = [batch.num_supervised * weight.shape[1] * weight.element_size() for weight in heads]
+    hidden = [batch.num_supervised * head.shape[1] * dtype.itemsize for head, dtype in zip(heads, dtypes, strict=True)]
     trained = 4 * heads[0].numel() if heads[0].requires_grad else 0
-    return chunk + sum(hidden) + 2 * hidden[0] + trained
+    cast = dtypes[0].itemsize * heads[0].numel() if heads[0].dtype != dtypes[0] else 0
+    return chunk + sum(hidden) + 2 * hidden[0] + trained + cast

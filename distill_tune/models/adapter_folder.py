@@ -32,7 +32,14 @@ _FACTOR = re.compile(
 
 
 def has_adapter(folder: Path) -> bool:
-    return (folder / _CONFIG).is_file()
+    """Whether a folder is an adapter's, or a model's with one; not one of which merging has left the config alone."""
+    has_weights = any((folder / name).is_file() for name in _FILES)
+    return (folder / _CONFIG).is_file() and (has_weights or not (folder / "config.json").is_file())
+
+
+def has_left_over_config(folder: Path) -> bool:
+    """Whether a model's folder has an adapter_config.json and no adapter."""
+    return (folder / _CONFIG).is_file() and not has_adapter(folder)
 
 
 def model_folder(key: str, folder: Path) -> Path:

@@ -10,7 +10,7 @@ from distill_tune.errors import UserError
 from distill_tune.models.attention import Attention
 from distill_tune.models.checkpoint import model_config
 from distill_tune.models.decoder_config import decoder_config
-from distill_tune.models.gguf import gguf_config
+from distill_tune.models.gguf_config import gguf_config
 from distill_tune.models.norm import RMSNorm
 from distill_tune.models.output_head import SoftCappedLinear, SoftCappedTiedLinear
 from distill_tune.models.rope import RotaryEmbedding
@@ -31,11 +31,11 @@ ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "output_proj")
 
 
 def from_hf(path: str, max_seq_len: int | None = None) -> TransformerDecoder:
-    """A model from its Hugging Face folder, without weights: Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3 and Phi-3.
+    """A model from its Hugging Face folder, without weights: Llama, (Mi)nistral, Qwen2, Qwen3, Gemma 2, Gemma 3, Phi-3.
 
     Args:
         path: the folder; its weights are loaded by the recipe, which needs no ``checkpointer`` then. For a teacher also
-            a GGUF file of a Llama, Mistral, Qwen2 or Qwen3.
+            a GGUF file of a Llama, Mistral, Qwen2, Qwen3, Gemma 2 or Gemma 3.
         max_seq_len: the longest sequence; default config.json's.
 
     Raises:

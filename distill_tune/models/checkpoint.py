@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from distill_tune.errors import UserError
-from distill_tune.models.adapter_folder import AdapterFolder, has_adapter, model_folder
+from distill_tune.models.adapter_folder import AdapterFolder, has_adapter, has_left_over_config, model_folder
 from distill_tune.models.decoder_config import language_model_config, read_config_json
 from distill_tune.models.hf_names import Weights, canonical_name
 from distill_tune.models.quantisation import require_plain
@@ -118,6 +118,8 @@ class Checkpoint:
         if adapter is not None:
             adapter.check(checkpoint.headers())
             print(f"{folder_key}={folder}: read with its adapter merged into the model {base}")
+        elif has_left_over_config(folder):
+            print(f"{folder_key}={folder}: read without an adapter: adapter_config.json is there, its weights are not")
         return checkpoint
 
     def headers(self) -> Weights:

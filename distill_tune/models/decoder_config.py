@@ -194,23 +194,7 @@ def _decoder_config(architecture: str, read: Any) -> DecoderConfig:
     declared = {field.name: getattr(read, field.name) for field in dataclasses.fields(read)}
     num_heads, num_kv_heads = read.num_attention_heads, read.num_key_value_heads
     head_dim = getattr(read, "head_dim", None) or read.hidden_size // num_heads
-    if num_heads % num_kv_heads:
-        raise UserError(
-            f"config.json: num_attention_heads={num_heads}: is no multiple of num_key_value_heads={num_kv_heads}"
-        )
-    if not 1 <= head_dim <= _MOST_HEAD_DIM:
-        raise UserError(f"config.json: heads of {head_dim} dimensions: must be from 1 to {_MOST_HEAD_DIM}")
-    if declared.get("use_bidirectional_attention") or not getattr(read, "is_causal", True):
-        key = "is_causal" if not getattr(read, "is_causal", True) else "use_bidirectional_attention"
-        raise UserError(f"config.json: {key}={getattr(read, key)}: attention to later tokens is not supported")
-    activation = declared.get("hidden_activation", declared.get("hidden_act"))
-    if activation not in _ACTIVATIONS:
-        raise UserError(
-            f"config.json: the activation {activation} is not supported; there are {', '.join(_ACTIVATIONS)}"
-        )
-    for key in ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"):
-        if declared.get(key) is not None and not declared[key] > 0:
-            raise UserError(f"config.json: {key}={declared[key]}: must be above 0")
+    _refuse_unsupported(read, declared, head_dim)
     layer_types = _layer_types(declared)
     ropes = {kind: _rope(architecture, read, kind, head_dim) for kind in set(layer_types)}
     attention_bias = declared.get("attention_bias", architecture == "Qwen2ForCausalLM")
@@ -229,16 +213,42 @@ def _decoder_config(architecture: str, read: Any) -> DecoderConfig:
         qkv_bias=attention_bias,
         output_bias=attention_bias and architecture != "Qwen2ForCausalLM",
         mlp_bias=declared.get("mlp_bias", False),
-        activation=_ACTIVATIONS[activation],
+        activation=_ACTIVATIONS[_activation(declared)],
         qk_norm=architecture.startswith(("Qwen3", "Gemma3")),
         gemma=architecture.startswith("Gemma"),
         fused=architecture == "Phi3ForCausalLM",
         attention_scale=declared.get("query_pre_attn_scalar", head_dim) ** -0.5,
-        attention_softcap=declared.get("attn_logit_softcapping"),
+        # Gemma 3 declares one for its scores too, and does without.
+        attention_softcap=read.attn_logit_softcapping if architecture == "Gemma2ForCausalLM" else None,
         logit_softcap=declared.get("final_logit_softcapping"),
         windows=tuple(read.sliding_window if kind == "sliding_attention" else None for kind in layer_types),
         ropes=tuple(ropes[kind] for kind in layer_types),
     )
+
+
+def _activation(declared: dict[str, Any]) -> Any:
+    return declared.get("hidden_activation", declared.get("hidden_act"))
+
+
+def _refuse_unsupported(read: Any, declared: dict[str, Any], head_dim: int) -> None:
+    """What transformers would compute and our decoder cannot."""
+    num_heads, num_kv_heads = read.num_attention_heads, read.num_key_value_heads
+    if num_heads % num_kv_heads:
+        raise UserError(
+            f"config.json: num_attention_heads={num_heads}: is no multiple of num_key_value_heads={num_kv_heads}"
+        )
+    if not 1 <= head_dim <= _MOST_HEAD_DIM:
+        raise UserError(f"config.json: heads of {head_dim} dimensions: must be from 1 to {_MOST_HEAD_DIM}")
+    if not getattr(read, "is_causal", True):
+        raise UserError("config.json: is_causal=False: attention to later tokens is not supported")
+    if declared.get("use_bidirectional_attention"):
+        raise UserError("config.json: use_bidirectional_attention=True: attention to later tokens is not supported")
+    if _activation(declared) not in _ACTIVATIONS:
+        name = str(_activation(declared))[:40]
+        raise UserError(f"config.json: the activation {name} is not supported; there are {', '.join(_ACTIVATIONS)}")
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"):
+        if declared.get(key) is not None and not declared[key] > 0:
+            raise UserError(f"config.json: {key}={declared[key]}: must be above 0")
 
 
 def _layer_types(declared: dict[str, Any]) -> list[str]:
@@ -246,9 +256,9 @@ def _layer_types(declared: dict[str, Any]) -> list[str]:
     window = declared.get("sliding_window")
     everywhere = "full_attention" if window is None else "sliding_attention"
     layer_types = declared.get("layer_types") or [everywhere] * declared["num_hidden_layers"]
-    for kind in layer_types:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise UserError(f"config.json: layer_types: {kind} is not supported; there are full and sliding_attention")
+    kinds = ("full_attention", "sliding_attention")
+    if other := [kind for kind in layer_types if kind not in kinds]:
+        raise UserError(f"config.json: layer_types: {other[0]} is not supported; there are {', '.join(kinds)}")
     if "sliding_attention" in layer_types and not (isinstance(window, int) and window >= 1):
         raise UserError(f"config.json: sliding_window={window}: layers of sliding_attention need one of 1 or more")
     return layer_types
@@ -260,7 +270,7 @@ def _rope(architecture: str, read: Any, layer_type: str, head_dim: int) -> RopeC
 
     kinds = ("default", *ROPE_INIT_FUNCTIONS)
     if (kind := _rope_parameters(read, layer_type)["rope_type"]) not in kinds:
-        raise UserError(f"config.json: rope scaling {kind} is not supported; there are {', '.join(kinds)}")
+        raise UserError(f"config.json: rope scaling {str(kind)[:40]} is not supported; there are {', '.join(kinds)}")
     modeling = importlib.import_module(type(read).__module__.replace(".configuration_", ".modeling_"))
     with torch.device("cpu"):
         rotary = getattr(modeling, architecture.replace("ForCausalLM", "RotaryEmbedding"))(read)

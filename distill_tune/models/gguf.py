@@ -1,10 +1,9 @@
-"""GGUF files, llama.cpp's, as checkpoints of a frozen model: their config, their weights, and linear layers over them.
+"""GGUF files, llama.cpp's, as checkpoints of a frozen model: their weights, and linear layers over them.
 
 The numbers of the block formats are those of ggml: 32 weights share a float16 scale (and minimum), low nibbles first.
 """
 
 import dataclasses
-import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,9 @@ from torch import nn
 
 from distill_tune.errors import UserError
 from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.models.gguf_config import gguf_config, gguf_field, gguf_reader
 from distill_tune.models.hf_names import Weights
 
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -34,6 +33,11 @@ _NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+_NAMES_OF_GEMMA = _NAMES | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
 }
 _TENSOR = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
 _ADDED = (3, 4)  # llama.cpp's types of tokens: control, user-defined
@@ -68,6 +72,8 @@ class GGUFCheckpoint(Checkpoint):
 
         for name, tensor in self._tensors():
             values = torch.tensor(quants.dequantize(tensor.data, tensor.tensor_type))
+            # Gemma's norms weigh by 1 + w, and the file has the sum.
+            values = values - 1 if self._gemma and name.endswith("norm.weight") else values
             yield name, self._in_hf_order(name, values)
 
     def blocks(self) -> Iterator[tuple[str, str, torch.Tensor]]:
@@ -77,15 +83,20 @@ class GGUFCheckpoint(Checkpoint):
                 raw = torch.from_numpy(tensor.data.copy())
                 yield name, tensor.tensor_type.name, self._in_hf_order(name, raw)
 
+    @property
+    def _gemma(self) -> bool:
+        return self.config["model_type"].startswith("gemma")
+
     def _tensors(self) -> Iterator[tuple[str, Any]]:
-        for tensor in _reader(self.folder).tensors:
+        names = _NAMES_OF_GEMMA if self._gemma else _NAMES
+        for tensor in gguf_reader(self.folder).tensors:
             found = _TENSOR.fullmatch(tensor.name)
             if tensor.name == "rope_freqs.weight":
                 continue
-            if found is None or found[2] not in _NAMES:
+            if found is None or found[2] not in names:
                 raise UserError(f"{self.key}: {self.folder}: {tensor.name} is no weight of a known architecture")
             layer = f"model.layers.{found[1]}." if found[1] else ""
-            yield f"{layer}{_NAMES[found[2]]}.{found[3]}", tensor
+            yield f"{layer}{names[found[2]]}.{found[3]}", tensor
 
     def _in_hf_order(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Of Llama's q and k the rows of a head stand in pairs; Hugging Face has halves."""
@@ -97,64 +108,16 @@ class GGUFCheckpoint(Checkpoint):
 
 def gguf_tokens(path: Path) -> tuple[dict[int, str], frozenset[int]]:
     """A file's tokenizer: the text of each id, and the ids that are control tokens or were added."""
-    reader = _reader(path)
-    tokens, kinds = (_field(reader, f"tokenizer.ggml.{name}", []) for name in ("tokens", "token_type"))
+    reader = gguf_reader(path)
+    tokens, kinds = (gguf_field(reader, f"tokenizer.ggml.{name}", []) for name in ("tokens", "token_type"))
     return dict(enumerate(tokens)), frozenset(index for index, kind in enumerate(kinds) if kind in _ADDED)
 
 
 def gguf_ends(path: Path) -> list[int]:
     """The tokens at which a file's text ends, or a turn."""
-    reader = _reader(path)
-    ends = (_field(reader, f"tokenizer.ggml.{kind}_token_id", None) for kind in ("eos", "eot"))
+    reader = gguf_reader(path)
+    ends = (gguf_field(reader, f"tokenizer.ggml.{kind}_token_id", None) for kind in ("eos", "eot"))
     return [int(token) for token in ends if token is not None]
-
-
-def gguf_config(path: Path) -> dict[str, Any]:
-    """What config.json would say of the model in a GGUF file.
-
-    Raises:
-        UserError: the file cannot be read, or has an architecture that is not supported.
-    """
-    reader = _reader(path)
-    kind = _field(reader, "general.architecture", "")
-    if kind not in _ARCHITECTURES:
-        raise UserError(
-            f"path={path}: GGUF of the architecture {kind} is not read; there are {', '.join(_ARCHITECTURES)}"
-        )
-
-    def number(name: str, default: Any = None) -> Any:
-        value = _field(reader, f"{kind}.{name}", default)
-        if value is None:
-            raise UserError(f"path={path}: the file has no {kind}.{name}")
-        return value
-
-    heads = number("attention.head_count")
-    names = {tensor.name for tensor in reader.tensors}
-    config = {
-        "architectures": [_ARCHITECTURES[kind]],
-        "model_type": kind,
-        "vocab_size": int(next(tensor.shape[1] for tensor in reader.tensors if tensor.name == "token_embd.weight")),
-        "num_hidden_layers": number("block_count"),
-        "hidden_size": number("embedding_length"),
-        "intermediate_size": number("feed_forward_length"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": number("attention.head_count_kv", heads),
-        "head_dim": number("attention.key_length", number("embedding_length") // heads),
-        "max_position_embeddings": number("context_length"),
-        "rms_norm_eps": number("attention.layer_norm_rms_epsilon"),
-        "rope_theta": number("rope.freq_base", 10_000.0),
-        "tie_word_embeddings": "output.weight" not in names,
-    }
-    if "rope_freqs.weight" in names:  # Llama 3.1 and later; the file has the outcome, not the settings
-        factors = next(tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight")
-        config["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": float(factors.max()),
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
-    return config
 
 
 class BlockLinear(nn.Module):
@@ -189,24 +152,3 @@ def dequantised(raw: torch.Tensor, kind: str, dtype: torch.dtype) -> torch.Tenso
     if kind == "Q4_0":
         return ((values - 8) * scale).flatten(1)
     return (values * scale + blocks[..., 2:4].contiguous().view(torch.float16).to(dtype)).flatten(1)
-
-
-def _reader(path: Path) -> Any:
-    return _opened(path.resolve())
-
-
-@functools.cache
-def _opened(path: Path) -> Any:
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise UserError(f"path={path}: GGUF files are read by gguf; pip install 'distill-tune[gguf]'") from error
-    try:
-        return GGUFReader(path)
-    except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
-        raise UserError(f"path={path}: cannot be read as GGUF: {error}; is the download complete?") from error
-
-
-def _field(reader: Any, name: str, default: Any) -> Any:
-    field = reader.get_field(name)
-    return default if field is None else field.contents()

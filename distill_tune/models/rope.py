@@ -20,7 +20,10 @@ class RopeConfig:
 
 
 class RotaryEmbedding:
-    """Turns queries and keys by their positions; no parameters, no buffers: a model on the meta device has it whole."""
+    """Turns queries and keys by their positions.
+
+    It has neither parameters nor buffers, so that models on the meta device have it whole.
+    """
 
     def __init__(self, config: RopeConfig) -> None:
         self._frequencies = torch.tensor(config.frequencies, device="cpu", dtype=torch.float32)

@@ -36,11 +36,15 @@ def _open(folder: Path, state: tuple[tuple[str, int, int], ...]) -> Any:
 
     try:
         with _quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises plain Exception for a broken file
         reason = " ".join(str(error).split())[:200]
         print(f"{folder}: its tokenizer cannot be read by transformers: {reason}")
         return None
+    if tokenizer.is_fast:  # so that two may be compared
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
 
 
 @contextlib.contextmanager

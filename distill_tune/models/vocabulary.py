@@ -120,8 +120,8 @@ def check_tokenizers(student: Path, teacher: Path, tokenizer: Any = None) -> dic
     if rows is None or its is None:
         return {}
     writer = getattr(tokenizer, "folder", student)
-    told = f"teacher_model: the tokenizer of {teacher} is not that of {writer}, which the rows are written with"
-    return rows.require_same_ordinary(its, f"{told}; distillation by logits needs one tokenizer")
+    told = f"teacher_model: the tokenizer of {teacher} is not that of {writer}; distillation by logits needs one"
+    return rows.require_same_ordinary(its, told)
 
 
 def require_same_tokens(differing: Mapping[int, str], used: numpy.ndarray, teacher: Path) -> None:

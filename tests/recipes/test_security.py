@@ -105,6 +105,14 @@ EVIL = "open('was_run', 'w').close()\ndef build(**arguments): open('was_run', 'w
         (["kd_loss._component_=distill_tune.disk.os.system", "kd_loss.command=touch was_run"], ""),
         (["kd_loss._component_=torch.hub.load_state_dict_from_url", "kd_loss.url=file:///was_run"], ""),
         (["model._component_=torch.load", "model.f=was_run"], ""),
+        # Named in a text that torchtune imports.
+        (
+            [
+                "tokenizer._component_=torchtune.models.mistral.mistral_tokenizer",
+                "+tokenizer.prompt_template=evil.build",
+            ],
+            "tokenizer: would run code from elsewhere",
+        ),
         (
             [
                 *(f"~teacher_model.{name}" for name in model_arguments()),

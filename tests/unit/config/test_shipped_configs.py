@@ -1,10 +1,13 @@
 """Every shipped config, on folders with published dimensions: valid for both recipes, and real weights would load."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 from published import PUBLISHED, write_published
+from tiny import ROWS
 
 from distill_tune.cli.main import main
 from distill_tune.config.files import config_names, configs_folder
@@ -20,28 +23,41 @@ SIZES = {
 }
 # On the demo's models.
 SELF_CONTAINED = ("tiny/", "signals/", "migrate/")
+FEW_ROWS = ["dataset.num_rows=16", "dataset.min_characters=30"]
 # Of those that need a file of the user's.
 NEEDED = {
-    "signals/earlier_checkpoint": ["teacher_model._component_=distill_tune.teachers.EMA", "~teacher_model.path"],
-    "signals/gguf_teacher": ["teacher_model.path=${demo_model:teacher}"],
+    "signals/earlier_checkpoint": [
+        *FEW_ROWS,
+        "teacher_model._component_=distill_tune.teachers.EMA",
+        "~teacher_model.path",
+    ],
+    "signals/gguf_teacher": [*FEW_ROWS, "teacher_model.path=${demo_model:teacher}"],
+    "signals/mixed_datasets": ["dataset.0.num_rows=16", "dataset.0.min_characters=30", "dataset.1.num_rows=8"],
 }
 
 
 @pytest.fixture(scope="module")
-def models_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
     for name in PUBLISHED:
-        written = write_published(folder / name, name)
-        (written / "tokenizer.json").write_text("{}")
-        (written / "original").mkdir()
-        (written / "original" / "tokenizer.model").write_bytes(tokenizer_file.read_bytes())
+        write_published(folder / name, name)
     return folder
+
+
+def text_of(name: str) -> str:
+    return (configs_folder() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("recipe", ["kd_single_device", "kd_distributed"])
 @pytest.mark.parametrize("name", config_names())
-def test_it_is_valid_and_its_models_take_the_published_weights(name, recipe, models_dir, capsys):
-    overrides = NEEDED.get(name, [] if name.startswith(SELF_CONTAINED) else [f"models_dir={models_dir}", "device=cpu"])
+def test_it_is_valid_and_its_models_take_the_published_weights(name, recipe, models_dir, tmp_path, capsys):
+    of_models = [] if name.startswith(SELF_CONTAINED) else [f"models_dir={models_dir}", "device=cpu"]
+    few = FEW_ROWS if "  _component_: distill_tune.data.docstrings" in text_of(name) else []
+    overrides = NEEDED.get(name, [*of_models, *few])
+    if name == "signals/teacher_of_each_row":
+        rows = tmp_path / "rows.json"
+        rows.write_text(json.dumps([row | {"teacher_id": "small"} for row in ROWS]))
+        overrides = [f"dataset.source={rows}"]
     main(["validate", recipe, "--config", name, *overrides])
     told = capsys.readouterr().out
     assert f"{name}: valid for {recipe}" in told
@@ -53,12 +69,21 @@ def test_it_is_valid_and_its_models_take_the_published_weights(name, recipe, mod
 
 @pytest.mark.parametrize("name", [n for n in config_names() if not n.startswith(SELF_CONTAINED)])
 def test_it_begins_with_what_it_does_how_to_get_it_and_how_to_run_it(name):
-    head = (configs_folder() / f"{name}.yaml").read_text().partition("\n\n")[0]
+    head = text_of(name).partition("\n\n")[0]
     assert all(line.startswith("#") for line in head.splitlines())
     assert f"distill-tune run kd_single_device --config {name}" in head
     assert "kd_distributed --config " + name in head
     assert "distill-tune download " in head
     assert "Memory" in head
+
+
+@pytest.mark.parametrize("name", [n for n in config_names() if not n.startswith(SELF_CONTAINED)])
+def test_it_learns_the_prompt_that_the_exported_template_writes(name):
+    config = yaml.safe_load((configs_folder() / f"{name}.yaml").read_text())
+    assert config["tokenizer"]["_component_"] == "distill_tune.data.hf_tokenizer"
+    student = config["model"].get("path") or config["checkpointer"]["checkpoint_dir"]
+    assert student.startswith(config["tokenizer"]["path"])
+    assert config["dataset"]["_component_"].startswith("distill_tune.data.")
 
 
 def test_validate_tells_the_weights_of_each_process(models_dir, capsys):

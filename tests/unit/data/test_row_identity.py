@@ -116,6 +116,20 @@ def test_the_code_of_a_users_own_dataset_counts_with_the_modules_of_ones_own_tha
         assert seen[-1] not in seen[:-1], name
 
 
+def test_packages_without_an_init_file_count_too(folder, own_modules):
+    own_modules("my_code/rows.py", "from my_code.cleaning import clean\nfrom . import more\ndef rows(tokenizer): ...\n")
+    own_modules("my_code/cleaning.py", "def clean(text): ...\n")
+    own_modules("my_code/more.py", "")
+    mine = {"_component_": "my_code.rows.rows"}
+    find_component("my_code.rows.rows")
+    seen = [identity(folder, mine)]
+    assert seen[0]["code"]
+    for name in ("my_code/more.py", "my_code/cleaning.py"):
+        own_modules(name, "clean = another = 1\n")
+        seen.append(identity(folder, mine))
+        assert seen[-1] not in seen[:-1], name
+
+
 def test_a_transform_below_the_dataset_and_a_template_named_by_a_tokenizer_count_too(folder, own_modules):
     own_modules("my_transform.py", "class Transform: ...\n")
     own_modules("my_template.py", "class Template: ...\n")

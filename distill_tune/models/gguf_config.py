@@ -1,0 +1,183 @@
+"""The settings in a GGUF file, llama.cpp's, as config.json would say them."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from distill_tune.errors import UserError
+
+# general.architecture, and config.json's model_type. Mistral's files are Llama's.
+_MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3": "gemma3_text"}
+# The size whose scores are scaled by embed_dim / heads and not by head_dim, known by its layers.
+_LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
+# Settings of a head that all have its dimension; a file may leave each of them out.
+_OF_A_HEAD = (
+    "attention.value_length",
+    "attention.key_length_swa",
+    "attention.value_length_swa",
+    "rope.dimension_count",
+    "rope.dimension_count_swa",
+)
+# What no logit depends on.
+_WITHOUT_EFFECT = ("vocab_size", "pooling_type", "tensor_data_layout", "attention.causal", "rope.scaling.finetuned")
+
+
+class _Settings:
+    """The keys of the file's architecture. Each is taken once; what is left over must not change a number."""
+
+    def __init__(self, path: Path, kind: str, reader: Any) -> None:
+        self._path, self._kind = path, kind
+        fields = {name: field for name, field in reader.fields.items() if name.startswith(f"{kind}.")}
+        self._left = {name.removeprefix(f"{kind}."): field.contents() for name, field in fields.items()}
+
+    def take(self, name: str, default: Any = None) -> Any:
+        return self._left.pop(name, default)
+
+    def needed(self, name: str) -> Any:
+        if name not in self._left:
+            raise UserError(f"path={self._path}: the file has no {self._kind}.{name}")
+        return self._left.pop(name)
+
+    def refuse(self, name: str, value: Any) -> UserError:
+        return UserError(
+            f"path={self._path}: {self._kind}.{name}={str(value)[:40]}: changes what the model says, and is not "
+            "supported; take the Hugging Face folder that the file was made of"
+        )
+
+    def require_nothing_left(self) -> None:
+        if self._left.get("attention.causal", True) is not True:
+            raise self.refuse("attention.causal", self._left["attention.causal"])
+        for name, value in self._left.items():
+            if value and name not in _WITHOUT_EFFECT:
+                raise self.refuse(name, value)
+
+
+def gguf_config(path: Path) -> dict[str, Any]:
+    """What config.json would say of the model in a GGUF file.
+
+    Raises:
+        UserError: the file cannot be read, has an architecture that is not supported, or a setting that is not.
+    """
+    reader = gguf_reader(path)
+    kind = gguf_field(reader, "general.architecture", "")
+    if kind not in _MODEL_TYPES:
+        raise UserError(
+            f"path={path}: GGUF of the architecture {kind} is not read; there are {', '.join(_MODEL_TYPES)}"
+        )
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if "token_embd.weight" not in tensors:
+        raise UserError(f"path={path}: the file has no token_embd.weight; is it one part of several?")
+    settings = _Settings(path, kind, reader)
+    width, heads = settings.needed("embedding_length"), settings.needed("attention.head_count")
+    if not (isinstance(heads, int) and heads >= 1):
+        raise settings.refuse("attention.head_count", heads)
+    head_dim = settings.take("attention.key_length") or width // heads
+    for name in _OF_A_HEAD:
+        if (found := settings.take(name, head_dim)) != head_dim:
+            raise settings.refuse(name, found)
+    config = {
+        "model_type": _MODEL_TYPES[kind],
+        "vocab_size": int(tensors["token_embd.weight"].shape[1]),
+        "num_hidden_layers": settings.needed("block_count"),
+        "hidden_size": width,
+        "intermediate_size": settings.needed("feed_forward_length"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": settings.take("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": settings.needed("context_length"),
+        "rms_norm_eps": settings.needed("attention.layer_norm_rms_epsilon"),
+        "rope_theta": settings.take("rope.freq_base", 10_000.0),
+        "rope_scaling": _rope_scaling(settings),
+        "tie_word_embeddings": "output.weight" not in tensors,
+    }
+    if kind in _LAYERS_OF_27B:
+        config |= _of_gemma(settings, kind, config)
+    if "rope_freqs.weight" in tensors:
+        if kind != "llama" or config["rope_scaling"]:
+            raise UserError(f"path={path}: rope_freqs.weight beside {kind} with a scaling of its own is not supported")
+        config["rope_scaling"] = _llama3_scaling(tensors["rope_freqs.weight"].data.tolist())
+    settings.require_nothing_left()
+    return config
+
+
+def _rope_scaling(settings: _Settings) -> dict[str, Any] | None:
+    kind, older = settings.take("rope.scaling.type", "linear"), settings.take("rope.scale_linear", 1.0)
+    factor = settings.take("rope.scaling.factor", older) or 1.0
+    original = settings.take("rope.scaling.original_context_length")
+    if (found := settings.take("rope.scaling.attn_factor", 1.0)) not in (0.0, 1.0):
+        raise settings.refuse("rope.scaling.attn_factor", found)
+    if kind == "none" or (kind == "linear" and factor == 1.0):
+        return None
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": factor}
+    if kind != "yarn":
+        raise settings.refuse("rope.scaling.type", kind)
+    yarn = {
+        "original_max_position_embeddings": original,
+        "beta_fast": settings.take("rope.scaling.yarn_beta_fast"),
+        "beta_slow": settings.take("rope.scaling.yarn_beta_slow"),
+    }
+    for name in ("yarn_ext_factor", "yarn_attn_factor"):
+        if (found := settings.take(f"rope.scaling.{name}", 1.0)) != 1.0:
+            raise settings.refuse(f"rope.scaling.{name}", found)
+    return {"rope_type": "yarn", "factor": factor} | {key: value for key, value in yarn.items() if value}
+
+
+def _llama3_scaling(factors: list[float]) -> dict[str, Any]:
+    """Llama 3.1's: the file has the outcome, by what each frequency is divided, and not the settings."""
+    return {
+        "rope_type": "longrope",
+        "short_factor": factors,
+        "long_factor": factors,
+        "factor": 1.0,
+        "attention_factor": 1.0,
+    }
+
+
+def _of_gemma(settings: _Settings, kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What llama.cpp knows of Gemma 2 and 3 without a file's saying it."""
+    gemma2, scalar = kind == "gemma2", config["head_dim"]
+    if config["num_hidden_layers"] == _LAYERS_OF_27B[kind]:
+        scalar = config["hidden_size"] // config["num_attention_heads"]
+    window = settings.take("attention.sliding_window", 4096 if gemma2 else None) or None
+    more = {
+        "query_pre_attn_scalar": scalar,
+        "sliding_window": window,
+        "final_logit_softcapping": settings.take("final_logit_softcapping", 30.0 if gemma2 else None) or None,
+    }
+    if gemma2:
+        more["attn_logit_softcapping"] = settings.take("attn_logit_softcapping", 50.0) or None
+    else:
+        more["rope_local_base_freq"] = settings.take("rope.freq_base_swa", 10_000.0)
+    pattern = settings.take("attention.sliding_window_pattern", 2 if gemma2 else 6)
+    if isinstance(pattern, list | tuple):
+        kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+        return more | {"layer_types": kinds}
+    if gemma2 and pattern != 2:
+        raise settings.refuse("attention.sliding_window_pattern", pattern)
+    return more | {"sliding_window_pattern": pattern if window else 1}
+
+
+def gguf_reader(path: Path) -> Any:
+    """
+    Raises:
+        UserError: the package gguf is not there, or the file is not of its kind.
+    """
+    return _opened(path.resolve())
+
+
+@functools.cache
+def _opened(path: Path) -> Any:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise UserError(f"path={path}: GGUF files are read by gguf; pip install 'distill-tune[gguf]'") from error
+    try:
+        return GGUFReader(path)
+    except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
+        raise UserError(f"path={path}: cannot be read as GGUF: {error}; is the download complete?") from error
+
+
+def gguf_field(reader: Any, name: str, default: Any) -> Any:
+    field = reader.get_field(name)
+    return default if field is None else field.contents()

@@ -1,0 +1,187 @@
+"""What comes before the first weight is read: the run's folder, models on the meta device, rows as a plan of steps.
+
+Recipes begin with these functions, and `distill-tune validate` and `plan` call no others, so that each tells what is
+wrong as the others do. A key that they read is valid in each recipe that calls them (:mod:`distill_tune.config.keys`).
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, ListConfig
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune import data, losses, models, teachers
+from distill_tune.config.components import build
+from distill_tune.errors import CollectedFaults
+from distill_tune.training.checkpoints import Checkpoints
+from distill_tune.training.device import find_dtype
+from distill_tune.training.distributed import (
+    first_of_each_machine_first,
+    num_ranks,
+    rank,
+    require_same_on_all_ranks,
+)
+from distill_tune.training.optimizer import check_optimizer
+from distill_tune.training.run_folder import RunFolder
+from distill_tune.training.schedules import Schedules
+from distill_tune.training.state import TrainingState
+from distill_tune.training.tokenizer_check import check_tokenizer
+from distill_tune.training.warm_up import schedule_remarks
+
+from torchtune.modules import TransformerDecoder
+
+
+class Models(NamedTuple):
+    """Student and teacher, without weights, and what they share.
+
+    Attributes:
+        hidden_loss: a :class:`~distill_tune.losses.HiddenLoss`; both keep the hidden states that it pairs.
+        common_vocab_size: how many tokens both know, from the first on; None where that is all.
+    """
+
+    student: TransformerDecoder
+    student_checkpoint: models.Checkpoint
+    tokenizer: Any
+    teacher: teachers.Teacher
+    hidden_loss: losses.HiddenLoss
+    common_vocab_size: int | None
+
+
+class Steps(NamedTuple):
+    """Which rows make which step, how many steps there are, and the loss's weights at each."""
+
+    plan: data.StepPlan
+    plan_val: data.StepPlan | None
+    steps_per_epoch: int
+    total_steps: int
+    schedules: Schedules
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must have as it was."""
+        return self.plan.identity | {"steps an epoch": self.steps_per_epoch}
+
+
+def open_run(cfg: DictConfig) -> tuple[RunFolder, Checkpoints, Path | None, TrainingState | None]:
+    """``output_dir``, its checkpoints, and the one to resume from with its state, where there is one.
+
+    Raises:
+        UserError: the folder holds a run and a fresh start is asked for, or it does not hold what is to be resumed.
+    """
+    run = RunFolder.of(cfg.output_dir)
+    checkpoints = Checkpoints(run, cfg.get("keep_last_n"), cfg.get("keep_best"))
+    checkpoint = checkpoints.to_resume(cfg.get("resume", cfg.get("resume_from_checkpoint", False)))
+    if checkpoint is None:
+        return run, checkpoints, None, None
+    state = TrainingState.read(checkpoint)
+    state.require_same_config(checkpoint, cfg, cfg.get("resume_with_changes", False))
+    return run, checkpoints, checkpoint, state
+
+
+def build_models(cfg: DictConfig, device: torch.device) -> Models:
+    """Student, teacher and tokenizer, compared with their checkpoints and with each other.
+
+    Args:
+        device: on which they will be, which decides on their dtypes.
+
+    Raises:
+        UserError: one of them cannot be built, does not fit its checkpoint, or not the other; the optimizer refuses
+            its arguments. What is wrong with each is told together.
+    """
+    faults = CollectedFaults("models, tokenizer and optimizer")
+    with faults:
+        check_optimizer(cfg.optimizer, cfg.get("lr_scheduler"))
+    with faults:
+        hidden_loss = build("hidden_loss", cfg.get("hidden_loss"), losses.HiddenLoss([], weight=0))
+    with faults:
+        student_checkpoint = models.Checkpoint.of("model", cfg.model, cfg.get("checkpointer"))
+        student = models.checked_on_meta("model", cfg.model, student_checkpoint, find_dtype(cfg.dtype, device))
+    with faults:
+        tokenizer = build("tokenizer", cfg.tokenizer)
+    with faults:
+        needs_teacher = cfg.get("kd_ratio", 0.5) != 0 or cfg.get("hidden_loss")
+        teacher = teachers.build_teacher(
+            cfg.get("teacher_model") if needs_teacher else None,
+            cfg.get("teacher_checkpointer"),
+            dtype=find_dtype(cfg.get("teacher_dtype") or cfg.dtype, device),
+            combination=cfg.get("teacher_combination", "mixture"),
+            quantizer=cfg.get("teacher_quantizer"),
+            offload=cfg.get("teacher_offload", False),
+        )
+    faults.tell()
+    common_vocab_size = teacher.check(student, student_checkpoint, tokenizer)
+    models.match_layers(student, teacher, hidden_loss)
+    return Models(student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size)
+
+
+def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None = None) -> Steps:
+    """Read, check and tokenise the rows; what is told of them is printed, a line or some for each dataset.
+
+    Args:
+        processes: that would share each step; default those that are there.
+
+    Raises:
+        UserError: rows that cannot be used, are too long for a model, or fill no step; a schedule that leaves its
+            range.
+    """
+    reading = data.Reading(
+        cfg.get("student_prompt_template"),
+        cfg.get("teacher_prompt_template"),
+        cfg.get("teacher_system_prompt"),
+        cfg.get("teacher_max_seq_len"),
+        built.teacher.names,
+        augmented=bool(cfg.get("augmentations")),
+    )
+    augmentations = data.Augmentations(
+        [build("augmentations", entry) for entry in cfg.get("augmentations") or []],
+        built.tokenizer,
+        seed,
+        built.common_vocab_size or models.output_head(built.student).vocab_size,
+    )
+
+    def plan_of(
+        dataset: DictConfig | ListConfig, batch_size: int | None, accumulation: int, training_rows: bool
+    ) -> data.StepPlan:
+        with first_of_each_machine_first():
+            rows, shares = data.prepare_rows(
+                dataset, built.tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop"), reading=reading
+            )
+        plan = data.StepPlan(
+            rows,
+            weights=shares,
+            batch_size=batch_size,
+            max_tokens_per_batch=cfg.get("max_tokens_per_batch") if batch_size is None else None,
+            gradient_accumulation_steps=accumulation,
+            seed=seed,
+            shuffle=training_rows and cfg.get("shuffle", True),
+            augmentations=augmentations if training_rows else None,
+            dataset_temperature=cfg.get("dataset_temperature") if training_rows else None,
+            rank=rank(),
+            num_ranks=processes or num_ranks(),
+        )
+        print(data.describe_rows(rows))
+        require_same_on_all_ranks("dataset", plan.identity)
+        models.require_rows("model", built.student, plan.longest, plan.largest_token)
+        built.teacher.require_rows(plan.longest_of_teacher, plan.used_tokens)
+        return plan
+
+    plan = plan_of(cfg.dataset, cfg.batch_size, cfg.get("gradient_accumulation_steps", 1), True)
+    check_tokenizer(built.tokenizer, built.student, built.student_checkpoint, built.teacher.folders, plan.used_tokens)
+    plan_val = None
+    if cfg.get("dataset_val") is not None:
+        plan_val = plan_of(cfg.get("dataset_val"), cfg.get("batch_size_val") or cfg.batch_size, 1, False)
+    steps_per_epoch = min(plan.steps_per_epoch, cfg.get("max_steps_per_epoch") or plan.steps_per_epoch)
+    total_steps = cfg.epochs * steps_per_epoch
+    for remark in (*plan.remarks, *schedule_remarks(cfg, total_steps)):
+        print(remark)
+    schedules = Schedules(
+        steps_per_epoch,
+        total_steps,
+        {
+            "kd_ratio": cfg.get("kd_ratio", 0.5),
+            "temperature": cfg.get("temperature", 1.0),
+            "hidden_loss_weight": built.hidden_loss.weight,
+        },
+    )
+    return Steps(plan, plan_val, steps_per_epoch, total_steps, schedules)

@@ -1,0 +1,73 @@
+"""What `run` finds before it loads a weight, `validate` finds."""
+
+import sys
+
+import pytest
+from bad_inputs import OF_COMPONENTS, OF_FILES, Wrong
+
+from distill_tune.cli.main import main
+
+# Of the machine that runs, which need not be the one that checks; a check does not try to write, nor import what is
+# from elsewhere.
+OF_THE_RUN = ("device: no CUDA", "device: no MPS", "output_dir: not writable", "optimizer=nopackage.Adam")
+SETTINGS = [(overrides, lambda wrong, line=overrides: line.split(), message) for overrides, message in OF_COMPONENTS]
+CASES = [case for case in (*SETTINGS, *OF_FILES) if case[0] not in OF_THE_RUN]
+
+
+@pytest.fixture
+def validate(write_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def go(*overrides: str) -> tuple[str, str, object]:
+        try:
+            main(["validate", "--config", "config.yaml", *overrides])
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        captured = capsys.readouterr()
+        return captured.out, captured.err, status
+
+    write_config(output_dir="out")
+    return go
+
+
+@pytest.mark.parametrize(("what", "break_it", "message"), CASES, ids=[case[0] for case in CASES])
+def test_it_tells_what_a_run_tells(validate, tmp_path, tokenizer_file, what, break_it, message):
+    _, told, status = validate(*break_it(Wrong(tmp_path, tokenizer_file)))
+    assert message in told
+    assert status == 2
+
+
+def test_what_is_wrong_with_each_part_is_told_together(validate):
+    _, told, status = validate("model.num_layers=3", "teacher_model.embed_dim=32", "optimizer.lr=-1", "~seed")
+    assert status == 2
+    assert "3 faults in config " in told
+    for message in ("model does not fit checkpointer", "teacher_model does not fit", "Invalid learning rate: -1"):
+        assert told.count(message) == 1
+
+
+def test_rows_are_told(validate, tmp_path):
+    told, _, status = validate()
+    assert status == 0
+    assert "64 rows, " in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_the_hub_are_not_fetched(validate, monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("asks the hub"))
+    told, _, status = validate("dataset=torchtune.datasets.alpaca_cleaned_dataset", "~dataset.source")
+    assert status == 0
+    assert "dataset: yahma/alpaca-cleaned is no local file: its rows are checked by the run" in told
+    told, _, _ = validate("dataset.source=json", "+dataset.data_files=https://example.org/rows.json")
+    assert "dataset: json is no local file" in told
+
+
+def test_what_would_run_code_from_elsewhere_is_left_to_the_run(validate, tmp_path):
+    (tmp_path / "mine.py").write_text("open('was_run', 'w')")
+    told, _, status = validate("dataset._component_=mine.rows")
+    assert status == 0
+    assert "dataset: would run code from elsewhere, so rows are checked by the run alone" in told
+    told, _, _ = validate("optimizer._component_=mine.Sgd")
+    assert "optimizer: would run code from elsewhere, so models and rows are checked by the run alone" in told
+    assert not (tmp_path / "was_run").exists()
