@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import faulthandler
+import io
 import os
 import sys
 import time
@@ -56,7 +57,9 @@ class told_without_traceback:
     """
 
     def __enter__(self) -> None:
-        return None
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a user's text may be none that can be written
 
     def __exit__(self, kind: type | None, error: BaseException | None, where: object) -> None:
         if error is None or isinstance(error, SystemExit):

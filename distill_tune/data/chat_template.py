@@ -174,8 +174,10 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._tokenizer.special_tokens_map | self._arguments,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise RowError(f"the chat template refuses it: {error}") from error
+        except RecursionError as error:
+            raise RowError("the chat template refuses it: it is nested too deeply") from error
         (text,), spans = rendered
         return text, spans[0] if spans else []
 

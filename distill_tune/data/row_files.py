@@ -112,9 +112,10 @@ def _text(file: Path, encoding: str) -> str:
         return io.TextIOWrapper(io.BytesIO(_content(file)), encoding=encoding).read()
     except LookupError as error:
         raise UserError(f"dataset {file}: encoding={encoding}: there is no such encoding") from error
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
+        where = f" at byte {error.start}" if isinstance(error, UnicodeDecodeError) else f" ({error})"
         raise UserError(
-            f"dataset {file}: not {encoding.removesuffix('-sig')} at byte {error.start}; "
+            f"dataset {file}: not {encoding.removesuffix('-sig')}{where}; "
             f"save it as UTF-8 (or, for CSV, give its encoding)"
         ) from error
 
@@ -131,7 +132,7 @@ def _is_json_lines(text: str, ending: str | None) -> bool:
         return False
     try:
         json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -145,6 +146,8 @@ def _read_json(file: Path, text: str, field: str | None) -> Iterator[LocatedRow]
         ) from error
     except RecursionError as error:
         raise UserError(f"dataset {file}: broken JSON: nested too deeply") from error
+    except ValueError as error:  # a number with more digits than Python reads
+        raise UserError(f"dataset {file}: cannot be read: {error}") from error
     if field is not None and isinstance(data, dict):
         data = data.get(field)
     if isinstance(data, dict):
@@ -167,6 +170,8 @@ def _read_json_lines(file: Path, text: str) -> Iterator[LocatedRow]:
             yield LocatedRow(file, number, None, f"broken JSON at column {error.colno}: {error.msg}")
         except RecursionError:
             yield LocatedRow(file, number, None, "broken JSON: nested too deeply")
+        except ValueError as error:  # a number with more digits than Python reads
+            yield LocatedRow(file, number, None, f"cannot be read: {error}")
 
 
 def _located(file: Path, number: int, row: Any) -> LocatedRow:
@@ -177,9 +182,14 @@ def _located(file: Path, number: int, row: Any) -> LocatedRow:
 
 def _read_csv(file: Path, text: str, delimiter: str) -> Iterator[LocatedRow]:
     csv.field_size_limit(2**31 - 1)
+    if len(delimiter) != 1:
+        raise UserError(f"dataset.delimiter={delimiter}: must be one character")
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     number = 1  # the header
     try:
+        names = list(reader.fieldnames or [])
+        if again := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise UserError(f"dataset {file}: has the column {again[0]} {names.count(again[0])} times; rename it")
         for number, row in enumerate(reader, 2):
             if None in row or None in row.values():
                 fault = f"has not the {len(reader.fieldnames or [])} columns of the header"

@@ -16,6 +16,9 @@ from distill_tune.errors import UserError
 
 from torchtune.data import Message
 
+# What a template is given of the conversation itself.
+_OF_THE_RENDERER = ("messages", "tools", "documents", "add_generation_prompt", "chat_template", "conversations")
+
 
 class HFTokenizer:
     """transformers' tokenizer of a model folder; see :func:`hf_tokenizer`.
@@ -149,6 +152,8 @@ def hf_tokenizer(
     Raises:
         UserError: no tokenizer there, or one that cannot be read.
     """
+    if taken := [name for name in chat_template_kwargs or {} if name in _OF_THE_RENDERER]:
+        raise UserError(f"tokenizer.chat_template_kwargs.{taken[0]}: the template is given the row's own; leave it out")
     folder = Path(os.path.expanduser(path))
     folder = folder.parent if folder.name == "tokenizer.json" else folder
     tokenizer = _from_folder(path, folder)

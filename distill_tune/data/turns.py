@@ -155,7 +155,7 @@ def parsed(value: Any) -> Any:
     if isinstance(value, str):
         try:
             return json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # of a number with thousands of digits, too
             return value
     return value
 

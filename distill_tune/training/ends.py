@@ -50,9 +50,10 @@ def stops_of(folder: Path) -> dict[str, tuple[int, ...]]:
     found = {}
     for name in (_GENERATION, _CONFIG):
         content = _read(folder / name)
-        stops = content.get("eos_token_id", (content.get("text_config") or {}).get("eos_token_id"))
+        text = content.get("text_config")
+        stops = content.get("eos_token_id", text.get("eos_token_id") if isinstance(text, dict) else None)
         stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
-        if not all(isinstance(stop, int) for stop in stops):
+        if not all(isinstance(stop, int) and not isinstance(stop, bool) for stop in stops):
             raise UserError(f"{folder / name}: eos_token_id={stops}: must be a token's number, or a list of such")
         if stops := [stop for stop in stops if stop >= 0]:
             found[name] = tuple(stops)

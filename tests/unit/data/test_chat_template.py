@@ -245,6 +245,7 @@ def test_arguments_of_the_template_reach_it():
         ("{% for m in messages %}{{ m.role }}: {% endfor %}", "does not write the text of a turn"),
         ("{% for m in messages %}{{ m.content | upper }}\n{% endfor %}", "does not write the text of a turn"),
         ("{{ raise_exception('no chats') }}", "the chat template refuses it: no chats"),
+        ("{{ 1 / 0 }}", "the chat template refuses it: division by zero"),
         (
             "{% for m in messages %}[{{ m.content | length }}] {{ m.content }}\n{% endfor %}",
             "writes other words by what its turns contain",

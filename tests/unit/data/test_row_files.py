@@ -134,3 +134,30 @@ def test_what_would_be_read_otherwise_is_refused(tmp_path):
         load_dataset(str(tmp_path / "a.csv"), sep=";")
     with pytest.raises(UserError, match=r"a\.csv: is no folder; data_files and data_dir are for those"):
         load_dataset(str(tmp_path / "a.csv"), data_files="b.csv")
+
+
+DIGITS = "1" * 5000  # more than Python reads as a number
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("a.json", '[{"n": ' + DIGITS + "}]", {}, "cannot be read: Exceeds the limit"),
+        ("a.json", '[{"text": "a"}]', {"encoding": "utf-16"}, "not utf-16"),
+        ("a.csv", "a,b", {"delimiter": ";;"}, "dataset.delimiter=;;: must be one character"),
+        ("a.csv", "a,b,a", {}, "has the column a 2 times; rename it"),
+    ],
+)
+def test_what_cannot_be_read_is_a_line(tmp_path, name, content, options, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as told:
+        list(load_dataset(str(tmp_path / name), **options))
+    assert message in str(told.value)
+
+
+def test_a_number_that_is_too_long_is_a_fault_of_its_row(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"n": ' + DIGITS + '}\n{"n": 1}\n')
+    rows = load_dataset(str(tmp_path / "a.jsonl"))
+    with pytest.raises(RowError, match="cannot be read: Exceeds the limit"):
+        rows[0]
+    assert rows[1] == {"n": 1}

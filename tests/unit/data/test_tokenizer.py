@@ -142,3 +142,10 @@ def test_a_template_is_named_by_its_file(folder, tmp_path_factory):
     assert tokenizer.decode(asked, skip_special_tokens=False).endswith("<|im_start|>bot\n")
     with pytest.raises(UserError, match=r"tokenizer\.chat_template=.*nowhere\.jinja: cannot be read"):
         hf_tokenizer(str(folder), chat_template=str(file.parent / "nowhere.jinja"))
+
+
+def test_arguments_that_the_template_is_given_anyway_are_refused(folder):
+    with pytest.raises(
+        UserError, match=r"tokenizer\.chat_template_kwargs\.messages: the template is given the row's own"
+    ):
+        hf_tokenizer(str(folder), chat_template_kwargs={"messages": []})
