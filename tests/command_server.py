@@ -55,7 +55,8 @@ def _serve() -> None:
     import torch
     import torch.distributed.checkpoint
     import torch.distributed.run  # noqa: F401
-    import transformers  # noqa: F401
+    import transformers.models.llama.modeling_llama
+    import transformers.models.llama.tokenization_llama  # noqa: F401
 
     from distill_tune import data, evaluation, losses, models, teachers, training  # noqa: F401
 

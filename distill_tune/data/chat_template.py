@@ -73,12 +73,8 @@ class ChatTemplate:
             UserError: the template cannot be used at all.
         """
         self.check()
-        conversation, (text, generated) = self._first_that_is_taken(conversation)
-        turns, tools = conversation.turns, conversation.tools
-        marks, missing = self._marks(turns, tools, text)
+        conversation, text, generated, marks, missing = self._first_that_is_written(conversation)
         dropped = _dropped(conversation, missing)
-        if lost := [mark.turn for mark in missing if mark.field == "tool_calls" and conversation.learned[mark.turn]]:
-            raise RowError(f"the chat template does not write the tool calls of turn {min(lost) + 1}")
         texts = _texts(marks)
         if all(conversation.learned):
             return Written(text, [(0, len(text))], texts, dropped)
@@ -131,16 +127,27 @@ class ChatTemplate:
                 return as_parts
         raise RowError(faults[0] if len(faults) == 2 else "it does not write the text of a turn")
 
-    def _first_that_is_taken(self, conversation: Conversation) -> tuple[Conversation, tuple[str, list[Span]]]:
-        """The conversation with the arguments of calls as mappings or, where the template wants them so, JSON text."""
-        try:
-            return conversation, self._rendered(conversation.turns, conversation.tools)
-        except RowError:
-            turns = [_with_arguments_as_text(turn) for turn in conversation.turns]
-            if turns == list(conversation.turns):
-                raise
-            conversation = conversation.with_turns(turns, conversation.learned)
-            return conversation, self._rendered(turns, conversation.tools)
+    def _first_that_is_written(
+        self, conversation: Conversation
+    ) -> tuple[Conversation, str, list[Span], list[tuple[int, Mark]], set[Mark]]:
+        """The conversation, its calls in the form that the template writes, with its text and the places of its texts.
+
+        Raises:
+            RowError: the template writes it in none, or leaves calls that are learned out.
+        """
+        faults = []
+        for form in _forms(conversation):
+            try:
+                text, generated = self._rendered(form.turns, form.tools)
+                marks, missing = self._marks(form.turns, form.tools, text)
+            except RowError as error:
+                faults.append(error)
+                continue
+            lost = [mark.turn for mark in missing if mark.field == "tool_calls" and form.learned[mark.turn]]
+            if not lost:
+                return form, text, generated, marks, missing
+            faults.append(RowError(f"the chat template does not write the tool calls of turn {min(lost) + 1}"))
+        raise faults[0]
 
     def _rendered(
         self,
@@ -377,13 +384,20 @@ class ChatTemplate:
         return (piece for piece in pieces(text) if piece in self._added_tokens)
 
 
+def _forms(conversation: Conversation) -> Iterator[Conversation]:
+    """The arguments of calls as mappings, and as JSON text: some templates join it to theirs."""
+    yield conversation
+    if any(turn.get("tool_calls") for turn in conversation.turns):
+        turns = [_with_arguments_as_text(turn) for turn in conversation.turns]
+        yield conversation.with_turns(turns, conversation.learned)
+
+
 def _with_arguments_as_text(turn: Turn) -> Turn:
     def of(call: Any) -> Any:
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), Mapping):
             return call
-        arguments = json.dumps(function["arguments"], ensure_ascii=False)
-        return {**call, "function": {**function, "arguments": arguments}}
+        return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
 
     return {**turn, "tool_calls": [of(call) for call in turn["tool_calls"]]} if turn.get("tool_calls") else turn
 

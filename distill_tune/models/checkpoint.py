@@ -110,6 +110,10 @@ class Checkpoint:
         ties, given_as = _ties(config, stored, headers, adapter)
         if not ties and _says_tied(config):
             config = _untied(config)
+            if adapter is None:
+                print(
+                    f"{folder_key}={folder}: config.json ties lm_head.weight to the embeddings, the files have another"
+                )
         checkpoint = cls(key, base, tuple(files), model_type, config, adapter, given_as)
         if adapter is not None:
             adapter.check(checkpoint.headers())

@@ -67,7 +67,7 @@ class HuggingFaceFolder:
         """
         import transformers
 
-        with self._told(), _without_adapter(self.base) as folder:
+        with self._told(), _silent(), _without_adapter(self.base) as folder:
             auto_class: Any = transformers.AutoModelForCausalLM
             model, info = auto_class.from_pretrained(
                 folder,
@@ -86,7 +86,6 @@ class HuggingFaceFolder:
     def _load_headers(self) -> None:
         """Have transformers load the weights' headers into a model without memory, and say what it misses."""
         from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
 
         headers = WeightFiles(_KEY, weight_files(_KEY, self.base)).headers()
         if whole := next((name for name, w in headers.items() if _is_integer_weight(name, w)), None):
@@ -94,18 +93,18 @@ class HuggingFaceFolder:
                 f"{_KEY}={self._path}: is quantised ({whole} is {headers[whole].dtype}), and config.json has no "
                 "quantization_config that says how; take the folder that it was made from"
             )
-        with self._told(), _silent(logging):
+        with self._told(), _silent(bar=False):
             with torch.device("meta"):
-                model_class: Any = type(AutoModelForCausalLM.from_config(self.config))
-            model, info = model_class.from_pretrained(
+                shape: Any = AutoModelForCausalLM.from_config(self.config)
+            model, info = type(shape).from_pretrained(
                 None,
-                config=self.config,
+                config=shape.config,  # of a model that also sees, the language model's alone
                 state_dict=headers,
                 device_map="meta",
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-            self._require_whole(info, model_class.__name__)
+            self._require_whole(info, type(model).__name__)
             if has_adapter(self._path):
                 self._put_adapter_into(model)
 
@@ -120,10 +119,12 @@ class HuggingFaceFolder:
                 "model alone; that is not read here"
             )
         config.inference_mode = True
+        if model.device.type == "meta" and hasattr(config, "init_lora_weights"):
+            config.init_lora_weights = False  # those of PiSSA and its like follow from the base's values
         with warnings.catch_warnings():  # of tied weights, which are not merged here
             warnings.simplefilter("ignore")
             with_adapter = peft.get_peft_model(model, config, adapter_name=_ADAPTER)
-            factors = peft.utils.load_peft_weights(str(self._path), device="cpu")
+            factors = dict(WeightFiles(_KEY, [adapter_file(_KEY, self._path)]).weights())
             found: Any = peft.set_peft_model_state_dict(with_adapter, factors, adapter_name=_ADAPTER)
         missing = [name for name in found.missing_keys if f".{_ADAPTER}" in name]
         told = {"missing_keys": missing, "unexpected_keys": found.unexpected_keys, "mismatched_keys": ()}
@@ -199,16 +200,19 @@ def _without_adapter(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _silent(logging: Any) -> Iterator[None]:
-    """No report of what is missing, which is told in a line, and no bar over headers."""
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+def _silent(bar: bool = True) -> Iterator[None]:
+    """No report of what is missing or not read, which is told in a line; no bar over headers."""
+    from transformers.utils import logging
+
+    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
+    if not bar:
+        logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        if bar:
+        if had_bar:
             logging.enable_progress_bar()
 
 

@@ -22,7 +22,8 @@ from distill_tune.training.full_weights import full_weights
 def export_adapter(model: nn.Module, base: Checkpoint, folder: Path, tokenizer: Any = None) -> bool:
     """Write the adapters so that peft loads them onto the base model; returns whether there was anything to write.
 
-    torchtune's own builders of fused projections (Phi) have no PEFT layout; their adapters are in ``model/`` alone.
+    torchtune's own builders of fused projections (Phi) have no PEFT layout; their adapters are in ``model/`` alone. So
+    are those of a student that started from another adapter, which peft cannot put below these.
     Every rank calls it, the main process writes.
 
     Args:
@@ -31,6 +32,10 @@ def export_adapter(model: nn.Module, base: Checkpoint, folder: Path, tokenizer: 
     """
     names, shape = adapter_names(model), lora_shape(model)
     if shape is None:
+        return False
+    if base.adapter is not None:
+        if is_main_process():
+            print(f"no adapter/: it would fit {base.folder} with {base.adapter.folder} alone; model/ has both merged")
         return False
     weights = dict(full_weights(model, only=names))
     conversion = conversion_of(model, base.model_type, base.config)

@@ -132,8 +132,8 @@ def _require_held_in_same_dtype(
         if was != parameter.dtype:
             raise UserError(
                 f"checkpoint {folder}: {name} was trained in {dtype_name(was)}, this run trains it in "
-                f"{dtype_name(parameter.dtype)}; resume with the optimizer and dtype that its run began with, or begin "
-                "anew in another output_dir, where a version of distill-tune that held what trains in bf16 wrote it"
+                f"{dtype_name(parameter.dtype)}; resume with the optimizer and dtype that its run began with, or, "
+                "where an older version wrote it, which held what trains in bf16, begin anew in another output_dir"
             )
 
 

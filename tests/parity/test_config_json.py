@@ -51,6 +51,8 @@ def theirs(folder: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor] | None:
 def ours(folder: Path, weights: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.device("meta"):
         model = models.from_hf(str(folder))
+    if model.decoder_config.tied_embeddings:
+        weights = {name: weight for name, weight in weights.items() if not name.endswith("lm_head.weight")}
     model.load_state_dict(hf_to_torchtune(weights, model.decoder_config), assign=True)
     return model(TOKENS)
 

@@ -125,7 +125,7 @@ def test_rows_and_export_may_take_longer_than_a_collective(folders, cli, tmp_pat
     folders(max_steps_per_epoch=1)
     ok(cli("cp", "kd_distributed", "mine.py"))
     slow_rows = "time.sleep(16 * (training.rank() == 0))"
-    put_before(tmp_path / "mine.py", "            rows, shares = data.prepare_rows(\n", slow_rows)
+    put_before(tmp_path / "mine.py", "    steps = training.plan_steps(cfg, built, seed)\n", slow_rows)
     slow_export = (
         "import distill_tune.training.export as export\n"
         "export.put_in_place = lambda *of, put=export.put_in_place: (time.sleep(16), put(*of))"
@@ -183,9 +183,9 @@ def test_a_rank_that_ends_under_srun_ends_the_other_which_says_where_it_was(fold
 
 def test_a_fault_of_any_rank_is_told_once_with_its_rank(folders, cli, tmp_path):
     folders()
-    done = cli(*TWO, "batch_size=40")
+    done = cli(*TWO, "batch_size=null", "max_tokens_per_batch=5")
     assert done.returncode == 2
-    assert done.stderr.count("has 64 rows, but one step takes 80") == 1
+    assert done.stderr.count("max_tokens_per_batch=5: the longest row has") == 1
     assert done.stderr.startswith("distill-tune: rank ")
     assert "Traceback" not in done.stderr
 

@@ -206,10 +206,11 @@ def test_prompt_distillation_brings_the_student_near_the_teacher_with_the_prompt
 
 def test_an_answer_with_other_tokens_behind_the_teachers_prompt_is_refused(monkeypatch):
     from distill_tune.data import Reading, prepare
+    from distill_tune.data.conversation import Tokens
     from distill_tune.data.sources import RowError
 
-    student = (numpy.array([1, 2, 7, 8]), numpy.array([-100, -100, 7, 8]))
-    teacher = (numpy.array([1, 2, 3, 7, 9]), numpy.array([-100, -100, -100, 7, 9]))
+    student = Tokens(numpy.array([1, 2, 7, 8]), numpy.array([-100, -100, 7, 8]))
+    teacher = Tokens(numpy.array([1, 2, 3, 7, 9]), numpy.array([-100, -100, -100, 7, 9]))
     source = prepare._Source(None, None, None, Reading(teacher_system_prompt="Be brief."))
     monkeypatch.setattr(prepare, "_source", source, raising=False)
     monkeypatch.setattr(prepare, "_read", lambda index, prompt: teacher)

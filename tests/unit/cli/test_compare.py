@@ -116,9 +116,9 @@ def test_rows_that_are_too_long_for_a_student_are_told(tmp_path):
 def test_chats_are_compared_on_a_model_and_its_adapter(tmp_path, capsys):
     base, adapter = model_folder(tmp_path / "base"), tmp_path / "adapter"
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(
-        adapter
-    )
+    peft.get_peft_model(
+        model, peft.LoraConfig(target_modules=["v_proj"], lora_alpha=256, init_lora_weights=False)
+    ).save_pretrained(adapter)
     (tmp_path / "rows.json").write_text(json.dumps([{"messages": TURNS}] * 3))
     table = tmp_path / "table.md"
     main(["compare", str(base), str(adapter), "--source", str(tmp_path / "rows.json"), "--output", str(table)])

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from distill_tune.config.load import load_config
 from distill_tune.errors import UserError
@@ -45,6 +46,29 @@ def load(tmp_path: Path):
 )
 def test_an_override_sets_adds_replaces_or_removes(load, override, key, value):
     assert load(override)[key] == value
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("root=~/a", "root", "/home/me/a"),
+        ("root=~/a", "folder", "/home/me/a/a"),
+        ("model.path=~/a/b.gguf", "model.path", "/home/me/a/b.gguf"),
+        ("dataset.1.source=~/rows/*.json", "dataset.1.source", "/home/me/rows/*.json"),
+        ("dataset.0.data_files=[~/a.json, b.json]", "dataset.0.data_files", ["/home/me/a.json", "b.json"]),
+        ("dataset.0.data_files={train: ~/a.json}", "dataset.0.data_files.train", "/home/me/a.json"),
+        ("checkpointer.checkpoint_dir=~/a", "checkpointer.checkpoint_dir", "/home/me/a"),
+        ("resume=~/out/checkpoints/step_1", "resume", "/home/me/out/checkpoints/step_1"),
+        ("metric_logger.log_dir=~/logs", "metric_logger.log_dir", "/home/me/logs"),
+        ("name=a~/b", "name", "a~/b"),
+        ("name=~", "name", None),
+        ("teacher_system_prompt=~/ is home", "teacher_system_prompt", "~/ is home"),
+        ("student_prompt_template=~/{input}", "student_prompt_template", "~/{input}"),
+    ],
+)
+def test_the_home_folder_is_read_in_every_path(load, monkeypatch, override, key, value):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert OmegaConf.select(load(override), key) == value
 
 
 def test_overrides_apply_in_order(load):

@@ -1,6 +1,5 @@
 """What of rows is not learned is counted and told, also where they come out of the cache."""
 
-import dataclasses
 import json
 
 import pytest
@@ -96,12 +95,6 @@ class Rows(list):
     fingerprint = "rows of test_rows_told"
 
 
-@dataclasses.dataclass(frozen=True)
-class Told(TokenisedDataset):
-    def unread(self, row):
-        return tuple(name for name in row if name not in ("question", "answer"))
-
-
 def dataset(tokenizer):
     """Rows of which a tokenizer drops the reasoning, and of which nobody reads a column."""
 
@@ -114,7 +107,11 @@ def dataset(tokenizer):
         return found._asdict()
 
     rows = Rows({"question": "hello", "answer": "there", "source": "here"} for _ in range(4))
-    return Told(Rows([*rows[:3], {**rows[3], "id": 3}]), tokens, conversation=conversation)
+
+    def unread(row):
+        return tuple(name for name in row if name not in ("question", "answer"))
+
+    return TokenisedDataset(Rows([*rows[:3], {**rows[3], "id": 3}]), tokens, conversation=conversation, unread=unread)
 
 
 def test_what_the_template_drops_and_what_nobody_reads_is_named_once(tokenizer):

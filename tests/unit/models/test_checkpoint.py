@@ -460,3 +460,20 @@ def test_a_folder_of_an_adapter_without_factors_or_on_another_adapter_is_told(tm
         ours(base)
     with pytest.raises(UserError, match=r"its base .*base has an adapter of its own"):
         ours(tmp_path / "adapter")
+
+
+def test_a_student_that_starts_from_an_adapter_is_exported_whole_alone(tmp_path, capsys):
+    from distill_tune import training
+
+    folder = tmp_path / "adapter"
+    wanted = adapter(write(tmp_path / "base"), folder)
+    student = OmegaConf.create(
+        {"_component_": "distill_tune.models.lora_from_hf", "path": str(folder), "lora_attn_modules": ["q_proj"]}
+    )
+    checkpoint = models.Checkpoint.of("model", student, None)
+    model = models.load_model(student, checkpoint, torch.float32, torch.device("cpu"))
+    assert not training.export_adapter(model, checkpoint, tmp_path / "out")
+    assert "no adapter/: it would fit" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    training.export_model(model, checkpoint, tmp_path / "model", torch.float32)
+    torch.testing.assert_close(theirs(tmp_path / "model"), wanted, rtol=1e-4, atol=1e-4)

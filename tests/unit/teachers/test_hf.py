@@ -230,6 +230,43 @@ def test_an_adapter_is_read_on_its_base(tmp_path, config, tied, capsys):
     torch.testing.assert_close(logits_of(tmp_path / "base"), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa"),
+        peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, trainable_token_indices=[1, 5]),
+        peft.IA3Config(
+            target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"], init_ia3_weights=False
+        ),
+        peft.LoHaConfig(r=4, target_modules=["q_proj"], init_weights=False),
+    ],
+    ids=["PiSSA", "tokens", "IA3", "LoHa"],
+)
+def test_other_kinds_of_adapters_are_those_of_peft(tmp_path, config):
+    saved(LLAMA, tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    peft.get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        wanted = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(ROWS[0][None]).logits[0, :-1]
+    torch.testing.assert_close(logits_of(tmp_path / "adapter"), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_language_model_of_one_that_also_sees_is_read(tmp_path, capsys):
+    seeing = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    seeing |= {"image_size": 16, "patch_size": 8, "vision_output_dim": 16}
+    seeing |= {"projector_input_dim": 16, "projector_output_dim": 16}
+    text = CONFIGS["llama4"].to_dict()
+    model = transformers.Llama4ForConditionalGeneration(
+        transformers.Llama4Config(text_config=text, vision_config=seeing)
+    ).eval()
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        wanted = model(ROWS[0][None]).logits[0, :-1]
+    torch.testing.assert_close(logits_of(tmp_path), wanted, rtol=1e-4, atol=1e-4)
+    assert "not read, since a Llama4ForCausalLM has no such weights: multi_modal_projector" in capsys.readouterr().out
+
+
 def test_an_adapter_that_lacks_factors_or_fits_another_model_is_told(tmp_path):
     saved(LLAMA, tmp_path / "base")
     adapter_of(tmp_path / "base", tmp_path / "adapter")
@@ -241,9 +278,20 @@ def test_an_adapter_that_lacks_factors_or_fits_another_model_is_told(tmp_path):
     save_file({n: w[:, :2].contiguous() for n, w in factors.items()}, path, {"format": "pt"})
     with pytest.raises(UserError, match=r"transformers cannot load it: .*size mismatch"):
         HuggingFace(str(tmp_path / "adapter"))
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors: cannot be read"):
+        HuggingFace(str(tmp_path / "adapter"))
+    edit(tmp_path / "adapter", peft_type="PROMPT_TUNING", num_virtual_tokens=2)
+    with pytest.raises(UserError, match=r"PROMPT_TUNING.* change the rows"):
+        HuggingFace(str(tmp_path / "adapter"))
     path.unlink()
     with pytest.raises(UserError, match=r"has adapter_config\.json, and no adapter_model\.safetensors"):
         HuggingFace(str(tmp_path / "adapter"))
+
+
+def edit(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def quantised(folder, **quantization):
