@@ -164,9 +164,9 @@ class Wrong:
 
     def index(self, content: object) -> list[str]:
         text = content if isinstance(content, str) else json.dumps(content)
-        named = self.file("model.safetensors.index.json", text)
-        (self.folder / "model" / "model.safetensors").unlink()  # which would be read, and no index
-        return named
+        overrides = self.file("model.safetensors.index.json", text)
+        (self.folder / "model" / "model.safetensors").unlink()  # which comes before an index
+        return overrides
 
     def cut(self, keep: int | float) -> list[str]:
         folder = self.model()
@@ -183,6 +183,13 @@ class Wrong:
         change(weights)
         save_file(weights, folder / "model.safetensors")
         return [f"checkpointer.checkpoint_dir={folder}"]
+
+    def adapter(self) -> list[str]:
+        folder = self.model()
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).unlink()
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/nothing"}))
+        return [f"checkpointer.checkpoint_dir={folder}", "~checkpointer.checkpoint_files"]
 
     def json_of(self, name: str, **changes: object) -> list[str]:
         folder = self.model()
@@ -259,6 +266,15 @@ def _one_more(weights: dict) -> None:
     weights["model.layers.9.mlp.up_proj.weight"] = weights["model.norm.weight"].clone()
 
 
+def _prefixed(weights: dict) -> None:
+    for name in list(weights):
+        weights[f"_orig_mod.{name}"] = weights.pop(name)
+
+
+def _as_integers(weights: dict) -> None:
+    weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].char()
+
+
 def _wider(weights: dict) -> None:
     weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].repeat(1, 2)
 
@@ -319,6 +335,14 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     ("weights: a tensor missing", lambda w: w.tensors(_no_tensor), "the checkpoint lacks layers.1.mlp"),
     ("weights: a tensor more", lambda w: w.tensors(_one_more), "the model has no place for"),
     ("weights: a wrong shape", lambda w: w.tensors(_wider), "shapes differ: layers.0.mlp"),
+    ("weights: a prefix", lambda w: w.tensors(_prefixed), "it is torch.compile's"),
+    ("weights: an int8", lambda w: w.tensors(_as_integers), "is quantised (model.layers.0.mlp.up_proj.weight is torch"),
+    (
+        "weights: quantised",
+        lambda w: w.json_of("config.json", quantization_config={"quant_method": "gptq"}),
+        "is quantised with gptq",
+    ),
+    ("weights: an adapter's", lambda w: w.adapter(), "is an adapter of someone/nothing, which is not here"),
     ("weights: run code", lambda w: w.pickle(), "pytorch_model.bin: cannot be read"),
     ("weights: another size of model", lambda w: [f"checkpointer.checkpoint_dir={w.model(width=64)}"], "shapes differ"),
     (

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from distill_tune.errors import UserError
-from distill_tune.models.adapter_folder import adapter_file, has_adapter, model_folder
+from distill_tune.models.adapter_folder import adapter_file, has_adapter, has_left_over_config, model_folder
 from distill_tune.models.decoder_config import read_config_json
 from distill_tune.models.hf_names import what_it_is
 from distill_tune.models.quantisation import packages_for, quantisation_of
@@ -81,6 +81,10 @@ class HuggingFaceFolder:
             if has_adapter(self._path):
                 self._put_adapter_into(model)
                 print(f"{_KEY}={self._path}: read with its adapter on the model {self.base}")
+            elif has_left_over_config(self._path):
+                print(
+                    f"{_KEY}={self._path}: read without an adapter: adapter_config.json is there, its weights are not"
+                )
         return model.eval().requires_grad_(False)
 
     def _load_headers(self) -> None:
@@ -188,8 +192,9 @@ def _is_integer_weight(name: str, weight: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def _without_adapter(folder: Path) -> Iterator[Path]:
-    """A model's folder; where an adapter lies in it, which transformers would load too, one of links to the rest."""
-    if not has_adapter(folder):
+    """A model's folder; where an adapter or what is left of one lies in it, which transformers would load too, one of
+    links to the rest."""
+    if not (has_adapter(folder) or has_left_over_config(folder)):
         yield folder
         return
     with tempfile.TemporaryDirectory() as name:

@@ -216,7 +216,7 @@ def test_lora_arguments_that_cannot_be_are_told(tmp_path, arguments, message):
 
 def test_an_index_that_names_absent_files_or_files_elsewhere_is_refused(tmp_path):
     folder = write_architecture(tmp_path / "base", "llama2")
-    (folder / "model.safetensors").unlink()  # which would be read, and no index
+    (folder / "model.safetensors").unlink()  # which comes before an index
     index = folder / "model.safetensors.index.json"
     for names, message in [
         ({"a": "../other.safetensors"}, "names ../other.safetensors, which is no file of this folder"),

@@ -267,6 +267,15 @@ def test_the_language_model_of_one_that_also_sees_is_read(tmp_path, capsys):
     assert "not read, since a Llama4ForCausalLM has no such weights: multi_modal_projector" in capsys.readouterr().out
 
 
+def test_what_is_left_of_a_merged_adapter_is_passed_over_with_a_word(tmp_path, capsys):
+    saved(LLAMA, tmp_path / "base")
+    wanted = logits_of(tmp_path / "base")
+    adapter_of(tmp_path / "base", tmp_path / "adapter")
+    shutil.copy(tmp_path / "adapter" / "adapter_config.json", tmp_path / "base")
+    torch.testing.assert_close(logits_of(tmp_path / "base"), wanted)
+    assert "base: read without an adapter: adapter_config.json is there" in capsys.readouterr().out
+
+
 def test_an_adapter_that_lacks_factors_or_fits_another_model_is_told(tmp_path):
     saved(LLAMA, tmp_path / "base")
     adapter_of(tmp_path / "base", tmp_path / "adapter")
