@@ -69,11 +69,8 @@ class ReverseKL:
     """
 
     def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
-        ratio, excluded = _log_ratio(student, teacher)
-        values = torch.linalg.vecdot(student.probs, ratio)
-        slope = _slope(ratio, excluded)
-        mean = torch.linalg.vecdot(student.probs, slope)
-        return values, slope.sub_(mean[:, None]).mul_(student.probs)
+        values, ratio, mean = _reverse(student, teacher)
+        return values, ratio.sub_(mean[:, None]).mul_(student.probs)
 
 
 class SymmetricKL:
@@ -137,26 +134,27 @@ def _both_ways(
     student: Distribution, teacher: Distribution, forward_share: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """forward_share * KL(p || q) + (1 - forward_share) * KL(q || p); ``forward_share`` ``[n]``."""
-    ratio, excluded = _log_ratio(student, teacher)
-    reverse = torch.linalg.vecdot(student.probs, ratio)
+    reverse, ratio, mean = _reverse(student, teacher)
     forward = -torch.linalg.vecdot(teacher.probs, ratio)
-    slope = _slope(ratio, excluded)
-    mean = torch.linalg.vecdot(student.probs, slope)
     share = forward_share[:, None]
-    gradient = slope.mul_(1 - share).add_(share - (1 - share) * mean[:, None]).mul_(student.probs)
+    gradient = ratio.mul_(1 - share).add_(share - (1 - share) * mean[:, None]).mul_(student.probs)
     return forward_share * forward + (1 - forward_share) * reverse, gradient.sub_(teacher.probs.mul_(share))
 
 
-def _log_ratio(student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
-    """log q - log p in place, 0 where one of them is excluded; and where it is the teacher's alone."""
+def _reverse(student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """KL(q || p) ``[n]``, log q - log p in place ``[n, v]``, and the mean of that under q ``[n]``.
+
+    Where the student excludes a token the ratio is 0, where the teacher alone does, -1: of q log q/p every other token
+    has the slope log q/p + 1, and one that is left out of the sum has none.
+    """
     ratio = student.log_probs.sub_(teacher.log_probs)
-    excluded = ratio.isposinf()
-    return ratio.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0), excluded
-
-
-def _slope(ratio: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
-    """What KL(q || p) gives for each q, less 1, in place: log q - log p, of a token left out of the sum -1."""
-    return ratio.masked_fill_(excluded, -1.0)
+    values = mean = torch.linalg.vecdot(student.probs, ratio)
+    if not values.isfinite().all():
+        excluded = ratio.isposinf()
+        ratio.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        values = torch.linalg.vecdot(student.probs, ratio)
+        mean = torch.linalg.vecdot(student.probs, ratio.masked_fill_(excluded, -1.0))
+    return values, ratio, mean
 
 
 def require_within(name: str, value: float, least: float = 0.0, most: float = 1.0) -> None:
