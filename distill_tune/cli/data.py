@@ -56,11 +56,13 @@ def _data(options: argparse.Namespace) -> None:
 
     from distill_tune import config, data
     from distill_tune.config.components import check_components
+    from distill_tune.training.preparation import reading_of
 
     if faults := check_components(cfg):
         raise Faults(f"config {find_config(name)}", faults)
     tokenizer = config.build("tokenizer", cfg.tokenizer)
-    datasets, _ = data.prepare_rows(cfg.dataset, tokenizer, cfg.tokenizer, on_bad_row="skip", reading=reading_of(cfg))
+    reading = reading_of(cfg, _teacher_names(cfg))
+    datasets, _ = data.prepare_rows(cfg.dataset, tokenizer, cfg.tokenizer, on_bad_row="skip", reading=reading)
     shown = [_numbers(rows, row, first) for rows in datasets]
     if row is not None and not any(shown):
         raise UserError(_missing(row, datasets))
@@ -74,23 +76,13 @@ def _data(options: argparse.Namespace) -> None:
             _print_row(console, rows, number, tokenizer, whole=row is not None)
 
 
-def reading_of(cfg: DictConfig) -> Any:
-    """How a run of this config reads its rows; no teacher is built."""
-    from distill_tune.data import Reading
+def _teacher_names(cfg: DictConfig) -> tuple[str, ...]:
+    """By which rows choose their teacher; no teacher is built."""
     from distill_tune.teachers.build import entries_of
 
-    names: tuple[str, ...] = ()
-    if cfg.get("teacher_combination") == "by_row" and (cfg.get("kd_ratio", 0.5) != 0 or cfg.get("hidden_loss")):
-        entries = entries_of(cfg.teacher_model, cfg.get("teacher_checkpointer"))
-        names = tuple(entry.name for _, entry, _ in entries)
-    return Reading(
-        cfg.get("student_prompt_template"),
-        cfg.get("teacher_prompt_template"),
-        cfg.get("teacher_system_prompt"),
-        cfg.get("teacher_max_seq_len"),
-        names,
-        augmented=bool(cfg.get("augmentations")),
-    )
+    if cfg.get("teacher_combination") != "by_row" or (cfg.get("kd_ratio", 0.5) == 0 and not cfg.get("hidden_loss")):
+        return ()
+    return tuple(entry.name for _, entry, _ in entries_of(cfg.teacher_model, cfg.get("teacher_checkpointer")))
 
 
 def _take_number(arguments: list[str], option: str) -> tuple[list[str], int | None]:

@@ -42,11 +42,13 @@ def keys_of_recipe(path: Path) -> RecipeKeys:
     if not mains:
         raise UserError(f"recipe {path}: has no function main(cfg)")
     required, optional = _keys_in(tree, mains[0].args.args[0].arg)
+    body = ast.parse(_PREPARATION.read_text(encoding="utf-8")).body
+    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
     called = _names_called_in(tree)
-    for function in ast.parse(_PREPARATION.read_text(encoding="utf-8")).body:
-        if isinstance(function, ast.FunctionDef) and function.name in called:
-            found = _keys_in(function, function.args.args[0].arg)
-            required, optional = required | found[0], optional | found[1]
+    while function := next((functions.pop(name) for name in list(functions) if name in called), None):
+        found = _keys_in(function, function.args.args[0].arg)
+        required, optional = required | found[0], optional | found[1]
+        called |= _names_called_in(function)
     return RecipeKeys(frozenset(required - optional), frozenset(optional - {""}))
 
 

@@ -4,6 +4,7 @@ Recipes begin with these functions, and `distill-tune validate` and `plan` call 
 wrong as the others do. A key that they read is valid in each recipe that calls them (:mod:`distill_tune.config.keys`).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,6 +116,22 @@ def build_models(cfg: DictConfig, device: torch.device) -> Models:
     return Models(student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size)
 
 
+def reading_of(cfg: DictConfig, teacher_names: Sequence[str]) -> data.Reading:
+    """What student and teacher read of each row.
+
+    Args:
+        teacher_names: by which rows choose; empty where they do not.
+    """
+    return data.Reading(
+        cfg.get("student_prompt_template"),
+        cfg.get("teacher_prompt_template"),
+        cfg.get("teacher_system_prompt"),
+        cfg.get("teacher_max_seq_len"),
+        tuple(teacher_names),
+        augmented=bool(cfg.get("augmentations")),
+    )
+
+
 def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None = None) -> Steps:
     """Read, check and tokenise the rows; what is told of them is printed, a line or some for each dataset.
 
@@ -125,14 +142,7 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
         UserError: rows that cannot be used, are too long for a model, or fill no step; a schedule that leaves its
             range.
     """
-    reading = data.Reading(
-        cfg.get("student_prompt_template"),
-        cfg.get("teacher_prompt_template"),
-        cfg.get("teacher_system_prompt"),
-        cfg.get("teacher_max_seq_len"),
-        built.teacher.names,
-        augmented=bool(cfg.get("augmentations")),
-    )
+    reading = reading_of(cfg, built.teacher.names)
     augmentations = data.Augmentations(
         [build("augmentations", entry) for entry in cfg.get("augmentations") or []],
         built.tokenizer,
