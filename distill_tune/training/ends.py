@@ -16,7 +16,7 @@ from distill_tune.models.gguf import gguf_ends
 from distill_tune.models.vocabulary import Vocabulary, written_by
 
 _GENERATION, _CONFIG = "generation_config.json", "config.json"
-_QUESTION = Conversation(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}), (False, True))
+QUESTION = Conversation(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}), (False, True))
 
 
 def answer_end(tokenizer: Any) -> int | None:
@@ -25,7 +25,7 @@ def answer_end(tokenizer: Any) -> int | None:
     if end is not None:
         return end
     try:
-        labels = tokenise(tokenizer, _QUESTION).labels
+        labels = tokenise(tokenizer, QUESTION).labels
     except (RowError, ValueError, TypeError, AttributeError, LookupError):  # a tokenizer without conversations
         return None
     special = special_tokens(tokenizer)

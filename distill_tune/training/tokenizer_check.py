@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune.data.conversation import IGNORE_INDEX, Conversation, tokenise
+from distill_tune.data.conversation import IGNORE_INDEX, tokenise
 from distill_tune.data.sources import RowError
 from distill_tune.data.tokenizer import HFTokenizer, hf_tokenizer
 from distill_tune.errors import UserError
@@ -15,11 +15,9 @@ from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.output_head import output_head
 from distill_tune.models.tokenizer_files import open_tokenizer
 from distill_tune.models.vocabulary import check_own_tokens
-from distill_tune.training.ends import describe_ends
+from distill_tune.training.ends import QUESTION, describe_ends
 
 from torchtune.modules import TransformerDecoder
-
-_QUESTION = Conversation(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}), (False, True))
 
 
 def check_tokenizer(
@@ -57,7 +55,7 @@ def describe_prompt(tokenizer: Any, folder: Path) -> str | None:
     if isinstance(tokenizer, HFTokenizer) or not getattr(open_tokenizer(folder), "chat_template", None):
         return None
     try:
-        written, exported = tokenise(tokenizer, _QUESTION), tokenise(hf_tokenizer(str(folder)), _QUESTION)
+        written, exported = tokenise(tokenizer, QUESTION), tokenise(hf_tokenizer(str(folder)), QUESTION)
     except (RowError, UserError, ValueError, TypeError, AttributeError):  # one that has no place for conversations
         return None
     prompt = exported.tokens[: (exported.labels != IGNORE_INDEX).argmax()]
