@@ -144,7 +144,7 @@ def hf_tokenizer(
     Without a template, the turns follow each other, a new line after each question, the eos token after each answer.
 
     Args:
-        path: the folder, or its tokenizer.json.
+        path: the folder, or a file of it: its tokenizer.json, or original/tokenizer.model, which torchtune names.
         max_seq_len: rows are cut there.
         chat_template: a Jinja file in place of the folder's own; it is exported with the student.
         chat_template_kwargs: given to the template: ``{enable_thinking: False}``.
@@ -155,7 +155,8 @@ def hf_tokenizer(
     if taken := [name for name in chat_template_kwargs or {} if name in _OF_THE_RENDERER]:
         raise UserError(f"tokenizer.chat_template_kwargs.{taken[0]}: the template is given the row's own; leave it out")
     folder = Path(os.path.expanduser(path))
-    folder = folder.parent if folder.name == "tokenizer.json" else folder
+    if folder.suffix in (".json", ".model"):
+        folder = folder.parent.parent if folder.parent.name == "original" else folder.parent
     tokenizer = _from_folder(path, folder)
     if chat_template is not None:
         file = Path(os.path.expanduser(chat_template))

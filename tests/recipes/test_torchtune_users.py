@@ -89,13 +89,14 @@ def test_a_later_name_of_their_loss_is_understood(write_config, cli, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_command_of_theirs_is_told_both_its_mistakes_at_once(cli, tmp_path, tokenizer_file):
+def test_a_command_of_theirs_is_told_both_its_mistakes_at_once(cli, tmp_path):
     """From a guide whose two settings torchtune ignored; the rest of the line is right."""
     student, teacher = tmp_path / "student", tmp_path / "teacher"
     write_published(student, "Llama-3.2-1B-Instruct")
     write_published(teacher, "Llama-3.1-8B-Instruct")
     files = sorted(file.name for file in teacher.glob("*.safetensors"))
-    (tmp_path / "alpaca_zh_demo.json").write_text("[]")
+    rows = [{"instruction": "你好", "input": "", "output": "你好！"}] * 2
+    (tmp_path / "alpaca_zh_demo.json").write_text(json.dumps(rows))
     line = [
         *("run", "--nnodes", "1", "--nproc_per_node", "2", "kd_distributed", "--config", "llama3_2/8B_to_1B_lora"),
         f"teacher_checkpointer.checkpoint_files={json.dumps(files)}",
@@ -106,7 +107,7 @@ def test_a_command_of_theirs_is_told_both_its_mistakes_at_once(cli, tmp_path, to
         "dataset.data_files=alpaca_zh_demo.json",
         "batch_size=2",
         "output_dir=out",
-        f"tokenizer.path={tokenizer_file}",
+        f"tokenizer.path={student / 'original' / 'tokenizer.model'}",
         f"checkpointer.checkpoint_dir={student}",
         f"teacher_checkpointer.checkpoint_dir={teacher}",
         "teacher_checkpointer.output_dir=out",

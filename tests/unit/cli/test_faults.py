@@ -106,7 +106,7 @@ def test_models_that_do_not_share_the_tokenizer_are_refused(write_config, fault,
     write_config()
     told = fault(f"teacher_checkpointer.checkpoint_dir={other}")
     assert f"the tokenizer of {other} is not that of" in told
-    assert "distillation by logits needs one tokenizer" in told
+    assert "distillation by logits needs one" in told
 
 
 def test_rows_longer_than_the_model_are_told(write_config, fault):
