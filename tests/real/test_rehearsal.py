@@ -205,7 +205,8 @@ def test_what_it_leaves_answers_and_stops(name: str, place: Path, models_dir: Pa
 
     make_models(name, models_dir)
     settings = [*of_small_models(name), *of_rows(name, "chats"), "tokenizer.max_seq_len=128", "output_dir=out", *FEW]
-    settings += ["batch_size=8", "epochs=40", "max_steps_per_epoch=1", "dtype=fp32", "optimizer.lr=0.005"]
+    settings += ["batch_size=8", "epochs=100", "max_steps_per_epoch=1", "dtype=fp32", "optimizer.lr=0.005"]
+    settings += ["save_every_n_steps=null", "+keep_last_n=1"]
     told(cli("run", "kd_single_device", "--config", name, *settings, *in_full(name)))
     model = AutoModelForCausalLM.from_pretrained(place / "out" / "model", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(place / "out" / "model")
