@@ -56,9 +56,9 @@ def check_fit(key: str, model: nn.Module, checkpoint: Checkpoint) -> None:
     wanted = {name: p.shape for name, p in model.named_parameters() if name not in adapters}
     problems = []
     if missing := [name for name in wanted if name not in found]:
-        problems.append(f"the checkpoint lacks {_some(missing)}")
+        problems.append(f"the checkpoint lacks {some_names(missing)}")
     if extra := [name for name in found if name not in wanted]:
-        problems.append(f"the model has no place for {_some(extra)}")
+        problems.append(f"the model has no place for {some_names(extra)}")
     if extra == ["output.weight"]:
         problems.append(
             "the model ties its output layer to its embeddings, the checkpoint has another lm_head.weight: build it "
@@ -67,7 +67,7 @@ def check_fit(key: str, model: nn.Module, checkpoint: Checkpoint) -> None:
     differ = [name for name in wanted if name in found and found[name].shape != wanted[name]]
     if differ:
         shown = [f"{name} {list(found[name].shape)} (the model: {list(wanted[name])})" for name in differ]
-        problems.append(f"shapes differ: {_some(shown)}")
+        problems.append(f"shapes differ: {some_names(shown)}")
     if problems:
         raise UserError(f"{_fits_not(key, checkpoint)}: {'; '.join(problems)}")
 
@@ -194,6 +194,7 @@ def _placed(weight: torch.Tensor, parameter: torch.Tensor, device: torch.device)
     return sharded(parameter, placed)
 
 
-def _some(names: list[str]) -> str:
+def some_names(names: list[str]) -> str:
+    """The first few, and how many more there are."""
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     return ", ".join(names[:_SHOWN_NAMES]) + more

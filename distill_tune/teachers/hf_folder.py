@@ -14,11 +14,11 @@ from distill_tune.errors import UserError
 from distill_tune.models.adapter_folder import adapter_file, has_adapter, has_left_over_config, model_folder
 from distill_tune.models.decoder_config import read_config_json
 from distill_tune.models.hf_names import what_it_is
+from distill_tune.models.loading import some_names
 from distill_tune.models.quantisation import packages_for, quantisation_of
 from distill_tune.models.weight_files import WeightFiles, weight_files
 
 _KEY = "teacher_model.path"
-_SHOWN = 3
 _ADAPTER = "default"  # PEFT's name for the only one
 
 
@@ -137,17 +137,17 @@ class HuggingFaceFolder:
     def _require_whole(self, info: Mapping[str, Any], kind: str, told_before: bool = False) -> None:
         problems = []
         if missing := sorted(info["missing_keys"]):
-            problems.append(f"lacks {_some(missing)}, which would be random")
+            problems.append(f"lacks {some_names(missing)}, which would be random")
         if differ := sorted(info["mismatched_keys"]):
             shown = [f"{name} {list(found)} (the model: {list(wanted)})" for name, found, wanted in differ]
-            problems.append(f"has other shapes: {_some(shown)}")
+            problems.append(f"has other shapes: {some_names(shown)}")
         unknown = sorted(info["unexpected_keys"])
         if problems:
             if unknown:
-                problems.append(f"has {_some(unknown)}{what_it_is(unknown[0])}")
+                problems.append(f"has {some_names(unknown)}{what_it_is(unknown[0])}")
             raise UserError(f"{_KEY}={self._path}: for a {kind} it {'; it '.join(problems)}")
         if unknown and not told_before:
-            print(f"{_KEY}={self._path}: not read, since a {kind} has no such weights: {_some(unknown)}")
+            print(f"{_KEY}={self._path}: not read, since a {kind} has no such weights: {some_names(unknown)}")
 
     def _require_quantiser(self) -> None:
         from transformers.quantizers import AutoHfQuantizer
@@ -219,8 +219,3 @@ def _silent(bar: bool = True) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if had_bar:
             logging.enable_progress_bar()
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
