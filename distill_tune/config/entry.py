@@ -1,6 +1,7 @@
 """How a recipe starts: from `distill-tune run`, from torchrun, or as a plain script."""
 
 import argparse
+import atexit
 import contextlib
 import faulthandler
 import io
@@ -47,6 +48,10 @@ def run_recipe(main: Callable[[DictConfig], None], arguments: Sequence[str] | No
             if told := memory_ran_out(error):
                 raise UserError(f"{told}; what costs least: {memory_advice(cfg, num_processes() > 1)}") from error
             raise
+    if num_processes() > 1:
+        # All is written; threads of gloo and NCCL sometimes abort an interpreter that takes itself down.
+        atexit._run_exitfuncs()
+        _end_at_once(0)
 
 
 class told_without_traceback:

@@ -135,6 +135,19 @@ def test_rows_and_export_may_take_longer_than_a_collective(folders, cli, tmp_pat
     assert "step 1/1" in ok(cli(*line)).stdout
 
 
+def test_a_rank_that_is_done_ends_before_a_library_can_abort_it(folders, cli, tmp_path):
+    folders(max_steps_per_epoch=1)
+    ok(cli("cp", "kd_distributed", "mine.py"))
+    aborts = (
+        "import atexit, builtins\n"
+        "atexit.register(print, 'its handlers have run')\n"
+        "builtins.kept = type('Aborts', (), {'__del__': lambda self, abort=os.abort: abort()})()"
+    )
+    put_before(tmp_path / "mine.py", "    # ---- What the run leaves\n", f"import os\n{aborts}")
+    done = ok(cli("run", "--nproc_per_node", "2", "mine.py", "--config", "config.yaml"))
+    assert "its handlers have run" in done.stdout
+
+
 def test_an_output_dir_that_the_machines_do_not_share_is_told(folders, tmp_path):
     folders()
     endpoint = f"localhost:{free_port()}"
