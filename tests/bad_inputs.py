@@ -494,7 +494,7 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     (
         "rows: a field that is not there",
         lambda w: w.rows("rows.json", {"data": [GOOD]}, field="rows"),
-        "must be a list of rows, found NoneType",
+        "rows.json is no JSON object with this field; its fields are data",
     ),
     (
         "csv: too few columns",

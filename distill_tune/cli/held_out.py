@@ -43,6 +43,8 @@ def held_out_plan(folder: Path, options: argparse.Namespace, max_seq_len: int) -
 
     if options.rows < 1:
         raise UserError(f"--rows {options.rows}: must be 1 or more")
+    if max_seq_len < 1:
+        raise UserError(f"--max-seq-len {max_seq_len}: must be 1 or more")
     component = _dataset(options)
     tokenizer_config = OmegaConf.create(
         {"_component_": "distill_tune.data.hf_tokenizer", "path": str(folder), "max_seq_len": max_seq_len}

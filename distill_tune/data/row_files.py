@@ -73,6 +73,8 @@ def read_rows(path: Path, options: FileOptions) -> Iterator[LocatedRow]:
     Raises:
         UserError: it is not what its ending says.
     """
+    if options.field is not None and (path.is_dir() or format_of(path) != ".json"):
+        raise UserError(f"dataset.field={options.field}: {path} is no JSON object that holds a list; leave it out")
     if path.is_dir():
         yield from _read_saved_dataset(path)
         return
@@ -83,7 +85,7 @@ def read_rows(path: Path, options: FileOptions) -> Iterator[LocatedRow]:
     text = _text(path, options.encoding or "utf-8-sig")
     if ending in (".csv", ".tsv"):
         yield from _read_csv(path, text, options.delimiter or ("\t" if ending == ".tsv" else ","))
-    elif _is_json_lines(text, ending):
+    elif options.field is None and _is_json_lines(text, ending):
         yield from _read_json_lines(path, text)
     else:
         yield from _read_json(path, text, options.field)
@@ -148,8 +150,11 @@ def _read_json(file: Path, text: str, field: str | None) -> Iterator[LocatedRow]
         raise UserError(f"dataset {file}: broken JSON: nested too deeply") from error
     except ValueError as error:  # a number with more digits than Python reads
         raise UserError(f"dataset {file}: cannot be read: {error}") from error
-    if field is not None and isinstance(data, dict):
-        data = data.get(field)
+    if field is not None:
+        if not isinstance(data, dict) or field not in data:
+            found = f"its fields are {', '.join(data)}" if isinstance(data, dict) else f"it is a {type(data).__name__}"
+            raise UserError(f"dataset.field={field}: {file} is no JSON object with this field; {found}")
+        data = data[field]
     if isinstance(data, dict):
         lists = [key for key, value in data.items() if isinstance(value, list)]
         hint = f"; name the list with field: {lists[0]}" if lists else ""

@@ -90,6 +90,11 @@ def test_what_is_no_dataset_is_told(tokenizer_folder, dataset, message):
         plan_of(tokenizer_folder, [], dataset=dataset)
 
 
+def test_rows_cannot_be_cut_to_nothing(tokenizer_folder):
+    with pytest.raises(UserError, match=r"--max-seq-len 0: must be 1 or more"):
+        plan_of(tokenizer_folder, [{"messages": TURNS}], max_seq_len=0)
+
+
 def model_folder(folder: Path, **config: int) -> Path:
     write_architecture(folder, "llama3", **{"vocab_size": 400, "max_position_embeddings": 128} | config)
     write_tokenizer(folder)

@@ -136,6 +136,20 @@ def test_what_would_be_read_otherwise_is_refused(tmp_path):
         load_dataset(str(tmp_path / "a.csv"), data_files="b.csv")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("rows.json", {"data": ROWS}, "its fields are data"),
+        ("rows.json", ROWS, "it is a list"),
+        ("rows.jsonl", {"train": ROWS}, "leave it out"),
+    ],
+)
+def test_a_field_that_a_file_has_not_is_told(tmp_path, name, content, found):
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"dataset\.field=train: .*{name} is no JSON object.*{found}"):
+        list(load_dataset(str(tmp_path / name), field="train"))
+
+
 DIGITS = "1" * 5000  # more than Python reads as a number
 
 
