@@ -13,7 +13,7 @@ from distill_tune.models.decoder_config import decoder_config
 from distill_tune.models.gguf_config import gguf_config
 from distill_tune.models.norm import RMSNorm
 from distill_tune.models.output_head import SoftCappedLinear, SoftCappedTiedLinear
-from distill_tune.models.rope import RotaryEmbedding
+from distill_tune.models.rope import RopeConfig, RotaryEmbedding
 
 from torchtune.models.gemma.gemma_norm_embedding import GemmaNormEmbeddings
 from torchtune.models.gemma.rms_norm import GemmaRMSNorm
@@ -108,17 +108,19 @@ class _Builder:
         self._lora = {"rank": rank, "alpha": alpha, "dropout": dropout, "quantize_base": quantize_base}
         self._adapter = DoRALinear if use_dora else LoRALinear
         self._quantized = quantize_base
-        self._ropes = {rope: RotaryEmbedding(rope) for rope in set(self.config.ropes)}
+        self._ropes: dict[RopeConfig, RotaryEmbedding] = {}
 
     def build(self, max_seq_len: int | None) -> TransformerDecoder:
         config = self.config
         if max_seq_len is not None and max_seq_len > config.max_seq_len:
             raise UserError(f"max_seq_len={max_seq_len}: config.json says {config.max_seq_len} at most")
+        max_seq_len = max_seq_len or config.max_seq_len
+        self._ropes = {rope: RotaryEmbedding(rope, max_seq_len) for rope in set(config.ropes)}
         embeddings = (GemmaNormEmbeddings if config.gemma else nn.Embedding)(config.vocab_size, config.embed_dim)
         model = TransformerDecoder(
             tok_embeddings=embeddings,
             layers=[self._layer(layer) for layer in range(config.num_layers)],
-            max_seq_len=max_seq_len or config.max_seq_len,
+            max_seq_len=max_seq_len,
             num_heads=config.num_heads,
             head_dim=config.head_dim,
             norm=self._norm(config.embed_dim),

@@ -12,6 +12,7 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.config.components import instantiate
 from distill_tune.errors import UserError
 from distill_tune.models.adapters import adapter_names, initial_values
+from distill_tune.models.attention import Attention
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import conversion_of
 from distill_tune.models.parameters import named_parameters
@@ -138,7 +139,9 @@ def load_weights(model: TransformerDecoder, checkpoint: Checkpoint, device: torc
 
 
 def fill_rotary_tables(model: nn.Module, device: torch.device) -> None:
-    """torchtune's rotary tables are buffers that no checkpoint has."""
+    """Make what no checkpoint has: torchtune's rotary tables, which are buffers, and ours."""
+    for rope in {module.rope for module in model.modules() if isinstance(module, Attention)}:
+        rope.fill(device)
     for module in model.modules():
         fill = getattr(module, "rope_init", None)
         if fill is not None:

@@ -29,22 +29,20 @@ class PackedRows:
     Attributes:
         lengths: of the rows, in their order.
         boundaries: where each row begins, and the end, ``[rows + 1]``, int32, on the model's device.
+        positions: of each token in its row, ``[1, s]``, int64.
         longest: of ``lengths``.
     """
 
+    @torch.inference_mode(False)  # a teacher may ask first; the student saves these for its gradient
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.lengths = tuple(lengths)
         self.boundaries = torch.tensor([0, *lengths]).cumsum(0).to(device=device, dtype=torch.int32)
+        self.positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device)
         self.longest = max(lengths)
         self._block_masks: dict[int | None, BlockMask] = {}
 
-    @property
-    def positions(self) -> torch.Tensor:
-        """Of each token in its row, ``[1, s]``."""
-        return torch.cat([torch.arange(length) for length in self.lengths])[None].to(self.boundaries.device)
-
     @functools.cached_property
-    @torch.inference_mode(False)  # a teacher may ask first; the student needs it for its gradient
+    @torch.inference_mode(False)  # as above
     def dense(self) -> torch.Tensor:
         """``[1, s, s]``, bool."""
         row = self._row_of_each_token()

@@ -4,8 +4,6 @@ import dataclasses
 
 import torch
 
-_FIRST_TABLE = 2048  # positions; the table doubles when a longer sequence comes
-
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
@@ -23,24 +21,26 @@ class RotaryEmbedding:
     """Turns queries and keys by their positions.
 
     It has neither parameters nor buffers, so that models on the meta device have it whole.
+
+    Args:
+        max_seq_len: positions are below it.
     """
 
-    def __init__(self, config: RopeConfig) -> None:
+    def __init__(self, config: RopeConfig, max_seq_len: int) -> None:
         self._frequencies = torch.tensor(config.frequencies, device="cpu", dtype=torch.float32)
         self._attention_factor = config.attention_factor
-        self._half = len(config.frequencies)
+        self._half, self._max_seq_len = len(config.frequencies), max_seq_len
         self._cos = self._sin = torch.empty(0)
 
     def __call__(self, x: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
         """
         Args:
             x: queries or keys ``[b, s, heads, head_dim]``.
-            positions: ``[b, s]``, each below s; None for 0 to s - 1.
+            positions: ``[b, s]``; None for 0 to s - 1.
         """
-        length = x.shape[1]
-        if len(self._cos) < length or self._cos.device != x.device:
-            self._fill(max(_FIRST_TABLE, 1 << (length - 1).bit_length()), x.device)
-        at = slice(0, length) if positions is None else positions
+        if len(self._cos) == 0 or self._cos.device != x.device:
+            self.fill(x.device)
+        at = slice(0, x.shape[1]) if positions is None else positions
         cos, sin = self._cos[at].unsqueeze(-2), self._sin[at].unsqueeze(-2)  # [s, 1, half] or [b, s, 1, half]
         turned, still = x[..., : 2 * self._half].float(), x[..., 2 * self._half :]
         first, second = turned[..., : self._half], turned[..., self._half :]
@@ -48,7 +48,8 @@ class RotaryEmbedding:
         return torch.cat([turned.to(x.dtype), still], dim=-1)
 
     @torch.inference_mode(False)  # a teacher may ask first
-    def _fill(self, length: int, device: torch.device) -> None:
-        angles = torch.outer(torch.arange(length, device="cpu", dtype=torch.float32), self._frequencies)
+    def fill(self, device: torch.device) -> None:
+        """Make the tables, ``[max_seq_len, half]``, fp32; before a forward pass is traced, whose graph they change."""
+        angles = torch.outer(torch.arange(self._max_seq_len, device="cpu", dtype=torch.float32), self._frequencies)
         self._cos = (angles.cos() * self._attention_factor).to(device)
         self._sin = (angles.sin() * self._attention_factor).to(device)

@@ -78,3 +78,10 @@ def test_the_flash_kernel_is_called_by_its_contract(qkv, window, takes_grouped_k
     monkeypatch.setattr(packed_rows, "varlen_attn", stand_in)
     monkeypatch.setattr(packed_rows, "_varlen_arguments", lambda: names)
     assert_same(packed_rows._varlen(*qkv, ROWS, 0.3, window), dense(*qkv, window), qkv)
+
+
+def test_what_a_teacher_asks_for_in_inference_mode_a_student_can_save():
+    with torch.inference_mode():
+        rows = PackedRows(LENGTHS, torch.device("cpu"))
+        made = [rows.boundaries, rows.positions, rows.dense, rows.block_mask(7).kv_indices]
+    assert not any(tensor.is_inference() for tensor in made)
