@@ -122,8 +122,12 @@ def changed(folder, change):
         ),
         (lambda n, w: {} if n == "lm_head.weight" else {n: w}, "lacks lm_head.weight, which would be random"),
         (lambda n, w: {n: w.to(torch.int8)} if "_proj" in n else {n: w}, "is quantised .* is torch.int8"),
+        (
+            lambda n, w: {n: w.to(torch.float8_e4m3fn), f"{n}_scale": w.max()} if "_proj" in n else {n: w},
+            "is quantised .*weight_scale is a part of quantised weights",
+        ),
     ],
-    ids=["a layer missing", "prefix of DDP", "prefix of compile", "shape", "head missing", "int8"],
+    ids=["a layer missing", "prefix of DDP", "prefix of compile", "shape", "head missing", "int8", "fp8"],
 )
 def test_weights_that_would_be_random_are_told_before_any_is_read(tmp_path, change, message, kind):
     saved(LLAMA, tmp_path)
