@@ -110,8 +110,8 @@ def ours(case, student, teacher_model, rows, device):
         batch = joined(rows).to(device)
         attention = batch.attention()
         signal = teacher(batch)
-        hidden = student(batch.tokens, **attention)[batch.supervised]
-        targets = batch.targets[batch.supervised]
+        hidden = student(batch.tokens, **attention)[0, batch.supervised]
+        targets = batch.targets[0, batch.supervised]
         sums = losses.distillation_loss(hidden, head.projection_for_loss(), targets, signal, kd_ratio=0.5)
         return sums.loss / len(targets)
 

@@ -65,7 +65,7 @@ def test_the_hidden_states_that_are_asked_for_come_along(tmp_path):
         wanted = model(ROWS[0][None], output_hidden_states=True).hidden_states
     for found, layer in zip(signal.layers, (0, 2), strict=True):
         torch.testing.assert_close(found, wanted[layer][0], rtol=1e-4, atol=1e-5)
-    assert signal.supervised.tolist() == [True] * 4 + [False]
+    assert signal.supervised.tolist() == [0, 1, 2, 3]
 
 
 def test_logits_that_are_no_product_with_the_last_hidden_state_are_refused(tmp_path, monkeypatch):
