@@ -5,9 +5,12 @@ the gradient stay PyTorch's. Where code asks for the device, it is told CUDA, an
 comes from here that the code under test did not compute.
 """
 
+import atexit
+import collections
 import contextlib
 import functools
 import itertools
+import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +23,9 @@ try:
     from torch.nn.attention import varlen
 except ImportError:  # PyTorch 2.9
     varlen = None  # type: ignore[assignment]
+
+
+taken: collections.Counter[str] = collections.Counter()  # how often each stand-in computed something
 
 
 def say_cuda(patch: pytest.MonkeyPatch) -> None:
@@ -46,6 +52,8 @@ class OnCPU(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func is torch.device:
+            return func(*args, **kwargs)
         pin, of_cuda = kwargs.pop("pin_memory", False), _is_cuda(kwargs.get("device"))
         result = func(*map(_on_cpu, args), **{name: _on_cpu(value) for name, value in kwargs.items()})
         if pin:
@@ -106,6 +114,7 @@ _library = torch.library.Library("aten", "IMPL")
 
 def _mm_into(left: torch.Tensor, right: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
     """Products of halves are exact in float32; the tensor cores too add them up in it."""
+    taken["mm into float32"] += 1
     assert left.dtype == right.dtype and out_dtype in (left.dtype, torch.float32)
     return (left.float() @ right.float()).to(out_dtype)
 
@@ -127,6 +136,7 @@ def _varlen_attention(
     num_splits=None,
 ):
     """``[s, heads, head_dim]``, and the logarithm of each row's sum of exponentials, ``[heads, s]``."""
+    taken["flash"] += 1
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert query.dtype == key.dtype == value.dtype and query.stride(-1) == 1
     assert query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
@@ -156,6 +166,7 @@ def _varlen_attention_backward(
     scale=None,
     window_size=None,
 ):
+    taken["flash backward"] += 1
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     grads = [torch.empty_like(x) for x in (query, key, value)]
     for part in _parts(cu_seq_q):
@@ -194,3 +205,39 @@ def cuda_branches() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         say_cuda(patch)
         yield
+
+
+_open = contextlib.ExitStack()
+
+
+def for_this_process(has_device: bool) -> None:
+    """What a recipe that is edited begins with: all of it until the process ends, which says what was taken.
+
+    Args:
+        has_device: ``device=cuda`` is there too, with its streams.
+    """
+    from stand_in_streams import Device
+
+    from distill_tune.losses import triton_rows
+
+    patch = pytest.MonkeyPatch()
+    give_operators_cpu_kernels()
+    say_cuda(patch)
+    launch = triton_rows.losses_and_gradient
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        taken["kernel"] += 1
+        return launch(*arguments, **named)
+
+    patch.setattr(triton_rows, "losses_and_gradient", counted)
+    calls: list[str] = []
+    device = Device()
+    if has_device:
+        calls = one_gpu(patch)
+        _open.enter_context(device.running(patch))
+
+    def tell() -> None:
+        counts = taken + collections.Counter({"copies": device.copied, "unpinned": device.unpinned})
+        print(json.dumps({"taken": counts + collections.Counter(calls)}))
+
+    atexit.register(tell)

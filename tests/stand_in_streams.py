@@ -46,6 +46,11 @@ class Stream:
             while event.stream.waiting and event.stream.waiting[0][0] <= event.place:
                 event.stream.waiting.pop(0)[1]()
 
+    def synchronize(self) -> None:
+        """The host waits, of which PyTorch's writers of checkpoints make sure."""
+        while self.waiting:
+            self.waiting.pop(0)[1]()
+
     def put(self, work: Callable[[], Any]) -> None:
         self.issued += 1
         self.waiting.append((self.issued, work))
@@ -67,8 +72,8 @@ class Device(OnCPU):
 
     @contextlib.contextmanager
     def running(self, patch: pytest.MonkeyPatch) -> Iterator["Device"]:
-        patch.setattr(torch.cuda, "Stream", lambda device: Stream())
-        patch.setattr(torch.cuda, "current_stream", lambda device: self.current)
+        patch.setattr(torch.cuda, "Stream", lambda device=None: Stream())
+        patch.setattr(torch.cuda, "current_stream", lambda device=None: self.current)
         patch.setattr(torch.cuda, "stream", self._on)
         with self, _Accesses(self):
             yield self
