@@ -1,4 +1,4 @@
-"""The branch that CUDA takes in half precision, on the CPU: PyTorch's own operators with kernels of stand_in_cuda.py."""
+"""The branch that CUDA takes in half precision, on the CPU: PyTorch's operators with kernels of stand_in_cuda.py."""
 
 import pytest
 import torch
@@ -47,13 +47,18 @@ def assert_same(found, wanted, dtype):
 def taken(monkeypatch):
     """How often each way was taken."""
     counts = dict.fromkeys(("_varlen", "_flex", "_row_by_row"), 0)
-    for name in counts:
 
-        def counted(*arguments, name=name, function=getattr(packed_rows, name)):
+    def count(name):
+        function = getattr(packed_rows, name)
+
+        def counted(*arguments):
             counts[name] += 1
             return function(*arguments)
 
         monkeypatch.setattr(packed_rows, name, counted)
+
+    for name in counts:
+        count(name)
     return counts
 
 
@@ -142,7 +147,9 @@ def test_without_packed_rows_keys_are_not_copied_and_the_gradient_is_the_same(tm
     model = models.checked_on_meta("model", component, checkpoint, torch.float32)
     models.load_weights(model, checkpoint, torch.device("cpu"))
     copies = []
-    monkeypatch.setattr(attention, "copied_for_queries", lambda *x, copy=copied_for_queries: copies.append(1) or copy(*x))
+    monkeypatch.setattr(
+        attention, "copied_for_queries", lambda *x, copy=copied_for_queries: copies.append(1) or copy(*x)
+    )
 
     def gradient():
         model.zero_grad()

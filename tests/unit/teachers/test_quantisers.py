@@ -1,6 +1,7 @@
 """Kinds of quantised teachers, on the device that is there: near where they run, a message where they do not."""
 
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 from distill_tune import models, teachers
 from distill_tune.data.batch import joined
 from distill_tune.errors import UserError
+from distill_tune.models.gguf_config import gguf_reader
 
 BATCH = joined([(torch.arange(3, 3 + n), torch.arange(3, 3 + n)) for n in (4, 11, 7)])
 TORCHAO = "torchao.quantization."
@@ -52,3 +54,9 @@ def test_kinds_that_need_a_gpu_or_a_package_are_told(folder, kind):
         pytest.skip("its package is there")
     with pytest.raises(UserError, match=rf"teacher_quantizer: torchao\.quantization\.{kind} on cpu: .*(mslk|CUDA)"):
         hidden(folder, TORCHAO + kind)
+
+
+def test_a_gguf_file_without_its_package_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=r"GGUF files are read by gguf; pip install 'distill-tune\[gguf\]'"):
+        gguf_reader(tmp_path / "model.gguf")

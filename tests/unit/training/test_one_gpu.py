@@ -1,9 +1,10 @@
-"""What is asked of a GPU besides arithmetic: memory, random state, processes, names. PyTorch's answers are put in its mouth."""
+"""What is asked of a GPU besides arithmetic: memory, random state, processes; PyTorch's answers are put in its mouth."""
 
 import datetime
 import gc
 import os
 import socket
+import types
 import weakref
 
 import pytest
@@ -13,7 +14,9 @@ from interrupted_writes import Run
 from omegaconf import OmegaConf
 from stand_in_cuda import OnCPU, one_gpu
 from stand_in_streams import Device
+from tiny import model_arguments
 from torch import nn
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 
 from distill_tune import training
 from distill_tune.cli.run import _num_gpus, num_processes_asked, torchrun_options
@@ -21,8 +24,10 @@ from distill_tune.data.batch import joined
 from distill_tune.evaluation import memory
 from distill_tune.evaluation.memory import PeakMemory
 from distill_tune.losses import LossSums
-from distill_tune.training import checkpoint_contents, find_device, find_dtype, peak_memory_bytes
+from distill_tune.training import checkpoint_contents, find_device, find_dtype, peak_memory_bytes, sharding
 from distill_tune.training.flops import peak_flops
+
+from torchtune.models.llama3_2 import llama3_2
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -155,6 +160,17 @@ def test_what_the_environment_says_of_the_watchdog_holds(gpu, alone, monkeypatch
     monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3")
     training.init_distributed("cuda")
     assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "3"
+
+
+@pytest.mark.parametrize(("kind", "policy"), [("cuda", CPUOffloadPolicy), ("cpu", OffloadPolicy)])
+def test_fsdp_is_asked_to_offload_on_gpus_alone(monkeypatch, kind, policy):
+    asked = []
+    monkeypatch.setattr(sharding, "fully_shard", lambda module, **named: asked.append(named["offload_policy"]))
+    mesh = types.SimpleNamespace(device_type=kind, ndim=1)
+    training.shard_student(llama3_2(**model_arguments()), mesh, cpu_offload=True)
+    assert {type(found) for found in asked} == {policy}
+    training.shard_student(llama3_2(**model_arguments()), mesh)
+    assert type(asked[-1]) is OffloadPolicy
 
 
 @pytest.mark.parametrize(("gpus", "asked"), [(0, 2), (4, 8)])
