@@ -1,4 +1,4 @@
-"""Capped scores on CUDA: flex attention, traced as there, then computed by PyTorch's own formulas in place of Triton."""
+"""Capped scores on CUDA: flex attention, traced as there, then computed by PyTorch's formulas in place of Triton."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is asked of a GPU besides arithmetic: memory, random state, processes; PyTorch's answers are put in its mouth."""
+"""What is asked of a GPU besides arithmetic: memory, random state, processes; the answers are put in its mouth."""
 
 import datetime
 import gc
