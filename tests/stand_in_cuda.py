@@ -53,6 +53,9 @@ class OnCPU(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.device:
             return func(*args, **kwargs)
+        if func is torch.Tensor.pin_memory:
+            self.pinned.add(args[0].untyped_storage().data_ptr())
+            return args[0]
         pin, of_cuda = kwargs.pop("pin_memory", False), _is_cuda(kwargs.get("device"))
         result = func(*map(_on_cpu, args), **{name: _on_cpu(value) for name, value in kwargs.items()})
         if pin:
