@@ -19,7 +19,7 @@ from pathlib import Path
 
 from gpu_cases import CASES
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 
 
 def main():
@@ -37,10 +37,14 @@ def main():
     if options.first_hour:
         from first_hour.run import first_hour
 
-        sys.exit(first_hour(options.device, options.small, options.folder, options.only))
+        first_hour(options.device, options.small, options.folder, options.only)
+        return
     if options.in_this_process:
         from gpu_step import measure
 
+        from distill_tune.config.launch import stop_with_torchrun
+
+        stop_with_torchrun()
         sharded = bool(options.sharded)
         print(json.dumps(measure(options.in_this_process, options.case, options.device, options.small, sharded)))
         return
@@ -68,12 +72,13 @@ def in_fresh_process(tool, case, device, small, ranks=0):
 
     Raises:
         RuntimeError: the process failed; its stderr.
+        subprocess.TimeoutExpired: it took a quarter of an hour.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks else []
     command = [sys.executable, *launcher, str(HERE / "gpu.py"), "--in-this-process", tool, "--case", case]
     command += ["--device", device, "--sharded", str(ranks), *(["--small"] if small else [])]
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.getenv('PYTHONPATH', '')}"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         raise RuntimeError(done.stderr or "nothing was printed")

@@ -75,7 +75,7 @@ def rows_of(case, vocab_size):
 
 
 def ours(case, student, teacher_model, rows, device, mesh=None):
-    """The loss of a step as both recipes make it; models on the meta device, which it shards and fills."""
+    """The loss of a step; models on the meta device, which it compiles, shards and fills."""
     head, teacher = models.take_output_head(student), teachers.LiveTeacher(teacher_model)
     if case.get("checkpointed"):
         set_activation_checkpointing(student, auto_wrap_policy={TransformerSelfAttentionLayer})
@@ -89,16 +89,22 @@ def ours(case, student, teacher_model, rows, device, mesh=None):
     fill(teacher_model, device, case.get("quantizer"))
 
     def loss():
-        batch = joined(rows).to(device)
-        signal = teacher(batch)
-        hidden = student(batch.tokens, **batch.attention())[batch.supervised]
-        head.gather()
-        targets = batch.targets[batch.supervised]
-        sums = losses.distillation_loss(hidden, head.projection_for_loss(), targets, signal, kd_ratio=0.5)
-        teacher.release()
-        return sums.loss / len(targets)
+        sums, num_tokens = sums_of(student, head, teacher, joined(rows))
+        return sums.loss / num_tokens
 
     return loss
+
+
+def sums_of(student, head, teacher, batch):
+    """A micro-batch's losses as both recipes make them, and its supervised tokens."""
+    batch = batch.to(student.tok_embeddings.weight.device)
+    signal = teacher(batch)
+    hidden = student(batch.tokens, **batch.attention())[batch.supervised]
+    head.gather()
+    targets = batch.targets[batch.supervised]
+    sums = losses.distillation_loss(hidden, head.projection_for_loss(), targets, signal, kd_ratio=0.5)
+    teacher.release()
+    return sums, len(targets)
 
 
 def torchtunes(case, student, teacher, rows, device):
@@ -125,9 +131,7 @@ def torchtunes(case, student, teacher, rows, device):
 
 def measure(tool, name, device_name, small, sharded=False):
     """A case's seconds a step, FLOPs, peak memory, and what `plan` expects it to be; each of one process."""
-    case, dtype = CASES[name], torch.float32 if device_name == "cpu" else torch.bfloat16
-    if small:
-        case = case | {"lengths": [max(2, length // 16) for length in case["lengths"]]}
+    case, dtype = case_of(name, small), torch.float32 if device_name == "cpu" else torch.bfloat16
     device = training.init_distributed(device_name) if sharded else torch.device(device_name)
     mesh = training.device_mesh(device, 1) if sharded else None
     steps, warm_up = (2, 1) if small else (12, 4)
@@ -167,6 +171,11 @@ def measure(tool, name, device_name, small, sharded=False):
     }
     del student, teacher, loss, optimizer, value
     return found | {"rate": product_rate(device, dtype, small)}
+
+
+def case_of(name, small):
+    case = CASES[name]
+    return case | {"lengths": [max(2, length // 16) for length in case["lengths"]]} if small else case
 
 
 def expected_bytes(tool, case, device, small, dtype):
