@@ -31,7 +31,7 @@ def main():
     parser.add_argument("--sharded", type=int, default=0, metavar="PROCESSES")
     parser.add_argument("--in-this-process", metavar="TOOL", help=argparse.SUPPRESS)
     parser.add_argument("--first-hour", action="store_true")
-    parser.add_argument("--only", default="", help="of --first-hour: items whose name has one of these, with commas")
+    parser.add_argument("--only", nargs="*", default=[], help="of --first-hour: what has one of these in its name")
     parser.add_argument("--folder", type=Path, default=HERE, help="where --first-hour writes its two files")
     options = parser.parse_args()
     if options.first_hour:

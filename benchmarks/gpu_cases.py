@@ -13,7 +13,7 @@ TEACHER = {**STUDENT, "num_layers": 32, "embed_dim": 4096, "intermediate_dim": 1
 # Large enough for a process's memory to be told apart from its noise.
 SMALL = {
     "vocab_size": 16_000,
-    "num_layers": 4,
+    "num_layers": 2,
     "num_heads": 8,
     "num_kv_heads": 4,
     "embed_dim": 256,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 OK, OFF, FAILED, NEEDS_CUDA, NOT_MEASURED = "ok", "off", "failed", "needs CUDA", "not measured"
+ITEM_LOG = "item.log"  # what an item has written to stdout and stderr
 
 
 @dataclasses.dataclass(frozen=True)

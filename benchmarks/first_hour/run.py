@@ -3,6 +3,7 @@
 import contextlib
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,18 @@ from first_hour.report import counted, words, write
 from first_hour.workers import work_through
 
 
-def first_hour(device: str, small: bool, folder: Path, only: str = "") -> None:
+def first_hour(device: str, small: bool, folder: Path, only: Sequence[str] = ()) -> None:
     """
     Args:
         device: ``cuda`` or ``cpu``.
         small: tiny sizes.
         folder: for the two files.
-        only: parts of names with commas; items whose ``section: name`` has none of them are left out.
+        only: parts of names; items whose ``section: name`` has none of them are left out.
     """
-    wanted = [part for part in only.split(",") if part]
     items = [
         item
         for item in all_items(small)
-        if item.section == MACHINE or not wanted or any(part in f"{item.section}: {item.name}" for part in wanted)
+        if item.section == MACHINE or not only or any(part in f"{item.section}: {item.name}" for part in only)
     ]
     started = time.monotonic()
     results: list[dict[str, Any]] = []

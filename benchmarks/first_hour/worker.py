@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from first_hour.outcome import FAILED, NOT_MEASURED, OFF, OK, Deviation, Item, NotMeasured, Settings, last_line
+from first_hour.outcome import FAILED, ITEM_LOG, NOT_MEASURED, OFF, OK, Deviation, Item, NotMeasured, Settings, last_line
 
 
 def main(request_path: str, results_path: str) -> None:
@@ -38,7 +38,7 @@ def outcome_of(item: Item, settings: Settings) -> dict[str, Any]:
     """What the report keeps of an item."""
     started = time.perf_counter()
     faulthandler.dump_traceback_later(item.seconds, exit=True)
-    log = settings.folder / "item.log"
+    log = settings.folder / ITEM_LOG
     found: dict[str, Any]
     try:
         with _output_in(log):

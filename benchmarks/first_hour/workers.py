@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from first_hour.outcome import FAILED, NEEDS_CUDA, Item, Settings, last_line
+from first_hour.outcome import FAILED, ITEM_LOG, NEEDS_CUDA, Item, Settings, last_line
 
 BENCHMARKS = Path(__file__).parents[1]
 
@@ -48,10 +48,12 @@ def _worker(
     items: Sequence[Item], settings: Settings, add: Callable[[dict[str, Any]], None]
 ) -> dict[str, str] | None:
     """One process; ``add`` gets what it finds. Returns how it ended, where that was not its own end."""
-    request, results, output = (settings.folder / name for name in ("request.json", "results.jsonl", "worker.log"))
+    names = ("request.json", "results.jsonl", "worker.log", ITEM_LOG)
+    request, results, output, log_of_item = (settings.folder / name for name in names)
     fields = dataclasses.asdict(settings) | {"folder": str(settings.folder)}
     request.write_text(json.dumps({"settings": fields, "items": [dataclasses.asdict(item) for item in items]}))
     results.write_text("")
+    log_of_item.write_text("")
     command = [sys.executable, "-m", "first_hour.worker", str(request), str(results)]
     seen = 0
     with output.open("w") as log:
@@ -68,7 +70,9 @@ def _worker(
             time.sleep(0 if ended else 0.1)
     if process.returncode == 0 and seen:
         return None
-    told = output.read_text(errors="replace").strip()
+    told = "".join(path.read_text(errors="replace") for path in (output, log_of_item)).strip()
+    if "Timeout (" in told:  # faulthandler's word
+        return {"reason": f"took longer than {items[seen].seconds} seconds", "error": told[-8_000:]}
     return {"reason": f"its process ended with status {process.returncode}: {last_line(told)}", "error": told[-8_000:]}
 
 
