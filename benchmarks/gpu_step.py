@@ -132,7 +132,7 @@ def torchtunes(case, student, teacher, rows, device):
 def measure(tool, name, device_name, small, sharded=False):
     """A case's seconds a step, FLOPs, peak memory, and what `plan` expects it to be; each of one process."""
     case, dtype = case_of(name, small), torch.float32 if device_name == "cpu" else torch.bfloat16
-    device = training.init_distributed(device_name) if sharded else torch.device(device_name)
+    device = training.init_distributed(device_name) if sharded else training.find_device(device_name)
     mesh = training.device_mesh(device, 1) if sharded else None
     steps, warm_up = (2, 1) if small else (12, 4)
     expected = expected_bytes(tool, case, device, small, dtype)

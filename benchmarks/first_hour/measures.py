@@ -11,6 +11,8 @@ import torch
 from first_hour.outcome import NotMeasured, Settings
 from run import HEADS
 
+from distill_tune import training
+
 ROUNDS = 3
 
 
@@ -23,7 +25,7 @@ def step(settings: Settings, case: str) -> dict[str, Any]:
     try:
         return gpu_step.measure("ours", case, settings.device, settings.small)
     except torch.OutOfMemoryError:
-        device = torch.device(settings.device)
+        device = training.find_device(settings.device)
         of_case = gpu_step.case_of(case, settings.small)
         expected = gpu_step.expected_bytes("ours", of_case, device, settings.small, torch.bfloat16)
         total = torch.cuda.get_device_properties(device).total_memory
