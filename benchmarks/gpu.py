@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --against torchtune   and torchtune's step on the same rows
     python benchmarks/gpu.py --sharded 2           by two processes, each with its own rows
     python benchmarks/gpu.py --device cpu --small  the same code on tiny shapes: does it run?
-    python benchmarks/gpu.py --first-hour          all that is to be known of a card: checks, tests, configs, steps, bars
+    python benchmarks/gpu.py --first-hour          a card from end to end: checks, tests, configs, steps, bars
 
 Packed flash attention needs PyTorch 2.11 or newer, the head's kernel Triton. torchtune's step is its recipe's: padded
 rows, both full logits in eight chunks, its two losses, adapters in bf16, where ours are in fp32.
@@ -48,6 +48,9 @@ def main():
         sharded = bool(options.sharded)
         print(json.dumps(measure(options.in_this_process, options.case, options.device, options.small, sharded)))
         return
+    import torch
+
+    print(f"{torch.cuda.get_device_name() if options.device == 'cuda' else 'CPU'}, torch {torch.__version__}\n")
     print("| case | tool | seconds a step | tokens/s | TFLOP/s | share of a product's rate | peak memory | loss |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for case in options.case.split(","):

@@ -1,11 +1,11 @@
 """Attention of packed rows: each way to compute it, its output and gradients, against float64 on the CPU."""
 
 import torch
-from first_hour.numbers import off
-from first_hour.outcome import Deviation, Settings
 
 from distill_tune.models import packed_rows
 from distill_tune.models.packed_rows import PackedRows
+from first_hour.numbers import off
+from first_hour.outcome import Deviation, Settings
 
 LENGTHS = {True: (5, 1, 40, 18), False: (300, 1, 777, 513, 128)}
 HEADS, KV_HEADS, HEAD_DIM, SCALE = 8, 2, 64, 0.11

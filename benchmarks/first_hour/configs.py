@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from first_hour.outcome import NotMeasured, Settings
 
 from distill_tune.cli.main import main
 from distill_tune.config.files import find_config
 from distill_tune.data import docstring_rows
+from first_hour.outcome import NotMeasured, Settings
 
 STEPS = 3
 
@@ -62,7 +62,9 @@ def _folder(settings: Settings):
 def _overrides(name: str, settings: Settings, output: str) -> list[str]:
     few = ["batch_size=4"] if settings.small else []
     dataset = yaml.safe_load(find_config(name).read_text())["dataset"]
-    parts = [(f"dataset.{n}", d) for n, d in enumerate(dataset)] if isinstance(dataset, list) else [("dataset", dataset)]
+    parts = (
+        [(f"dataset.{n}", d) for n, d in enumerate(dataset)] if isinstance(dataset, list) else [("dataset", dataset)]
+    )
     if settings.small:  # collecting a thousand rows takes longer than the steps
         few += [f"{key}.num_rows=16" for key, component in parts if "num_rows" in component]
     steps = ["epochs=1", f"max_steps_per_epoch={STEPS}"]

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from first_hour.numbers import off
-from first_hour.outcome import Deviation, NotMeasured, Settings
 
 from distill_tune import losses
 from distill_tune.losses import head, rows
+from first_hour.numbers import off
+from first_hour.outcome import Deviation, NotMeasured, Settings
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 BOUNDS = {"bf16": 1e-2, "fp32": 1e-5}

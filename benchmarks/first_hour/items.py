@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from first_hour.outcome import Item
-
 from distill_tune.config.files import config_names
+from first_hour.outcome import Item
 
 MACHINE, BRANCHES, TESTS, CONFIGS = "machine", "branches", "tests", "configs"
 STEPS, HEAD = "steps", "head"

@@ -3,8 +3,6 @@
 from typing import Any
 
 import torch
-from first_hour.numbers import off
-from first_hour.outcome import Deviation, Settings
 from gpu_step import rows_of
 from omegaconf import OmegaConf
 from torch import nn
@@ -12,6 +10,8 @@ from torch import nn
 from distill_tune import teachers
 from distill_tune.config.files import demo_model_folder
 from distill_tune.data.batch import joined
+from first_hour.numbers import off
+from first_hour.outcome import Deviation, Settings
 
 FURTHEST = 0.15  # of 128 normal weights in 16 steps: 0.1
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from first_hour.outcome import Settings
 
 _PACKAGES = ("distill-tune", "torch", "triton", "torchtune", "torchao", "transformers", "numpy", "trl", "pytest")

@@ -8,10 +8,10 @@ import gpu
 import gpu_step
 import head_of
 import torch
-from first_hour.outcome import NotMeasured, Settings
 from run import HEADS
 
 from distill_tune import training
+from first_hour.outcome import NotMeasured, Settings
 
 ROUNDS = 3
 

@@ -181,7 +181,11 @@ def _without_names(text: str) -> str:
         if len(folder) > 1:
             text = text.replace(folder, folders[folder])
     text = re.sub(r"/(?:home|Users)/[^/\s\"':]+", "~", text)
-    for name, instead in ((socket.gethostname(), "HOST"), (socket.gethostname().split(".")[0], "HOST"), (_user(), "USER")):
+    for name, instead in (
+        (socket.gethostname(), "HOST"),
+        (socket.gethostname().split(".")[0], "HOST"),
+        (_user(), "USER"),
+    ):
         if len(name) > 2:
             text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", instead, text)
     return text

@@ -6,14 +6,14 @@ from typing import Any
 
 import gpu_step
 import torch
-from first_hour.numbers import off
-from first_hour.outcome import Deviation, Settings
 from omegaconf import OmegaConf
 
 from distill_tune import models, teachers, training
 from distill_tune.data.batch import Batch, joined
 from distill_tune.losses import LossSums
 from distill_tune.training.out_of_memory import halved_if_too_large
+from first_hour.numbers import off
+from first_hour.outcome import Deviation, Settings
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # Each layer rounds its own way in bf16, and a gradient comes through all of them.

@@ -18,7 +18,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from first_hour.outcome import FAILED, ITEM_LOG, NOT_MEASURED, OFF, OK, Deviation, Item, NotMeasured, Settings, last_line
+from first_hour.outcome import (
+    FAILED,
+    ITEM_LOG,
+    NOT_MEASURED,
+    OFF,
+    OK,
+    Deviation,
+    Item,
+    NotMeasured,
+    Settings,
+    last_line,
+)
 
 
 def main(request_path: str, results_path: str) -> None:

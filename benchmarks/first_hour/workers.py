@@ -44,9 +44,7 @@ def work_through(
     return [found[item.section, item.name] for item in items]
 
 
-def _worker(
-    items: Sequence[Item], settings: Settings, add: Callable[[dict[str, Any]], None]
-) -> dict[str, str] | None:
+def _worker(items: Sequence[Item], settings: Settings, add: Callable[[dict[str, Any]], None]) -> dict[str, str] | None:
     """One process; ``add`` gets what it finds. Returns how it ended, where that was not its own end."""
     names = ("request.json", "results.jsonl", "worker.log", ITEM_LOG)
     request, results, output, log_of_item = (settings.folder / name for name in names)

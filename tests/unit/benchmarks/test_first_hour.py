@@ -1,4 +1,4 @@
-"""`make gpu` without a GPU: all of it at tiny sizes, what it makes of faults, and each of CUDA's checks on a stand-in."""
+"""`make gpu` without a GPU: all of it at tiny sizes, what it makes of faults, each of CUDA's checks on a stand-in."""
 
 import contextlib
 import getpass
@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,9 @@ def test_all_of_it_runs_on_a_cpu(first_hour, tmp_path):
     assert "C++ compiler" in by_name["compile, fp32"]["reason"]
     assert "Traceback" in by_name["compile, fp32"]["error"]
     assert {name for name, state in states.items() if state == "needs CUDA"} == {
-        name for name in states if any(part in name for part in ("flash", "flex", "Triton", "mm with", "int", "NF4", "halves", "CPU's"))
+        name
+        for name in states
+        if any(part in name for part in ("flash", "flex", "Triton", "mm with", "int", "NF4", "halves", "CPU's"))
     }
     rest = {name: of for name, of in by_name.items() if of["state"] not in ("needs CUDA", "failed")}
     assert {of["state"] for of in rest.values()} == {"ok"}
@@ -116,11 +119,13 @@ def test_nothing_that_an_item_does_ends_the_run(first_hour, tmp_path, monkeypatc
 def test_what_is_sent_names_neither_user_nor_machine(first_hour, monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "node17.some.where")
     monkeypatch.setattr(getpass, "getuser", lambda: "jane")
-    told = f'File "{Path.home()}/x.py", {BENCHMARKS}/gpu.py, {sys.prefix}/lib/a.py, /home/jane/b.py, /tmp/of_jane/c on node17'
+    told = (
+        f'File "{Path.home()}/x.py", {BENCHMARKS}/gpu.py, {sys.prefix}/a.py, /home/jane/b.py, /tmp/of_jane/c on node17'
+    )
     found = first_hour("report").without_names({"state": "failed", "figures": [told], "off": 1.0})
     assert found == {
         "state": "failed",
-        "figures": ['File "~/x.py", ./benchmarks/gpu.py, PYTHON/lib/a.py, ~/b.py, /tmp/of_USER/c on HOST'],
+        "figures": ['File "~/x.py", ./benchmarks/gpu.py, PYTHON/a.py, ~/b.py, /tmp/of_USER/c on HOST'],
         "off": 1.0,
     }
 
@@ -282,6 +287,40 @@ def test_memory_that_runs_out(first_hour, monkeypatch):
     monkeypatch.setattr(steps, "too_little_memory", lambda *_: contextlib.nullcontext())
     with pytest.raises(RuntimeError, match="memory did not run out"):
         on_cpu(first_hour, *branches(first_hour, "halves"))
+
+
+def test_memory_is_limited_to_what_halves_need(first_hour, monkeypatch):
+    """The allocator's numbers and torch.cuda's calls are made up; that it obeys them is CUDA's."""
+    set_to, needed = [], {"whole": (1000, 1300), "halves": (500, 700)}
+    running = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: needed[running[-1]][0])
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: needed[running[-1]][1])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(total_memory=10_000))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", set_to.append)
+    too_little = first_hour("steps").too_little_memory
+    with too_little(lambda: running.append("whole"), lambda: running.append("halves")):
+        assert set_to == [pytest.approx(0.085)]
+    assert set_to[1:] == [1.0]
+    needed["halves"] = (900, 1100)
+    with pytest.raises(RuntimeError, match="nothing lies between"):
+        with too_little(lambda: running.append("whole"), lambda: running.append("halves")):
+            pass
+
+
+def test_what_the_card_is(first_hour, monkeypatch):
+    """What torch.cuda answers is made up."""
+    card = types.SimpleNamespace(name="NVIDIA Some 4090", major=8, minor=9)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (23, 24))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    machine = first_hour("machine")
+    monkeypatch.setattr(machine, "_driver", lambda: "570.1")
+    found = machine.about(first_hour("outcome").Settings("cuda", False, Path()))
+    assert (found["card"], found["cards"], found["capability"]) == ("NVIDIA Some 4090", 2, "8.9")
+    assert (found["free_bytes"], found["memory_bytes"], found["driver"]) == (23, 24, "570.1")
 
 
 def test_compiled_is_compared_with_eager(first_hour, monkeypatch):
