@@ -66,7 +66,7 @@ def _overrides(name: str, settings: Settings, output: str) -> list[str]:
         [(f"dataset.{n}", d) for n, d in enumerate(dataset)] if isinstance(dataset, list) else [("dataset", dataset)]
     )
     if settings.small:  # collecting a thousand rows takes longer than the steps
-        few += [f"{key}.num_rows=16" for key, component in parts if "num_rows" in component]
+        few += [f"{key}.num_rows=32" for key, component in parts if "num_rows" in component]
     steps = ["epochs=1", f"max_steps_per_epoch={STEPS}"]
     return [f"output_dir={output}", f"device={settings.device}", "dtype=bf16", *steps, *few]
 
