@@ -9,6 +9,7 @@ on it can be compared with one on the CPU. What it does not stand for: CUDA's ow
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 import types
@@ -25,9 +26,18 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 
 NAME = "second"
 # What these give the CPU has to know.
-_WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2")
+_WAITS = (
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::equal",
+    "aten::_unique2",
+    "aten::repeat_interleave",
+)
 _COPIES = ("aten::_to_copy", "aten::copy_")
 _OURS = ("distill_tune", "recipes")
+
+_NOTHING = contextlib.nullcontext()
 
 waits: list[str] = []  # what the CPU waited for, and the line of ours that asked
 
@@ -89,7 +99,7 @@ def _run(function: Any, arguments: Any, named: dict[str, Any]) -> Any:
     makes_new = device is not None and name.endswith("_like")  # after the shape of one of another device
     if name not in _COPIES and not makes_new and not all(_is_here(tensor) or not tensor.ndim for tensor in tensors):
         raise RuntimeError(f"{name}: tensors of {NAME} and of the CPU: {[list(tensor.shape) for tensor in tensors]}")
-    if name in _WAITS:
+    if name in _WAITS or _takes_by_mask(name, arguments):
         _count(name)
     held = {id(tensor.held): tensor for tensor in tensors if _is_here(tensor)}
     if device is not None:
@@ -107,6 +117,15 @@ def _run(function: Any, arguments: Any, named: dict[str, Any]) -> Any:
         return held[id(leaf)] if id(leaf) in held else SecondDeviceTensor(leaf)
 
     return tree_map(here, found)
+
+
+def _takes_by_mask(name: str, arguments: Any) -> bool:
+    """How many positions a mask has must be known, but where they are filled with one number."""
+    by_mask = "::index" in name and any(
+        isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in tree_leaves(arguments[1])
+    )
+    fills = "put" in name and not arguments[2].ndim
+    return by_mask and not fills
 
 
 def _copied(function: Any, arguments: Any, named: dict[str, Any], device: Any) -> bool:
@@ -160,6 +179,7 @@ def second_device() -> Iterator[None]:
 
 def main() -> None:
     """Run what is asked for on standard input, a list of command lines; print what each step of each waited for."""
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # its threads would not know the device
     from distill_tune import training
     from distill_tune.cli.main import main as distill_tune
 
@@ -173,7 +193,9 @@ def main() -> None:
 
     device = patch.object(training, "find_device", lambda name: torch.device(NAME, 0))
     found = []
-    with second_device(), device, patch.object(training.Metrics, "write", write_and_count):
+    # A view of a tensor that is wrapped, as all are here, cannot be taken in inference mode.
+    no_inference = patch.object(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else _NOTHING)
+    with second_device(), device, no_inference, patch.object(training.Metrics, "write", write_and_count):
         for arguments in json.load(sys.stdin):
             of_steps, before = [], list(sys.path)
             try:

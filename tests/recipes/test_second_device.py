@@ -1,0 +1,124 @@
+"""kd_single_device on a device that is not the CPU's: every tensor where it belongs, and one wait a step."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from architectures import ARCHITECTURES, write_architecture
+from tiny import ROWS, metrics_of, write_model
+from tiny_gguf import write_gguf
+
+from distill_tune.config.files import config_names
+
+ONCE = "tolist, recipes/kd_single_device.py: *totals, grad_norm = torch.stack(["
+# What else a step may wait for, and how often.
+ALLOWED = {
+    "signals/adaptive_kl": [("aten::_local_scalar_dense, losses/divergences.py: if most < gap.shape[-1]", 1)],
+    # transformers makes its masks so.
+    "signals/hugging_face_teacher": [
+        ("aten::_local_scalar_dense, teachers/hf.py: out = self._decoder(", 2),
+        ("a copy from the CPU that blocks, teachers/hf.py: out = self._decoder(", 12),
+    ],
+}
+SMALL = ["dataset.num_rows=16", "dataset.min_characters=30"]
+# What a user would have at hand.
+NEEDED = {
+    "signals/mixed_datasets": ["dataset.0.num_rows=16", "dataset.0.min_characters=30", "dataset.1.num_rows=8"],
+    "signals/teacher_of_each_row": ["dataset.source=rows.json"],
+    "signals/earlier_checkpoint": [*SMALL, "teacher_model.path=tiny/checkpoints/step_1"],
+    "signals/gguf_teacher": [*SMALL, "tokenizer.path=plain/tokenizer.model", "model.path=plain"],
+}
+FEW = ["batch_size=4", "max_steps_per_epoch=2", "epochs=1", "device=cpu", "optimizer.lr=1e-4"]
+NAMES = [name for name in config_names() if name.startswith(("signals/", "migrate/"))]
+
+
+def command(config: str, output: str, *overrides: str) -> list[str]:
+    return ["kd_single_device", "--config", config, *overrides, *FEW, f"output_dir={output}"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tokenizer_file):
+    """Every run in one process: what each of its steps waited for, or a traceback; the folder with their metrics."""
+    folder = tmp_path_factory.mktemp("second")
+    rows = [row | {"teacher_id": ("large", "small")[number % 2]} for number, row in enumerate(ROWS)]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    write_gguf(write_model(folder / "plain", tokenizer_file, seed=5, width=64), folder / "teacher.gguf", "Q8_0")
+    commands = {"tiny": command("tiny", "tiny", *SMALL, "save_every_n_steps=1")}
+    commands |= {name: command(name, name, *NEEDED.get(name, SMALL)) for name in NAMES}
+    for name in ARCHITECTURES:
+        write_architecture(folder / f"models/{name}", name, vocab_size=4096, max_position_embeddings=256)
+        models = [f"{key}.path=models/{name}" for key in ("model", "teacher_model")]
+        commands[name] = command("signals/gguf_teacher", f"of/{name}", *SMALL, *models)
+    script = Path(__file__).parents[1] / "second_device.py"
+    done = subprocess.run(
+        [sys.executable, script], cwd=folder, input=json.dumps([*commands.values()]), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder, dict(zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+def assert_waits_once(waits, allowed=()):
+    assert isinstance(waits, list), waits[-3000:]
+    _, second = waits  # the first has all that comes before it, and the last what follows training
+    for start, times in allowed:
+        assert sum(wait.startswith(start) for wait in second) == times
+    others = [wait for wait in second if not any(wait.startswith(start) for start, _ in allowed)]
+    assert len(others) == 1 and others[0].startswith(ONCE), others
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_tensor_is_in_the_wrong_place_and_a_step_waits_once(name, runs):
+    folder, waits = runs
+    assert_waits_once(waits[name], ALLOWED.get(name, ()))
+    assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in metrics_of(folder / name))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_runs_where_it_is(name, runs):
+    assert_waits_once(runs[1][name])
+
+
+def test_the_numbers_are_those_of_the_cpu(runs, cli, tmp_path):
+    folder, _ = runs
+    assert cli("run", *command("signals/jensen_shannon", "cpu", *SMALL)).returncode == 0
+    for mine, theirs in zip(metrics_of(folder / "signals/jensen_shannon"), metrics_of(tmp_path / "cpu"), strict=True):
+        assert [mine[key] for key in ("loss", "grad_norm")] == pytest.approx(
+            [theirs[key] for key in ("loss", "grad_norm")], rel=1e-5
+        )
+
+
+def test_a_tensor_in_the_wrong_place_and_a_wait_are_found(tmp_path):
+    """That the device is no CPU by another name."""
+    lines = """
+import torch, second_device
+with second_device.second_device():
+    here, there = torch.ones(3, device="second"), torch.ones(3)
+    for wrong in (lambda: here + there, lambda: there[here.long()], lambda: torch.cat([here, there])):
+        try:
+            wrong()
+        except RuntimeError as error:
+            assert "tensors of second and of the CPU" in str(error), error
+        else:
+            raise AssertionError("taken")
+    number = here.sum()
+    asked = {
+        "item": number.item,
+        "bool": lambda: bool(number),
+        "tolist": here.tolist,
+        "nonzero": here.nonzero,
+        "mask": lambda: here[here > 0],
+        "to the CPU": here.cpu,
+        "from it": lambda: there.to("second"),
+        "numbers": lambda: torch.tensor([1], device="second"),
+        "nothing": lambda: (there.to("second", non_blocking=True), here + 1, here[here.long() - 1]),
+    }
+    for name, ask in asked.items():
+        second_device.waits.clear()
+        ask()
+        assert len(second_device.waits) == (name != "nothing"), (name, second_device.waits)
+"""
+    done = subprocess.run([sys.executable, "-c", lines], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
