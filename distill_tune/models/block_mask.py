@@ -23,11 +23,11 @@ def block_mask(lengths: Sequence[int], window: int | None, device: torch.device)
     s = sum(lengths)
     ends = torch.tensor(lengths).cumsum(0)
     row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))  # [s]
-    first_seen = (ends - torch.tensor(lengths))[row]  # [s]
+    first_seen = (ends - torch.tensor(lengths)).to(torch.int32)[row]  # [s]
     if window is not None:
-        first_seen = torch.maximum(first_seen, torch.arange(s) - window + 1)
+        first_seen = torch.maximum(first_seen, torch.arange(s, dtype=torch.int32) - window + 1)
 
-    own = torch.arange(-(-s // _BLOCK))  # of each block of queries the block of keys in the same place
+    own = torch.arange(-(-s // _BLOCK), dtype=torch.int32)  # of each block of queries the block of keys in the same place
     first = first_seen[own * _BLOCK] // _BLOCK
     # The last query of a block sees least of what lies before it; a block that is cut short is none that all see.
     of_last_query = first_seen[(own * _BLOCK + _BLOCK - 1).clamp(max=s - 1)]
@@ -41,7 +41,7 @@ def block_mask(lengths: Sequence[int], window: int | None, device: torch.device)
     full = (first_full[:, None] + column).clamp(max=len(own) - 1)
 
     def on_device(blocks: torch.Tensor) -> torch.Tensor:
-        return to_device(blocks.to(torch.int32)[None, None], device)
+        return to_device(blocks[None, None], device)
 
     row = to_device(row, device)
 

@@ -113,7 +113,7 @@ def exact(formula, student, teacher, temperature=1.0):
 @pytest.mark.parametrize("kind", ["random", "peaked", "near-equal"])
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_value_and_gradient_are_those_of_float64(name, kind, temperature, monkeypatch):
-    monkeypatch.setattr(rows, "_CACHED_BYTES", 4 * V * 7)  # several parts, and a rest
+    monkeypatch.setitem(rows._PART_BYTES, "cpu", 4 * V * 7)  # several parts, and a rest
     divergence, formula = DIVERGENCES[name]
     student, teacher, targets = example(kind)
     value, gradient = ours(divergence, student, teacher, targets, temperature)

@@ -5,7 +5,15 @@ import torch
 import torch.nn.functional as F
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune.losses import AutogradProjection, DenseLogits, HiddenStates, LinearProjection, distillation_loss, head
+from distill_tune.losses import (
+    AutogradProjection,
+    DenseLogits,
+    HiddenStates,
+    LinearProjection,
+    distillation_loss,
+    head,
+    rows,
+)
 
 from torchtune.modules.loss import ForwardKLLoss
 from torchtune.modules.peft import DoRALinear, LoRALinear
@@ -15,7 +23,7 @@ from torchtune.modules.peft import DoRALinear, LoRALinear
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven chunks and a rest, so that chunking is part of what is tested."""
     monkeypatch.setattr(head, "CHUNK_BYTES", {"cpu": 2 * 4 * 53 * 7})
-    monkeypatch.setattr("distill_tune.losses.rows._CACHED_BYTES", 4 * 53 * 3)
+    monkeypatch.setitem(rows._PART_BYTES, "cpu", 4 * 53 * 3)
 
 
 def example(n=53, d=16, v=53, d_t=24, v_t=53, scale=1.0, dtype=torch.float32):

@@ -90,9 +90,28 @@ def test_the_numbers_are_those_of_the_cpu(runs, cli, tmp_path):
         )
 
 
-def test_a_tensor_in_the_wrong_place_and_a_wait_are_found(tmp_path):
+def run_lines(lines):
+    done = subprocess.run([sys.executable, "-c", lines], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_reduced_over_ranks_waits_once():
+    run_lines("""
+import torch, second_device
+from distill_tune import training
+with second_device.second_device():
+    sums = [torch.full((), value, device="second") for value in (1.5, 2.5)]
+    norm = torch.full((), float("nan"), device="second")
+    second_device.waits.clear()
+    (first, second, count), (largest, peak) = training.reduced_over_ranks([*sums, 7], most=(norm, 2**40 + 1))
+    assert len(second_device.waits) == 1, second_device.waits
+    assert (first, second, count, peak) == (1.5, 2.5, 7, 2**40 + 1) and largest != largest
+""")
+
+
+def test_a_tensor_in_the_wrong_place_and_a_wait_are_found():
     """That the device is no CPU by another name."""
-    lines = """
+    run_lines("""
 import torch, second_device
 with second_device.second_device():
     here, there = torch.ones(3, device="second"), torch.ones(3)
@@ -119,6 +138,4 @@ with second_device.second_device():
         second_device.waits.clear()
         ask()
         assert len(second_device.waits) == (name != "nothing"), (name, second_device.waits)
-"""
-    done = subprocess.run([sys.executable, "-c", lines], cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+""")

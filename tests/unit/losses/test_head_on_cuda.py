@@ -87,7 +87,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(dtype, weight_dtype, toleranc
 
 
 @pytest.mark.parametrize("without", ["triton", "the usual loss"])
-def test_where_there_is_no_kernel_a_chunk_is_one_part(without, launched, monkeypatch):
+def test_where_there_is_no_kernel_the_plain_formulas_are_taken(without, launched, monkeypatch):
     monkeypatch.setattr(rows, "_has_triton", lambda: without != "triton")
     settings = {"kd_ratio": 0.3, "temperature": 2.0} | ({"divergence": ReverseKL()} if without != "triton" else {})
     wanted = step(torch.bfloat16, torch.float32, **settings)

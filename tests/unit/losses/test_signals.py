@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from distill_tune import losses
-from distill_tune.losses import DenseLogits, HiddenStates, LinearProjection, distillation_loss, head
+from distill_tune.losses import DenseLogits, HiddenStates, LinearProjection, distillation_loss, head, rows
 
 N, V = 41, 29
 WEIGHTS = [0.7, 0.3]
@@ -14,7 +14,7 @@ WEIGHTS = [0.7, 0.3]
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     monkeypatch.setattr(head, "CHUNK_BYTES", {"cpu": 4 * V * 30})
-    monkeypatch.setattr("distill_tune.losses.rows._CACHED_BYTES", 4 * V * 3)
+    monkeypatch.setitem(rows._PART_BYTES, "cpu", 4 * V * 3)
 
 
 def example():

@@ -5,9 +5,11 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.flex_attention import flex_attention
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from distill_tune.models import packed_rows
+from distill_tune.models.block_mask import block_mask
 from distill_tune.models.packed_rows import PackedRows, attend
 
 LENGTHS = (5, 1, 40, 18)
@@ -85,3 +87,24 @@ def test_what_a_teacher_asks_for_in_inference_mode_a_student_can_save():
         rows = PackedRows(LENGTHS, torch.device("cpu"))
         made = [rows.boundaries, rows.positions, rows.dense, rows.block_mask(7).kv_indices]
     assert not any(tensor.is_inference() for tensor in made)
+
+
+@pytest.mark.parametrize("window", [None, 1, 40, 128, 200])
+@pytest.mark.parametrize("lengths", [(1,), (128,), (300,), (127, 1, 129, 400), (5,) * 60, (1000, 3, 256, 256, 70)])
+def test_a_block_mask_from_bounds_is_that_of_all_pairs(lengths, window):
+    mask = block_mask(lengths, window, torch.device("cpu"))
+    s = sum(lengths)
+    wanted = create_block_mask(mask.mask_mod, None, None, s, s, device="cpu")
+    assert mask.shape == wanted.shape
+    for kind in ("kv", "full_kv", "q", "full_q"):
+        count, found = getattr(wanted, f"{kind}_num_blocks"), getattr(mask, f"{kind}_indices")
+        assert torch.equal(getattr(mask, f"{kind}_num_blocks"), count)
+        counted = torch.arange(found.shape[-1]) < count[..., None]
+        assert torch.equal(found[counted], getattr(wanted, f"{kind}_indices")[counted])
+
+
+def test_a_block_mask_looks_at_blocks_and_not_at_pairs_of_positions():
+    with MemTracker() as tracker:
+        block_mask((512,) * 32, 4096, torch.device("cpu"))
+    # A byte for each of the pairs would be 256 MiB.
+    assert tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"] < 2**20
