@@ -109,6 +109,30 @@ with second_device.second_device():
 """)
 
 
+def test_infinite_values_are_left_out_without_a_look():
+    run_lines("""
+import torch, second_device
+from distill_tune import losses
+torch.manual_seed(0)
+student, teacher = torch.randn(2, 5, 11)
+student[0, :3] = teacher[0, 2:5] = teacher[1, 0] = -torch.inf
+def step(device):
+    logits = student.to(device).requires_grad_()
+    output = losses.AutogradProjection(lambda hidden: hidden, 11)
+    signal = losses.DenseLogits(teacher.to(device))
+    targets = torch.zeros(5, dtype=torch.long, device=device)
+    second_device.waits.clear()
+    sums = losses.distillation_loss(logits, output, targets, signal, kd_ratio=1.0, divergence=losses.ReverseKL())
+    sums.loss.backward()
+    assert not second_device.waits, second_device.waits
+    return sums.kd.cpu(), logits.grad.cpu()
+with second_device.second_device():
+    for found, wanted in zip(step("second"), step("cpu")):
+        assert wanted.isfinite().all()
+        torch.testing.assert_close(found, wanted)
+""")
+
+
 def test_a_tensor_in_the_wrong_place_and_a_wait_are_found():
     """That the device is no CPU by another name."""
     run_lines("""
