@@ -27,7 +27,7 @@ def block_mask(lengths: Sequence[int], window: int | None, device: torch.device)
     if window is not None:
         first_seen = torch.maximum(first_seen, torch.arange(s, dtype=torch.int32) - window + 1)
 
-    own = torch.arange(-(-s // _BLOCK), dtype=torch.int32)  # of each block of queries the block of keys in the same place
+    own = torch.arange(-(-s // _BLOCK), dtype=torch.int32)  # of queries, and of keys in the same place
     first = first_seen[own * _BLOCK] // _BLOCK
     # The last query of a block sees least of what lies before it; a block that is cut short is none that all see.
     of_last_query = first_seen[(own * _BLOCK + _BLOCK - 1).clamp(max=s - 1)]

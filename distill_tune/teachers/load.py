@@ -16,6 +16,8 @@ from distill_tune.teachers.offload import StreamedLayers, move_all_but_layers
 
 from torchtune.modules import TransformerDecoder
 
+_TRIED = 1024  # wide enough for every kind of weights
+
 
 def load_quantised_or_streamed(
     model: TransformerDecoder,
@@ -35,6 +37,9 @@ def load_quantised_or_streamed(
     Raises:
         UserError: the checkpoint cannot be read; the device or the model cannot be quantised so.
     """
+    if quantizer is not None:  # what it lacks is told before the weights are read
+        weight = next(model.layers.parameters())
+        _quantise(nn.Sequential(nn.Linear(_TRIED, _TRIED, dtype=weight.dtype).requires_grad_(False)), quantizer, device)
     load_weights(model, checkpoint, torch.device("cpu"))
     if quantizer is not None:
         _quantise(model.layers, quantizer, device)
@@ -83,6 +88,8 @@ def _quantise(layers: nn.Module, quantizer: DictConfig, device: torch.device) ->
             quantize_(layers, config, device=device)
     except (AssertionError, ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "mslk" in reason and device.type == "cuda":
+            reason += "; without that package: teacher_quantizer.int4_packing_format=tile_packed_to_4d"
         raise UserError(f"teacher_quantizer: {quantizer['_component_']} on {device}: {reason}") from error
 
 

@@ -70,9 +70,13 @@ def test_bf16_is_near_float32(checkpoint):
     assert (half.float() - whole).norm() / whole.norm() < 0.05
 
 
-def test_what_cannot_be_is_told(checkpoint):
+def test_what_cannot_be_is_told(checkpoint, monkeypatch):
     wrong = OmegaConf.create({"_component_": "torch.nn.ReLU"})
-    with pytest.raises(UserError, match=r"teacher_quantizer: torch\.nn\.ReLU on cpu: "):
+    with (
+        monkeypatch.context() as before,
+        pytest.raises(UserError, match=r"teacher_quantizer: torch\.nn\.ReLU on cpu: "),
+    ):
+        before.setattr("distill_tune.teachers.load.load_weights", lambda *given: pytest.fail("weights were read"))
         load(checkpoint, quantizer=wrong)
     with pytest.raises(UserError, match="teacher_offload=True: streams plain weights alone"):
         load(checkpoint, quantizer=INT8, offload=True)
