@@ -74,7 +74,7 @@ def test_what_cannot_be_is_told(checkpoint, monkeypatch):
     wrong = OmegaConf.create({"_component_": "torch.nn.ReLU"})
     with (
         monkeypatch.context() as before,
-        pytest.raises(UserError, match=r"teacher_quantizer: torch\.nn\.ReLU on cpu: "),
+        pytest.raises(UserError, match=r"teacher_quantizer: torch\.nn\.ReLU on cpu"),
     ):
         before.setattr("distill_tune.teachers.load.load_weights", lambda *given: pytest.fail("weights were read"))
         load(checkpoint, quantizer=wrong)
