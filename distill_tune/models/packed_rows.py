@@ -83,8 +83,8 @@ def attend(
 ) -> torch.Tensor:
     """Attention in which each row sees itself alone; nothing is computed between rows.
 
-    On CUDA in half precision one flash kernel takes all rows; scores with a cap go through flex attention. Elsewhere
-    each row is a call.
+    On CUDA in half precision one flash kernel takes all rows, where heads are of a width that it knows; scores with a
+    cap go through flex attention. Elsewhere each row is a call.
 
     Args:
         q: ``[1, heads, s, head_dim]``.
@@ -98,7 +98,7 @@ def attend(
     """
     if q.is_cuda and softcap is not None and not dropout:
         return _flex(_compiled_flex_attention(), q, k, v, mask, scale, window, softcap)
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and softcap is None and not dropout and _has_varlen():
+    if q.is_cuda and softcap is None and not dropout and _has_varlen() and _is_for_flash(q):
         return _varlen(q, k, v, mask, scale, window)
     return _row_by_row(q, k, v, mask, scale, window, softcap, dropout)
 
@@ -117,6 +117,11 @@ def _flex(
         return softcap * torch.tanh(score / softcap)
 
     return flex_attention(q, k, v, score_mod=capped, block_mask=mask.block_mask(window), scale=scale, enable_gqa=True)
+
+
+def _is_for_flash(q: torch.Tensor) -> bool:
+    """Whether the flash kernel takes heads of this dtype and width."""
+    return q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
 def _has_varlen() -> bool:

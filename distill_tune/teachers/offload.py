@@ -37,7 +37,9 @@ class StreamedLayers:
         self._halves = [torch.empty(most, dtype=self._host[0].dtype, device=device) for _ in range(2)]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._copied: list[torch.cuda.Event | None] = [None, None]
-        self._free: list[torch.cuda.Event | None] = [None, None]
+        # The halves' memory may be what work that is still under way on this stream has given back.
+        now = torch.cuda.current_stream(device).record_event() if self._stream is not None else None
+        self._free: list[torch.cuda.Event | None] = [now, now]
         self._in_half: list[int | None] = [None, None]
         for at, layer in enumerate(layers):
             layer.register_forward_pre_hook(functools.partial(self._before, at))

@@ -1,0 +1,73 @@
+"""Capped scores on CUDA, through flex attention: traced as there, then computed by PyTorch's own formulas in place of Triton."""
+
+import pytest
+import torch
+from architectures import write_architecture
+from omegaconf import OmegaConf
+from stand_in_cuda import cuda_branches
+from torch.nn.attention import flex_attention
+
+from distill_tune import models
+from distill_tune.data.batch import joined
+from distill_tune.models import packed_rows
+from distill_tune.models.packed_rows import PackedRows, attend
+
+
+@pytest.fixture(autouse=True)
+def _traced_on_cuda(monkeypatch):
+    """What is traced runs anywhere, but for a line that refuses gradients on a CPU."""
+    traced = torch.compile(flex_attention.flex_attention, backend="aot_eager")
+    monkeypatch.setattr(packed_rows, "_compiled_flex_attention", lambda: traced)
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
+    with cuda_branches():
+        yield
+    torch._dynamo.reset()
+
+
+def with_gradients(attended, inputs):
+    upstream = torch.randn(attended.shape, generator=torch.Generator().manual_seed(1))
+    return [attended, *torch.autograd.grad(attended, inputs, upstream.to(attended.dtype))]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_outputs_and_gradients_are_those_of_a_call_a_row(dtype, tolerance):
+    """One traced function serves other lengths, windows, scales and caps, as of a teacher and its student."""
+    generator = torch.Generator().manual_seed(0)
+    asked = [((5, 1, 40), 7, 0.3, 2.0), ((9, 8), None, 0.2, 5.0)]
+    for lengths, window, scale, softcap in asked if dtype == torch.float32 else asked[:1]:
+        shapes = [(1, heads, sum(lengths), 16) for heads in (4, 2, 2)]
+        inputs = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+        rows = PackedRows(lengths, torch.device("cpu"))
+        found = with_gradients(attend(*inputs, rows, scale=scale, window=window, softcap=softcap), inputs)
+        exact = [x.detach().float().requires_grad_() for x in inputs]
+        wanted = with_gradients(packed_rows._row_by_row(*exact, rows, scale, window, softcap, 0.0), exact)
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert ours.dtype == dtype
+            assert (ours.float() - theirs).norm() <= tolerance * theirs.norm()
+
+
+def test_a_model_of_capped_scores_has_the_gradient_of_a_call_a_row(tmp_path, monkeypatch):
+    """Gemma 2, student after teacher: one of its layers has a window."""
+    folder = str(write_architecture(tmp_path / "model", "gemma2", num_hidden_layers=2))
+    component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": folder})
+    checkpoint = models.Checkpoint.of("model", component, None)
+    model = models.checked_on_meta("model", component, checkpoint, torch.float32)
+    models.load_weights(model, checkpoint, torch.device("cpu"))
+
+    def gradient():
+        batch = joined([(torch.arange(3, 3 + n), torch.arange(3, 3 + n)) for n in (4, 21, 7)])
+        with torch.inference_mode():
+            model(batch.tokens, **batch.attention())
+        model.zero_grad()
+        model(batch.tokens, **batch.attention()).logsumexp(-1).sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    # Without the tracing, which takes its time.
+    monkeypatch.setattr(packed_rows, "_compiled_flex_attention", lambda: flex_attention.flex_attention)
+    taken = []
+    monkeypatch.setattr(packed_rows, "_flex", lambda *given, flex=packed_rows._flex: taken.append(1) or flex(*given))
+    found = gradient()
+    assert len(taken) == 2 * len(model.layers)
+    monkeypatch.setattr(packed_rows, "_flex", lambda _, *given: packed_rows._row_by_row(*given, 0.0))
+    wanted = gradient()
+    assert (found - wanted).norm() / wanted.norm() < 1e-5
