@@ -128,9 +128,11 @@ def _has_varlen() -> bool:
     return "window_size" in _varlen_arguments()
 
 
-@functools.cache
+_VARLEN_ARGUMENTS = frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else frozenset()
+
+
 def _varlen_arguments() -> frozenset[str]:
-    return frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else frozenset()
+    return _VARLEN_ARGUMENTS
 
 
 def _varlen(

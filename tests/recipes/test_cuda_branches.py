@@ -25,7 +25,11 @@ def run(cli, tmp_path, write_config):
             tests = Path(__file__).parents[1]
             lines = f"import sys\nsys.path.append({str(tests)!r})\nimport stand_in_cuda\n"
             put_before(tmp_path / "mine.py", "import time\n", lines)
-            put_before(tmp_path / "mine.py", "def main(cfg: DictConfig) -> None:\n", f"stand_in_cuda.for_this_process({stand_in})")
+            put_before(
+                tmp_path / "mine.py",
+                "def main(cfg: DictConfig) -> None:\n",
+                f"stand_in_cuda.for_this_process({stand_in})",
+            )
             recipe = "mine.py"
         done = cli("run", recipe, "--config", "config.yaml", *BF16, *settings, **environment)
         assert done.returncode == 0, done.stderr
