@@ -98,7 +98,7 @@ class Step:
     def _teacher(self, folder: Path, case: dict[str, Any], dtype: torch.dtype) -> teachers.Teacher:
         name = case.get("teacher", "teacher")
         if name == "HuggingFace":
-            component = _component("teachers.HuggingFace", path=str(folder / "teacher"))
+            component = _component("teachers.HuggingFace", path=str(folder / "shallow"))
         elif name in ("EMA", "BaseModel"):
             component = _component(f"teachers.{name}")
         else:
