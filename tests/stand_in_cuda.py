@@ -1,8 +1,7 @@
 """CUDA's branches on a machine without CUDA: what only a GPU takes, taken on the CPU. docs/hardware.md has the list.
 
-Where an operator has no kernel for the CPU it gets one, computed in float32; its dispatch, its checks and its formula for
-the gradient stay PyTorch's. Where code asks for the device, it is told CUDA, and its tensors lie on the CPU. No number
-comes from here that the code under test did not compute.
+Where an operator has no kernel for the CPU it gets one, computed in float32; its dispatch, its checks and its formula
+for the gradient stay PyTorch's. Where code asks for the device, it is told CUDA, and its tensors lie on the CPU.
 """
 
 import atexit
@@ -54,6 +53,9 @@ class OnCPU(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.device:
             return func(*args, **kwargs)
+        if func is torch.Tensor.pin_memory:
+            self.pinned.add(args[0].untyped_storage().data_ptr())
+            return args[0]
         pin, of_cuda = kwargs.pop("pin_memory", False), _is_cuda(kwargs.get("device"))
         result = func(*map(_on_cpu, args), **{name: _on_cpu(value) for name, value in kwargs.items()})
         if pin:
@@ -186,7 +188,7 @@ def _parts(bounds: torch.Tensor) -> Iterator[slice]:
 
 
 def _scores(q, k, v, scale, window_size, is_causal):
-    """Of one row ``[heads, s, s]``, -inf where a position sees nothing; q, k and v ``[heads, s, head_dim]``, float32."""
+    """Of one row ``[heads, s, s]``, -inf for what is not seen, and q, k and v ``[heads, s, head_dim]``; float32."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     groups = q.shape[1] // k.shape[1]
     q, k, v = (x.transpose(0, 1).float() for x in (q, k, v))

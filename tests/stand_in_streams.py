@@ -1,10 +1,10 @@
 """CUDA's streams and events on a CPU: work on a side stream waits as long as it may, and who waits for whom is checked.
 
-The current stream's work is done at once. A copy on another stream is done when something waits for an event behind it,
-so that work that should have waited and did not finds the old numbers. What that cannot show, a copy into memory that
-earlier work still reads, is found by vector clocks: of two accesses to one memory from two streams, one of them a write,
-the later one's stream must have waited for an event after the earlier one. Making a tensor counts as a write: its memory
-may be what earlier work on that stream has just given back.
+The current stream's work is done at once. A copy on another stream is done when something waits for an event behind
+it, so that work that should have waited and did not finds the old numbers. What that cannot show, a copy into what
+earlier work still reads, is found by vector clocks: of two accesses to one memory from two streams, one of them a
+write, the later one's stream must have waited for an event after the earlier one. Making a tensor counts as a write:
+its memory may be what earlier work on that stream has just given back.
 """
 
 import contextlib

@@ -12,6 +12,7 @@ from distill_tune.config.files import local_path
 from distill_tune.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from omegaconf import DictConfig
 
     from distill_tune.data import StepPlan
@@ -77,8 +78,6 @@ def compare_folders(folders: Mapping[str, Path], plan: "StepPlan") -> list[Any]:
         UserError: before any weight is read: a folder's weights are not those of its config; rows have tokens that a
             model lacks or reads otherwise, or are too long for it.
     """
-    import torch
-
     from distill_tune import evaluation, training
 
     opened = {name: ModelFolder.open(folder) for name, folder in folders.items()}
@@ -86,7 +85,7 @@ def compare_folders(folders: Mapping[str, Path], plan: "StepPlan") -> list[Any]:
     for folder in opened.values():
         folder.require_rows(first, plan)
     device = training.find_device("auto")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = dtype_for(device)
     teacher, batches = first.load(device, dtype), list(plan.epoch())
     common_vocab_size = min(folder.vocab_size for folder in opened.values())
     return [
@@ -95,6 +94,14 @@ def compare_folders(folders: Mapping[str, Path], plan: "StepPlan") -> list[Any]:
         )
         for name, folder in opened.items()
     ]
+
+
+def dtype_for(device: "torch.device") -> "torch.dtype":
+    """bf16 on GPUs that compute in it, else fp32."""
+    import torch
+
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float32
 
 
 @dataclasses.dataclass(frozen=True)

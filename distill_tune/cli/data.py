@@ -194,10 +194,12 @@ def _print_row(console: "Console", rows: "TokenisedRows", number: int, tokenizer
 def _print_tokens(console: "Console", tokenizer: Any, tokens: Any, labels: Any, whole: bool) -> None:
     from rich.text import Text
 
+    from distill_tune.data.conversation import IGNORE_INDEX
     from distill_tune.data.readable import pieces, visible
 
     text, colour = Text(), _has_colour(console)
-    for piece in pieces(tokenizer, tokens.tolist(), labels.tolist()):
+    # Nothing stands before the first token from which it could be predicted.
+    for piece in pieces(tokenizer, tokens.tolist(), [IGNORE_INDEX, *labels[1:].tolist()]):
         shown = visible(piece.text if whole else _in_part(piece.text))
         if not piece.learned:
             text.append(shown)

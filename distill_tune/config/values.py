@@ -339,6 +339,12 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
         for key in _FILES:
             if isinstance(component.get(key), str) and not os.path.exists(component[key]):
                 yield f"{name}.{key}={component[key]}: no such file"
+        path = component.get("path")
+        if isinstance(path, str) and os.path.isdir(path) and component["_component_"].startswith("torchtune."):
+            yield (
+                f"{name}.path={path}: is a folder, {component['_component_']} reads a file, such as tokenizer.model; "
+                "distill_tune.data.hf_tokenizer reads folders"
+            )
     is_model = re.fullmatch(r"model|teacher_model(\.\d+)?", name) is not None
     path = component.get("path") if is_model else None
     if isinstance(path, str) and path.endswith(".gguf"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 
 from distill_tune.data.datasets import IGNORE_INDEX
 from distill_tune.models.packed_rows import PackedRows
+from distill_tune.to_device import to_device
 
 
 class Row(NamedTuple):
@@ -35,7 +37,9 @@ class Batch:
     Attributes:
         tokens: ``[1, s]``, int64.
         targets: the token that follows each position, ``[1, s]``, int64; -100 where nothing is to be learned.
+        supervised: which positions carry a target, ``[n]``, int64, ascending.
         lengths: of the rows; they add up to ``s``.
+        num_supervised: of each row; they add up to ``n``.
         teacher: the same answers behind the teacher's own prompts, where it has such; as many supervised positions.
         teacher_ids: of each row, the number of the teacher that it follows.
         places: of each row, its dataset's number and its own in it.
@@ -43,7 +47,9 @@ class Batch:
 
     tokens: torch.Tensor
     targets: torch.Tensor
+    supervised: torch.Tensor
     lengths: tuple[int, ...]
+    num_supervised: tuple[int, ...]
     teacher: "Batch | None" = None
     teacher_ids: tuple[int, ...] = ()
     places: tuple[tuple[int, int], ...] = ()
@@ -53,16 +59,12 @@ class Batch:
         """What the teacher reads."""
         return self.teacher or self
 
-    @property
-    def supervised(self) -> torch.Tensor:
-        """Which positions carry a target, ``[1, s]``, bool."""
-        return self.targets != IGNORE_INDEX
-
     def to(self, device: torch.device) -> "Batch":
         return dataclasses.replace(
             self,
-            tokens=self.tokens.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
+            tokens=to_device(self.tokens, device),
+            targets=to_device(self.targets, device),
+            supervised=to_device(self.supervised, device),
             teacher=None if self.teacher is None else self.teacher.to(device),
         )
 
@@ -76,10 +78,8 @@ class Batch:
         return {"input_pos": rows.positions, "mask": rows}
 
     def teacher_of_supervised(self) -> torch.Tensor:
-        """The number of each supervised position's teacher, ``[n]``."""
-        device = self.tokens.device
-        ids, lengths = (torch.tensor(values, device=device) for values in (self.teacher_ids, self.lengths))
-        return ids.repeat_interleave(lengths)[self.supervised[0]]
+        """The number of each supervised position's teacher, ``[n]``, on the CPU."""
+        return torch.tensor(self.teacher_ids).repeat_interleave(torch.tensor(self.num_supervised))
 
     def rows_of_teacher(self, number: int) -> "Batch":
         """What this teacher reads of the rows that follow it; without such, one position and no target."""
@@ -97,10 +97,16 @@ class Batch:
 
     def _of_rows(self, rows: Sequence[int]) -> "Batch":
         tokens, targets = (x[0].split(list(self.lengths)) for x in (self.tokens, self.targets))
+        supervised = self.supervised.split(list(self.num_supervised))
+        # Where the rows began, and where they will.
+        before = [0, *itertools.accumulate(self.lengths)]
+        after = [0, *itertools.accumulate(self.lengths[row] for row in rows)]
         return Batch(
             torch.cat([tokens[row] for row in rows])[None],
             torch.cat([targets[row] for row in rows])[None],
+            torch.cat([supervised[row] + (start - before[row]) for row, start in zip(rows, after, strict=False)]),
             tuple(self.lengths[row] for row in rows),
+            tuple(self.num_supervised[row] for row in rows),
             None if self.teacher is None else self.teacher._of_rows(rows),
             tuple(self.teacher_ids[row] for row in rows) if self.teacher_ids else (),
             tuple(self.places[row] for row in rows) if self.places else (),
@@ -118,10 +124,13 @@ def joined(rows: Sequence[Row | tuple[torch.Tensor, torch.Tensor]]) -> Batch:
         for row in all_rows
         if row.teacher_tokens is not None and row.teacher_labels is not None
     ]
+    joined_targets = torch.cat(targets).long()
     return Batch(
         torch.cat([row.tokens for row in all_rows]).long()[None],
-        torch.cat(targets).long()[None],
+        joined_targets[None],
+        (joined_targets != IGNORE_INDEX).nonzero()[:, 0],
         tuple(len(row.tokens) for row in all_rows),
+        tuple(int(torch.count_nonzero(of_row != IGNORE_INDEX)) for of_row in targets),
         joined(of_teacher) if of_teacher else None,
         tuple(row.teacher_id for row in all_rows),
         tuple(row.place for row in all_rows) if rows else (),

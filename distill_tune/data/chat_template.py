@@ -77,12 +77,19 @@ class ChatTemplate:
         dropped = _dropped(conversation, missing)
         texts = _texts(marks)
         if all(conversation.learned):
-            return Written(text, [(0, len(text))], texts, dropped)
+            return Written(*self._whole(conversation, marks, text), texts, dropped)
         if self._has_generation_marks:
             learned = self._by_its_own_marks(conversation, marks, generated)
         else:
             learned, text = self._by_habits(conversation, marks, text)
         return Written(text, sorted(learned), texts, dropped)
+
+    def _whole(self, conversation: Conversation, marks: list[tuple[int, Mark]], text: str) -> tuple[str, list[Span]]:
+        """The text with an end where the template leaves the last answer open, and the span of it all."""
+        if not self._has_generation_marks and conversation.turns[-1]["role"] == "assistant":
+            only_last = [False] * (len(conversation.turns) - 1) + [True]
+            _, text = self._by_habits(conversation.with_turns(conversation.turns, only_last), marks, text)
+        return text, [(0, len(text))]
 
     def check(self) -> None:
         """
@@ -100,8 +107,22 @@ class ChatTemplate:
     def end(self) -> str | None:
         """The token that ends an answer, where the template writes one: where the model is to stop."""
         self.check()
-        written = next(self._special_pieces(after_last(self._plain, probe("user", "assistant"))), None)
-        return written if written or self._has_generation_marks else self._end_of_open_answer
+        turns = probe("user", "assistant")
+        after = after_last(self._plain, turns)
+        if self._has_generation_marks:  # where they leave the end out, it is not learned
+            written = self.written(Conversation(tuple(turns), (False, True)))
+            learned = "".join(written.text[start:stop] for start, stop in written.learned)
+            after = learned.rpartition(turns[-1]["content"])[2]
+        if end := next(self._special_pieces(after), None):
+            return end
+        return None if after.strip() or self._has_generation_marks else self._end_of_open_answer
+
+    @property
+    def spelled_end(self) -> str | None:
+        """What the template writes first behind an answer, in the form of a token, whether or not it is one."""
+        after = after_last(self._plain, probe("user", "assistant"))
+        first = next((piece for piece in pieces(after) if piece.strip()), "")
+        return first if len(first) > 1 else None
 
     # ---- Rendering
 
@@ -225,6 +246,11 @@ class ChatTemplate:
                 turn += 1  # an answer without text
             if conversation.learned[turn] and is_answer[turn]:
                 learned.append((start, stop))
+        # Turns of others that are learned, which the template does not mark, by their texts.
+        for turn, is_learned in enumerate(conversation.learned):
+            places = [place for place, owner in of_turns if owner == turn]
+            if is_learned and not is_answer[turn] and places:
+                learned.append((places[0], places[-1]))
         written = {turn for _, turn in of_turns}
         for turn in _answers(conversation):
             if turn not in written and _has_text(conversation.turns[turn]):

@@ -299,4 +299,5 @@ def _turns(row: Row, column: str | None) -> tuple[list[MarkedTurn], int]:
 
 def _require_train_on(train_on: str, known: Sequence[str]) -> None:
     if train_on not in known:
-        raise UserError(f"dataset.train_on={train_on}: must be one of {', '.join(known)}")
+        also = "; distill_tune.data.chat knows marked, too" if train_on == "marked" else ""
+        raise UserError(f"dataset.train_on={train_on}: must be one of {', '.join(known)}{also}")

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy
-import torch
 
 from distill_tune.data.augmentation import Augmentations
 from distill_tune.data.batch import Batch, Row, joined
@@ -262,4 +261,4 @@ class StepPlan:
 
 def num_supervised(batches: Sequence[Batch]) -> int:
     """Supervised tokens in some micro-batches."""
-    return int(sum(torch.count_nonzero(batch.supervised) for batch in batches))
+    return sum(len(batch.supervised) for batch in batches)

@@ -89,7 +89,12 @@ def _prepare(
             f"dataset: {rows.num_bad} bad rows; mend them, or leave them out with on_bad_row=skip{_shown_faults(rows)}"
         )
     if len(rows) == 0:
-        cut = f" ({rows.num_cut} whose answer max_seq_len={max_seq_len} cuts away)" if rows.num_cut else ""
+        cut = (
+            f" ({rows.num_cut} whose answer max_seq_len={max_seq_len} cuts away: raise tokenizer.max_seq_len, or "
+            "shorten what stands before the answers)"
+            if rows.num_cut
+            else ""
+        )
         raise UserError(f"dataset {_name(entry)}: has no row to train on{cut}{_shown_faults(rows)}")
     return dataclasses.replace(rows, packed=is_packed)
 

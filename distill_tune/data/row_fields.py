@@ -89,16 +89,14 @@ def column_names(column_map: Mapping[str, str] | None, known: Sequence[str]) -> 
 def first_column(row: Row, names: Sequence[str]) -> str | None:
     """The first of these columns in which the row has something; else the first that it has."""
     there = [name for name in names if name in row]
-    return next((name for name in there if dict.get(row, name) is not None), there[0] if there else None)
+    return next((name for name in there if dict.get(row, name) not in _EMPTY), there[0] if there else None)
 
 
 def text_field(row: Row, column: str | None, candidates: Sequence[str], meaning: str) -> str:
     name = column or first_column(row, candidates)
     if name is None:
-        has = ", ".join(map(str, row))
-        if "messages" in row or "conversations" in row:
-            raise RowError(f"no field {' or '.join(candidates)}; it has {has}: take distill_tune.data.chat")
-        raise RowError(f"no field {' or '.join(candidates)}; it has {has}: name it with column_map: {{{meaning}: ...}}")
+        has, what = ", ".join(map(str, row)), _reader_of(row) or f"name it with column_map: {{{meaning}: ...}}"
+        raise RowError(f"no field {' or '.join(candidates)}; it has {has}: {what}")
     return text_in(row, name)
 
 
@@ -120,5 +118,16 @@ def optional_text(row: Row, name: str) -> str:
 
 def field_in(row: Row, name: str) -> Any:
     if name not in row:
-        raise RowError(f"no field {name}; it has {', '.join(map(str, row))}")
+        reader = _reader_of(row) if name in ("messages", "text") else ""  # the names that are looked for by themselves
+        what = f": {reader}" if reader else ""
+        raise RowError(f"no field {name}; it has {', '.join(map(str, row))}{what}")
     return row[name]
+
+
+def _reader_of(row: Row) -> str:
+    """The component that rows with such fields are for; empty where they do not say."""
+    if "messages" in row or "conversations" in row:
+        return "take distill_tune.data.chat"
+    if "instruction" in row and "output" in row:
+        return "take distill_tune.data.instruct"
+    return ""

@@ -130,13 +130,21 @@ def _is_json_lines(text: str, ending: str | None) -> bool:
     if ending != ".json":
         return True
     line, *more = text.strip().split("\n", 1)
-    if not line.startswith("{") or not more:
+    if not line.startswith("{"):
         return False
     try:
-        json.loads(line)
+        row = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return True
+    return bool(more) or not any(map(_is_list_of_rows, row.values()))
+
+
+_OF_A_TURN = {"role", "from"}
+
+
+def _is_list_of_rows(value: Any) -> bool:
+    """Of an object that is the whole file: whether the rows are in it, rather than itself one."""
+    return isinstance(value, list) and any(isinstance(item, dict) and not _OF_A_TURN & item.keys() for item in value)
 
 
 def _read_json(file: Path, text: str, field: str | None) -> Iterator[LocatedRow]:

@@ -17,6 +17,7 @@ import distill_tune
 from distill_tune.config.trust import KNOWN, is_known
 from distill_tune.config.values import components_of
 from distill_tune.data.dates import today
+from distill_tune.data.tokenizer import model_folder_of
 from distill_tune.disk import digest
 
 # Of a tokenizer's folder: vocabularies, merges, templates and every config, but not the weights that lie beside them.
@@ -73,8 +74,8 @@ def _files_of_tokenizer(config: DictConfig) -> list[Path]:
     for path in _paths(config):
         if path.is_file():
             files.add(path)
-        folder = path if path.is_dir() else path.parent
-        if path.exists():
+        folders = {path if path.is_dir() else path.parent, model_folder_of(path)}
+        for folder in filter(Path.is_dir, folders):
             inside = [*folder.iterdir(), *(folder / _TEMPLATES).glob("*")]
             files |= {file for file in inside if file.suffix in _SUFFIXES and not file.name.endswith(".index.json")}
     return sorted(file for file in files if file.is_file())

@@ -1,18 +1,22 @@
 """The tokenizer of a Hugging Face folder, with its chat template, as transformers makes it of all its files."""
 
 import functools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.chat_template import ChatTemplate, Span
 from distill_tune.data.conversation import IGNORE_INDEX, Conversation, Tokens, Turn
 from distill_tune.data.sources import RowError
 from distill_tune.errors import UserError
+from distill_tune.models.tokenizer_files import VOCABULARIES, files_of
 
 from torchtune.data import Message
 
@@ -36,6 +40,7 @@ class HFTokenizer:
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        _keep_offsets_whole(self._tokenizer)
         self._template = ChatTemplate(tokenizer, chat_template_kwargs or {}, f"tokenizer.path={folder}")
 
     @property
@@ -65,6 +70,15 @@ class HFTokenizer:
         """The token that the chat template ends an answer with; None where that is no token."""
         end = self._template.end
         return self.transformers_tokenizer.convert_tokens_to_ids(end) if end else None
+
+    @property
+    def spelled_end(self) -> str | None:
+        """What looks like a token at the end of an answer, where the tokenizer has no such token."""
+        return None if self._template.end else self._template.spelled_end
+
+    def without_arguments(self) -> "HFTokenizer":
+        """The same without ``chat_template_kwargs``."""
+        return HFTokenizer(self.folder, self.transformers_tokenizer, self.max_seq_len, None)
 
     def check_chat_template(self) -> None:
         """
@@ -154,9 +168,7 @@ def hf_tokenizer(
     """
     if taken := [name for name in chat_template_kwargs or {} if name in _OF_THE_RENDERER]:
         raise UserError(f"tokenizer.chat_template_kwargs.{taken[0]}: the template is given the row's own; leave it out")
-    folder = Path(os.path.expanduser(path))
-    if folder.suffix in (".json", ".model"):
-        folder = folder.parent.parent if folder.parent.name == "original" else folder.parent
+    folder = model_folder_of(Path(os.path.expanduser(path)))
     tokenizer = _from_folder(path, folder)
     if chat_template is not None:
         file = Path(os.path.expanduser(chat_template))
@@ -167,18 +179,25 @@ def hf_tokenizer(
     return HFTokenizer(folder, tokenizer, max_seq_len, chat_template_kwargs)
 
 
+def model_folder_of(path: Path) -> Path:
+    """The folder that a path means, which may name a file of it: tokenizer.json, or original/tokenizer.model."""
+    if path.suffix not in (".json", ".model"):
+        return path
+    return path.parent.parent if path.parent.name == "original" else path.parent
+
+
 def _from_folder(path: str, folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     if not folder.is_dir():
         raise UserError(f"tokenizer.path={path}: no such folder")
+    if not files_of(folder, VOCABULARIES):  # of its settings alone transformers makes one that knows no text
+        raise UserError(f"tokenizer.path={path}: the folder has no tokenizer.json; is the download complete?")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises plain Exception for a broken file
         reason = " ".join(str(error).split())[:300]
-        if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-            reason = "the folder has no tokenizer.json"
-        raise UserError(f"tokenizer.path={path}: cannot be read: {reason}") from error
+        raise UserError(f"tokenizer.path={path}: cannot be read: {reason}; is the download complete?") from error
     if not tokenizer.is_fast:
         raise UserError(
             f"tokenizer.path={path}: transformers reads it as {type(tokenizer).__name__}, which does not say where in "
@@ -187,6 +206,18 @@ def _from_folder(path: str, folder: Path) -> Any:
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer.path={path}: no end-of-sequence token: tokenizer_config.json names no eos_token")
     return tokenizer
+
+
+def _keep_offsets_whole(tokenizer: Any) -> None:
+    """Have it say of white space, too, where it stands: a post-processor that trims offsets would leave it out.
+
+    The ids are the same.
+    """
+    settings = "" if tokenizer.post_processor is None else tokenizer.post_processor.__getstate__().decode()
+    if '"trim_offsets":true' in settings:
+        other = json.loads(Tokenizer(BPE()).to_str())
+        other["post_processor"] = json.loads(settings.replace('"trim_offsets":true', '"trim_offsets":false'))
+        tokenizer.post_processor = Tokenizer.from_str(json.dumps(other)).post_processor
 
 
 def _touched(offsets: numpy.ndarray, spans: Sequence[Span], length: int) -> numpy.ndarray:

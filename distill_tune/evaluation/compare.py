@@ -61,7 +61,7 @@ def compare(
         hidden_states, seconds = _hidden_states(model, batches, device)
         cross_entropy = 0.0
         for hidden, batch in zip(hidden_states, batches, strict=True):
-            targets = batch.targets[batch.supervised].to(device).split(_CHUNK_ROWS)
+            targets = batch.targets[0, batch.supervised].to(device).split(_CHUNK_ROWS)
             for logits, wanted in zip(_logits(model, hidden), targets, strict=True):
                 cross_entropy += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").item()
     num_tokens = sum(map(len, hidden_states))
@@ -99,12 +99,17 @@ def _hidden_states(
     batches = [batch.to(device) for batch in batches]
     model(batches[0].tokens, **batches[0].attention())  # the first call is slower
     hidden_states = []
-    started = time.perf_counter()
+    started = _seconds(device)
     for batch in batches:
-        hidden_states.append(model(batch.tokens, **batch.attention())[batch.supervised])
+        hidden_states.append(model(batch.tokens, **batch.attention())[0, batch.supervised])
+    return hidden_states, _seconds(device) - started
+
+
+def _seconds(device: torch.device) -> float:
+    """The time when all that was begun on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return hidden_states, time.perf_counter() - started
+    return time.perf_counter()
 
 
 def _logits(model: TransformerDecoder, hidden: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -76,7 +76,7 @@ class HiddenLoss:
         Args:
             student_layers: ``[s, d_s]`` for each pair.
             signal: with the teacher's ``[s_t, d_t]`` for each pair, and which of their positions are supervised.
-            supervised: ``[s]``, bool, as many as the teacher has.
+            supervised: which of the student's positions are, ``[n]``, int64, as many as the teacher has.
             projectors: from d_s to d_t, for each pair.
         """
         total = torch.zeros((), device=supervised.device)

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from distill_tune.losses.projection import Projection
+from distill_tune.to_device import to_device
 
 
 class TeacherSignal(Protocol):
@@ -45,7 +46,7 @@ class HiddenStates:
 
     Attributes:
         layers: further hidden states, ``[s, d]`` each, for a :class:`~distill_tune.losses.HiddenLoss`.
-        supervised: which of their positions the ``n`` are, ``[s]``, bool.
+        supervised: which of their positions the ``n`` are, int64.
     """
 
     hidden: torch.Tensor
@@ -150,7 +151,7 @@ class TeacherOfEachRow:
 
     Attributes:
         signals: of the teachers, each for its own rows in their order.
-        owned: of each teacher, which rows these are, ascending.
+        owned: of each teacher, which rows these are, ascending, int64, on the CPU.
     """
 
     signals: Sequence[TeacherSignal]
@@ -171,12 +172,12 @@ class TeacherOfEachRow:
     def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor:
         out = None
         for signal, rows in zip(self.signals, self.owned, strict=True):
-            bounds = torch.tensor([start, stop], device=rows.device)
-            first, last = torch.searchsorted(rows, bounds).tolist()
+            first, last = torch.searchsorted(rows, torch.tensor([start, stop])).tolist()
             logits = capped(signal.logits(first, last, signal.memory(last - first)), signal.softcap)
             if out is None:
                 out = logits.new_empty(stop - start, self.vocab_size, dtype=torch.float32)
-            out[rows[first:last] - start] = logits[:, : self.vocab_size].float()
+            here = to_device(rows[first:last] - start, out.device)
+            out[here] = logits[:, : self.vocab_size].float()
         assert out is not None
         return out
 

@@ -13,6 +13,7 @@ from distill_tune.config.components import instantiate
 from distill_tune.errors import UserError
 from distill_tune.models.adapters import adapter_names, initial_values
 from distill_tune.models.attention import Attention
+from distill_tune.models.builders import from_hf
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import conversion_of
 from distill_tune.models.parameters import named_parameters
@@ -81,10 +82,25 @@ def _fits_not(key: str, checkpoint: Checkpoint) -> str:
 def checked_on_meta(
     key: str, component: DictConfig, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32
 ) -> TransformerDecoder:
-    """:func:`build_on_meta`, then :func:`check_fit`."""
+    """:func:`build_on_meta`, then :func:`check_fit`; of torchtune's builders also config.json, which is exported."""
     model = build_on_meta(key, component, dtype)
     check_fit(key, model, checkpoint)
+    if not hasattr(model, "decoder_config"):
+        _check_own_config(checkpoint)
     return model
+
+
+def _check_own_config(checkpoint: Checkpoint) -> None:
+    """
+    Raises:
+        UserError: the checkpoint's config.json is of other weights.
+    """
+    try:
+        with torch.device("meta"):
+            described = from_hf(str(checkpoint.folder))
+    except UserError:  # an architecture that torchtune alone knows
+        return
+    check_fit(f"{checkpoint.folder / 'config.json'}, with which others open them,", described, checkpoint)
 
 
 def require_rows(key: str, model: TransformerDecoder, longest: int, largest_token: int) -> None:
@@ -96,7 +112,7 @@ def require_rows(key: str, model: TransformerDecoder, longest: int, largest_toke
     if longest > model.max_seq_len:
         raise UserError(
             f"dataset: its longest sequence has {longest} tokens, {key} reads {model.max_seq_len} at most; "
-            f"set tokenizer.max_seq_len={model.max_seq_len}"
+            f"cut rows there with tokenizer.max_seq_len={model.max_seq_len}, or raise {key}.max_seq_len"
         )
 
 

@@ -8,9 +8,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.models.block_mask import block_mask
+from distill_tune.to_device import to_device
 
 from torchtune.models.gemma2._attention import Gemma2Attention
 from torchtune.modules import MultiHeadAttention
@@ -36,8 +38,9 @@ class PackedRows:
     @torch.inference_mode(False)  # a teacher may ask first; the student saves these for its gradient
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.lengths = tuple(lengths)
-        self.boundaries = torch.tensor([0, *lengths]).cumsum(0).to(device=device, dtype=torch.int32)
-        self.positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device)
+        boundaries = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+        self.boundaries = to_device(boundaries, device)
+        self.positions = to_device(torch.cat([torch.arange(length) for length in lengths])[None], device)
         self.longest = max(lengths)
         self._block_masks: dict[int | None, BlockMask] = {}
 
@@ -45,29 +48,15 @@ class PackedRows:
     @torch.inference_mode(False)  # as above
     def dense(self) -> torch.Tensor:
         """``[1, s, s]``, bool."""
-        row = self._row_of_each_token()
-        return torch.eq(row[:, None], row[None]).tril_()[None]
+        starts = (self.positions[0] == 0).cumsum(0)
+        return torch.eq(starts[:, None], starts[None]).tril_()[None]
 
     def block_mask(self, window: int | None) -> BlockMask:
         """For flex attention; made once for all layers with this window."""
         if window not in self._block_masks:
-            self._block_masks[window] = self._make_block_mask(window)
+            with torch.inference_mode(False):  # as above
+                self._block_masks[window] = block_mask(self.lengths, window, self.positions.device)
         return self._block_masks[window]
-
-    @torch.inference_mode(False)  # as above
-    def _make_block_mask(self, window: int | None) -> BlockMask:
-        row = self._row_of_each_token()
-
-        def seen(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-            near = (q >= k) & (row[q] == row[k])
-            return near if window is None else near & (q - k < window)
-
-        s = len(row)
-        return create_block_mask(seen, None, None, s, s, device=str(row.device))
-
-    def _row_of_each_token(self) -> torch.Tensor:
-        lengths = self.boundaries.diff()
-        return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
 
 
 def attend(

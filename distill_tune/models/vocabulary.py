@@ -16,6 +16,7 @@ from distill_tune.models.tokenizer_files import open_tokenizer
 from torchtune.modules import TransformerDecoder
 
 _SHOWN = 3
+_SENTENCE = "The weather was fine, so we went for a walk along the river and had lunch at home."
 _TIKTOKEN = "original"  # where the folders of Llama keep Meta's own files
 _ANOTHER = 0.01  # of the ordinary tokens; a tokenizer that differs in more is another one
 
@@ -168,11 +169,35 @@ def check_own_tokens(student: Path, tokenizer: Any, used: numpy.ndarray) -> None
         UserError: the rows are written with another tokenizer than the student's altogether.
     """
     rows = written_by(tokenizer)
-    if rows is None or tokenizer.folder.resolve() == student.resolve() or (its := Vocabulary.of(student)) is None:
+    if rows is None:
+        _check_words(student, tokenizer)
+        return
+    if tokenizer.folder.resolve() == student.resolve() or (its := Vocabulary.of(student)) is None:
         return
     told = f"tokenizer.path={tokenizer.folder}: is not the tokenizer of the student {student}"
     if found := _used(rows.require_same_ordinary(its, told), used):
         print(f"tokens of the rows that the student {student} knows otherwise, and learns anew: {found}")
+
+
+def _check_words(student: Path, tokenizer: Any) -> None:
+    """Of a tokenizer that is not transformers': whether it writes a sentence as the student's own does.
+
+    Raises:
+        UserError: it does not.
+    """
+    if (own := open_tokenizer(student)) is None or not hasattr(tokenizer, "encode"):
+        return
+    wanted = own.encode(_SENTENCE, add_special_tokens=False)
+    try:
+        found = tokenizer.encode(_SENTENCE, add_bos=False, add_eos=False)
+    except TypeError:  # a tokenizer of the user's own with another signature
+        return
+    same = sum(mine == its for mine, its in zip(reversed(found), reversed(wanted), strict=False))
+    if 2 * same < len(wanted):  # some differ in how a text begins
+        raise UserError(
+            f"tokenizer: {type(tokenizer).__name__} writes {_SENTENCE!r} as {found}, the tokenizer of the student "
+            f"{student} as {wanted}; take its own: distill_tune.data.hf_tokenizer with path={student}"
+        )
 
 
 def written_by(tokenizer: Any) -> Vocabulary | None:

@@ -19,6 +19,7 @@ from distill_tune.losses.signals import capped
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.teachers.hf_folder import HuggingFaceFolder
 from distill_tune.teachers.teacher import Shard, Teacher
+from distill_tune.to_device import to_device
 
 from torchtune.modules import TransformerDecoder
 
@@ -131,13 +132,15 @@ class HuggingFace(Teacher):
         batch = batch.for_teacher
         rows = batch.tokens[0].split(list(batch.lengths))
         tokens = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # [b, s]
-        lengths = torch.tensor(batch.lengths, device=tokens.device)
-        mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        out = self._decoder(tokens, attention_mask=mask.long(), output_hidden_states=bool(self._layers))
-        hidden, supervised = out.last_hidden_state[mask], batch.supervised[0]  # [s, d], [s]
-        layers = [out.hidden_states[layer][mask] for layer in self._layers]
-        hidden = hidden[supervised]
-        return HiddenStates(hidden if self._scale == 1 else hidden * self._scale, self._projection, layers, supervised)
+        lengths, width = torch.tensor(batch.lengths), tokens.shape[1]
+        is_token = torch.arange(width) < lengths[:, None]  # [b, s]
+        places = to_device(is_token.flatten().nonzero()[:, 0], tokens.device)  # of the batch's tokens
+        mask = to_device(is_token.long(), tokens.device)
+        out = self._decoder(tokens, attention_mask=mask, output_hidden_states=bool(self._layers))
+        layers = [out.hidden_states[layer].flatten(0, 1)[places] for layer in self._layers]
+        hidden = out.last_hidden_state.flatten(0, 1)[places[batch.supervised]]
+        hidden = hidden if self._scale == 1 else hidden * self._scale
+        return HiddenStates(hidden, self._projection, layers, batch.supervised)
 
 
 def _decoder_of(model: Any) -> Any:

@@ -15,7 +15,7 @@ from distill_tune.models.adapter_folder import adapter_file, has_adapter, has_le
 from distill_tune.models.decoder_config import read_config_json
 from distill_tune.models.hf_names import what_it_is
 from distill_tune.models.loading import some_names
-from distill_tune.models.quantisation import packages_for, quantisation_of
+from distill_tune.models.quantisation import packages_for, quantisation_of, require_plain
 from distill_tune.models.weight_files import WeightFiles, weight_files
 
 _KEY = "teacher_model.path"
@@ -92,11 +92,7 @@ class HuggingFaceFolder:
         from transformers import AutoModelForCausalLM
 
         headers = WeightFiles(_KEY, weight_files(_KEY, self.base)).headers()
-        if whole := next((name for name, w in headers.items() if _is_integer_weight(name, w)), None):
-            raise UserError(
-                f"{_KEY}={self._path}: is quantised ({whole} is {headers[whole].dtype}), and config.json has no "
-                "quantization_config that says how; take the folder that it was made from"
-            )
+        require_plain(_KEY, self.base, {}, headers)
         with self._told(), _silent(bar=False):
             with torch.device("meta"):
                 shape: Any = AutoModelForCausalLM.from_config(self.config)
@@ -184,10 +180,6 @@ class HuggingFaceFolder:
 def _require_package(path: Path, name: str, told: str, wanted: str) -> None:
     if importlib.util.find_spec(name) is None:
         raise UserError(f"{_KEY}={path}: {told}; pip install {wanted}")
-
-
-def _is_integer_weight(name: str, weight: torch.Tensor) -> bool:
-    return name.endswith(".weight") and not weight.is_floating_point()
 
 
 @contextlib.contextmanager

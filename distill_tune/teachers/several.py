@@ -62,7 +62,7 @@ class SeveralTeachers(Teacher):
 
     def _of_each_row(self, batch: Batch) -> TeacherOfEachRow:
         signals, owned = [], []
-        owners = batch.teacher_of_supervised()  # [n]
+        owners = batch.teacher_of_supervised()  # [n], on the CPU
         for number, teacher in enumerate(self._teachers):
             # Also where no row is its own: of sharded teachers every rank has to run each.
             signals.append(teacher(batch.rows_of_teacher(number)))

@@ -9,7 +9,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def find_device(name: str) -> torch.device:
-    """The device that a config names; ``auto`` is CUDA, else MPS, else the CPU.
+    """The device that a config names; ``auto`` is CUDA, else MPS, else the CPU. Of CUDA it has a number.
 
     Raises:
         UserError: it is not there.
@@ -26,6 +26,7 @@ def find_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device={name}: there is no MPS device here; take device=cpu")
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)  # without a number it cannot be set
         torch.cuda.set_device(device)
     return device
 

@@ -5,12 +5,13 @@ Every function does the plain thing where there is only one process, so both rec
 
 import contextlib
 import itertools
+import math
 import os
 import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from distill_tune.config.launch import process_environment
 from distill_tune.config.waiting import tell_when_a_step_lasts
 from distill_tune.errors import UserError
+from distill_tune.to_device import to_device
 from distill_tune.training.device import find_device
 
 Value = TypeVar("Value")
@@ -175,17 +177,26 @@ def require_same_on_all_ranks(key: str, found: Mapping[str, Any]) -> None:
         raise UserError(f"{key}: {socket.gethostname()} has other data than rank 0: {', '.join(differ)}")
 
 
-def sum_over_ranks(*values: torch.Tensor) -> list[float]:
-    """Each scalar's sum over all ranks."""
-    stacked = torch.stack([value.detach().float() for value in values])
+def reduced_over_ranks(
+    sums: Sequence[torch.Tensor | float], most: Sequence[torch.Tensor | float] = ()
+) -> tuple[list[float], list[float]]:
+    """Of each scalar its sum over all ranks, or of each of ``most`` the largest of any rank, in one exchange."""
+    values = [*sums, *most]
+    device = next((value.device for value in values if isinstance(value, torch.Tensor)), torch.device("cpu"))
+    # float64 holds a number of bytes, or of tokens, as it is.
+    scalars = [torch.as_tensor(value).detach().to(torch.float64) for value in values]
+    stacked = torch.stack([to_device(scalar, device) for scalar in scalars])
+    of_ranks = [stacked]
     if dist.is_initialized():
-        dist.all_reduce(stacked)
-    return stacked.tolist()
+        of_ranks = [torch.empty_like(stacked) for _ in range(num_ranks())]
+        dist.all_gather(of_ranks, stacked)
+    columns = list(zip(*torch.stack(of_ranks).tolist(), strict=True))
+    return [sum(column) for column in columns[: len(sums)]], [_largest(column) for column in columns[len(sums) :]]
 
 
-def most_of_ranks(*values: int) -> list[int]:
-    """Of each value the largest of any rank."""
-    return [max(of_ranks) for of_ranks in zip(*on_all_ranks(values), strict=True)]
+def _largest(values: Sequence[float]) -> float:
+    """Where one is no number, that."""
+    return next((value for value in values if math.isnan(value)), max(values))
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -93,6 +93,16 @@ def describe_ends(
     """
     exported = exported_stops(tokenizer, student, vocab_size)  # whose faults are found before anything loads
     end = answer_end(tokenizer)
+    if end is None and (spelled := getattr(tokenizer, "spelled_end", None)):
+        pieces = tokenizer.transformers_tokenizer.encode(spelled, add_special_tokens=False)
+        if numpy.isin(pieces, used).all():  # else the rows are plain text
+            why = f"which is no token of this tokenizer but {len(pieces)}: name the template that it was made with"
+            if len(pieces) == 1:
+                why = "which its {% generation %} marks leave out: move {% endgeneration %} behind it"
+            return (
+                f"tokenizer.path={tokenizer.folder}: the student will not learn where to stop, for the chat template "
+                f"ends answers in {spelled}, {why}"
+            )
     found = {where: stops for where, stops in _elsewhere(tokenizer, student, teachers) if end not in stops}
     if end is None or end not in used or not found:  # plain text ends with eos
         return None

@@ -51,8 +51,10 @@ def check_tokenizer(
 
 
 def describe_prompt(tokenizer: Any, folder: Path) -> str | None:
-    """A line where a tokenizer of torchtune's writes another prompt than the chat template of the student's folder."""
-    if isinstance(tokenizer, HFTokenizer) or not getattr(open_tokenizer(folder), "chat_template", None):
+    """A line where the rows' prompt is another than the one that the exported folder writes of itself."""
+    if isinstance(tokenizer, HFTokenizer):
+        return _describe_arguments(tokenizer)
+    if not getattr(open_tokenizer(folder), "chat_template", None):
         return None
     try:
         written, exported = tokenise(tokenizer, QUESTION), tokenise(hf_tokenizer(str(folder)), QUESTION)
@@ -64,4 +66,18 @@ def describe_prompt(tokenizer: Any, folder: Path) -> str | None:
     return (
         f"tokenizer: {type(tokenizer).__name__} writes other prompts than the chat template of {folder}, which model/ "
         f"carries: take distill_tune.data.hf_tokenizer with path={folder} to train on those that will be asked"
+    )
+
+
+def _describe_arguments(tokenizer: HFTokenizer) -> str | None:
+    question = [QUESTION.turns[0]]
+    try:
+        written, plain = tokenizer.prompt(question), tokenizer.without_arguments().prompt(question)
+    except (RowError, UserError):  # a template that needs them
+        return None
+    if written == plain:
+        return None
+    return (
+        f"tokenizer.chat_template_kwargs: the rows' prompts end in {tokenizer.decode(written[-8:], False)!r}, those of "
+        f"model/ without them in {tokenizer.decode(plain[-8:], False)!r}: give them whenever the student is asked"
     )

@@ -54,6 +54,11 @@ OURS, THEIRS, CHAT = "distill_tune.data.instruct", "torchtune.datasets.alpaca_da
         (THEIRS, {"instruction": "a", "input": ""}, "no field output"),
         (THEIRS, {"instruction": "a", "output": 5}, "cannot be used: "),
         (CHAT, {"message": []}, "no field messages; it has message"),
+        (
+            CHAT,
+            {"instruction": "a", "output": "b"},
+            "no field messages; it has instruction, output: take distill_tune.data.instruct",
+        ),
         (CHAT, {"messages": "hello"}, "messages must be a list of turns, found str 'hello'"),
         (
             CHAT,
@@ -130,7 +135,7 @@ def test_an_answer_that_max_seq_len_cuts_away_is_counted_and_skipped(prepare, tm
     rows = prepare(OURS, source=jsonl(tmp_path / "rows.jsonl", GOOD, long))
     assert (len(rows), rows.num_cut) == (1, 1)
     assert "1 rows left out whose answer max_seq_len cuts away" in describe_rows([rows])
-    with pytest.raises(UserError, match=r"has no row to train on \(1 whose answer max_seq_len=64 cuts away\)"):
+    with pytest.raises(UserError, match=r"has no row to train on \(1 whose answer max_seq_len=64 cuts away: raise"):
         prepare(OURS, source=jsonl(tmp_path / "long.jsonl", long))
 
 

@@ -221,6 +221,37 @@ def test_turns_that_are_not_learned_are_read():
     assert "Say yes" in tokenizer.decode(question.labels[question.labels != IGNORE_INDEX])
 
 
+def test_an_end_outside_of_the_marks_is_none_that_is_learned():
+    marked = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content }}END{% endgeneration %}OUT\n{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    inside = tokenizer_of(marked.replace("END", "<|im_end|>").replace("OUT", ""))
+    outside = tokenizer_of(marked.replace("OUT", "<|im_end|>").replace("END", ""))
+    assert (inside._template.end, outside._template.end) == ("<|im_end|>", None)
+    assert (inside.spelled_end, outside.spelled_end) == (None, "<|im_end|>")
+
+
+def test_where_all_is_learned_an_open_answer_gets_its_end():
+    tokenizer = tokenizer_of((templates_folder() / "glm4moe.jinja").read_text(encoding="utf-8"))
+    turns = [user("Hi"), assistant("Yo")]
+    everything = tokenizer._template.written(Conversation(tuple(turns), (True, True)))
+    (answer,), _ = learned(tokenizer, turns)
+    assert answer.endswith("<|user|>")
+    assert everything.text.endswith(answer)
+    assert everything.learned == [(0, len(everything.text))]
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen2_5_training"])
+def test_a_question_is_learned_where_a_row_says_so_with_marks_and_without(name):
+    tokenizer = tokenizer_of((templates_folder() / f"{name}.jinja").read_text(encoding="utf-8"))
+    turns = (user("a"), assistant("b"), user("Where is 0?"), assistant("c"))
+    written = tokenizer._template.written(Conversation(turns, (False, False, True, True)))
+    texts = [written.text[start:stop].strip() for start, stop in written.learned]
+    assert texts == ["Where is 0?", "c<|im_end|>"]
+
+
 def test_the_texts_of_turns_are_told_from_what_the_template_writes():
     tokenizer = tokenizer_of((templates_folder() / "qwen2_5.jinja").read_text(encoding="utf-8"))
     row = tokenizer.tokenise_conversation(conversation_of([system("Be brief."), user("你好"), assistant("a b")]))

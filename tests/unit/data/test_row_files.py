@@ -175,3 +175,16 @@ def test_a_number_that_is_too_long_is_a_fault_of_its_row(tmp_path):
     with pytest.raises(RowError, match="cannot be read: Exceeds the limit"):
         rows[0]
     assert rows[1] == {"n": 1}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "a", "output": "b", "tags": ["c"]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    ],
+)
+def test_a_json_file_of_one_line_is_one_row(tmp_path, row):
+    (tmp_path / "rows.json").write_text(json.dumps(row))
+    assert list(load_dataset(str(tmp_path / "rows.json"))) == [row]
+    assert datasets.load_dataset("json", data_files=str(tmp_path / "rows.json"), split="train").num_rows == 1

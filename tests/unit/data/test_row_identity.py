@@ -42,7 +42,7 @@ def identity(folder, dataset=OURS, **tokenizer):
     return identity_of(OmegaConf.create(dataset), OmegaConf.create(tokenizer))
 
 
-@pytest.mark.parametrize("named", ["", "tokenizer.json"])
+@pytest.mark.parametrize("named", ["", "tokenizer.json", "original/tokenizer.model"])
 @pytest.mark.parametrize(
     "name",
     [
@@ -59,6 +59,8 @@ def identity(folder, dataset=OURS, **tokenizer):
     ],
 )
 def test_every_file_of_the_tokenizer_counts_be_its_path_the_folder_or_a_file(folder, name, named):
+    (folder / "original").mkdir()
+    (folder / "original" / "tokenizer.model").write_text("Meta's own")
     before = identity(folder / named)
     assert identity(folder / named) == before
     (folder / name).parent.mkdir(exist_ok=True)

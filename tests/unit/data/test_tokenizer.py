@@ -63,6 +63,10 @@ def test_broken_or_missing_files_are_named(folder, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(UserError, match="has no tokenizer"):
         hf_tokenizer(str(empty))
+    (empty / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text())
+    with pytest.raises(UserError, match="has no tokenizer"):  # of which transformers makes one without a vocabulary
+        hf_tokenizer(str(empty))
+    (empty / "tokenizer_config.json").unlink()
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         hf_tokenizer(str(folder))
@@ -149,3 +153,13 @@ def test_arguments_that_the_template_is_given_anyway_are_refused(folder):
         UserError, match=r"tokenizer\.chat_template_kwargs\.messages: the template is given the row's own"
     ):
         hf_tokenizer(str(folder), chat_template_kwargs={"messages": []})
+
+
+def test_white_space_is_learned_also_where_the_folder_trims_offsets(folder):
+    messages = [Message("user", "hello", masked=True), Message("assistant", "def f(x):\n    return  x\n")]
+    whole = hf_tokenizer(str(folder)).tokenize_messages(messages)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    trimming = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    for post_processor in (trimming, {"type": "Sequence", "processors": [trimming]}):
+        (folder / "tokenizer.json").write_text(json.dumps(content | {"post_processor": post_processor}))
+        assert hf_tokenizer(str(folder)).tokenize_messages(messages) == whole

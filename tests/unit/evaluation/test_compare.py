@@ -27,7 +27,7 @@ def batches():
 def whole_logits(model, batches):
     """Row by row, as the model is without any packing."""
     rows = [row for batch in batches for row in batch.tokens[0].split(batch.lengths)]
-    supervised = torch.cat([batch.supervised[0] for batch in batches])
+    supervised = torch.cat([batch.targets[0] != -100 for batch in batches])
     return torch.cat([model(row[None])[0] for row in rows])[supervised]
 
 
@@ -36,7 +36,7 @@ def test_the_measures_are_those_of_whole_logits(batches):
     student, teacher = build(1), build(2)
     with torch.no_grad():
         logits, teacher_logits = whole_logits(student, batches), whole_logits(teacher, batches)
-    targets = torch.cat([batch.targets[batch.supervised] for batch in batches])
+    targets = torch.cat([batch.targets[0, batch.supervised] for batch in batches])
     assert found.perplexity == pytest.approx(math.exp(F.cross_entropy(logits, targets).item()), rel=1e-5)
     kl = F.kl_div(logits.log_softmax(-1), teacher_logits.log_softmax(-1), reduction="batchmean", log_target=True)
     assert found.kl == pytest.approx(kl.item(), rel=1e-4)

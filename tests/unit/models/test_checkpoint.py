@@ -479,3 +479,25 @@ def test_a_student_that_starts_from_an_adapter_is_exported_whole_alone(tmp_path,
     assert not (tmp_path / "out").exists()
     training.export_model(model, checkpoint, tmp_path / "model", torch.float32)
     torch.testing.assert_close(theirs(tmp_path / "model"), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_config_that_is_of_other_weights_is_refused_before_it_is_exported(tmp_path):
+    folder = write(tmp_path)
+    checkpointer = OmegaConf.create(
+        {
+            "_component_": "torchtune.training.FullModelHFCheckpointer",
+            "checkpoint_dir": str(folder),
+            "checkpoint_files": ["model.safetensors"],
+            "model_type": "LLAMA3_2",
+        }
+    )
+    shape = {"vocab_size": 96, "embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "max_seq_len": 64}
+    model = OmegaConf.create({"_component_": "torchtune.models.llama3.llama3", "intermediate_dim": 64, **shape})
+    checkpoint = models.Checkpoint.of("model", model, checkpointer)
+    # llama3 has an output layer of its own.
+    models.checked_on_meta("model", model, checkpoint)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    checkpoint = models.Checkpoint.of("model", model, checkpointer)
+    with pytest.raises(UserError, match=r"config\.json, .* shapes differ: tok_embeddings.weight \[96, 32\].*100"):
+        models.checked_on_meta("model", model, checkpoint)

@@ -1,4 +1,4 @@
-"""Capped scores on CUDA, through flex attention: traced as there, then computed by PyTorch's own formulas in place of Triton."""
+"""Capped scores on CUDA: flex attention, traced as there, then computed by PyTorch's formulas in place of Triton."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def with_gradients(attended, inputs):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-def test_outputs_and_gradients_are_those_of_a_call_a_row(dtype, tolerance):
+def test_capped_scores_have_the_outputs_and_gradients_of_a_call_a_row(dtype, tolerance):
     """One traced function serves other lengths, windows, scales and caps, as of a teacher and its student."""
     generator = torch.Generator().manual_seed(0)
     asked = [((5, 1, 40), 7, 0.3, 2.0), ((9, 8), None, 0.2, 5.0)]

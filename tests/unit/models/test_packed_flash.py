@@ -1,4 +1,4 @@
-"""The branch that CUDA takes in half precision, on the CPU: PyTorch's own operators with kernels of stand_in_cuda.py."""
+"""The branch that CUDA takes in half precision, on the CPU: PyTorch's operators with kernels of stand_in_cuda.py."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from stand_in_cuda import cuda_branches, varlen
 
 from distill_tune import models
 from distill_tune.data.batch import joined
-from distill_tune.models import packed_rows
-from distill_tune.models.packed_rows import PackedRows, attend
+from distill_tune.models import attention, packed_rows
+from distill_tune.models.packed_rows import PackedRows, attend, copied_for_queries
 
 pytestmark = pytest.mark.skipif(varlen is None, reason="this PyTorch has no attention of packed rows")
 
@@ -47,13 +47,18 @@ def assert_same(found, wanted, dtype):
 def taken(monkeypatch):
     """How often each way was taken."""
     counts = dict.fromkeys(("_varlen", "_flex", "_row_by_row"), 0)
-    for name in counts:
 
-        def counted(*arguments, name=name, function=getattr(packed_rows, name)):
+    def count(name):
+        function = getattr(packed_rows, name)
+
+        def counted(*arguments):
             counts[name] += 1
             return function(*arguments)
 
         monkeypatch.setattr(packed_rows, name, counted)
+
+    for name in counts:
+        count(name)
     return counts
 
 
@@ -133,3 +138,27 @@ def test_a_model_with_windows_is_as_near_to_float32_as_by_a_call_a_row(tmp_path,
     by_row = gradient(torch.bfloat16)
     assert taken["_row_by_row"] == 2 * taken["_varlen"]
     assert (found - exact).norm() < 1.1 * (by_row - exact).norm() < 0.1 * exact.norm()
+
+
+def test_without_packed_rows_keys_are_not_copied_and_the_gradient_is_the_same(tmp_path, monkeypatch):
+    folder = str(write_architecture(tmp_path / "model", "llama3"))
+    component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": folder})
+    checkpoint = models.Checkpoint.of("model", component, None)
+    model = models.checked_on_meta("model", component, checkpoint, torch.float32)
+    models.load_weights(model, checkpoint, torch.device("cpu"))
+    copies = []
+    monkeypatch.setattr(
+        attention, "copied_for_queries", lambda *x, copy=copied_for_queries: copies.append(1) or copy(*x)
+    )
+
+    def gradient():
+        model.zero_grad()
+        model(torch.arange(3, 20)[None]).logsumexp(-1).sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    found = gradient()
+    assert not copies
+    monkeypatch.setattr(torch.Tensor, "is_cuda", False)
+    wanted = gradient()
+    assert len(copies) == 2 * len(model.layers)
+    assert (found - wanted).norm() / wanted.norm() < 1e-5

@@ -65,7 +65,7 @@ def test_the_hidden_states_that_are_asked_for_come_along(tmp_path):
         wanted = model(ROWS[0][None], output_hidden_states=True).hidden_states
     for found, layer in zip(signal.layers, (0, 2), strict=True):
         torch.testing.assert_close(found, wanted[layer][0], rtol=1e-4, atol=1e-5)
-    assert signal.supervised.tolist() == [True] * 4 + [False]
+    assert signal.supervised.tolist() == [0, 1, 2, 3]
 
 
 def test_logits_that_are_no_product_with_the_last_hidden_state_are_refused(tmp_path, monkeypatch):
@@ -122,8 +122,12 @@ def changed(folder, change):
         ),
         (lambda n, w: {} if n == "lm_head.weight" else {n: w}, "lacks lm_head.weight, which would be random"),
         (lambda n, w: {n: w.to(torch.int8)} if "_proj" in n else {n: w}, "is quantised .* is torch.int8"),
+        (
+            lambda n, w: {n: w.to(torch.float8_e4m3fn), f"{n}_scale": w.max()} if "_proj" in n else {n: w},
+            "is quantised .*weight_scale is a part of quantised weights",
+        ),
     ],
-    ids=["a layer missing", "prefix of DDP", "prefix of compile", "shape", "head missing", "int8"],
+    ids=["a layer missing", "prefix of DDP", "prefix of compile", "shape", "head missing", "int8", "fp8"],
 )
 def test_weights_that_would_be_random_are_told_before_any_is_read(tmp_path, change, message, kind):
     saved(LLAMA, tmp_path)

@@ -9,10 +9,10 @@ from distill_tune.training import find_device, find_dtype, init_distributed
 
 @pytest.fixture
 def one_gpu(monkeypatch):
-    """A machine with a single GPU of a kind that has no bf16."""
+    """A machine with a single GPU of a kind that has no bf16; torch.cuda.set_device checks its argument."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", lambda number: None, raising=False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
 
@@ -21,6 +21,11 @@ def test_a_dtype_that_the_gpu_lacks_is_told(one_gpu):
     with pytest.raises(UserError, match="dtype=bf16: Tesla T4 has no bf16; take dtype=fp32"):
         find_dtype("bf16", torch.device("cuda"))
     assert find_dtype("fp32", torch.device("cuda")) == torch.float32
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda", "cuda:0"])
+def test_the_gpu_is_set_by_its_number(one_gpu, name):
+    assert find_device(name) == torch.device("cuda:0")
 
 
 def test_a_gpu_that_is_not_there_is_told(one_gpu):

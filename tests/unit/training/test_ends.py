@@ -55,6 +55,15 @@ def test_the_template_says_what_ends_an_answer(tmp_path, template, end):
     assert answer_end(data.hf_tokenizer(str(folder_with(tmp_path / "s", template=template)))) == end
 
 
+def test_an_end_that_is_no_token_is_told_where_rows_have_it(tmp_path):
+    student = folder_with(tmp_path / "s", template=TEMPLATE.replace("<|im_end|>", "<|done|>"))
+    tokenizer = data.hf_tokenizer(str(student))
+    pieces = tokenizer.transformers_tokenizer.encode("<|done|>", add_special_tokens=False)
+    line = told(student, used=numpy.unique(pieces))
+    assert f"ends answers in <|done|>, which is no token of this tokenizer but {len(pieces)}" in line
+    assert told(student, used=numpy.array([50, 51])) is None
+
+
 def test_torchtunes_tokenizers_end_answers_as_they_write_them(student_folder, tmp_path):
     import base64
 

@@ -2,10 +2,12 @@
 
 import base64
 
+import numpy
 import pytest
-from tiny_tokenizer import TEMPLATE
+from tiny_tokenizer import TEMPLATE, write_tokenizer
 
-from distill_tune import data
+from distill_tune import data, models
+from distill_tune.errors import UserError
 from distill_tune.training.tokenizer_check import describe_prompt
 
 LLAMA = (
@@ -58,3 +60,23 @@ def test_torchtunes_tokenizer_is_told_where_the_exported_template_writes_another
 def test_ours_writes_the_exported_template(llama3):
     _, folder = llama3(LLAMA % SYSTEM)
     assert describe_prompt(data.hf_tokenizer(str(folder)), folder) is None
+
+
+def test_arguments_that_change_the_prompt_are_told(llama3):
+    _, folder = llama3((LLAMA % "") + "{% if quiet %}<|python_tag|>{% endif %}")
+    told = [
+        describe_prompt(data.hf_tokenizer(str(folder), chat_template_kwargs=arguments), folder)
+        for arguments in ({"quiet": True}, {"quiet": False}, None)
+    ]
+    assert "tokenizer.chat_template_kwargs: the rows' prompts end in" in told[0]
+    assert told[1:] == [None, None]
+
+
+def test_a_tokenizer_of_torchtunes_of_another_family_is_refused(llama3, tmp_path):
+    tokenizer, folder = llama3(LLAMA % "")
+    models.check_own_tokens(folder, tokenizer, numpy.array([1]))
+    other = tmp_path / "other"
+    other.mkdir()
+    write_tokenizer(other)
+    with pytest.raises(UserError, match=f"the tokenizer of the student {other} as .* path={other}"):
+        models.check_own_tokens(other, tokenizer, numpy.array([1]))
