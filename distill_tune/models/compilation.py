@@ -10,9 +10,9 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 
 from torchtune.modules import TransformerSelfAttentionLayer
 
-# How often one layer's code is compiled: kinds of layers (with a window or without, with adapters, the first one, whose
-# input takes no gradient) times models times training, validation and teaching. Beyond it PyTorch runs on uncompiled;
-# its own limit of 8 is reached by two Gemma 3.
+# How often one layer's code may be compiled: for kinds of layers (with a window or without, with adapters, the first
+# one, whose input takes no gradient) times models times training, validation and teaching, each twice. Beyond it
+# PyTorch goes on without compiling; one Gemma 3 with a validation set goes beyond its own limit of 8.
 _VARIANTS = 64
 
 
@@ -28,9 +28,9 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def compile_module(module: Any) -> None:
-    """Compile a module in place; a sequence's length is a variable from the first one on.
+    """Compile a module in place: for the first length, and at the second one for all.
 
     The compiler is PyTorch's inductor, or what the environment variable ``TORCH_COMPILE_BACKEND`` names.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
-    module.compile(backend=os.environ.get("TORCH_COMPILE_BACKEND", "inductor"), dynamic=True)
+    module.compile(backend=os.environ.get("TORCH_COMPILE_BACKEND", "inductor"))

@@ -92,6 +92,7 @@ def attend(
     return _row_by_row(q, k, v, mask, scale, window, softcap, dropout)
 
 
+@torch.compiler.disable  # it is compiled by itself, and its mask made of lengths, which change with every batch
 def _flex(
     flex_attention: Callable[..., torch.Tensor],
     q: torch.Tensor,
