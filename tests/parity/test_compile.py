@@ -25,12 +25,11 @@ LORA = {"lora_attn_modules": ["q_proj", "v_proj"], "lora_rank": 4}
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {"adapters": LORA},
-    "full, bf16": {"dtype": torch.bfloat16},
     "qlora": {"student": "wide", "adapters": LORA | {"quantize_base": True}, "dtype": torch.bfloat16},
     "dora": {"adapters": LORA | {"use_dora": True}},
     "int8 teacher": {"adapters": LORA, "quantizer": "torchao.quantization.Int8WeightOnlyConfig"},
     "nf4 teacher": {"adapters": LORA, "teacher": "wide", "quantizer": "distill_tune.teachers.NF4"},
-    "streamed teacher of many layers": {"adapters": LORA, "teacher": "deep", "offload": True},
+    "streamed teacher": {"adapters": LORA, "offload": True},
     "average of the student": {"teacher": "EMA"},
     "base model": {"adapters": LORA, "teacher": "BaseModel"},
     "hugging face teacher": {"adapters": LORA, "teacher": "HuggingFace"},
@@ -43,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Pa
     folder = tmp_path_factory.mktemp("compiled")
     write_model(folder / "student", tokenizer_file, seed=1)
     write_model(folder / "teacher", tokenizer_file, seed=2, width=64, layers=3)
-    write_model(folder / "deep", tokenizer_file, seed=3, width=64, layers=10)  # PyTorch compiles 8 variants
+    write_model(folder / "deep", tokenizer_file, seed=3, width=64, layers=10)
     write_model(folder / "shallow", tokenizer_file, seed=5, layers=1)
     write_model(folder / "wide", tokenizer_file, seed=4, width=256)
     return folder
@@ -172,6 +171,15 @@ def test_losses_and_gradients_are_those_of_eager_layers(folder, flash, name):
         assert_same_steps(eager, compiled, 3)
     assert counters["stats"]["unique_graphs"]
     assert counters["graph_break"] == breaks
+
+
+def test_layers_of_a_kind_share_what_is_compiled_and_their_hooks_are_left_out(folder, flash):
+    """In bf16 hooks cast the student's weights; others bring the teacher's."""
+    torch._dynamo.reset()
+    counters.clear()
+    case = {"dtype": torch.bfloat16, "teacher": "deep", "offload": True}
+    assert_same_steps(*(Step(folder, compile=way, **case) for way in (False, True)), steps=3)
+    assert counters["frames"]["total"] == 2 * 2  # student and teacher, the first length and all others
 
 
 @pytest.mark.parametrize("attention", ["flash", "a call a row"])
