@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from distill_tune import config, data, losses, models, training
 
 from torchtune.modules import TransformerSelfAttentionLayer
-from torchtune.training import OffloadActivations, compile_model, set_activation_checkpointing
+from torchtune.training import OffloadActivations, set_activation_checkpointing
 
 
 def main(cfg: DictConfig) -> None:
@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> None:
         set_activation_checkpointing(student, auto_wrap_policy={TransformerSelfAttentionLayer})
     offloading = OffloadActivations() if cfg.get("enable_activation_offloading", False) else contextlib.nullcontext()
     if cfg.get("compile", False):
-        compile_model(student, verbose=False)
+        models.compile_layers(student)
     teacher.load(student, device, compile=cfg.get("compile", False))
 
     # ---- Optimizer and schedule

@@ -23,6 +23,7 @@ SCENARIOS: dict[str, dict] = {
     "packed": {"packed": True},
     "lora": {"lora": True},
     "lora_checkpointed": {"lora": True, "checkpointed": True},
+    "compiled": {"compiled": True, "checkpointed": True, "steps": 4},
     "not_resharded": {"reshard_after_forward": False},
     "own_output_group": {"custom_sharded_layers": ["tok_embeddings", "output"]},
     "untied_own_output_group": {"student": "untied", "custom_sharded_layers": ["tok_embeddings", "output"]},
@@ -83,6 +84,9 @@ def train(folder: Path, scenario: str, **changed: Any) -> dict[str, torch.Tensor
         from torchtune.training import set_activation_checkpointing
 
         set_activation_checkpointing(student, auto_wrap_policy={TransformerSelfAttentionLayer})
+    if settings.get("compiled"):
+        models.compile_layers(student)
+        models.compile_layers(teacher_model)
     if mesh is not None:
         options = {"custom_sharded_layers": settings.get("custom_sharded_layers", [])}
         training.shard_teacher(teacher_model, mesh, **options)

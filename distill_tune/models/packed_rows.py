@@ -92,6 +92,7 @@ def attend(
     return _row_by_row(q, k, v, mask, scale, window, softcap, dropout)
 
 
+@torch.compiler.disable  # it is compiled by itself, and its mask made of lengths, which change with every batch
 def _flex(
     flex_attention: Callable[..., torch.Tensor],
     q: torch.Tensor,
@@ -117,9 +118,11 @@ def _has_varlen() -> bool:
     return "window_size" in _varlen_arguments()
 
 
-@functools.cache
+_VARLEN_ARGUMENTS = frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else frozenset()
+
+
 def _varlen_arguments() -> frozenset[str]:
-    return frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else frozenset()
+    return _VARLEN_ARGUMENTS
 
 
 def _varlen(

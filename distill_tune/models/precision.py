@@ -42,11 +42,13 @@ class _CastWhileUsed:
         self._dtype = dtype
         self._held: list[tuple[nn.Module, str, nn.Parameter]] = []
 
+    @torch.compiler.disable  # a compiled layer's hooks would be compiled with it
     def begin(self, module: nn.Module, arguments: Any) -> None:
         self._held = list(self._of_another_dtype(module))
         for owner, name, parameter in self._held:
             owner._parameters[name] = parameter.to(self._dtype)  # type: ignore[assignment]
 
+    @torch.compiler.disable
     def end(self, module: nn.Module, arguments: Any, output: Any) -> None:
         for owner, name, parameter in self._held:
             owner._parameters[name] = parameter

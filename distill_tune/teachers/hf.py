@@ -79,7 +79,7 @@ class HuggingFace(Teacher):
         self._find_scale(model, device)
         self._projection = self._projection_of_head()
         if compile:
-            self._decoder.compile()
+            models.compile_module(self._decoder)
 
     def _projection_of_head(self) -> LinearProjection | AutogradProjection:
         """Of an output layer that is quantised or has an adapter, the layer itself."""

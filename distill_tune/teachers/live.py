@@ -18,7 +18,6 @@ from distill_tune.teachers.load import load_gguf, load_quantised_or_streamed
 from distill_tune.teachers.teacher import Shard, Teacher
 
 from torchtune.modules import TransformerDecoder
-from torchtune.training import compile_model
 
 
 class LiveTeacher(Teacher):
@@ -68,7 +67,7 @@ class LiveTeacher(Teacher):
     ) -> None:
         assert self.checkpoint is not None
         if compile:
-            compile_model(self.model, verbose=False)
+            models.compile_layers(self.model)
         if isinstance(self.checkpoint, GGUFCheckpoint) and not (shard or self._quantizer or self._offload):
             load_gguf(self.model, self.checkpoint, device)
         elif self._quantizer is not None or self._offload:

@@ -1,5 +1,6 @@
 """A teacher whose layers lie in host memory and visit the device one after another."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,10 +42,11 @@ class StreamedLayers:
         self._free: list[torch.cuda.Event | None] = [now, now]
         self._in_half: list[int | None] = [None, None]
         for at, layer in enumerate(layers):
-            layer.register_forward_pre_hook(lambda module, arguments, at=at: self._before(at))
-            layer.register_forward_hook(lambda module, arguments, output, at=at: self._after(at))
+            layer.register_forward_pre_hook(functools.partial(self._before, at))
+            layer.register_forward_hook(functools.partial(self._after, at))
 
-    def _before(self, at: int) -> None:
+    @torch.compiler.disable  # of each layer another; a compiled layer's hooks would be compiled with it
+    def _before(self, at: int, module: nn.Module, arguments: Any) -> None:
         self._copy(at)
         following = (at + 1) % len(self._host)
         if following % 2 != at % 2:  # else the first layer, which would go where this one lies
@@ -53,7 +55,8 @@ class StreamedLayers:
             torch.cuda.current_stream(self._device).wait_event(copied)
         _point_at(self._halves[at % 2], self._parameters[at])
 
-    def _after(self, at: int) -> None:
+    @torch.compiler.disable
+    def _after(self, at: int, module: nn.Module, arguments: Any, output: Any) -> None:
         _point_at(self._host[at], self._parameters[at])
         if self._stream is not None:
             self._free[at % 2] = torch.cuda.current_stream(self._device).record_event()

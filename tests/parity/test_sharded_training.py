@@ -43,6 +43,7 @@ def trained(folder: Path):
         script = Path(sharded_training.__file__)
         path = os.pathsep.join(filter(None, [str(script.parent), os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        environment |= {"TORCH_COMPILE_BACKEND": "aot_eager"}  # its graphs are every compiler's
         done = subprocess.run(
             [*command, str(script), str(folder), *scenarios],
             env=environment,
@@ -61,7 +62,7 @@ CASES += [(name, 4) for name in OF_FOUR]
 
 @pytest.mark.parametrize(("name", "count"), CASES, ids=[f"{name}_{count}" for name, count in CASES])
 def test_weights_after_all_steps_are_those_of_one_process(folder, trained, name, count):
-    alone = sharded_training.train(folder, name)
+    alone = sharded_training.train(folder, name, compiled=False)
     together = trained(name, count)
     assert alone.keys() == together.keys()
     # In bf16 twenty steps of 1e-3 leave the last bits of the adapters to chance.

@@ -386,7 +386,7 @@ def test_compiled_layers_learn_the_same(cli, tmp_path):
     """Autograd keeps the same graphs with every compiler; this one leaves out the code that a device gets."""
     of_run = ["device=cpu", "max_steps_per_epoch=2", "epochs=1", "batch_size=16"]
     losses = []
-    for how in ([], ["compile=True"], ["compile=True", "enable_activation_checkpointing=True"]):
+    for how in ([], ["compile=True", "enable_activation_checkpointing=True"]):
         out = tmp_path / f"out{len(losses)}"
         arguments = [*of_run, *how, f"output_dir={out}", "dataset.num_rows=32"]
         done = cli(
@@ -394,4 +394,4 @@ def test_compiled_layers_learn_the_same(cli, tmp_path):
         )
         assert done.returncode == 0, done.stderr
         losses.append([line["loss"] for line in metrics_of(out)])
-    assert losses[1:] == [pytest.approx(losses[0], rel=1e-5)] * 2
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
