@@ -20,7 +20,7 @@ from torchtune.models.llama3_2 import llama3_2, lora_llama3_2
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.modules.loss import CEWithChunkedOutputLoss, ForwardKLWithChunkedOutputLoss
 from torchtune.modules.peft import get_adapter_params, set_trainable_params
-from torchtune.training import compile_model, set_activation_checkpointing, set_default_dtype
+from torchtune.training import set_activation_checkpointing, set_default_dtype
 
 OPTIMIZER = {"_component_": "torch.optim.AdamW", "lr": 1e-4}
 
@@ -80,8 +80,8 @@ def ours(case, student, teacher_model, rows, device, mesh=None):
     if case.get("checkpointed"):
         set_activation_checkpointing(student, auto_wrap_policy={TransformerSelfAttentionLayer})
     if case.get("compile"):
-        compile_model(student, verbose=False)
-        compile_model(teacher_model, verbose=False)
+        models.compile_layers(student)
+        models.compile_layers(teacher_model)
     if mesh is not None:
         training.shard_student(student, mesh, dtype=models.computed_in(student))
         training.shard_teacher(teacher_model, mesh)

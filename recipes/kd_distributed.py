@@ -29,6 +29,8 @@ def main(cfg: DictConfig) -> None:
     device = training.init_distributed(cfg.device, cfg.get("collective_timeout_seconds", 600))
     mesh = training.device_mesh(device, cfg.get("data_parallel_replicate_dim", 1))
     dtype = training.find_dtype(cfg.dtype, device)
+    if cfg.get("compile", False):
+        models.check_compiler(device)
     cross_entropy = config.build("loss", cfg.get("loss"), losses.CrossEntropy())
     divergence = config.build("kd_loss", cfg.get("kd_loss"), losses.ForwardKL())
     token_weight = config.build("kd_token_weight", cfg.get("kd_token_weight"))

@@ -27,6 +27,8 @@ def main(cfg: DictConfig) -> None:
     training.require_one_process()
     device = training.find_device(cfg.device)
     dtype = training.find_dtype(cfg.dtype, device)
+    if cfg.get("compile", False):
+        models.check_compiler(device)
     cross_entropy = config.build("loss", cfg.get("loss"), losses.CrossEntropy())
     divergence = config.build("kd_loss", cfg.get("kd_loss"), losses.ForwardKL())
     token_weight = config.build("kd_token_weight", cfg.get("kd_token_weight"))

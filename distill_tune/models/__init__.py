@@ -3,7 +3,7 @@
 from distill_tune.models.adapters import adapter_names, freeze_all_but_adapters, lora_shape
 from distill_tune.models.builders import from_hf, lora_from_hf
 from distill_tune.models.checkpoint import Checkpoint
-from distill_tune.models.compilation import compile_layers, compile_module
+from distill_tune.models.compilation import check_compiler, compile_layers, compile_module
 from distill_tune.models.conversion import conversion_of
 from distill_tune.models.hidden_states import hidden_states, is_projector, keep_hidden_states, match_layers, projectors
 from distill_tune.models.loading import (
@@ -33,6 +33,7 @@ __all__ = [
     "OutputHead",
     "adapter_names",
     "build_on_meta",
+    "check_compiler",
     "check_fit",
     "check_own_tokens",
     "check_tokenizers",

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._triton import has_triton_package
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.errors import UserError
 
 from torchtune.modules import TransformerSelfAttentionLayer
 
@@ -14,6 +16,31 @@ from torchtune.modules import TransformerSelfAttentionLayer
 # one, whose input takes no gradient) times models times training, validation and teaching, each twice. Beyond it
 # PyTorch goes on without compiling; one Gemma 3 with a validation set goes beyond its own limit of 8.
 _VARIANTS = 64
+
+
+def check_compiler(device: torch.device) -> None:
+    """
+    Raises:
+        UserError: what is to compile for this device is not there.
+    """
+    backend = _backend()
+    if backend not in torch._dynamo.list_backends(exclude_tags=None):
+        has = ", ".join(torch._dynamo.list_backends())
+        raise UserError(f"compile=True: TORCH_COMPILE_BACKEND={backend}: PyTorch has {has}")
+    if backend != "inductor":
+        return
+    if device.type == "cuda" and not has_triton_package():
+        raise UserError("compile=True: PyTorch compiles for CUDA by Triton, which is not installed: pip install triton")
+    if device.type == "cpu":
+        from torch._inductor import cpp_builder, exc
+
+        try:
+            cpp_builder.get_cpp_compiler()
+        except (exc.InvalidCxxCompiler, RuntimeError) as error:
+            raise UserError(
+                "compile=True: on a CPU PyTorch needs a C++ compiler, and finds none: install g++, or name one in the "
+                "environment variable CXX"
+            ) from error
 
 
 def compile_layers(model: nn.Module) -> None:
@@ -33,4 +60,8 @@ def compile_module(module: Any) -> None:
     The compiler is PyTorch's inductor, or what the environment variable ``TORCH_COMPILE_BACKEND`` names.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
-    module.compile(backend=os.environ.get("TORCH_COMPILE_BACKEND", "inductor"))
+    module.compile(backend=_backend())
+
+
+def _backend() -> str:
+    return os.environ.get("TORCH_COMPILE_BACKEND", "inductor")

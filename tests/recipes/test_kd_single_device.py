@@ -382,6 +382,13 @@ def run_failing(cli, *arguments, **environment):
     return done
 
 
+def test_a_compiler_that_is_not_there_is_told_before_models_load(cli, write_config):
+    write_config(compile=True)
+    done = run_failing(cli, "model.num_layers=99", TORCH_COMPILE_BACKEND="indoctor")
+    assert "compile=True: TORCH_COMPILE_BACKEND=indoctor: PyTorch has " in done.stderr
+    assert "model does not fit" not in done.stderr
+
+
 def test_compiled_layers_learn_the_same(cli, tmp_path):
     """Autograd keeps the same graphs with every compiler; this one leaves out the code that a device gets."""
     of_run = ["device=cpu", "max_steps_per_epoch=2", "epochs=1", "batch_size=16"]
