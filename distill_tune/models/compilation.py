@@ -59,8 +59,13 @@ def compile_module(module: Any) -> None:
 
     The compiler is PyTorch's inductor, or what the environment variable ``TORCH_COMPILE_BACKEND`` names.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
+    allow_variants()
     module.compile(backend=_backend())
+
+
+def allow_variants() -> None:
+    """Raise PyTorch's limit on how often one code is compiled."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
 
 
 def _backend() -> str:

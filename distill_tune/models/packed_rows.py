@@ -12,6 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.models.block_mask import block_mask
+from distill_tune.models.compilation import allow_variants
 from distill_tune.to_device import to_device
 
 from torchtune.models.gemma2._attention import Gemma2Attention
@@ -209,6 +210,7 @@ def copied_for_queries(x: torch.Tensor, heads: int) -> torch.Tensor:
 
 @functools.cache
 def _compiled_flex_attention() -> Callable[..., torch.Tensor]:
+    allow_variants()  # of widths, windows, training and teaching: beyond the limit it would make all pairs of scores
     return torch.compile(flex_attention)
 
 

@@ -39,7 +39,7 @@ def gpu(monkeypatch):
 
 
 def test_auto_is_cuda_then_mps_then_the_cpu(gpu, monkeypatch):
-    assert find_device("auto") == CUDA
+    assert find_device("auto") == torch.device("cuda", 0)
     assert gpu[-1] == "set_device"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
