@@ -100,8 +100,9 @@ def dtype_for(device: "torch.device") -> "torch.dtype":
     """bf16 on GPUs that compute in it, else fp32."""
     import torch
 
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bf16 else torch.float32
+    from distill_tune.training.device import lacks_bf16
+
+    return torch.bfloat16 if device.type == "cuda" and not lacks_bf16(device) else torch.float32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -247,10 +247,11 @@ class ChatTemplate:
             if conversation.learned[turn] and is_answer[turn]:
                 learned.append((start, stop))
         # Turns of others that are learned, which the template does not mark, by their texts.
-        for turn, is_learned in enumerate(conversation.learned):
-            places = [place for place, owner in of_turns if owner == turn]
-            if is_learned and not is_answer[turn] and places:
-                learned.append((places[0], places[-1]))
+        texts: dict[int, list[int]] = {}
+        for place, turn in of_turns:
+            if conversation.learned[turn] and not is_answer[turn]:
+                texts.setdefault(turn, []).append(place)
+        learned += [(places[0], places[-1]) for places in texts.values()]
         written = {turn for _, turn in of_turns}
         for turn in _answers(conversation):
             if turn not in written and _has_text(conversation.turns[turn]):

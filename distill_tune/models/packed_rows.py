@@ -116,21 +116,17 @@ def _is_for_flash(q: torch.Tensor) -> bool:
 
 
 def _has_varlen() -> bool:
-    return "window_size" in _varlen_arguments()
+    return "window_size" in _VARLEN_ARGUMENTS
 
 
 _VARLEN_ARGUMENTS = frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else frozenset()
-
-
-def _varlen_arguments() -> frozenset[str]:
-    return _VARLEN_ARGUMENTS
 
 
 def _varlen(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: PackedRows, scale: float | None, window: int | None
 ) -> torch.Tensor:
     grouped: dict[str, Any] = {"enable_gqa": True}
-    if "enable_gqa" not in _varlen_arguments():
+    if "enable_gqa" not in _VARLEN_ARGUMENTS:
         grouped = {}
         k, v = copied_for_queries(k, q.shape[1]), copied_for_queries(v, q.shape[1])
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [s, heads, head_dim]

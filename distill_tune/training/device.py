@@ -37,9 +37,14 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     Raises:
         UserError: the device cannot compute in it.
     """
-    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if name == "bf16" and lacks_bf16(device):
         raise UserError(f"dtype=bf16: {torch.cuda.get_device_name(device)} has no bf16; take dtype=fp32")
     return _DTYPES[name]
+
+
+def lacks_bf16(device: torch.device) -> bool:
+    """Whether it is a GPU that emulates bf16 at most."""
+    return device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

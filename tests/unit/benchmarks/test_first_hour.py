@@ -189,7 +189,7 @@ def test_packed_flash(first_hour, monkeypatch):
     from distill_tune.models import packed_rows
 
     monkeypatch.setattr(packed_rows, "varlen_attn", varlen)
-    monkeypatch.setattr(packed_rows, "_varlen_arguments", lambda: {"window_size", "enable_gqa"})
+    monkeypatch.setattr(packed_rows, "_VARLEN_ARGUMENTS", {"window_size", "enable_gqa"})
     assert_near(first_hour, "flash")
     monkeypatch.setattr(packed_rows, "varlen_attn", lambda *a, **named: varlen(*a, **named) * 1.02)
     for item in branches(first_hour, "flash"):

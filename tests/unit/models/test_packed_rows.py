@@ -78,7 +78,7 @@ def test_the_flash_kernel_is_called_by_its_contract(qkv, window, takes_grouped_k
 
     names = {"window_size"} | ({"enable_gqa"} if takes_grouped_keys else set())
     monkeypatch.setattr(packed_rows, "varlen_attn", stand_in)
-    monkeypatch.setattr(packed_rows, "_varlen_arguments", lambda: names)
+    monkeypatch.setattr(packed_rows, "_VARLEN_ARGUMENTS", names)
     assert_same(packed_rows._varlen(*qkv, ROWS, 0.3, window), dense(*qkv, window), qkv)
 
 
