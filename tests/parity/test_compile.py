@@ -9,6 +9,7 @@ import stand_in_cuda
 import torch
 from architectures import write_architecture
 from omegaconf import OmegaConf
+from stand_in_offloading import offloading_without_cuda
 from tiny import VOCAB_SIZE, write_model
 from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention
@@ -248,3 +249,23 @@ def test_recomputed_layers_drop_what_they_dropped_before(folder, compile):
         assert (recomputed[1] - kept[1]).norm() < 1e-5 * kept[1].norm()
     first, second = found[0]
     assert (first[1] - second[1]).norm() > 1e-2 * first[1].norm()
+
+
+def test_layers_whose_inputs_are_offloaded_have_the_losses_and_gradients_of_eager_ones(folder, flash, monkeypatch):
+    eager = Step(folder, compile=False)
+    wanted = [eager.gradient(batch_of_new_lengths(number)) for number in range(3)]
+    compiled = Step(folder, compile=True, checkpointed=True)
+    offloading, copies = offloading_without_cuda(monkeypatch)
+    forward = models.hidden_states
+
+    def offloaded(*arguments):
+        with offloading:
+            return forward(*arguments)
+
+    monkeypatch.setattr(models, "hidden_states", offloaded)
+    for number, (loss, gradient) in enumerate(wanted):
+        found = compiled.gradient(batch_of_new_lengths(number))
+        assert found[0] == pytest.approx(loss, rel=1e-5)
+        assert (found[1] - gradient).norm() < 1e-5 * gradient.norm()
+    assert copies.copied >= 3 * len(compiled.student.layers)
+    assert not offloading.tracker  # all came back
