@@ -8,6 +8,7 @@ machine, and no module is on both sides.
 import ast
 import hashlib
 import inspect
+import os
 import re
 import sysconfig
 import warnings
@@ -74,14 +75,17 @@ def _modules(folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     installed = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib", "platlib")]
     seen = set()
     for root in dict.fromkeys([*installed, *folders]):
-        for path in root.rglob("*.py"):
-            relative = path.relative_to(root).with_suffix("")
-            if any(part in _SKIPPED_FOLDERS or not part.isidentifier() for part in relative.parts):
-                continue
-            module = ".".join(relative.parts).removesuffix(".__init__")
-            if module not in seen:
-                seen.add(module)
-                yield module, path
+        for folder, inner, files in os.walk(root):
+            inner[:] = [name for name in inner if name not in _SKIPPED_FOLDERS and name.isidentifier()]
+            package = ".".join(Path(folder).relative_to(root).parts)
+            for name in files:
+                stem = name.removesuffix(".py")
+                if stem == name or stem in _SKIPPED_FOLDERS or not stem.isidentifier():
+                    continue
+                module = (f"{package}.{stem}" if package else stem).removesuffix(".__init__")
+                if module not in seen:
+                    seen.add(module)
+                    yield module, Path(folder, name)
 
 
 def _definitions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, _Definition]]:
