@@ -8,6 +8,7 @@ machine, and no module is on both sides.
 import ast
 import hashlib
 import inspect
+import os
 import re
 import sysconfig
 import warnings
@@ -46,7 +47,7 @@ def collect(
     for module, path in sorted(_modules(folders), key=lambda item: _hash(item[0] + " order")):
         if is_held_out(module) != held_out:
             continue
-        for row in rows_of_module(module, path):
+        for row in rows_of_module(module, Path(path)):
             if row["output"] not in seen and len(row["output"]) >= min_characters:
                 seen.add(row["output"])
                 rows.append(row)
@@ -69,19 +70,22 @@ def rows_of_module(module: str, path: Path) -> Iterator[dict[str, str]]:
             yield {"instruction": _question(name, node), "output": answer, "module": module}
 
 
-def _modules(folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+def _modules(folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
     """(dotted name, file) of every module of the standard library, the installed packages and ``folders``."""
     installed = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib", "platlib")]
     seen = set()
     for root in dict.fromkeys([*installed, *folders]):
-        for path in root.rglob("*.py"):
-            relative = path.relative_to(root).with_suffix("")
-            if any(part in _SKIPPED_FOLDERS or not part.isidentifier() for part in relative.parts):
-                continue
-            module = ".".join(relative.parts).removesuffix(".__init__")
-            if module not in seen:
-                seen.add(module)
-                yield module, path
+        for folder, inner, files in os.walk(root):
+            inner[:] = [name for name in inner if name not in _SKIPPED_FOLDERS and name.isidentifier()]
+            package = folder[len(str(root)) + 1 :].replace(os.sep, ".")
+            for name in files:
+                stem = name.removesuffix(".py")
+                if stem == name or stem in _SKIPPED_FOLDERS or not stem.isidentifier():
+                    continue
+                module = (f"{package}.{stem}" if package else stem).removesuffix(".__init__")
+                if module not in seen:
+                    seen.add(module)
+                    yield module, os.path.join(folder, name)
 
 
 def _definitions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, _Definition]]:

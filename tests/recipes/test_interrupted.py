@@ -75,27 +75,25 @@ def assert_same(one: Path, other: Path) -> None:
     assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
 
 
-def test_killed_at_random_moments_a_run_ends_with_the_same_bits(lora, ok, cli, tmp_path, command_server):
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(lora, ok, start_cli, tmp_path):
     lora()
     ok(*RUN, *STEPS, f"output_dir={tmp_path / 'whole'}")
     draws, kills, resumed = random.Random(7), 0, set()
     for _ in range(10 * KILLS):
         try:
-            done = command_server.run(
-                [*RUN, *STEPS, "output_dir=out"], tmp_path, tmp_path / "told", draws.uniform(0.2, 1.2)
-            )
+            done = start_cli(*RUN, *STEPS, "output_dir=out").completed(timeout=draws.uniform(0.2, 1.2))
         except subprocess.TimeoutExpired as killed:  # by SIGKILL
             kills += 1
-            told = str(killed.output)
+            told, errors = str(killed.output), str(killed.stderr)
         else:
             assert done.returncode == 0, done.stderr
-            told = done.stdout
+            told, errors = done.stdout, done.stderr
             if kills >= KILLS:
                 break
             assert_same(tmp_path / "whole", tmp_path / "out")
             shutil.rmtree(tmp_path / "out")
         resumed |= {line for line in told.splitlines() if line.startswith("resuming from")}
-        assert "Traceback" not in (tmp_path / "told" / "stderr").read_text()
+        assert "Traceback" not in errors
     assert kills >= KILLS
     assert len(resumed) > 3  # it was killed at many places
     assert_same(tmp_path / "whole", tmp_path / "out")
