@@ -84,6 +84,8 @@ def _prepare(
         rows = _tokenise(dataset, tokenizer, max_seq_len, reading)
         if kept and len(rows):
             row_cache.write_rows(kept, rows)
+    else:
+        print(f"dataset {_name(entry)}: was tokenised before, the tokens are taken from {kept}")
     if rows.num_bad and on_bad_row == "stop":
         raise UserError(
             f"dataset: {rows.num_bad} bad rows; mend them, or leave them out with on_bad_row=skip{_shown_faults(rows)}"
