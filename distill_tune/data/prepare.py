@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.components import instantiate
+from distill_tune.cpus import usable_cpus
 from distill_tune.data import row_cache
 from distill_tune.data.conversation import Tokens
 from distill_tune.data.datasets import IGNORE_INDEX, read_behind
@@ -184,7 +185,7 @@ def _workers(source: "_Source", count: int) -> Iterator[Any]:
     """A map over chunks of rows: in forked processes, which need no pickling of the dataset, or in this one."""
     global _source
     _source = source
-    processes = min(os.cpu_count() or 1, count // (4 * _CHUNK))
+    processes = min(usable_cpus(), count // (4 * _CHUNK))
     if processes < 2 or sys.platform != "linux":
         yield lambda chunks: map(_tokenise_chunk, chunks)
         return
