@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.components import instantiate
+from distill_tune.cpus import usable_cpus
 from distill_tune.data import row_cache
 from distill_tune.data.conversation import Tokens
 from distill_tune.data.datasets import IGNORE_INDEX, read_behind
@@ -84,6 +85,8 @@ def _prepare(
         rows = _tokenise(dataset, tokenizer, max_seq_len, reading)
         if kept and len(rows):
             row_cache.write_rows(kept, rows)
+    else:
+        print(f"dataset {_name(entry)}: was tokenised before, the tokens are taken from {kept}")
     if rows.num_bad and on_bad_row == "stop":
         raise UserError(
             f"dataset: {rows.num_bad} bad rows; mend them, or leave them out with on_bad_row=skip{_shown_faults(rows)}"
@@ -182,7 +185,7 @@ def _workers(source: "_Source", count: int) -> Iterator[Any]:
     """A map over chunks of rows: in forked processes, which need no pickling of the dataset, or in this one."""
     global _source
     _source = source
-    processes = min(os.cpu_count() or 1, count // (4 * _CHUNK))
+    processes = min(usable_cpus(), count // (4 * _CHUNK))
     if processes < 2 or sys.platform != "linux":
         yield lambda chunks: map(_tokenise_chunk, chunks)
         return

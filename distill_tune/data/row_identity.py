@@ -23,7 +23,7 @@ from distill_tune.disk import digest
 # Of a tokenizer's folder: vocabularies, merges, templates and every config, but not the weights that lie beside them.
 _SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm", ".bpe", ".py")
 _TEMPLATES = "additional_chat_templates"
-_PACKAGES = ("torchtune", "transformers", "tokenizers", "sentencepiece", "tiktoken", "jinja2")
+_PACKAGES = ("torchtune", "transformers", "tokenizers", "sentencepiece", "tiktoken", "jinja2", "datasets", "pyarrow")
 _ASKS_FOR_THE_DATE = b"strftime_now"
 _DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _LONGEST_PATH = 4096
@@ -41,7 +41,7 @@ def identity_of(arguments: DictConfig, tokenizer_config: DictConfig) -> dict[str
     - the source of components that are not of this package or torchtune, and of the modules that these import,
       directly or not, from folders of the user's own on the module search path; of installed packages, the version;
       and the files that the arguments of such components name;
-    - the versions of the packages that tokenise.
+    - the versions of the packages that read rows and tokenise.
 
     What such code reads from files of its own choice, or imports under a name that it makes up, is not seen.
 

@@ -44,7 +44,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(prepared, monkeypatch):
 
 
 def test_rows_of_a_worker_that_dies_are_tokenised_in_this_process(prepared, monkeypatch, capsys):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(prepare, "usable_cpus", lambda: 2)
     own, read = os.getpid(), prepare._read
 
     def dying(index, prompt):
