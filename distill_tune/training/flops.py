@@ -2,39 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.models.output_head import output_head
+from distill_tune.training.gpus import find_gpu
 
 from torchtune.modules import TransformerDecoder
-
-
-class Gpu(NamedTuple):
-    """
-    Attributes:
-        flops: dense bf16 tensor-core rate in FLOP/s, without sparsity, from NVIDIA's data sheets.
-        memory: bytes.
-    """
-
-    flops: float
-    memory: float
-
-
-# By a part of the name that CUDA gives them; the first that fits counts.
-GPUS = {
-    "A10G": Gpu(70e12, 24 * 2**30),
-    "A100": Gpu(312e12, 80 * 2**30),
-    "A10": Gpu(125e12, 24 * 2**30),
-    "H100": Gpu(989e12, 80 * 2**30),
-    "H200": Gpu(989e12, 141e9),
-    "L40S": Gpu(362e12, 48 * 2**30),
-    "L4": Gpu(121e12, 24 * 2**30),
-    "3090": Gpu(71e12, 24 * 2**30),
-    "4090": Gpu(165e12, 24 * 2**30),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +68,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type != "cuda" or dtype != torch.bfloat16:
         return None
     gpu = find_gpu(torch.cuda.get_device_name(device))
-    return gpu.flops if gpu else None
-
-
-def find_gpu(name: str) -> Gpu | None:
-    return next((gpu for known, gpu in GPUS.items() if known in name), None)
+    return gpu.bf16 if gpu else None
 
 
 class Utilisation:
