@@ -60,7 +60,7 @@ def main(cfg: DictConfig) -> None:
     # ---- Optimizer and schedule
     optimizer = training.build_optimizer(cfg.optimizer, student.parameters())
     profiler = training.build_profiler(cfg.get("profiler"))
-    utilisation = training.Utilisation(student, teacher.models, device, dtype)
+    utilisation = training.Utilisation(student, teacher, device, dtype)
     step, tokens = (state.step, state.tokens) if state else (0, 0)
     if state:
         training.load_training_state(checkpoint, student, optimizer, cfg.optimizer, teacher)
@@ -149,8 +149,8 @@ def main(cfg: DictConfig) -> None:
             step += 1
 
             seconds = time.perf_counter() - started
-            lengths = plan.lengths(epoch, step_of_epoch)
-            tokens += sum(lengths)
+            shape = plan.shape(epoch, step_of_epoch)
+            tokens += sum(shape.lengths)
             stopped_by = stop.number
             if not is_good:
                 named = training.name_rows(plan, batches, sums, means["loss"], grad_norm)
@@ -165,15 +165,15 @@ def main(cfg: DictConfig) -> None:
                 "lr": float(lr),
                 "grad_norm": grad_norm,
                 "applied": is_good,
-                "tokens": sum(lengths),
+                "tokens": sum(shape.lengths),
                 "total_tokens": tokens,
                 "supervised_tokens": num_tokens,
-                "tokens_per_second": sum(lengths) / seconds,
+                "tokens_per_second": sum(shape.lengths) / seconds,
                 "supervised_tokens_per_second": num_tokens / seconds,
                 "peak_memory_bytes": training.peak_memory_bytes(device),
                 "seconds": seconds,
             }
-            line |= utilisation.of_step(lengths, num_tokens, seconds)
+            line |= utilisation.of_step(shape, seconds)
             every = cfg.get("run_val_every_n_steps")
             if plan_val and (step == total_steps or (every and step % every == 0)):
                 line |= validate(plan_val, weights)

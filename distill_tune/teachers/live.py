@@ -59,6 +59,13 @@ class LiveTeacher(Teacher):
         for folder in self.folders:
             models.require_same_tokens(self._differing, used_tokens, folder)
 
+    def own_bytes(self, num_shards: int) -> float | None:
+        if not isinstance(self.checkpoint, GGUFCheckpoint) or num_shards > 1 or self._quantizer or self._offload:
+            return None
+        dtype = next(self.model.parameters()).dtype
+        plain = sum(map(models.num_bytes, self.model.parameters()))
+        return plain + sum(stored - dtype.itemsize * weights for weights, stored in self.checkpoint.block_sizes())
+
     def keep_hidden_states(self, layers: Sequence[int]) -> None:
         models.keep_hidden_states(self.model, layers)
 

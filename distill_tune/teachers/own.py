@@ -36,7 +36,18 @@ class _CopyOfStudent(Teacher):
         self._teacher = LiveTeacher(copy.deepcopy(student), checkpoint)
         self.models = self._teacher.models
         self.num_layers, self.width = self._teacher.num_layers, self._teacher.width
+        self._student = student
         return models.common_vocabulary(student, self._teacher.vocab_size)
+
+    def own_bytes(self, num_shards: int) -> float | None:
+        if num_shards > 1:
+            return None
+        both = zip(self._student.parameters(), self._teacher.model.parameters(), strict=False)  # projectors come last
+        return sum(self._bytes_of(mine) for its, mine in both if its.requires_grad)
+
+    def _bytes_of(self, copied: torch.Tensor) -> int:
+        """Of what there is beside a parameter of the student's; what is frozen is shared."""
+        return copied.numel() * copied.element_size()
 
     def keep_hidden_states(self, layers: Sequence[int]) -> None:
         self._teacher.keep_hidden_states(layers)
@@ -80,6 +91,9 @@ class EMA(_CopyOfStudent):
         if not 0 <= decay < 1:
             raise UserError(f"teacher_model.decay={decay}: must be from 0 to less than 1")
         self._decay = decay
+
+    def _bytes_of(self, copied: torch.Tensor) -> int:
+        return super()._bytes_of(copied) + (0 if copied.dtype == torch.float32 else 4 * copied.numel())
 
     def load(
         self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False
