@@ -20,7 +20,7 @@ from distill_tune.config.launch import num_processes, process_environment, stop_
 from distill_tune.config.memory_advice import memory_advice, memory_ran_out
 from distill_tune.config.secrets import hide_secrets
 from distill_tune.config.waiting import has_lost_a_rank, has_waited_in_vain, where_it_lost_a_rank, whom_it_waited_for
-from distill_tune.errors import Faults, UserError
+from distill_tune.errors import Faults, FinishedRun, UserError
 
 _GRACE, _GRACE_OF_OTHERS = 10, 3  # seconds
 
@@ -66,9 +66,12 @@ class told_without_traceback:
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # a user's text may be none that can be written
 
-    def __exit__(self, kind: type | None, error: BaseException | None, where: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, where: object) -> bool:
         if error is None or isinstance(error, SystemExit):
-            return
+            return False
+        if isinstance(error, FinishedRun):
+            print(error)
+            return True
         status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
         hangs = has_waited_in_vain(error)
         if status == 1 and num_processes() > 1:
