@@ -113,7 +113,7 @@ class RunFolder:
             return False
 
     def finish(self, last: Mapping[str, float] | None) -> str:
-        """Note in finished.json that the run has come to its end, and tell of it: losses, what lies where, what is next.
+        """Note in finished.json that the run has come to its end, and tell of it: losses, what is where, what is next.
 
         Args:
             last: the last step's metrics; None where a resumed run had none left to take.

@@ -124,7 +124,7 @@ def test_killed_in_the_middle_of_an_accumulation_the_step_is_taken_again(lora, o
     assert_same(tmp_path / "whole", tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(lora, ok, cli, edited, tmp_path, name):
     lora(save_every_n_steps=None)
     mine = edited(

@@ -101,7 +101,7 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_starts_all_again_where_th
     assert [line["step"] for line in metrics_of(tmp_path / "out")] == list(range(1, 9))
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)])
 def test_told_to_stop_all_ranks_end_after_the_same_step_with_a_checkpoint(config, cli, tmp_path, number, status):
     """SIGKILL ends torchrun alone, and its end tells the ranks."""
     recipe = edit_recipe(cli, tmp_path, "kd_distributed", "time.sleep(0.3)")
@@ -113,7 +113,8 @@ def test_told_to_stop_all_ranks_end_after_the_same_step_with_a_checkpoint(config
     output, _ = ended(process, status)
     taken = len(metrics.read_text().splitlines())
     assert 2 <= taken < 8
-    assert f"stopped after step {taken} by SIGTERM" in output
+    told = "SIGHUP" if number == signal.SIGHUP else "SIGTERM"
+    assert f"stopped after step {taken} by {told}" in output
     assert (tmp_path / "out" / "checkpoints" / f"step_{taken}" / "SHA256SUMS").is_file()
     assert f"step_{taken}" in ended(started(tmp_path, 2))[0]
 
