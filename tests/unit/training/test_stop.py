@@ -1,6 +1,7 @@
 """Signals of a run, and those that torchrun is asked to pass on to ranks."""
 
 import os
+import pty
 import signal
 from pathlib import Path
 
@@ -34,9 +35,7 @@ def test_under_nohup_a_closed_terminal_ends_nothing(hangup, monkeypatch):
     assert "SIGTERM" in options.signals_to_handle.split(",")
 
 
-def test_what_a_run_says_when_it_is_told_to_stop_has_a_line_of_its_own(capfd):
-    import pty
-
+def test_what_a_run_says_when_it_is_told_to_stop_has_a_line_of_its_own():
     leader, terminal = pty.openpty()
     kept = os.dup(2)
     os.dup2(terminal, 2)
@@ -46,8 +45,13 @@ def test_what_a_run_says_when_it_is_told_to_stop_has_a_line_of_its_own(capfd):
             os.kill(os.getpid(), signal.SIGINT)
     finally:
         os.dup2(kept, 2)
-    shown = os.read(leader, 1000).decode().splitlines()
-    assert shown == ["step 1/3^C", "distill-tune: SIGINT: finishing the step, then a checkpoint; once more ends now"]
+    shown = b""
+    while not shown.endswith(b"now\r\n"):
+        shown += os.read(leader, 1000)
+    assert shown.decode().splitlines() == [
+        "step 1/3^C",
+        "distill-tune: SIGINT: finishing the step, then a checkpoint; once more ends now",
+    ]
     for descriptor in (leader, terminal, kept):
         os.close(descriptor)
 
