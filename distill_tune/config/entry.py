@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import contextlib
+import errno
 import faulthandler
 import os
 import signal
@@ -19,7 +20,7 @@ from distill_tune.config.components import check_components
 from distill_tune.config.launch import num_processes, process_environment, stop_with_torchrun
 from distill_tune.config.memory_advice import memory_advice, memory_ran_out
 from distill_tune.config.secrets import hide_secrets
-from distill_tune.config.streams import failed_to_write_to_stdout, going_on_without_output, lead_nowhere
+from distill_tune.config.streams import OutputLost, going_on_without_output, lead_nowhere
 from distill_tune.config.waiting import has_lost_a_rank, has_waited_in_vain, where_it_lost_a_rank, whom_it_waited_for
 from distill_tune.disk import release_locks
 from distill_tune.errors import Faults, FinishedRun, UserError
@@ -76,11 +77,12 @@ class told_without_traceback:
         if isinstance(error, FinishedRun):
             print(error)
             return True
-        if failed_to_write_to_stdout(error):
+        if isinstance(error, OutputLost):
             lead_nowhere(sys.stdout)
-            if not isinstance(error, BrokenPipeError):
-                print(f"distill-tune: stdout: {error}", file=sys.stderr)
-            sys.exit(128 + signal.SIGPIPE if isinstance(error, BrokenPipeError) else 1)
+            if error.errno == errno.EPIPE:  # as `| head` ends other commands
+                sys.exit(128 + signal.SIGPIPE)
+            print(f"distill-tune: stdout: {error.strerror}", file=sys.stderr)
+            sys.exit(1)
         status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
         hangs = has_waited_in_vain(error)
         if status == 1 and num_processes() > 1:

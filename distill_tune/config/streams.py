@@ -1,56 +1,41 @@
-"""A run whose terminal, pipe or log's disk is gone goes on without it."""
+"""Output that nobody reads any more, or that a disk has no room for: a command ends, a run goes on."""
 
 import contextlib
-import io
 import os
-import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+
+class OutputLost(OSError):
+    """What was printed could not be written to stdout."""
+
+
+@contextlib.contextmanager
+def telling_of_lost_output() -> Iterator[None]:
+    """While it lasts, a failed write to stdout raises :class:`OutputLost`, which is no other file's error."""
+
+    def tell(error: OSError) -> None:
+        raise OutputLost(error.errno, error.strerror) from error
+
+    with _in_place_of("stdout", tell):
+        yield
 
 
 @contextlib.contextmanager
 def going_on_without_output() -> Iterator[None]:
     """While it lasts, what cannot be written to stdout or stderr is lost, and a line on stderr says so once."""
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Stream(sys.stdout, "stdout"), _Stream(sys.stderr, "stderr")  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # closed
-            sys.stdout.flush()
-        sys.stdout, sys.stderr = before
 
+    def tell(error: OSError) -> None:
+        lead_nowhere(sys.stdout)
+        told = "the run goes on without it, and metrics.jsonl has each step"
+        print(f"distill-tune: stdout: {error.strerror}; {told}", file=sys.stderr, flush=True)
 
-class _Stream:
-    """Another stream until that fails."""
-
-    def __init__(self, stream: Any, name: str) -> None:
-        self._stream, self._name = stream, name
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with self._losing_what_fails():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._losing_what_fails():
-            self._stream.flush()
-
-    @contextlib.contextmanager
-    def _losing_what_fails(self) -> Iterator[None]:
+    with _in_place_of("stderr", lambda error: lead_nowhere(sys.stderr)), _in_place_of("stdout", tell):
         try:
             yield
-        except BlockingIOError:  # a reader that is slow
-            pass
-        except OSError as error:
-            lead_nowhere(self._stream)
-            if self._name == "stdout":
-                told = "the run goes on without it, and metrics.jsonl has each step"
-                print(f"distill-tune: stdout: {error.strerror}; {told}", file=sys.stderr, flush=True)
+        finally:
+            sys.stdout.flush()
 
 
 def lead_nowhere(stream: Any) -> None:
@@ -61,18 +46,36 @@ def lead_nowhere(stream: Any) -> None:
         os.close(nowhere)
 
 
-def failed_to_write_to_stdout(error: BaseException) -> bool:
-    """Whether it is stdout that an error is about: ``| head`` has read enough, or a disk is full."""
-    if not isinstance(error, OSError):
-        return False
+@contextlib.contextmanager
+def _in_place_of(name: str, when_it_fails: Callable[[OSError], None]) -> Iterator[None]:
+    before = getattr(sys, name)
+    setattr(sys, name, _Stream(before, when_it_fails))
     try:
-        sys.stdout.flush()  # what could not be written waits there
-    except OSError as again:
-        return again.errno == error.errno
-    try:
-        descriptor = sys.stdout.fileno()
-    except (io.UnsupportedOperation, AttributeError):
-        return False
-    poll = select.poll()
-    poll.register(descriptor, 0)
-    return isinstance(error, BrokenPipeError) and any(event & select.POLLERR for _, event in poll.poll(0))
+        yield
+    finally:
+        setattr(sys, name, before)
+
+
+class _Stream:
+    """Another stream, and what to do when that fails."""
+
+    def __init__(self, stream: Any, when_it_fails: Callable[[OSError], None]) -> None:
+        self._stream, self._when_it_fails = stream, when_it_fails
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, function: Callable[[], object]) -> None:
+        try:
+            function()
+        except BlockingIOError:  # a reader that is slow: this text is lost, the next may not be
+            pass
+        except OSError as error:
+            self._when_it_fails(error)

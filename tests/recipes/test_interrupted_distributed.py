@@ -170,3 +170,19 @@ def test_a_step_that_is_not_finite_on_one_rank_is_applied_on_none(config, cli, t
     assert f"step {bad}: gradient norm nan: not applied" in output
     assert "rows.json, row 8" in output
     assert all(line["loss"] is not None for line in lines_of_metrics)
+
+
+def test_ctrl_c_while_ranks_import_ends_them_with_a_line(config, cli, tmp_path):
+    recipe = edit_recipe(cli, tmp_path, "kd_distributed", "pass")
+    # As long as PyTorch's own import may take on a cold disk.
+    put_before(
+        tmp_path / recipe,
+        "import contextlib\n",
+        "import os, time; open('rank_' + os.environ['RANK'], 'w'); time.sleep(100)",
+    )
+    process, until = started(tmp_path, 2, recipe=recipe), time.monotonic() + 100
+    while time.monotonic() < until and not all((tmp_path / f"rank_{rank}").exists() for rank in (0, 1)):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, told = ended(process, 130)
+    assert (output, told) == ("", "distill-tune: interrupted\n")
