@@ -18,6 +18,7 @@ from distill_tune.errors import UserError
 Value = TypeVar("Value")
 
 CHECKSUMS = "SHA256SUMS"  # as sha256sum writes and checks it
+_locks: list[int] = []  # descriptors
 _WAITS = (1.0, 5.0, 20.0)  # seconds, between attempts
 # What a network file system answers while its server is away.
 _PASSING = {errno.EAGAIN, errno.EINTR, errno.EIO, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
@@ -108,7 +109,7 @@ def put_in_place(partial: Path, folder: Path) -> None:
 
 
 def keep_to_oneself(folder: Path) -> bool:
-    """Lock a folder until this process ends, however it ends; False where another process has it.
+    """Lock a folder until :func:`release_locks`, or this process' end, however it ends; False where another has it.
 
     A file system without locks is trusted.
     """
@@ -118,7 +119,14 @@ def keep_to_oneself(folder: Path) -> bool:
     except OSError as error:
         os.close(descriptor)
         return error.errno not in (errno.EAGAIN, errno.EACCES)
+    _locks.append(descriptor)
     return True
+
+
+def release_locks() -> None:
+    """Of all folders that this process keeps to itself; another run of it may write there."""
+    while _locks:
+        os.close(_locks.pop())
 
 
 def lacking_space(folder: Path, num_bytes: int) -> str | None:

@@ -19,6 +19,10 @@ class Faults(UserError):
         super().__init__("\n".join([f"{count} in {where}", *(f"  {fault}" for fault in self.faults)]))
 
 
+class FinishedRun(Exception):
+    """A run that was asked for again and has nothing left to do: its message is shown, with exit code 0."""
+
+
 class CollectedFaults:
     """Faults of several blocks, ``with faults: ...``, each of which ends at its first; :meth:`tell` raises them all."""
 

@@ -203,7 +203,7 @@ def main(cfg: DictConfig) -> None:
         training.export_adapter(student, student_checkpoint, run.adapter, tokenizer)
     if not (has_adapters and cfg.get("save_adapter_weights_only", False)) or student_checkpoint.adapter:
         training.export_model(student, student_checkpoint, run.model, dtype, tokenizer)
-    print(run.summary(line))
+    print(run.finish(line))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ import sys
 
 import distill_tune
 from distill_tune.cli import cat, compare, cp, data, demo, download, init_student, ls, plan, run, validate
+from distill_tune.cli.caller import left_as_it_was
 from distill_tune.config.entry import told_without_traceback
+from distill_tune.config.streams import telling_of_lost_output
+from distill_tune.threads import set_waiting
 
 _DESCRIPTION = """Train a small language model (the student) to follow a large one (the teacher).
 
@@ -39,5 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     reads_itself = arguments[:1] and arguments[0] in _READ_THEMSELVES and arguments[1:2] not in (["-h"], ["--help"])
     options = parser.parse_args(arguments[:1] if reads_itself else arguments)
     options.arguments = arguments[1:]
-    with told_without_traceback():
+    set_waiting()
+    with telling_of_lost_output(), told_without_traceback(), left_as_it_was():
         options.function(options)
+        sys.stdout.flush()  # a pipe that nobody reads is met here, not when Python ends

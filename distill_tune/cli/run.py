@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_recipe
 from distill_tune.config.keys import is_distributed
-from distill_tune.config.launch import is_launched
+from distill_tune.config.launch import is_heeded, is_launched
 from distill_tune.errors import UserError
+from distill_tune.threads import set_threads
 
 _DESCRIPTION = """Run a recipe with a config.
 
@@ -60,13 +61,15 @@ def _run(options: argparse.Namespace) -> None:
         return
     recipe = find_recipe(arguments[0])
     config, overrides = parse_config(arguments[1:])
-    checked_config(recipe, config, overrides)  # before the recipe imports anything heavy
+    if not is_launched():  # a rank's was checked by what launched it
+        checked_config(recipe, config, overrides)  # before the recipe imports anything heavy
     if is_distributed(recipe) and not is_launched():
         count = _num_gpus()
         what = f"one process for each of {count} GPUs" if count else "no GPU here, so one process"
         print(f"{recipe.stem}: {what} (--nproc_per_node N before the recipe says it otherwise)", flush=True)
         _launch(torchrun_options(["--nproc_per_node", str(count or 1), *arguments]), recipe, config, overrides)
         return
+    set_threads(1)
     sys.argv = [str(recipe), "--config", config, *overrides]
     sys.path.insert(0, str(recipe.resolve().parent))
     sys.path.insert(1, os.getcwd())  # a user's own components
@@ -142,19 +145,23 @@ def _launch(options: Any, recipe: Path, config: str, overrides: list[str]) -> No
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
+    from torch.distributed.run import determine_local_world_size
     from torch.distributed.run import run as torchrun
 
-    options.training_script = str(recipe)
-    options.training_script_args = ["--config", config, *overrides]
-    # Each process would take all cores; torchrun would give it one, with a warning.
-    per_node = int(options.nproc_per_node) if str(options.nproc_per_node).isdigit() else 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // per_node)))
+    # By this command again: a rank that is interrupted while it imports PyTorch ends as a lone process does.
+    options.module, options.training_script = True, "distill_tune"
+    options.training_script_args = ["run", str(recipe), "--config", config, *overrides]
+    try:
+        set_threads(determine_local_world_size(options.nproc_per_node))  # torchrun would give each one, with a warning
+    except ValueError as error:
+        raise UserError(f"run: --nproc_per_node {options.nproc_per_node}: {error}") from error
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))
     for name in ("", ".agent.server.api"):  # the rank that failed or was stopped has told why
         logging.getLogger(f"torch.distributed.elastic{name}").setLevel(logging.CRITICAL)
     # Told to stop, the ranks finish their step and write a checkpoint; torchrun would kill them after 30 s.
     if hasattr(options, "signals_to_handle"):
-        options.signals_to_handle = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+        hangup = "SIGHUP," if is_heeded(signal.SIGHUP) else ""
+        options.signals_to_handle = f"SIGTERM,SIGINT,{hangup}SIGQUIT,SIGUSR1,SIGUSR2"
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SECONDS_TO_STOP))
     for name in ("SIGUSR1", "SIGUSR2"):  # a torchrun without that option takes them for SIGTERM
         signal.signal(signal.Signals[name], lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))

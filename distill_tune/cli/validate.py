@@ -11,7 +11,7 @@ from distill_tune.cli.run import num_processes_asked, parse_config, torchrun_opt
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_config, find_recipe
 from distill_tune.config.load import load_config
-from distill_tune.errors import CollectedFaults, Faults, UserError
+from distill_tune.errors import CollectedFaults, Faults, FinishedRun, UserError
 
 _DESCRIPTION = """Check what a run checks before it loads a weight: keys, values, components, paths, shapes, rows.
 
@@ -100,7 +100,11 @@ def _prepare(cfg: DictConfig, num_processes: int) -> None:
 
     from distill_tune import data, training
 
-    _, _, checkpoint, state = training.open_run(cfg)
+    try:
+        _, _, checkpoint, state = training.open_run(cfg)
+    except FinishedRun as told:
+        print(told)
+        checkpoint, state = None, None
     training.use_day(cfg.get("date"), state)
     if _has_foreign(cfg, _OF_MODELS, "models and rows"):
         return

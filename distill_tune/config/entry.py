@@ -3,9 +3,10 @@
 import argparse
 import atexit
 import contextlib
+import errno
 import faulthandler
-import io
 import os
+import signal
 import sys
 import time
 import traceback
@@ -19,8 +20,10 @@ from distill_tune.config.components import check_components
 from distill_tune.config.launch import num_processes, process_environment, stop_with_torchrun
 from distill_tune.config.memory_advice import memory_advice, memory_ran_out
 from distill_tune.config.secrets import hide_secrets
+from distill_tune.config.streams import OutputLost, going_on_without_output, lead_nowhere
 from distill_tune.config.waiting import has_lost_a_rank, has_waited_in_vain, where_it_lost_a_rank, whom_it_waited_for
-from distill_tune.errors import Faults, UserError
+from distill_tune.disk import release_locks
+from distill_tune.errors import Faults, FinishedRun, UserError
 
 _GRACE, _GRACE_OF_OTHERS = 10, 3  # seconds
 
@@ -36,7 +39,7 @@ def run_recipe(main: Callable[[DictConfig], None], arguments: Sequence[str] | No
     parser.add_argument("overrides", nargs="*", help="key=value, +key=value, ~key")
     options = parser.parse_intermixed_args(arguments)
     stop_with_torchrun()
-    with told_without_traceback():
+    with going_on_without_output(), told_without_traceback():
         cfg = checked_config(recipe, options.config, options.overrides)
         if faults := check_components(cfg):
             raise Faults(f"config {options.config}", faults)
@@ -48,6 +51,8 @@ def run_recipe(main: Callable[[DictConfig], None], arguments: Sequence[str] | No
             if told := memory_ran_out(error):
                 raise UserError(f"{told}; what costs least: {memory_advice(cfg, num_processes() > 1)}") from error
             raise
+        finally:
+            release_locks()
     if num_processes() > 1:
         # All is written; threads of gloo and NCCL sometimes abort an interpreter that takes itself down.
         atexit._run_exitfuncs()
@@ -63,12 +68,21 @@ class told_without_traceback:
 
     def __enter__(self) -> None:
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
+            if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")  # a user's text may be none that can be written
 
-    def __exit__(self, kind: type | None, error: BaseException | None, where: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, where: object) -> bool:
         if error is None or isinstance(error, SystemExit):
-            return
+            return False
+        if isinstance(error, FinishedRun):
+            print(error)
+            return True
+        if isinstance(error, OutputLost):
+            lead_nowhere(sys.stdout)
+            if error.errno == errno.EPIPE:  # as `| head` ends other commands
+                sys.exit(128 + signal.SIGPIPE)
+            print(f"distill-tune: stdout: {error.strerror}", file=sys.stderr)
+            sys.exit(1)
         status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
         hangs = has_waited_in_vain(error)
         if status == 1 and num_processes() > 1:
@@ -76,7 +90,8 @@ class told_without_traceback:
             time.sleep(_GRACE_OF_OTHERS)
         who = _who_tells()
         if who is None:
-            time.sleep(_GRACE)  # torchrun ends all when one ends: the one that tells must come first
+            if status != 130:  # a terminal's Ctrl-C ends all alike
+                time.sleep(_GRACE)  # torchrun ends all when one ends: the one that tells must come first
             _end_at_once(status)
         elif isinstance(error, UserError) and os.environ.get("DISTILL_TUNE_TRACEBACK") != "1":
             print(f"distill-tune: {who}{hide_secrets(str(error))}", file=sys.stderr)

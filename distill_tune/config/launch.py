@@ -26,6 +26,11 @@ def is_restarted(environment: Mapping[str, str] = os.environ) -> bool:
     return any(int(environment.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
+def is_heeded(number: int) -> bool:
+    """Whether a signal does anything here: nohup has its program ignore SIGHUP."""
+    return signal.getsignal(number) != signal.SIG_IGN
+
+
 def stop_with_torchrun(environment: Mapping[str, str] = os.environ) -> None:
     """Have this process told to stop, as by SIGTERM, when torchrun is killed: it would stay on its GPU.
 

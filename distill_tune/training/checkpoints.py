@@ -58,7 +58,8 @@ class Checkpoints:
                 is taken itself; False starts afresh. A run that torchrun or Slurm has restarted takes up its own.
 
         Raises:
-            UserError: a fresh start in a folder that holds a run; a resume in one that has no good checkpoint.
+            UserError: a fresh start in a folder that holds a run; a resume in one that has no good checkpoint, and
+                a model that a fresh start would replace.
         """
         there = from_main_process(self._steps())
         if is_restarted(os.environ) and there:
@@ -79,6 +80,7 @@ class Checkpoints:
         if there:
             raise UserError(f"resume={resume}: no checkpoint in {self._folder} is whole; start in another output_dir")
         if resume == "auto":
+            self._require_nothing_exported()
             return None
         raise UserError(
             f"resume={resume}: {self._folder} has none; they are written every save_every_n_steps and after each "
@@ -91,6 +93,14 @@ class Checkpoints:
                 f"output_dir={self._run.path}: holds a run already; go on with it (resume=auto), "
                 "name another folder, or delete this one"
             )
+
+    def _require_nothing_exported(self) -> None:
+        for exported in (self._run.model, self._run.adapter):
+            if exported.exists():
+                raise UserError(
+                    f"resume=auto: {self._folder} has no checkpoint to go on from, and a fresh start would replace "
+                    f"{exported}; name another output_dir, or delete this one"
+                )
 
     def _steps(self) -> list[int]:
         """Of the folders that are in place."""

@@ -14,11 +14,13 @@ from omegaconf import DictConfig, ListConfig
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, losses, models, teachers
 from distill_tune.config.components import build
-from distill_tune.errors import CollectedFaults
+from distill_tune.config.launch import is_restarted
+from distill_tune.errors import CollectedFaults, FinishedRun
 from distill_tune.training.checkpoints import Checkpoints
 from distill_tune.training.device import find_dtype
 from distill_tune.training.distributed import (
     first_of_each_machine_first,
+    leave,
     num_ranks,
     rank,
     require_same_on_all_ranks,
@@ -69,10 +71,18 @@ def open_run(cfg: DictConfig) -> tuple[RunFolder, Checkpoints, Path | None, Trai
 
     Raises:
         UserError: the folder holds a run and a fresh start is asked for, or it does not hold what is to be resumed.
+        FinishedRun: the run that is to go on has come to its end with these settings.
     """
     run = RunFolder.of(cfg.output_dir)
     checkpoints = Checkpoints(run, cfg.get("keep_last_n"), cfg.get("keep_best"))
-    checkpoint = checkpoints.to_resume(cfg.get("resume", cfg.get("resume_from_checkpoint", False)))
+    resume = cfg.get("resume", cfg.get("resume_from_checkpoint", False))
+    if (resume in ("auto", True) or is_restarted()) and (step := run.last_step(cfg)) is not None:
+        leave()
+        raise FinishedRun(
+            f"output_dir={run.path}: this run came to its end with step {step}; nothing is left to do "
+            "(more epochs go on from there, another folder begins anew)"
+        )
+    checkpoint = checkpoints.to_resume(resume)
     if checkpoint is None:
         return run, checkpoints, None, None
     state = TrainingState.read(checkpoint)

@@ -1,15 +1,21 @@
 """What a person sees of a run: a live bar in a terminal, plain lines elsewhere."""
 
+import time
 from collections.abc import Mapping
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
 _WIDE = 120  # columns; a narrower terminal gets the numbers without the bar
-_LINES_A_RUN = 40  # without a terminal, about so many lines whatever the run's length
+_BAR = 20  # columns
+_FIRST_TO_GO = ("lr", "speed", "ce", "kd", "memory")  # where a line is too narrow
+# Without a terminal: the first steps, by which one sees that it runs, then by time, however long a step or a run is.
+_FIRST_STEPS = 3
+_SECONDS_BETWEEN_LINES = 60
 
 
 class Progress:
@@ -18,24 +24,25 @@ class Progress:
     Args:
         total: steps of the run.
         done: steps taken before it was resumed.
-        every: steps between plain lines, where there is no terminal; None for some 40 lines a run.
     """
 
-    def __init__(self, total: int, done: int = 0, every: int | None = None) -> None:
+    def __init__(self, total: int, done: int = 0) -> None:
         self._console = Console()
-        self._total = total
-        self._every = every or max(1, total // _LINES_A_RUN)
+        self._total, self._done = total, done
+        self._started = self._first_ended = self._told = time.monotonic()
+        one_line = Column(no_wrap=True)
+        self._has_bar = self._console.width >= _WIDE
         self._bar = Bar(
-            TextColumn("step {task.completed}/{task.total}"),
-            *([BarColumn(bar_width=20)] if self._console.width >= _WIDE else []),
-            TextColumn("{task.fields[shown]}", table_column=Column(no_wrap=True)),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[step]}", table_column=one_line),
+            *([BarColumn(bar_width=_BAR)] if self._has_bar else []),
+            TextColumn("{task.fields[shown]}", table_column=one_line),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("training", total=total, completed=done, shown="")
+        self._task = self._bar.add_task("training", total=total, completed=done, step=self._step(done), shown="")
 
     def __enter__(self) -> "Progress":
+        self._started = time.monotonic()
         self._bar.start()
         return self
 
@@ -44,21 +51,53 @@ class Progress:
 
     def update(self, metrics: Mapping[str, float]) -> None:
         """After each step."""
-        step = int(metrics["step"])
-        shown = _shown(metrics)
-        self._bar.update(self._task, completed=step, shown=shown)
-        if not self._console.is_terminal and (step % self._every == 0 or step in (1, self._total)):
-            self._console.print(f"step {step}/{self._total}  {shown}", soft_wrap=True, highlight=False)
+        step, now = int(metrics["step"]), time.monotonic()
+        left = f"{_duration(self._seconds_left(step, now))} left"
+        if self._console.is_terminal:
+            room = self._console.width - len(self._step(step)) - (_BAR + 1 if self._has_bar else 0) - 1
+            shown = _fitting(_parts(metrics) | {"left": left}, room)
+            self._bar.update(self._task, completed=step, step=self._step(step), shown=shown)
+        elif step - self._done <= _FIRST_STEPS or step == self._total or now - self._told >= _SECONDS_BETWEEN_LINES:
+            self._told = now
+            times = f"{_duration(now - self._started)} elapsed  {left}"
+            self.say(f"{self._step(step)}  {'  '.join(_parts(metrics).values())}  {times}")
 
     def say(self, message: str) -> None:
         """A line above the bar."""
         self._console.print(message, soft_wrap=True, highlight=False, markup=False)
 
+    def _step(self, step: int) -> str:
+        return f"step {step}/{self._total}"
 
-def _shown(metrics: Mapping[str, float]) -> str:
-    parts = [f"loss {metrics['loss']:.3f}"]
-    parts += [f"{name.removesuffix('_loss')} {metrics[name]:.3f}" for name in ("kd_loss", "ce_loss") if metrics[name]]
-    parts.append(f"lr {metrics['lr']:.1e}")
-    parts.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
-    parts.append(f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB")
-    return "  ".join(parts)
+    def _seconds_left(self, step: int, now: float) -> float:
+        """By the mean of the steps so far; the first one, in which much is done once, counts while it is alone."""
+        taken = step - self._done
+        if taken <= 1:
+            self._first_ended = now
+            return (now - self._started) * (self._total - step)
+        return (now - self._first_ended) / (taken - 1) * (self._total - step)
+
+
+def _parts(metrics: Mapping[str, float]) -> dict[str, str]:
+    parts = {"loss": f"loss {metrics['loss']:.3f}"}
+    parts |= {name: f"{name} {metrics[f'{name}_loss']:.3f}" for name in ("kd", "ce") if metrics[f"{name}_loss"]}
+    return parts | {
+        "lr": f"lr {metrics['lr']:.1e}",
+        "speed": f"{metrics['tokens_per_second']:,.0f} tokens/s",
+        "memory": f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB",
+    }
+
+
+def _fitting(parts: Mapping[str, str], width: int) -> str:
+    """As many of the parts as fit into so many columns."""
+    parts = dict(parts)
+    for name in _FIRST_TO_GO:
+        if len("  ".join(parts.values())) <= width:
+            break
+        parts.pop(name, None)
+    return "  ".join(parts.values())
+
+
+def _duration(seconds: float) -> str:
+    """``0:01:05``, ``2 days, 3:00:00``."""
+    return str(timedelta(seconds=round(seconds)))

@@ -1,6 +1,8 @@
 """The folder that a run leaves: what lies where."""
 
+import contextlib
 import dataclasses
+import json
 import os
 import platform
 import shlex
@@ -10,6 +12,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,7 +23,8 @@ from distill_tune.data.dates import day_of_run
 from distill_tune.disk import keep_to_oneself
 from distill_tune.errors import UserError
 from distill_tune.training.distributed import from_main_process, is_main_process
-from distill_tune.training.state import plain_config
+from distill_tune.training.metrics import read_metrics
+from distill_tune.training.state import changes_between, plain_config
 
 _SECONDS_TO_BE_SEEN = 10  # network file systems show a new file some seconds late
 
@@ -29,7 +33,7 @@ _SECONDS_TO_BE_SEEN = 10  # network file systems show a new file some seconds la
 class RunFolder:
     """``output_dir`` of a config.
 
-    config.yaml, metrics.jsonl, checkpoints/step_N/, model/ and adapter/ are always where they are here.
+    config.yaml, metrics.jsonl, checkpoints/step_N/, model/, adapter/ and finished.json are always where they are here.
     """
 
     path: Path
@@ -53,6 +57,23 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def _finished(self) -> Path:
+        return self.path / "finished.json"
+
+    def last_step(self, cfg: DictConfig) -> int | None:
+        """Of a run that has come to its end with these settings; None where none has. All ranks call it."""
+        return from_main_process(self._last_step(cfg))
+
+    def _last_step(self, cfg: DictConfig) -> int | None:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not there, or not readable
+            step = json.loads(self._finished.read_text(encoding="utf-8"))["step"]
+            was: Any = OmegaConf.to_container(OmegaConf.load(self._config))
+            now = plain_config(cfg)
+            drawn = {key: was.get(key) for key in ("seed", "date") if now.get(key) is None}  # written there by the run
+            return None if any(changes_between(was, now | drawn)) else int(step)
+        return None
 
     def write_config(self, cfg: DictConfig, seed: int) -> None:
         """Make the folder, lock it against other runs, and write config.yaml, with seed and date. All ranks call it.
@@ -81,6 +102,7 @@ class RunFolder:
             partial = self.path / ".config.yaml.partial"
             partial.write_text(text, encoding="utf-8")
             os.replace(partial, self._config)
+            self._finished.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"output_dir={self.path}: cannot be written: {error.strerror}") from error
 
@@ -90,9 +112,20 @@ class RunFolder:
         except OSError:
             return False
 
-    def summary(self, last: Mapping[str, float] | None) -> str:
-        """The end of a run: the last step's losses, what was written where, what to do next."""
+    def finish(self, last: Mapping[str, float] | None) -> str:
+        """Note in finished.json that the run has come to its end, and tell of it: losses, what is where, what is next.
+
+        Args:
+            last: the last step's metrics; None where a resumed run had none left to take.
+        """
         lines = []
+        if last is None:
+            *_, last = [None, *read_metrics(self.metrics)]
+        if last and is_main_process():
+            partial = self.path / ".finished.json.partial"
+            with contextlib.suppress(OSError):  # on a full disk model/ and adapter/ are what matters
+                partial.write_text(json.dumps({"step": last["step"]}) + "\n", encoding="utf-8")
+                os.replace(partial, self._finished)
         if last:
             losses = ", ".join(f"{name} {last[name]:.4f}" for name in ("loss", "ce_loss", "kd_loss"))
             lines.append(f"done: step {last['step']}, {losses}")

@@ -72,7 +72,7 @@ class TrainingState:
         Raises:
             UserError: model, teacher or optimizer are others, and not ``with_changes``.
         """
-        changes = list(_changes(self.config, plain_config(cfg)))
+        changes = list(changes_between(self.config, plain_config(cfg)))
         _refuse(folder, [text for key, text in changes if _is_below(key, _MATTERS)], with_changes)
         if harmless := [text for key, text in changes if not _is_below(key, _MATTERS)]:
             print(f"changed since {folder.name}: {', '.join(harmless)}")
@@ -105,8 +105,8 @@ def _refuse(folder: Path, changes: list[str], with_changes: bool) -> None:
     print(f"going on in spite of changes:\n  {told}")
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(dotted key, ``key old -> new``) of every value that differs."""
+def changes_between(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(dotted key, ``key old -> new``) of every value that differs, but of where a run writes and how it is resumed."""
     before, now = dict(_values(old)), dict(_values(new))
     for key in sorted({**before, **now}):
         was, is_now = before.get(key, _NOTHING), now.get(key, _NOTHING)

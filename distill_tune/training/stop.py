@@ -1,4 +1,4 @@
-"""A run that is told to stop: by Ctrl-C, by a scheduler's SIGTERM, or by the signal that Slurm sends before the end."""
+"""A run that is told to stop: by Ctrl-C, a terminal that closes, a scheduler's SIGTERM or a signal that Slurm sends."""
 
 import contextlib
 import os
@@ -7,9 +7,10 @@ import sys
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
+from distill_tune.config.launch import is_heeded
 from distill_tune.training.distributed import leave
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopSignals:
@@ -22,20 +23,25 @@ class StopSignals:
     def __init__(self) -> None:
         self.number = 0
         self._before: dict[int, Any] = {}
+        self._last_words = ""
 
     def __enter__(self) -> "StopSignals":
+        # Under nohup a run outlives its terminal.
+        numbers = [number for number in _SIGNALS if number != signal.SIGHUP or is_heeded(number)]
         with contextlib.suppress(ValueError):  # not the main thread: then signals are another's
-            self._before = {number: signal.signal(number, self._asked) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._asked) for number in numbers}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._last_words:  # below the progress bar, which is entered later and ends earlier
+            print(self._last_words, flush=True)
 
     def leave(self, step: int, number: int) -> NoReturn:
         """End the run after its last checkpoint, with 128 + the signal's number as a shell would tell it."""
-        print(f"stopped after step {step} by {signal.Signals(number).name}; resume=auto goes on", flush=True)
         leave()
+        self._last_words = f"stopped after step {step} by {signal.Signals(number).name}; resume=auto goes on"
         sys.exit(128 + number)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
@@ -45,4 +51,6 @@ class StopSignals:
         # print is not safe in the middle of a print.
         if os.environ.get("RANK", "0") == "0":
             name = signal.Signals(number).name
-            os.write(2, f"distill-tune: {name}: finishing the step, then a checkpoint; once more ends now\n".encode())
+            told = f"distill-tune: {name}: finishing the step, then a checkpoint; once more ends now\n"
+            with contextlib.suppress(OSError):  # the terminal is gone
+                os.write(2, ("\n" * os.isatty(2) + told).encode())  # where the progress bar stands, and a terminal's ^C

@@ -122,7 +122,7 @@ def test_killed_in_the_middle_of_an_accumulation_the_step_is_taken_again(lora, o
     assert_same(tmp_path / "whole", tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(lora, ok, cli, edited, tmp_path, name):
     lora(save_every_n_steps=None)
     mine = edited(
@@ -154,9 +154,33 @@ def test_auto_begins_where_there_is_nothing_and_a_restarted_run_goes_on(lora, ok
     done = cli(*RUN, *STEPS)
     assert done.returncode == 2 and "holds a run already; go on with it (resume=auto)" in done.stderr
     for variable in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+        (tmp_path / "out" / "finished.json").unlink()  # as of a run that was killed before it had exported all
         done = cli(*RUN, *STEPS, **{variable: "1"})
         assert done.returncode == 0, done.stderr
         assert "resuming from" in done.stdout and "step_12" in done.stdout
+
+
+def test_a_finished_run_says_so_before_anything_loads_and_is_not_begun_anew(lora, ok, cli, tmp_path):
+    lora()
+    line = [*RUN, "max_steps_per_epoch=1"]
+
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+
+    ok(*line)
+    assert "resuming from" in ok(*line, "epochs=2").stdout
+    left = files()
+    for restarted in ({}, {"SLURM_RESTART_COUNT": "1"}):
+        done = cli(*line, "epochs=2", FORBIDDEN="distill_tune.training.build_models", **restarted)
+        assert done.returncode == 0, done.stderr
+        assert "this run came to its end with step 2; nothing is left to do" in done.stdout
+    shutil.rmtree(tmp_path / "out" / "checkpoints")
+    left = {path: time for path, time in left.items() if path.exists()}
+    assert "came to its end with step 2" in ok(*line, "epochs=2").stdout
+    done = cli(*line, "epochs=3")
+    assert done.returncode == 2
+    assert "has no checkpoint to go on from, and a fresh start would replace " in done.stderr
+    assert files() == left
 
 
 def test_two_runs_do_not_write_to_one_folder(lora, cli, tmp_path):

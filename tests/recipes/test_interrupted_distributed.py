@@ -108,7 +108,7 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_starts_all_again_where_th
     assert [line["step"] for line in metrics_of(tmp_path / "out")] == list(range(1, 9))
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)])
 def test_told_to_stop_all_ranks_end_after_the_same_step_with_a_checkpoint(
     config, cli, started, tmp_path, number, status
 ):
@@ -123,7 +123,8 @@ def test_told_to_stop_all_ranks_end_after_the_same_step_with_a_checkpoint(
     output, _ = ended(process, status)
     taken = len(metrics.read_text().splitlines())
     assert 2 <= taken < 8
-    assert f"stopped after step {taken} by SIGTERM" in output
+    told = "SIGHUP" if number == signal.SIGHUP else "SIGTERM"
+    assert f"stopped after step {taken} by {told}" in output
     assert (tmp_path / "out" / "checkpoints" / f"step_{taken}" / "SHA256SUMS").is_file()
     assert f"step_{taken}" in ended(started(2))[0]
 
@@ -179,3 +180,19 @@ def test_a_step_that_is_not_finite_on_one_rank_is_applied_on_none(config, cli, s
     assert f"step {bad}: gradient norm nan: not applied" in output
     assert "rows.json, row 8" in output
     assert all(line["loss"] is not None for line in lines_of_metrics)
+
+
+def test_ctrl_c_while_ranks_import_ends_them_with_a_line(config, cli, tmp_path):
+    recipe = edit_recipe(cli, tmp_path, "kd_distributed", "pass")
+    # As long as PyTorch's own import may take on a cold disk.
+    put_before(
+        tmp_path / recipe,
+        "import contextlib\n",
+        "import os, time; open('rank_' + os.environ['RANK'], 'w'); time.sleep(100)",
+    )
+    process, until = started(tmp_path, 2, recipe=recipe), time.monotonic() + 100
+    while time.monotonic() < until and not all((tmp_path / f"rank_{rank}").exists() for rank in (0, 1)):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, told = ended(process, 130)
+    assert (output, told) == ("", "distill-tune: interrupted\n")
