@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_recipe
-from distill_tune.config.keys import is_distributed
 from distill_tune.config.launch import is_launched
+from distill_tune.config.recipe_keys import is_distributed
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Run a recipe with a config.

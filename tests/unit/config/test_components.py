@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal
 
 import pytest
 from omegaconf import OmegaConf
@@ -14,11 +14,11 @@ from distill_tune.config.components import check_components
 def takes(
     implicit: str = None,  # noqa: RUF013  (as torchtune's tokenizers write it)
     odd: int = "auto",
-    text_or_list: Union[str, list] = "",
-    text_or_texts: Union[str, list[str]] = "",
-    text_or_mapping: Union[str, dict] = "",
-    text_or_typed_mapping: Union[str, dict[str, int]] = "",
-    maybe_list: Optional[list] = None,
+    text_or_list: str | list = "",
+    text_or_texts: str | list[str] = "",
+    text_or_mapping: str | dict = "",
+    text_or_typed_mapping: str | dict[str, int] = "",
+    maybe_list: list | None = None,
     texts: list[str] = (),
     mapping: dict = None,  # noqa: RUF013
     number_or_sequence: float | Sequence[float] = 1.0,
