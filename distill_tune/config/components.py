@@ -197,6 +197,7 @@ def _check_arguments(
         takes_any = []
     allowed |= ENTRY_KEYS.get(top, set()) if is_outermost else set()
     optional = _OPTIONAL_HERE.get(str(component["_component_"]).rpartition(".")[2], set())
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
 
     faults = []
     for argument, value in component.items():
@@ -212,6 +213,8 @@ def _check_arguments(
             faults.append(f"{key}.{argument}: {component['_component_']} has no such argument{hint}")
         elif f"{key}.{argument}" in _MORE_HERE or (value is None and argument in optional):
             continue
+        elif argument in defaults and _is_same(_plain(value), defaults[argument]):
+            continue  # whatever its annotation says: `path: str = None`
         elif not _is_component(value) and (wanted := _mismatch(_plain(value), hints.get(str(argument)))):
             faults.append(f"{key}.{argument}={_plain(value)}: must be {wanted}")
     required = [
@@ -233,9 +236,8 @@ def _mismatch(value: Any, annotation: Any) -> str | None:
     if origin in (typing.Union, types.UnionType):
         plain = [option for option in arguments if option in (int, float, bool, str)]
         # In `float | Tensor` a plain value has to be the float; where no option is plain, anything may fit.
-        containers = [option for option in arguments if typing.get_origin(option)]
-        nothing = [type(None)] if type(None) in arguments else []
-        options = [*plain, *containers, *nothing] if plain else list(arguments)
+        others = [option for option in arguments if option not in plain and _is_written_in_yaml(option)]
+        options = [*plain, *others] if plain else list(arguments)
         mismatches = [_mismatch(value, option) for option in options]
         return None if None in mismatches else " or ".join(dict.fromkeys(filter(None, mismatches)))
     if origin is typing.Literal:
@@ -244,10 +246,14 @@ def _mismatch(value: Any, annotation: Any) -> str | None:
         near = nearest(value, [str(option) for option in arguments]) if isinstance(value, str) else []
         hint = f" (did you mean {near[0]}?)" if near else ""
         return f"one of {', '.join(str(option) for option in arguments)}{hint}"
-    if origin is list:
+    if annotation is list or origin is list:
         if not isinstance(value, list):
             return "a list"
+        if not arguments:
+            return None
         return next((f"a list of {wanted}" for item in value if (wanted := _mismatch(item, arguments[0]))), None)
+    if annotation is dict or origin is dict:
+        return None if isinstance(value, dict) else "a mapping"
     if annotation is type(None):
         return None if value is None else "null"
     if annotation is bool:
@@ -259,6 +265,15 @@ def _mismatch(value: Any, annotation: Any) -> str | None:
     if annotation is str:
         return None if isinstance(value, str) else "text"
     return None
+
+
+def _is_written_in_yaml(annotation: Any) -> bool:
+    return annotation in (list, dict, type(None), Any) or typing.get_origin(annotation) is not None
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    """Whether a value of YAML is a default; True is not 1."""
+    return type(value) is type(default) and bool(value == default)
 
 
 def _is_component(value: Any) -> bool:

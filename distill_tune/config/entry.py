@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import errno
 import faulthandler
+import inspect
 import os
 import signal
 import sys
@@ -33,7 +34,8 @@ def run_recipe(main: Callable[[DictConfig], None], arguments: Sequence[str] | No
 
     A user's mistake ends with its message and exit code 2.
     """
-    recipe = Path(main.__code__.co_filename)
+    # The script that runs; what is called may be another's wrapper, such as torchelastic's @record.
+    recipe = Path(getattr(sys.modules["__main__"], "__file__", None) or inspect.unwrap(main).__code__.co_filename)
     parser = argparse.ArgumentParser(prog=recipe.name, usage=f"{recipe.name} --config CONFIG [key=value ...]")
     parser.add_argument("--config", required=True, help="a config's name or path")
     parser.add_argument("overrides", nargs="*", help="key=value, +key=value, ~key")
