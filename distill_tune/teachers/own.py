@@ -16,7 +16,7 @@ from distill_tune.errors import UserError
 from distill_tune.losses import HiddenStates
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.loading import own_part, sharded
-from distill_tune.models.parameters import named_parameters
+from distill_tune.models.parameters import named_parameters, reshard
 from distill_tune.models.tensor_files import read_tensors, shapes_of
 from distill_tune.teachers.live import LiveTeacher
 from distill_tune.teachers.teacher import Shard, Teacher
@@ -73,9 +73,7 @@ class _CopyOfStudent(Teacher):
 
     def release(self) -> None:
         self._teacher.release()
-        for module in self._teacher.model.modules():  # the last layer, too, stays gathered, and would miss the change
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        reshard(self._teacher.model)  # the last layer, too, stays gathered, and would miss the change
 
 
 class EMA(_CopyOfStudent):

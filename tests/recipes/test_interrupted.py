@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import edit_recipe, metrics_of
+from tiny import MEASURED, edit_recipe, metrics_of
 
 KILLS = 30
-# What depends on the clock and the machine, not on the run.
-MEASURED = {"tokens_per_second", "supervised_tokens_per_second", "peak_memory_bytes", "seconds"}
 STEPS = ["epochs=2", "max_steps_per_epoch=6", "batch_size=2", "gradient_accumulation_steps=2"]
 RUN = ["run", "kd_single_device", "--config", "config.yaml"]
 
