@@ -5,8 +5,8 @@ and caching are done by :mod:`distill_tune.data.prepare`, packing by :mod:`disti
 """
 
 import dataclasses
+import functools
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -251,7 +251,7 @@ def docstrings(
         held_out: which side of the split by module.
         min_characters: leave out shorter answers.
     """
-    rows = _Docstrings(docstring_rows.collect(num_rows, held_out=held_out, min_characters=min_characters))
+    rows = _Docstrings(num_rows, held_out, min_characters)
 
     def conversation_of(row: Row) -> Conversation:
         return learning_answers([_said("user", row["instruction"]), _said("assistant", row["output"])])
@@ -269,10 +269,28 @@ def dataset_for(row: Row) -> str:
     return "text" if "text" in has and not asks_and_answers else "instruct"
 
 
-class _Docstrings(list):
-    @property
+@dataclasses.dataclass(frozen=True)
+class _Docstrings(Sequence[Row]):
+    """Rows that are read when the first one is taken: where their tokens are kept, none is."""
+
+    num_rows: int | None
+    held_out: bool
+    min_characters: int
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(self).encode()).hexdigest()
+        asked = (self.num_rows, self.held_out, self.min_characters, docstring_rows.sources_fingerprint())
+        return hashlib.sha256(repr(asked).encode()).hexdigest()
+
+    @functools.cached_property
+    def _rows(self) -> list[dict[str, str]]:
+        return docstring_rows.collect(self.num_rows, held_out=self.held_out, min_characters=self.min_characters)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:  # type: ignore[override]
+        return self._rows[index]
 
 
 def _load(source: str, split: str, options: Mapping[str, Any]) -> Any:
