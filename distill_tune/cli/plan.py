@@ -12,7 +12,7 @@ from distill_tune.cli.validate import read_arguments
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_config
 from distill_tune.config.load import load_config
-from distill_tune.errors import Faults, UserError
+from distill_tune.errors import UserError
 
 _DESCRIPTION = """Tell the memory, the work and the hours of a run, without a GPU and without loading a weight.
 
@@ -88,13 +88,11 @@ def _plan(options: argparse.Namespace) -> None:
     cfg = checked_config(recipe, name, overrides)
 
     from distill_tune import training
-    from distill_tune.config.components import check_components
     from distill_tune.training.flops import GPUS
 
     if unknown := [gpu for gpu in gpus if gpu not in GPUS]:
         raise UserError(f"--gpu {unknown[0]}: not known; there are {', '.join(sorted(GPUS))}")
-    if faults := check_components(cfg):
-        raise Faults(f"config {find_config(name)}", faults)
+    cfg = checked_config(recipe, name, overrides, "all")
     built = _built(cfg)
     steps = training.plan_steps(cfg, built, cfg.get("seed") or 0, num_processes)
     run = _Run(cfg, built.student, list(built.teacher.models), _batches(steps.plan), num_processes)
