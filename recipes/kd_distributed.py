@@ -45,6 +45,8 @@ def main(cfg: DictConfig) -> None:
     plan, plan_val, steps_per_epoch, total_steps, schedules = steps
     if state:
         state.require_same_plan(checkpoint, steps.identity, cfg.get("resume_with_changes", False))
+    profiler = training.build_profiler(cfg.get("profiler"))
+    logger = config.build("metric_logger", cfg.get("metric_logger")) if training.is_main_process() else None
     run.write_config(cfg, seed)
 
     # ---- Student and teacher, sharded while they have no weights; then each rank reads its own part
@@ -75,7 +77,6 @@ def main(cfg: DictConfig) -> None:
 
     # ---- Optimizer and schedule
     optimizer = training.build_optimizer(cfg.optimizer, student.parameters())
-    profiler = training.build_profiler(cfg.get("profiler"))
     torch.manual_seed(seed + training.rank())  # dropout differs between ranks
     utilisation = training.Utilisation(student, teacher, device, dtype, training.num_ranks())
     step, tokens = (state.step, state.tokens) if state else (0, 0)
@@ -134,9 +135,7 @@ def main(cfg: DictConfig) -> None:
     line, stopped_by = None, 0
     history = training.metrics_of_checkpoint(checkpoint) if checkpoint else None
     watch = training.LossWatch(training.read_metrics(history), cfg.get("max_bad_steps", 10))
-    logger = None
-    if cfg.get("metric_logger") and training.is_main_process():
-        logger = config.instantiate(cfg.get("metric_logger"))
+    if logger:
         logger.log_config(config.without_secrets(cfg))
     metrics = training.Metrics(
         run.metrics,

@@ -43,6 +43,8 @@ def main(cfg: DictConfig) -> None:
     plan, plan_val, steps_per_epoch, total_steps, schedules = steps
     if state:
         state.require_same_plan(checkpoint, steps.identity, cfg.get("resume_with_changes", False))
+    profiler = training.build_profiler(cfg.get("profiler"))
+    logger = config.build("metric_logger", cfg.get("metric_logger"))
     run.write_config(cfg, seed)
 
     # ---- Student and teacher
@@ -59,7 +61,6 @@ def main(cfg: DictConfig) -> None:
 
     # ---- Optimizer and schedule
     optimizer = training.build_optimizer(cfg.optimizer, student.parameters())
-    profiler = training.build_profiler(cfg.get("profiler"))
     utilisation = training.Utilisation(student, teacher, device, dtype)
     step, tokens = (state.step, state.tokens) if state else (0, 0)
     if state:
@@ -114,7 +115,6 @@ def main(cfg: DictConfig) -> None:
     line, stopped_by = None, 0
     history = training.metrics_of_checkpoint(checkpoint) if checkpoint else None
     watch = training.LossWatch(training.read_metrics(history), cfg.get("max_bad_steps", 10))
-    logger = config.instantiate(cfg.get("metric_logger")) if cfg.get("metric_logger") else None
     if logger:
         logger.log_config(config.without_secrets(cfg))
     metrics = training.Metrics(

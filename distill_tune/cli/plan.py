@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_tune.cli.validate import read_arguments
 from distill_tune.config.check import checked_config
-from distill_tune.config.files import find_config
-from distill_tune.errors import Faults, UserError
+from distill_tune.errors import UserError
 from distill_tune.sizes import binary
 
 if TYPE_CHECKING:
@@ -47,11 +46,9 @@ def _plan(options: argparse.Namespace) -> None:
     cfg = checked_config(recipe, name, overrides)
 
     from distill_tune.cli.planned_run import PlannedRun
-    from distill_tune.config.components import check_components
 
     gpus = [_find_gpu(gpu) for gpu in names or _DEFAULT_GPUS]
-    if faults := check_components(cfg):
-        raise Faults(f"config {find_config(name)}", faults)
+    cfg = checked_config(recipe, name, overrides, "all")
     run = PlannedRun.of(cfg, num_processes)
     _print_needs(run)
     for gpu in gpus:

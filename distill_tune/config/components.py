@@ -10,8 +10,6 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.files import nearest
-from distill_tune.config.signatures import parameters_without_import
-from distill_tune.config.trust import is_known
 from distill_tune.config.values import components_of
 from distill_tune.errors import UserError
 
@@ -79,7 +77,7 @@ def instantiate(component: DictConfig, *args: Any, **kwargs: Any) -> Any:
     return target(*args, **(arguments | kwargs))
 
 
-def build(key: str, component: DictConfig | None, default: Any = None) -> Any:
+def build(key: str, component: DictConfig | None, default: Any = None, **kwargs: Any) -> Any:
     """:func:`instantiate`, or ``default`` where the config names nothing.
 
     Raises:
@@ -88,11 +86,12 @@ def build(key: str, component: DictConfig | None, default: Any = None) -> Any:
     if component is None:
         return default
     try:
-        return instantiate(component)
+        return instantiate(component, **kwargs)
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error
-    except (TypeError, ValueError, AssertionError, RuntimeError, OSError, LookupError, AttributeError) as error:
-        raise UserError(f"{key}: {component['_component_']}: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{key}: {component['_component_']}: {said}") from error
 
 
 def is_served(name: str) -> bool:
@@ -131,41 +130,59 @@ def find_component(name: str) -> Callable[..., Any]:
     return found
 
 
-def check_components_without_import(config: DictConfig) -> list[str]:
-    """Faults of component arguments that the components' source gives away; fast, and not complete."""
-    faults = []
-    for key, component in components_of(config):
-        if component["_component_"] in _SERVED_BY:
-            faults += _check_served_loss(key, component)
-        elif parameters := parameters_without_import(str(component["_component_"])):
-            faults += _check_arguments(key, component, parameters, {})
-    return faults
-
-
-def check_components(config: DictConfig, only_known: bool = False) -> list[str]:
+def check_components(config: DictConfig, may_import: Callable[[str], bool] | None = None) -> list[str]:
     """Faults of every component's name and arguments; imports their modules, builds nothing.
 
     Args:
-        only_known: import nothing of packages that are not among the known ones.
+        may_import: whether a component of this name is looked at; default all are.
     """
     faults = []
     for key, component in components_of(config):
-        if is_served(component["_component_"]) or (only_known and not is_known(str(component["_component_"]))):
-            continue
-        try:
-            target = find_component(component["_component_"])
-            parameters = list(inspect.signature(target).parameters.values())
-        except UserError as error:
-            faults.append(f"{key}._component_={error}")
-            continue
-        except (TypeError, ValueError):  # written in C, without a signature
-            continue
-        try:
-            hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else inspect.unwrap(target))
-        except Exception:  # annotations that cannot be evaluated say nothing
-            hints = {}
-        faults += _check_arguments(key, component, parameters, hints)
+        name = str(component["_component_"])
+        if is_served(name):
+            faults += _check_served_loss(key, component)
+        elif may_import is None or may_import(name):
+            try:
+                target = find_component(name)
+            except UserError as error:
+                faults.append(f"{key}._component_={error}")
+                continue
+            if parameters := _parameters(target):
+                faults += _check_arguments(key, component, parameters, _hints(target))
     return faults
+
+
+def arguments_taken(
+    key: str, component: DictConfig, may_import: Callable[[str], bool] | None = None
+) -> set[str] | None:
+    """The arguments that a config may give a component; None where any, or where that cannot be told."""
+    name = str(component["_component_"])
+    if is_served(name):
+        return {*_SERVED_LOSS_ARGUMENTS, "sym_kd_ratio"}
+    if may_import is not None and not may_import(name):
+        return None
+    try:
+        parameters = _parameters(find_component(name))
+    except UserError:  # told by check_components
+        return None
+    if not parameters:
+        return None
+    passed, allowed, takes_any = _names(key, parameters)
+    return None if takes_any else allowed - passed
+
+
+def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    try:
+        return list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):  # written in C, without a signature
+        return None
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else inspect.unwrap(target))
+    except Exception:  # annotations that cannot be evaluated say nothing
+        return {}
 
 
 def _check_served_loss(key: str, component: DictConfig) -> list[str]:
@@ -185,17 +202,7 @@ def _check_served_loss(key: str, component: DictConfig) -> list[str]:
 def _check_arguments(
     key: str, component: DictConfig, parameters: Sequence[inspect.Parameter], hints: Mapping[str, Any]
 ) -> list[str]:
-    top = key.partition(".")[0]
-    is_outermost = key == top or key.removeprefix(f"{top}.").isdigit()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    passed = {p.name for p in positional[: _PASSED_POSITIONAL.get(top, 0)]} if is_outermost else set()
-    passed |= _PASSED_BY_NAME.get(top, set()) if is_outermost else set()
-    allowed = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    takes_any = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
-    if takes_any == ["load_dataset_kwargs"]:
-        allowed |= _LOAD_DATASET_KEYS
-        takes_any = []
-    allowed |= ENTRY_KEYS.get(top, set()) if is_outermost else set()
+    passed, allowed, takes_any = _names(key, parameters)
     optional = _OPTIONAL_HERE.get(str(component["_component_"]).rpartition(".")[2], set())
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
 
@@ -228,6 +235,22 @@ def _check_arguments(
         if name not in component and name not in optional
     ]
     return faults
+
+
+def _names(key: str, parameters: Sequence[inspect.Parameter]) -> tuple[set[str], set[str], bool]:
+    """The arguments that the recipe passes, all that there are, and whether any other is taken as well."""
+    top = key.partition(".")[0]
+    is_outermost = key == top or key.removeprefix(f"{top}.").isdigit()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    passed = {p.name for p in positional[: _PASSED_POSITIONAL.get(top, 0)]} if is_outermost else set()
+    passed |= _PASSED_BY_NAME.get(top, set()) if is_outermost else set()
+    allowed = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
+    if takes_any == ["load_dataset_kwargs"]:
+        allowed |= _LOAD_DATASET_KEYS
+        takes_any = []
+    allowed |= ENTRY_KEYS.get(top, set()) if is_outermost else set()
+    return passed, allowed, bool(takes_any)
 
 
 def _mismatch(value: Any, annotation: Any) -> str | None:

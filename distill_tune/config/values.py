@@ -1,5 +1,6 @@
 """Checks of plain values, alone and beside each other; all without importing anything heavy."""
 
+import importlib.util
 import os
 import re
 from collections.abc import Iterator, Set
@@ -15,6 +16,13 @@ from distill_tune.config.kinds import ABOVE_0, WARM_UP
 _OF_A_MODEL = ("config.json", "adapter_config.json")
 _FILES = ("path", "merges_file", "vocab_path", "merges_path", "special_tokens_path")
 MOST_LAYERS = 10_000
+# What torchtune's loggers import when they are built.
+_PACKAGES = {
+    "WandBLogger": "wandb",
+    "TensorBoardLogger": "tensorboard",
+    "CometLogger": "comet_ml",
+    "MLFlowLogger": "mlflow",
+}
 _POSITIVE = ("lora_rank", "lora_alpha", "max_seq_len")
 
 
@@ -116,6 +124,9 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
         value = component.get(key)
         if isinstance(value, int | float) and value <= 0:
             yield f"{name}.{key}={value}: must be above 0"
+    package = _PACKAGES.get(component["_component_"].removeprefix("torchtune.training.metric_logging."))
+    if package and importlib.util.find_spec(package) is None:
+        yield f"{name}: {component['_component_']} needs the package {package}; pip install {package}"
     layers = component.get("num_layers")
     if isinstance(layers, int) and layers > MOST_LAYERS:
         yield f"{name}.num_layers={_shown(layers)}: must be at most {MOST_LAYERS}"
