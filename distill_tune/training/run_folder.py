@@ -135,11 +135,18 @@ class RunFolder:
             "metrics": (self.metrics, "a line a step"),
         }
         lines += [f"  {path}  {what}" for path, what in written.values() if path.exists()]
-        if self.model.exists():
-            code = f"from transformers import pipeline; print(pipeline('text-generation', '{self.model}')('Once'))"
-        else:
-            code = f"from peft import AutoPeftModelForCausalLM as M; print(M.from_pretrained('{self.adapter}'))"
-        return "\n".join([*lines, f'try it: python -c "{code}"'])
+        return "\n".join([*lines, f"try it{self._try_it()}"])
+
+    def _try_it(self) -> str:
+        """A line that shows what the student answers, in whatever shell, by what is installed with distill-tune."""
+        folder = json.dumps(str(self.model if self.model.exists() else self.adapter), ensure_ascii=False)
+        if not self.model.exists():
+            code = f"from peft import AutoPeftModelForCausalLM as M; print(M.from_pretrained({folder}))"
+            return f" (needs peft: pip install peft): python -c {shlex.quote(code)}"
+        has_chat = (self.model / "chat_template.jinja").exists()
+        asked = '[{"role": "user", "content": "Hello"}]' if has_chat else '"Once"'
+        code = f'from transformers import pipeline; print(pipeline("text-generation", {folder})({asked}))'
+        return f": python -c {shlex.quote(code)}"
 
 
 def _header() -> str:
