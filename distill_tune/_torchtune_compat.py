@@ -10,6 +10,7 @@ import sys
 import warnings
 from importlib.metadata import version
 from types import ModuleType
+from typing import Any
 
 from distill_tune.errors import UserError
 
@@ -39,7 +40,7 @@ def _read_local_tokenizers_as_they_are() -> None:
 
     torchtune and transformers read Llama 3's tokenizer.model and the like by it.
     """
-    load = importlib.import_module("tiktoken.load")
+    load: Any = importlib.import_module("tiktoken.load")
     read_cached = load.read_file_cached
 
     def read(blobpath: str, expected_hash: str | None = None) -> bytes:

@@ -21,7 +21,7 @@ from distill_tune.data import row_cache
 from distill_tune.data.conversation import Tokens
 from distill_tune.data.datasets import IGNORE_INDEX, read_behind
 from distill_tune.data.prompts import PLAIN_READING, Prompt, Reading
-from distill_tune.data.sources import RowError, origin_of, use_in_torchtune
+from distill_tune.data.sources import RowError, origin_of, require_unchanged, use_in_torchtune
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.data.turn_text import text_of_turns
 from distill_tune.errors import UserError
@@ -83,6 +83,7 @@ def _prepare(
     rows = row_cache.read_rows(kept) if kept else None
     if rows is None:
         rows = _tokenise(dataset, tokenizer, max_seq_len, reading)
+        require_unchanged(dataset)
         if kept and len(rows):
             row_cache.write_rows(kept, rows)
     else:
@@ -186,15 +187,18 @@ def _workers(source: "_Source", count: int) -> Iterator[Any]:
     global _source
     _source = source
     processes = min(usable_cpus(), count // (4 * _CHUNK))
-    if processes < 2 or sys.platform != "linux":
-        yield lambda chunks: map(_tokenise_chunk, chunks)
-        return
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn about the fork
-    gc.freeze()  # else the workers' collections touch, and so copy, every row
-    context = multiprocessing.get_context("fork")
-    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
-        yield lambda chunks: pool.map(_tokenise_chunk, chunks)
-    gc.unfreeze()
+    try:
+        if processes < 2 or sys.platform != "linux":
+            yield lambda chunks: map(_tokenise_chunk, chunks)
+            return
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn about the fork
+        gc.freeze()  # else the workers' collections touch, and so copy, every row
+        context = multiprocessing.get_context("fork")
+        with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+            yield lambda chunks: pool.map(_tokenise_chunk, chunks)
+        gc.unfreeze()
+    finally:
+        del _source  # the rows, which the run needs no more
 
 
 @dataclasses.dataclass(frozen=True)
