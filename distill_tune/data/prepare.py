@@ -37,6 +37,7 @@ def prepare_rows(
     *,
     on_bad_row: str = "stop",
     reading: Reading = PLAIN_READING,
+    check_kept: bool = True,
 ) -> tuple[list[TokenisedRows], list[float] | None]:
     """Read, check and tokenise one dataset component or a list of them.
 
@@ -46,6 +47,7 @@ def prepare_rows(
         tokenizer_config: what it was made from, part of the cache's key.
         on_bad_row: ``stop`` names the bad rows and ends; ``skip`` counts them and goes on.
         reading: what teacher and student read before the answer, and which teacher a row follows.
+        check_kept: compare tokens that an earlier start has kept with their checksum; another process may have.
 
     Returns:
         The datasets, and their weights where they have any.
@@ -55,13 +57,18 @@ def prepare_rows(
     """
     use_in_torchtune()
     entries = list(component) if isinstance(component, ListConfig) else [component]
-    rows = [_prepare(entry, tokenizer, tokenizer_config, on_bad_row, reading) for entry in entries]
+    rows = [_prepare(entry, tokenizer, tokenizer_config, on_bad_row, reading, check_kept) for entry in entries]
     weights = [float(entry["weight"]) for entry in entries if "weight" in entry]
     return rows, weights or None
 
 
 def _prepare(
-    entry: DictConfig, tokenizer: Any, tokenizer_config: DictConfig, on_bad_row: str, reading: Reading
+    entry: DictConfig,
+    tokenizer: Any,
+    tokenizer_config: DictConfig,
+    on_bad_row: str,
+    reading: Reading,
+    check_kept: bool,
 ) -> TokenisedRows:
     arguments = OmegaConf.create({key: value for key, value in entry.items() if key != "weight"})
     is_packed = bool(arguments.get("packed", False))
@@ -80,10 +87,11 @@ def _prepare(
         )
 
     kept = row_cache.folder_of(dataset, arguments, tokenizer_config, max_seq_len, reading)
-    rows = row_cache.read_rows(kept) if kept else None
+    rows = row_cache.read_rows(kept, check_kept) if kept else None
     if rows is None:
-        rows = _tokenise(dataset, tokenizer, max_seq_len, reading)
+        made = _tokenise(dataset, tokenizer, max_seq_len, reading)
         require_unchanged(dataset)
+        rows = dataclasses.replace(made, known_fingerprint=made.fingerprint)
         if kept and len(rows):
             row_cache.write_rows(kept, rows)
     else:

@@ -17,8 +17,8 @@ from distill_tune.data.file_rows import FileRows, Row, RowError, read_or_told
 from distill_tune.data.hub import require_hub
 from distill_tune.data.row_files import FileOptions, format_of, read_rows, require_format
 from distill_tune.data.row_folders import Folder, read_folder
-from distill_tune.disk import digest
 from distill_tune.errors import UserError
+from distill_tune.kept_digests import kept_digest
 
 __all__ = ["LocalRows", "Row", "RowError", "fingerprint_of", "load_dataset", "origin_of", "use_in_torchtune"]
 
@@ -47,7 +47,9 @@ class LocalRows(Sequence[Row]):
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes when a file's content or the way it is read changes."""
-        contents = [(format_of(file), read_or_told(file, digest)) for path in self.files for file in _files_of(path)]
+        contents = [
+            (format_of(file), read_or_told(file, kept_digest)) for path in self.files for file in _files_of(path)
+        ]
         return hashlib.sha256(repr((self._split, self._options, contents)).encode()).hexdigest()
 
     @functools.cached_property

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from tiny import ROWS
 
-from distill_tune import disk
+from distill_tune import disk, kept_digests
 from distill_tune.config import instantiate
 from distill_tune.data import prepare, prepare_rows, sources
 from distill_tune.errors import UserError
@@ -80,7 +80,7 @@ def failing(function, times: int, number: int):
 
 def test_a_file_system_that_times_out_is_asked_again(prepared, monkeypatch, capsys):
     monkeypatch.setattr(disk, "_WAITS", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(sources, "digest", failing(sources.digest, 2, errno.ETIMEDOUT))
+    monkeypatch.setattr(kept_digests, "digest", failing(disk.digest, 2, errno.ETIMEDOUT))
     monkeypatch.setattr(sources, "read_rows", failing(sources.read_rows, 1, errno.ESTALE))
     assert len(prepared()) == len(ROWS) * 40
     told = capsys.readouterr().err
@@ -100,9 +100,9 @@ def test_it_is_asked_again_while_rows_are_taken_too(tmp_path, monkeypatch, capsy
 
 def test_one_that_stays_away_and_one_that_says_no_are_named(prepared, monkeypatch):
     monkeypatch.setattr(disk, "_WAITS", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(sources, "digest", failing(sources.digest, 99, errno.ETIMEDOUT))
+    monkeypatch.setattr(kept_digests, "digest", failing(disk.digest, 99, errno.ETIMEDOUT))
     with pytest.raises(UserError, match=r"rows\.json: cannot be read: Connection timed out"):
         prepared()
-    monkeypatch.setattr(sources, "digest", failing(sources.digest, 1, errno.EACCES))
+    monkeypatch.setattr(kept_digests, "digest", failing(disk.digest, 1, errno.EACCES))
     with pytest.raises(UserError, match=r"rows\.json: cannot be read: Permission denied"):
         prepared()
