@@ -21,7 +21,7 @@ from distill_tune.data import row_cache
 from distill_tune.data.conversation import Tokens
 from distill_tune.data.datasets import IGNORE_INDEX, read_behind
 from distill_tune.data.prompts import PLAIN_READING, Prompt, Reading
-from distill_tune.data.sources import RowError, origin_of, use_in_torchtune
+from distill_tune.data.sources import RowError, origin_of, require_unchanged, use_in_torchtune
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.data.turn_text import text_of_turns
 from distill_tune.errors import UserError
@@ -37,6 +37,7 @@ def prepare_rows(
     *,
     on_bad_row: str = "stop",
     reading: Reading = PLAIN_READING,
+    check_kept: bool = True,
 ) -> tuple[list[TokenisedRows], list[float] | None]:
     """Read, check and tokenise one dataset component or a list of them.
 
@@ -46,6 +47,7 @@ def prepare_rows(
         tokenizer_config: what it was made from, part of the cache's key.
         on_bad_row: ``stop`` names the bad rows and ends; ``skip`` counts them and goes on.
         reading: what teacher and student read before the answer, and which teacher a row follows.
+        check_kept: compare tokens that an earlier start has kept with their checksum; another process may have.
 
     Returns:
         The datasets, and their weights where they have any.
@@ -55,13 +57,18 @@ def prepare_rows(
     """
     use_in_torchtune()
     entries = list(component) if isinstance(component, ListConfig) else [component]
-    rows = [_prepare(entry, tokenizer, tokenizer_config, on_bad_row, reading) for entry in entries]
+    rows = [_prepare(entry, tokenizer, tokenizer_config, on_bad_row, reading, check_kept) for entry in entries]
     weights = [float(entry["weight"]) for entry in entries if "weight" in entry]
     return rows, weights or None
 
 
 def _prepare(
-    entry: DictConfig, tokenizer: Any, tokenizer_config: DictConfig, on_bad_row: str, reading: Reading
+    entry: DictConfig,
+    tokenizer: Any,
+    tokenizer_config: DictConfig,
+    on_bad_row: str,
+    reading: Reading,
+    check_kept: bool,
 ) -> TokenisedRows:
     arguments = OmegaConf.create({key: value for key, value in entry.items() if key != "weight"})
     is_packed = bool(arguments.get("packed", False))
@@ -80,9 +87,11 @@ def _prepare(
         )
 
     kept = row_cache.folder_of(dataset, arguments, tokenizer_config, max_seq_len, reading)
-    rows = row_cache.read_rows(kept) if kept else None
+    rows = row_cache.read_rows(kept, check_kept) if kept else None
     if rows is None:
-        rows = _tokenise(dataset, tokenizer, max_seq_len, reading)
+        made = _tokenise(dataset, tokenizer, max_seq_len, reading)
+        require_unchanged(dataset)
+        rows = dataclasses.replace(made, known_fingerprint=made.fingerprint)
         if kept and len(rows):
             row_cache.write_rows(kept, rows)
     else:
@@ -186,15 +195,18 @@ def _workers(source: "_Source", count: int) -> Iterator[Any]:
     global _source
     _source = source
     processes = min(usable_cpus(), count // (4 * _CHUNK))
-    if processes < 2 or sys.platform != "linux":
-        yield lambda chunks: map(_tokenise_chunk, chunks)
-        return
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn about the fork
-    gc.freeze()  # else the workers' collections touch, and so copy, every row
-    context = multiprocessing.get_context("fork")
-    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
-        yield lambda chunks: pool.map(_tokenise_chunk, chunks)
-    gc.unfreeze()
+    try:
+        if processes < 2 or sys.platform != "linux":
+            yield lambda chunks: map(_tokenise_chunk, chunks)
+            return
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn about the fork
+        gc.freeze()  # else the workers' collections touch, and so copy, every row
+        context = multiprocessing.get_context("fork")
+        with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+            yield lambda chunks: pool.map(_tokenise_chunk, chunks)
+        gc.unfreeze()
+    finally:
+        del _source  # the rows, which the run needs no more
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from distill_tune.data.row_identity import identity_of
 from distill_tune.data.sources import fingerprint_of
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.disk import damage, digest, put_in_place, write_checksums
+from distill_tune.kept_digests import delete_old_digests
 
 _FILE = "rows.safetensors"
 _DAY = 86_400  # seconds
@@ -42,6 +43,7 @@ _SETTINGS = (
     "unread",
     "faults",
     "files",
+    "known_fingerprint",
 )
 
 
@@ -70,12 +72,16 @@ def folder_of(
     return root / "rows" / name
 
 
-def read_rows(folder: Path) -> TokenisedRows | None:
-    """Mapped, not read; None where there are none, or not as they were written."""
+def read_rows(folder: Path, check: bool = True) -> TokenisedRows | None:
+    """Rows whose tokens are mapped; None where there are none, or not as they were written.
+
+    Args:
+        check: read the whole file once, to compare it with its checksum.
+    """
     if not os.path.isdir(folder):
         return None
     try:
-        if damaged := damage(folder):
+        if damaged := damage(folder) if check else None:
             print(f"tokenised rows {folder}: {damaged}; made anew", file=sys.stderr)
             return None
         with safe_open(folder / _FILE, framework="pt") as file:
@@ -112,6 +118,7 @@ def write_rows(folder: Path, rows: TokenisedRows) -> None:
         print(f"the tokenised rows could not be kept in {folder.parent}: {error}", file=sys.stderr)
     with contextlib.suppress(OSError):  # what another run deletes at the same time
         _delete_old(folder.parent)
+    delete_old_digests()
 
 
 def _delete_old(kept: Path) -> None:

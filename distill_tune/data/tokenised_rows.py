@@ -36,6 +36,7 @@ class TokenisedRows:
         files: that the rows are from.
         origins: of each row, the number of its file and its own number there, ``[rows, 2]``, int32.
         is_text: which tokens are a turn's own text, not what is written around it, bool; None where that is not known.
+        known_fingerprint: what :attr:`fingerprint` gave when the rows were made.
     """
 
     tokens: torch.Tensor
@@ -56,6 +57,7 @@ class TokenisedRows:
     files: tuple[str, ...] = ()
     origins: torch.Tensor | None = None
     is_text: torch.Tensor | None = None
+    known_fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -121,6 +123,8 @@ class TokenisedRows:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Of all tokens and labels."""
+        if self.known_fingerprint is not None:
+            return self.known_fingerprint
         digest = hashlib.sha256()
         for tensor in (self.tokens, self.labels, self.offsets, self.teacher_ids):
             if tensor is not None:

@@ -163,9 +163,14 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
     def plan_of(
         dataset: DictConfig | ListConfig, batch_size: int | None, accumulation: int, training_rows: bool
     ) -> data.StepPlan:
-        with first_of_each_machine_first():
+        with first_of_each_machine_first() as is_first:
             rows, shares = data.prepare_rows(
-                dataset, built.tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop"), reading=reading
+                dataset,
+                built.tokenizer,
+                cfg.tokenizer,
+                on_bad_row=cfg.get("on_bad_row", "stop"),
+                reading=reading,
+                check_kept=is_first,
             )
         plan = data.StepPlan(
             rows,

@@ -1,5 +1,6 @@
 """Tokenised rows that are kept: found again, made anew where they are damaged, deleted when they are old."""
 
+import dataclasses
 import json
 import os
 import pwd
@@ -11,9 +12,10 @@ import torch
 from omegaconf import OmegaConf
 from tiny import ROWS
 
+from distill_tune import disk
 from distill_tune.cache_folder import cache_folder
 from distill_tune.config import instantiate
-from distill_tune.data import TokenisedRows, prepare_rows, row_cache, sources
+from distill_tune.data import TokenisedRows, prepare_rows, row_cache, sources, tokenised_rows
 from distill_tune.errors import UserError
 
 DAY = 86_400
@@ -71,6 +73,16 @@ def test_rows_that_a_disk_refuses_are_told_and_go_on(tmp_path, capsys, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_who_does_not_check_kept_rows_reads_none_of_them_and_knows_their_fingerprint(tmp_path, monkeypatch):
+    row_cache.write_rows(tmp_path / "kept", dataclasses.replace(some_rows(), known_fingerprint=some_rows().fingerprint))
+    monkeypatch.setattr(disk, "digest", None)  # would be called
+    monkeypatch.setattr(tokenised_rows.hashlib, "sha256", None)
+    found = row_cache.read_rows(tmp_path / "kept", check=False)
+    assert found is not None and found.fingerprint == found.known_fingerprint
+    with pytest.raises(TypeError):
+        row_cache.damage(tmp_path / "kept")
+
+
 @pytest.fixture
 def prepared(tokenizer_file, tmp_path):
     config = OmegaConf.create(
@@ -85,7 +97,7 @@ def test_a_line_says_that_tokens_are_not_made_anew_and_where_they_are(prepared, 
     monkeypatch.setenv("DISTILL_TUNE_CACHE", str(tmp_path / "cache"))
     made = prepared()
     assert capsys.readouterr().out == ""
-    assert prepared().fingerprint == made.fingerprint
+    assert prepared().known_fingerprint == made.fingerprint
     (kept,) = (tmp_path / "cache" / "rows").iterdir()
     told = f"dataset {tmp_path / 'rows.json'}: was tokenised before, the tokens are taken from {kept}\n"
     assert capsys.readouterr().out == told
