@@ -72,10 +72,10 @@ def test_modules_are_named_by_where_they_lie(installed: Path):
         (installed / name).parent.mkdir(parents=True, exist_ok=True)
         (installed / name).write_text("")
     assert sorted(docstring_rows._modules(())) == [
-        ("a", installed / "a/__init__.py"),
-        ("a.b", installed / "a/b.py"),
-        ("e.f", installed / "e/f.py"),
-        ("shapes", installed / "shapes.py"),
+        ("a", str(installed / "a/__init__.py")),
+        ("a.b", str(installed / "a/b.py")),
+        ("e.f", str(installed / "e/f.py")),
+        ("shapes", str(installed / "shapes.py")),
     ]
 
 
