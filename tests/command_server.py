@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,16 +99,17 @@ class CommandServer:
             env=os.environ | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
         )
 
-    def start(self, arguments: list[str], folder: Path, output: Path) -> Command:
-        """What Python would do with these arguments in ``folder``, and with this process' environment.
+    def start(self, arguments: list[str], folder: Path, environment: Mapping[str, str], output: Path) -> Command:
+        """What Python would do with these arguments in ``folder``.
 
         Args:
+            environment: all of it.
             output: a folder; what the command prints goes through files in a new one there.
         """
         folder_of_streams = Path(tempfile.mkdtemp(dir=output))
         streams = [folder_of_streams / name for name in ("stdout", "stderr")]
         named = {"arguments": arguments, "folder": str(folder), "streams": [*map(str, streams)]}
-        return Command(self, arguments, self.ask(**named, environment=dict(os.environ)), streams)
+        return Command(self, arguments, self.ask(**named, environment=dict(environment)), streams)
 
     def ask(self, **request: object) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None

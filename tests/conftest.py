@@ -119,10 +119,9 @@ def start_cli(
     output = tmp_path_factory.mktemp("output")
 
     def start(*arguments: object, folder: Path = tmp_path, **environment: str) -> Command:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            return command_server.start(["-m", "distill_tune", *map(str, arguments)], folder, output)
+        return command_server.start(
+            ["-m", "distill_tune", *map(str, arguments)], folder, os.environ | environment, output
+        )
 
     return start
 

@@ -2,9 +2,8 @@
 
 import dataclasses
 import json
+import os
 import re
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -31,10 +30,9 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["kill", "ENOSPC", "EIO"])
-def test_a_kill_or_a_failing_disk_at_any_call_leaves_a_good_checkpoint(tmp_path, how):
-    done = subprocess.run(
-        [sys.executable, interrupted_writes.__file__, str(tmp_path), how], capture_output=True, text=True, timeout=300
-    )
+def test_a_kill_or_a_failing_disk_at_any_call_leaves_a_good_checkpoint(tmp_path, how, command_server):
+    arguments = [interrupted_writes.__file__, str(tmp_path / "runs"), how]
+    done = command_server.start(arguments, tmp_path, os.environ, output=tmp_path).completed()
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["survived"] == told["calls"] > 20
