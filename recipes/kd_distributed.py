@@ -43,8 +43,9 @@ def main(cfg: DictConfig) -> None:
     student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size = built
     steps = training.plan_steps(cfg, built, seed)
     plan, plan_val, steps_per_epoch, total_steps, schedules = steps
+    identity = steps.identity_with(built)
     if state:
-        state.require_same_plan(checkpoint, steps.identity, cfg.get("resume_with_changes", False))
+        state.require_same_plan(checkpoint, identity, cfg.get("resume_with_changes", False))
     profiler = training.build_profiler(cfg.get("profiler"))
     logger = config.build("metric_logger", cfg.get("metric_logger")) if training.is_main_process() else None
     run.write_config(cfg, seed)
@@ -210,7 +211,7 @@ def main(cfg: DictConfig) -> None:
             every = cfg.get("save_every_n_steps")
             is_due = step % steps_per_epoch == 0 or (every and step % every == 0)
             if is_due or stopped_by or watch.is_lost or checkpoints.is_best(line):
-                now = training.TrainingState.after(step, seed, steps.identity, cfg, tokens, line)
+                now = training.TrainingState.after(step, seed, identity, cfg, tokens, line)
                 checkpoints.save(now, student, optimizer, teacher, say=progress.say)
             if watch.is_lost:
                 checkpoints.wait(progress.say)

@@ -133,7 +133,7 @@ def _prepare(cfg: DictConfig, num_processes: int) -> None:
         print(f"dataset: {told}: its rows are checked by the run, before it loads a model")
         return
     if checkpoint and state:
-        state.require_same_plan(checkpoint, steps.identity, cfg.get("resume_with_changes", False))
+        state.require_same_plan(checkpoint, steps.identity_with(built), cfg.get("resume_with_changes", False))
 
 
 def _has_foreign(cfg: DictConfig, keys: tuple[str, ...], what: str) -> bool:

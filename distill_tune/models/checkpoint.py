@@ -10,7 +10,13 @@ import torch
 from omegaconf import DictConfig
 
 from distill_tune.errors import UserError
-from distill_tune.models.adapter_folder import AdapterFolder, has_adapter, has_left_over_config, model_folder
+from distill_tune.models.adapter_folder import (
+    AdapterFolder,
+    adapter_file,
+    has_adapter,
+    has_left_over_config,
+    model_folder,
+)
 from distill_tune.models.decoder_config import language_model_config, read_config_json
 from distill_tune.models.hf_names import Weights, canonical_name
 from distill_tune.models.quantisation import require_plain
@@ -121,6 +127,12 @@ class Checkpoint:
         elif has_left_over_config(folder):
             print(f"{folder_key}={folder}: read without an adapter: adapter_config.json is there, its weights are not")
         return checkpoint
+
+    @property
+    def all_files(self) -> list[Path]:
+        """The weights, and those of the adapter that they are read with."""
+        adapter = [] if self.adapter is None else [adapter_file(self.key, self.adapter.folder)]
+        return [*self.files, *adapter]
 
     def headers(self) -> Weights:
         """All weights as meta tensors, by their names in a causal language model of transformers."""

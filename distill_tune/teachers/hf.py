@@ -55,7 +55,7 @@ class HuggingFace(Teacher):
         self._scale = 1.0
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
-        self.folders = [self._folder.base]
+        self.folders, self.files = [self._folder.base], self._folder.files
         self._differing = models.check_tokenizers(checkpoint.folder, self._folder.base, tokenizer)
         return models.common_vocabulary(student, self._config.vocab_size)
 

@@ -19,6 +19,7 @@ from distill_tune.models.quantisation import packages_for, quantisation_of, requ
 from distill_tune.models.weight_files import WeightFiles, weight_files
 
 _KEY = "teacher_model.path"
+_WEIGHTS = (".safetensors", ".bin")
 _ADAPTER = "default"  # PEFT's name for the only one
 
 
@@ -31,6 +32,7 @@ class HuggingFaceFolder:
 
     Attributes:
         base: where the model's config.json and tokenizer are.
+        files: of its weights, the adapter's among them.
         config: the model's, as transformers has it.
 
     Raises:
@@ -46,6 +48,8 @@ class HuggingFaceFolder:
             raise UserError(f"{_KEY}={path}: no such folder, or it has no config.json")
         _require_package(path, "accelerate", "loading it needs accelerate", "'distill-tune[hf]'")
         self.base = model_folder(_KEY, path)
+        found = {file for part in (self.base, path) for file in part.iterdir() if file.suffix in _WEIGHTS}
+        self.files = sorted(found, key=lambda file: file.name)
         self._method = quantisation_of(read_config_json(self.base, _KEY))
         with self._told():
             self.config = transformers.AutoConfig.from_pretrained(

@@ -50,7 +50,7 @@ class LiveTeacher(Teacher):
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         if self.checkpoint is not None:
-            self.folders = [self.checkpoint.folder]
+            self.folders, self.files = [self.checkpoint.folder], self.checkpoint.all_files
             self._differing = models.check_tokenizers(checkpoint.folder, self.checkpoint.folder, tokenizer)
         return models.common_vocabulary(student, self.vocab_size)
 

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models
 from distill_tune.data.batch import Batch
+from distill_tune.disk import CHECKSUMS
 from distill_tune.errors import UserError
 from distill_tune.losses import HiddenStates
 from distill_tune.models.checkpoint import Checkpoint
@@ -144,6 +145,7 @@ class EarlierCheckpoint(_CopyOfStudent):
         found = {name: shape for name, shape in trained.items() if not models.is_projector(name)}
         if found != shapes:
             raise UserError(f"teacher_model.path={self._folder}: was trained with other parameters than `model`")
+        self.files = [file for file in [self._folder / CHECKSUMS] if file.is_file()]
         return common
 
     @torch.no_grad()

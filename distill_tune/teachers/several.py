@@ -41,6 +41,7 @@ class SeveralTeachers(Teacher):
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         common = [teacher.check(student, checkpoint, tokenizer) for teacher in self._teachers]
         self.folders = list(itertools.chain.from_iterable(teacher.folders for teacher in self._teachers))
+        self.files = list(itertools.chain.from_iterable(teacher.files for teacher in self._teachers))
         self.models = list(itertools.chain.from_iterable(teacher.models for teacher in self._teachers))
         return min((size for size in common if size is not None), default=None)
 

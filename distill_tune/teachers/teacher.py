@@ -32,6 +32,7 @@ class Teacher:
         models: that run forward for each batch, for counting their work; known after :meth:`check`.
         num_layers, width: of its hidden states; 0 where it gives none but the last.
         names: of several teachers, by which rows choose theirs.
+        files: of its own weights, known after :meth:`check`: a run goes on with the teacher that it had.
         folders: of other models than the student's, known after :meth:`check`; a GGUF file in place of a folder.
     """
 
@@ -39,6 +40,7 @@ class Teacher:
     num_layers = 0
     width = 0
     names: tuple[str, ...] = ()
+    files: Sequence[Path] = ()
     folders: Sequence[Path] = ()
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:

@@ -15,11 +15,14 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, losses, models, teachers
 from distill_tune.config.components import build
 from distill_tune.config.launch import is_restarted
+from distill_tune.disk import sampled_digest
 from distill_tune.errors import CollectedFaults, FinishedRun
 from distill_tune.training.checkpoints import Checkpoints
 from distill_tune.training.device import find_dtype
 from distill_tune.training.distributed import (
     first_of_each_machine_first,
+    from_main_process,
+    is_main_process,
     leave,
     num_ranks,
     rank,
@@ -28,11 +31,13 @@ from distill_tune.training.distributed import (
 from distill_tune.training.optimizer import check_optimizer
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.schedules import Schedules
-from distill_tune.training.state import TrainingState
+from distill_tune.training.state import TrainingState, content_of
 from distill_tune.training.tokenizer_check import check_tokenizer
 from distill_tune.training.warm_up import schedule_remarks
 
 from torchtune.modules import TransformerDecoder
+
+_SHOWN_DIGITS = 16
 
 
 class Models(NamedTuple):
@@ -60,10 +65,18 @@ class Steps(NamedTuple):
     total_steps: int
     schedules: Schedules
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a resumed run must have as it was."""
-        return self.plan.identity | {"steps an epoch": self.steps_per_epoch}
+    def identity_with(self, built: Models) -> dict[str, Any]:
+        """What a resumed run must have as it was: rows, their order, the weights that student and teacher start from.
+
+        Weights by what they are, wherever they lie. Every rank calls it; the main process reads them.
+        """
+        files = {"model": built.student_checkpoint.all_files, "teacher_model": built.teacher.files}
+        contents = {
+            content_of(model): sampled_digest(files[model])[:_SHOWN_DIGITS] if is_main_process() else ""
+            for model in files
+            if files[model]
+        }
+        return self.plan.identity | {"steps an epoch": self.steps_per_epoch} | from_main_process(contents)
 
 
 def open_run(cfg: DictConfig) -> tuple[RunFolder, Checkpoints, Path | None, TrainingState | None]:
