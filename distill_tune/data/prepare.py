@@ -281,6 +281,7 @@ def _tokenise_chunk(indices: range) -> _Chunk:
         counts["num_tokens_cut"] += num_cut
         counts["num_shortened"] += num_cut > 0
         counts["num_without_end"] += learned < len(_supervised(whole.labels))
+        counts["num_empty"] += whole.num_empty
         dropped.update(whole.dropped)
         unread.update(_unread(index))
         of_student.append(student)
@@ -312,7 +313,7 @@ def _read(index: int, prompt: Prompt) -> Tokens:
         if is_text is None and _source.reading.augmented and getattr(dataset, "conversation", None):
             conversation = prompt.applied(dataset.conversation(dataset.rows[index]), dataset.rows[index])
             is_text = text_of_turns(tokenizer, conversation, tokens)
-        return Tokens(tokens, labels, is_text, tuple(row.get("dropped", ())))
+        return Tokens(tokens, labels, is_text, tuple(row.get("dropped", ())), int(row.get("num_empty", 0)))
     except KeyError as error:
         raise RowError(f"no field {error.args[0]}") from error
     except (TypeError, ValueError, AttributeError, AssertionError, LookupError, RuntimeError, OverflowError) as error:

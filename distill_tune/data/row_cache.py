@@ -39,6 +39,7 @@ _SETTINGS = (
     "num_shortened",
     "num_without_end",
     "num_tokens_cut",
+    "num_empty",
     "dropped",
     "unread",
     "faults",
