@@ -89,9 +89,8 @@ def _prepare(
     kept = row_cache.folder_of(dataset, arguments, tokenizer_config, max_seq_len, reading)
     rows = row_cache.read_rows(kept, check_kept) if kept else None
     if rows is None:
-        made = _tokenise(dataset, tokenizer, max_seq_len, reading)
+        rows = _tokenise(dataset, tokenizer, max_seq_len, reading)
         require_unchanged(dataset)
-        rows = dataclasses.replace(made, known_fingerprint=made.fingerprint)
         if kept and len(rows):
             row_cache.write_rows(kept, rows)
     else:
@@ -108,7 +107,7 @@ def _prepare(
             else ""
         )
         raise UserError(f"dataset {_name(entry)}: has no row to train on{cut}{_shown_faults(rows)}")
-    return dataclasses.replace(rows, packed=is_packed)
+    return dataclasses.replace(rows, packed=is_packed).with_fingerprint(rows.fingerprint)
 
 
 def _name(entry: DictConfig) -> str:

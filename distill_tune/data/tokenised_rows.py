@@ -37,7 +37,6 @@ class TokenisedRows:
         files: that the rows are from.
         origins: of each row, the number of its file and its own number there, ``[rows, 2]``, int32.
         is_text: which tokens are a turn's own text, not what is written around it, bool; None where that is not known.
-        known_fingerprint: what :attr:`fingerprint` gave when the rows were made.
     """
 
     tokens: torch.Tensor
@@ -59,7 +58,6 @@ class TokenisedRows:
     files: tuple[str, ...] = ()
     origins: torch.Tensor | None = None
     is_text: torch.Tensor | None = None
-    known_fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -76,6 +74,12 @@ class TokenisedRows:
             teacher_id,
             is_text=None if self.is_text is None else self.is_text[start:stop],
         )
+
+    def with_fingerprint(self, known: str) -> "TokenisedRows":
+        """The same rows, of which :attr:`fingerprint` need not be worked out again."""
+        same = dataclasses.replace(self)
+        same.__dict__["fingerprint"] = known
+        return same
 
     def origin(self, row: int) -> str:
         """File and number of a row, as a user would look it up."""
@@ -125,8 +129,6 @@ class TokenisedRows:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Of all tokens and labels."""
-        if self.known_fingerprint is not None:
-            return self.known_fingerprint
         digest = hashlib.sha256()
         for tensor in (self.tokens, self.labels, self.offsets, self.teacher_ids):
             if tensor is not None:
