@@ -1,9 +1,10 @@
 """Rows that a model has not seen, for the commands that measure: read as the recipes read theirs."""
 
 import argparse
+import functools
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,6 +14,22 @@ if TYPE_CHECKING:
     from distill_tune.data import StepPlan
 
 _BATCH_SIZE = 4
+
+
+def _named_as_given(read_rows: Any) -> Any:
+    """Have what is wrong with rows name the option that they are from, which a config calls dataset."""
+
+    @functools.wraps(read_rows)
+    def read(folder: Path, options: argparse.Namespace, max_seq_len: int) -> "StepPlan":
+        try:
+            return read_rows(folder, options, max_seq_len)
+        except UserError as error:
+            option = "--source" if options.source else "--dataset"
+            if str(error).startswith(("dataset ", "dataset:")) and (options.source or options.dataset):
+                raise UserError(option + str(error).removeprefix("dataset")) from error
+            raise
+
+    return read
 
 
 def add_row_options(parser: argparse.ArgumentParser, num_rows: int) -> None:
@@ -30,6 +47,7 @@ def add_row_options(parser: argparse.ArgumentParser, num_rows: int) -> None:
     parser.add_argument("--rows", type=int, default=num_rows, help=f"how many held-out rows (default: {num_rows})")
 
 
+@_named_as_given
 def held_out_plan(folder: Path, options: argparse.Namespace, max_seq_len: int) -> "StepPlan":
     """Rows of a source or a dataset, or docstrings, in the tokens of a model folder.
 

@@ -89,9 +89,8 @@ def _prepare(
     kept = row_cache.folder_of(dataset, arguments, tokenizer_config, max_seq_len, reading)
     rows = row_cache.read_rows(kept, check_kept) if kept else None
     if rows is None:
-        made = _tokenise(dataset, tokenizer, max_seq_len, reading)
+        rows = _tokenise(dataset, tokenizer, max_seq_len, reading)
         require_unchanged(dataset)
-        rows = dataclasses.replace(made, known_fingerprint=made.fingerprint)
         if kept and len(rows):
             row_cache.write_rows(kept, rows)
     else:
@@ -108,7 +107,7 @@ def _prepare(
             else ""
         )
         raise UserError(f"dataset {_name(entry)}: has no row to train on{cut}{_shown_faults(rows)}")
-    return dataclasses.replace(rows, packed=is_packed)
+    return dataclasses.replace(rows, packed=is_packed).with_fingerprint(rows.fingerprint)
 
 
 def _name(entry: DictConfig) -> str:
@@ -281,6 +280,7 @@ def _tokenise_chunk(indices: range) -> _Chunk:
         counts["num_tokens_cut"] += num_cut
         counts["num_shortened"] += num_cut > 0
         counts["num_without_end"] += learned < len(_supervised(whole.labels))
+        counts["num_empty"] += whole.num_empty
         dropped.update(whole.dropped)
         unread.update(_unread(index))
         of_student.append(student)
@@ -312,7 +312,7 @@ def _read(index: int, prompt: Prompt) -> Tokens:
         if is_text is None and _source.reading.augmented and getattr(dataset, "conversation", None):
             conversation = prompt.applied(dataset.conversation(dataset.rows[index]), dataset.rows[index])
             is_text = text_of_turns(tokenizer, conversation, tokens)
-        return Tokens(tokens, labels, is_text, tuple(row.get("dropped", ())))
+        return Tokens(tokens, labels, is_text, tuple(row.get("dropped", ())), int(row.get("num_empty", 0)))
     except KeyError as error:
         raise RowError(f"no field {error.args[0]}") from error
     except (TypeError, ValueError, AttributeError, AssertionError, LookupError, RuntimeError, OverflowError) as error:

@@ -39,11 +39,12 @@ _SETTINGS = (
     "num_shortened",
     "num_without_end",
     "num_tokens_cut",
+    "num_empty",
     "dropped",
     "unread",
     "faults",
     "files",
-    "known_fingerprint",
+    "fingerprint",
 )
 
 
@@ -90,7 +91,8 @@ def read_rows(folder: Path, check: bool = True) -> TokenisedRows | None:
         of_teacher = {name: tensors.pop(f"teacher.{name}") for name in _TENSORS if f"teacher.{name}" in tensors}
         plain = {"packed": False, "max_seq_len": settings["max_seq_len"]}
         teacher = TokenisedRows(**of_teacher, **plain) if of_teacher else None
-        rows = TokenisedRows(**tensors, **settings, teacher=teacher)
+        fingerprint = settings.pop("fingerprint")
+        rows = TokenisedRows(**tensors, **settings, teacher=teacher).with_fingerprint(fingerprint)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError):
         return None  # a disk that fails, or another version's
     with contextlib.suppress(OSError):  # another's, or on a disk that cannot be written

@@ -29,6 +29,7 @@ class TokenisedRows:
         num_shortened: rows that ``max_seq_len``, or the teacher's, cut and that are kept.
         num_without_end: those of them that were cut within what is learned: its end is not taught.
         num_tokens_cut: tokens that were cut from these rows.
+        num_empty: answers of rows that are not learned since they are empty.
         dropped: what the chat template does not write, such as reasoning: in how many rows.
         unread: columns of rows and keys of turns that nobody reads: in how many rows.
         teacher: the same answers behind the teacher's own prompts, row for row, where it has such.
@@ -36,7 +37,6 @@ class TokenisedRows:
         files: that the rows are from.
         origins: of each row, the number of its file and its own number there, ``[rows, 2]``, int32.
         is_text: which tokens are a turn's own text, not what is written around it, bool; None where that is not known.
-        known_fingerprint: what :attr:`fingerprint` gave when the rows were made.
     """
 
     tokens: torch.Tensor
@@ -50,6 +50,7 @@ class TokenisedRows:
     num_shortened: int = 0
     num_without_end: int = 0
     num_tokens_cut: int = 0
+    num_empty: int = 0
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unread: Mapping[str, int] = dataclasses.field(default_factory=dict)
     teacher: "TokenisedRows | None" = None
@@ -57,7 +58,6 @@ class TokenisedRows:
     files: tuple[str, ...] = ()
     origins: torch.Tensor | None = None
     is_text: torch.Tensor | None = None
-    known_fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -74,6 +74,12 @@ class TokenisedRows:
             teacher_id,
             is_text=None if self.is_text is None else self.is_text[start:stop],
         )
+
+    def with_fingerprint(self, known: str) -> "TokenisedRows":
+        """The same rows, of which :attr:`fingerprint` need not be worked out again."""
+        same = dataclasses.replace(self)
+        same.__dict__["fingerprint"] = known
+        return same
 
     def origin(self, row: int) -> str:
         """File and number of a row, as a user would look it up."""
@@ -123,8 +129,6 @@ class TokenisedRows:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Of all tokens and labels."""
-        if self.known_fingerprint is not None:
-            return self.known_fingerprint
         digest = hashlib.sha256()
         for tensor in (self.tokens, self.labels, self.offsets, self.teacher_ids):
             if tensor is not None:
@@ -149,6 +153,8 @@ def describe_rows(datasets: Sequence[TokenisedRows]) -> str:
         without_end = sum(data.num_without_end for data in datasets)
         lost = sum(data.num_tokens_cut for data in datasets)
         line += f"; {shortened:,} rows cut at {at} ({lost:,} tokens), {without_end:,} of them lose their end"
+    if empty := sum(data.num_empty for data in datasets):
+        line += f"; {empty:,} empty answers, which are not learned"
     lines = [line]
     if dropped := _added(data.dropped for data in datasets):
         lines.append(f"the chat template does not write, so it is not learned: {dropped}")

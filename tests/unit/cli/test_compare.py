@@ -32,6 +32,23 @@ def plan_of(folder: Path, rows: list[dict], num_rows: int = 10, max_seq_len: int
 
 
 @pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ({"source": "nothere.json"}, "--source nothere.json: no such file or folder"),
+        ({"source": "empty.json"}, "--source empty.json: has no row to train on"),
+        ({"dataset": "{_component_: distill_tune.data.chat, source: no.json}"}, "--dataset no.json: no such file"),
+    ],
+)
+def test_what_is_wrong_with_rows_names_the_option_that_gave_them(tokenizer_folder, monkeypatch, given, wrong):
+    monkeypatch.chdir(tokenizer_folder)
+    Path("empty.json").write_text("[]")
+    options = argparse.Namespace(**{"source": None, "dataset": None, "rows": 4, "default_rows": 4} | given)
+    with pytest.raises(UserError) as told:
+        held_out_plan(tokenizer_folder, options, 64)
+    assert str(told.value).startswith(wrong)
+
+
+@pytest.mark.parametrize(
     ("row", "kind"),
     [
         ({"messages": TURNS}, "chat"),

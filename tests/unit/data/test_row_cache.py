@@ -74,13 +74,16 @@ def test_rows_that_a_disk_refuses_are_told_and_go_on(tmp_path, capsys, monkeypat
 
 
 def test_who_does_not_check_kept_rows_reads_none_of_them_and_knows_their_fingerprint(tmp_path, monkeypatch):
-    row_cache.write_rows(tmp_path / "kept", dataclasses.replace(some_rows(), known_fingerprint=some_rows().fingerprint))
+    row_cache.write_rows(tmp_path / "kept", some_rows())
+    known = some_rows().fingerprint
     monkeypatch.setattr(disk, "digest", None)  # would be called
     monkeypatch.setattr(tokenised_rows.hashlib, "sha256", None)
     found = row_cache.read_rows(tmp_path / "kept", check=False)
-    assert found is not None and found.fingerprint == found.known_fingerprint
+    assert found is not None and found.fingerprint == known
     with pytest.raises(TypeError):
         row_cache.damage(tmp_path / "kept")
+    with pytest.raises(TypeError):  # of other rows than were kept it is not known
+        _ = dataclasses.replace(found, tokens=found.tokens + 1).fingerprint
 
 
 @pytest.fixture
@@ -97,7 +100,7 @@ def test_a_line_says_that_tokens_are_not_made_anew_and_where_they_are(prepared, 
     monkeypatch.setenv("DISTILL_TUNE_CACHE", str(tmp_path / "cache"))
     made = prepared()
     assert capsys.readouterr().out == ""
-    assert prepared().known_fingerprint == made.fingerprint
+    assert prepared().fingerprint == made.fingerprint
     (kept,) = (tmp_path / "cache" / "rows").iterdir()
     told = f"dataset {tmp_path / 'rows.json'}: was tokenised before, the tokens are taken from {kept}\n"
     assert capsys.readouterr().out == told
