@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill_tune.cli.validate import read_arguments
-from distill_tune.config.check import checked_config
+from distill_tune.cli.without_weights import config_without_weights
 from distill_tune.config.files import find_config
 from distill_tune.errors import Faults, UserError
 from distill_tune.sizes import binary
@@ -25,6 +25,9 @@ the rows of the first steps, at 40 % of the GPU's data-sheet rate, which a well-
 of its links, where what travels between cards of one machine, or from host memory, takes longer. Where the run does
 not fit, the cheapest changes that make it fit are named. A GPU is named in any spelling, with its form or memory
 where there are several (h100, "H100 PCIe", a100-40gb, rtx4090); default: those that are common.
+
+Of the models' folders config.json is needed, and of one the tokenizer; of the models that the shipped configs name not
+even config.json: what they are is known.
 """
 CONTEXT = 1.0 * 2**30  # what CUDA's own context and the allocator's gaps take
 _DEFAULT_GPUS = ("4090", "A10", "A100", "H100", "H200")
@@ -44,7 +47,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def _plan(options: argparse.Namespace) -> None:
     arguments, names = _take_gpus(list(options.arguments))
     recipe, name, overrides, num_processes = read_arguments(arguments)
-    cfg = checked_config(recipe, name, overrides)
+    cfg = config_without_weights(recipe, name, overrides)
 
     from distill_tune.cli.planned_run import PlannedRun
     from distill_tune.config.components import check_components
