@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill_tune.cli.validate import read_arguments
-from distill_tune.config.check import checked_config
+from distill_tune.cli.without_weights import config_without_weights
 from distill_tune.errors import UserError
 from distill_tune.sizes import binary
 
@@ -24,6 +24,9 @@ the rows of the first steps, at 40 % of the GPU's data-sheet rate, which a well-
 of its links, where what travels between cards of one machine, or from host memory, takes longer. Where the run does
 not fit, the cheapest changes that make it fit are named. A GPU is named in any spelling, with its form or memory
 where there are several (h100, "H100 PCIe", a100-40gb, rtx4090); default: those that are common.
+
+Of the models' folders config.json is needed, and of one the tokenizer; of the models that the shipped configs name not
+even config.json: what they are is known.
 """
 CONTEXT = 1.0 * 2**30  # what CUDA's own context and the allocator's gaps take
 _DEFAULT_GPUS = ("4090", "A10", "A100", "H100", "H200")
@@ -43,12 +46,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def _plan(options: argparse.Namespace) -> None:
     arguments, names = _take_gpus(list(options.arguments))
     recipe, name, overrides, num_processes = read_arguments(arguments)
-    cfg = checked_config(recipe, name, overrides)
+    cfg = config_without_weights(recipe, name, overrides)
 
     from distill_tune.cli.planned_run import PlannedRun
 
     gpus = [_find_gpu(gpu) for gpu in names or _DEFAULT_GPUS]
-    cfg = checked_config(recipe, name, overrides, "all")
     run = PlannedRun.of(cfg, num_processes)
     _print_needs(run)
     for gpu in gpus:

@@ -109,7 +109,7 @@ def built_of(cfg: DictConfig) -> Any:
     import torch
 
     device = torch.device("cpu")
-    built = training.build_models(cfg, device)
+    built = training.build_models(cfg, device, needs_weights=False)
     dtype = training.find_dtype(cfg.dtype, device)
     models.freeze_all_but_adapters(built.student, training.dtype_to_train_in(cfg.optimizer, dtype, built.student))
     models.compute_in(built.student, dtype)

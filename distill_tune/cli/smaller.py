@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from omegaconf import DictConfig
 
 from distill_tune.cli.planned_run import PlannedRun
+from distill_tune.cli.without_weights import use_published
 from distill_tune.config.components import check_components
 from distill_tune.config.files import find_config
 from distill_tune.config.load import load_config
@@ -73,6 +74,7 @@ def _with(
         for one in written
     ]
     cfg = load_config(find_config(config_name), [*overrides, *added])
+    use_published(cfg)
     if cfg == run.cfg or check_components(cfg):  # nothing new, or its other arguments do not suit
         return None
     try:

@@ -126,6 +126,10 @@ class StepPlan:
         }
 
     @property
+    def num_rows(self) -> int:
+        return sum(map(len, self._datasets))
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest row."""
         return max(int(rows.lengths.max()) for rows in self._datasets)

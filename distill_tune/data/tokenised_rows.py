@@ -81,6 +81,22 @@ class TokenisedRows:
         same.__dict__["fingerprint"] = known
         return same
 
+    def first(self, count: int) -> "TokenisedRows":
+        """The first rows alone; what is told of those that were left out stays."""
+        if count >= len(self):
+            return self
+        end = int(self.offsets[count])
+        return dataclasses.replace(
+            self,
+            tokens=self.tokens[:end],
+            labels=self.labels[:end],
+            offsets=self.offsets[: count + 1],
+            teacher=None if self.teacher is None else self.teacher.first(count),
+            teacher_ids=None if self.teacher_ids is None else self.teacher_ids[:count],
+            origins=None if self.origins is None else self.origins[:count],
+            is_text=None if self.is_text is None else self.is_text[:end],
+        )
+
     def origin(self, row: int) -> str:
         """File and number of a row, as a user would look it up."""
         if self.origins is None:

@@ -48,8 +48,13 @@ class Checkpoint:
     given_as: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, model_key: str, model: DictConfig, checkpointer: DictConfig | None) -> "Checkpoint":
+    def of(
+        cls, model_key: str, model: DictConfig, checkpointer: DictConfig | None, needs_weights: bool = True
+    ) -> "Checkpoint":
         """The checkpoint of ``model``: what the checkpointer names, or the folder that the model is built from.
+
+        Args:
+            needs_weights: else a folder without them has no ``files``.
 
         Raises:
             UserError: no checkpointer where one is needed, another kind of it, no config.json, or a broken one; files
@@ -64,6 +69,8 @@ class Checkpoint:
                 from distill_tune.models.gguf import GGUFCheckpoint
 
                 return GGUFCheckpoint.open(model_key, path)
+            if not needs_weights and not _has_weights(path):
+                return cls.described(model_key, f"{model_key}.path", path)
             return cls.read(model_key, f"{model_key}.path", path)
         key = f"{prefix}checkpointer"
         component = checkpointer.get("_component_", "FullModelHFCheckpointer")
@@ -72,6 +79,9 @@ class Checkpoint:
                 f"{key}._component_={component}: only Hugging Face folders are read; "
                 "take torchtune.training.FullModelHFCheckpointer"
             )
+        if not needs_weights and not _has_weights(Path(checkpointer["checkpoint_dir"])):
+            folder = Path(checkpointer["checkpoint_dir"])
+            return cls.described(key, f"{key}.checkpoint_dir", folder, checkpointer.get("model_type"))
         return cls.read(
             key,
             f"{key}.checkpoint_dir",
@@ -79,6 +89,16 @@ class Checkpoint:
             checkpointer.get("checkpoint_files"),
             checkpointer.get("model_type"),
         )
+
+    @classmethod
+    def described(cls, key: str, folder_key: str, folder: Path, model_type: str | None = None) -> "Checkpoint":
+        """Of a folder's config.json alone.
+
+        Raises:
+            UserError: there is none, or a broken one.
+        """
+        base = model_folder(folder_key, Path(os.path.expanduser(folder)))
+        return cls(key, base, (), model_type, read_config_json(base, folder_key))
 
     @classmethod
     def read(
@@ -160,6 +180,11 @@ class Checkpoint:
     def _names(self, stored: str) -> tuple[str, ...]:
         name = canonical_name(stored)
         return self.given_as.get(name, (name,))
+
+
+def _has_weights(folder: Path) -> bool:
+    folder = Path(os.path.expanduser(folder))
+    return has_adapter(folder) or any(True for kind in ("*.safetensors", "*.bin") for _ in folder.glob(kind))
 
 
 def model_config(folder: Path, key: str) -> dict[str, Any]:

@@ -76,6 +76,11 @@ class HuggingFace(Teacher):
         as_stored = self._folder.is_quantised
         return sum(w.numel() * (w.element_size() if as_stored else self.dtype.itemsize) for w in weights)
 
+    @property
+    def num_parameters(self) -> int:
+        """As stored."""
+        return sum(weight.numel() for weight in self._folder.weights_of_decoder().values())
+
     def num_active_weights(self) -> float:
         """That a token is multiplied by, between embeddings and output layer: of experts those that it is sent to."""
         config, found = self._config, 0.0

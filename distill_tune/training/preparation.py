@@ -103,11 +103,12 @@ def open_run(cfg: DictConfig) -> tuple[RunFolder, Checkpoints, Path | None, Trai
     return run, checkpoints, checkpoint, state
 
 
-def build_models(cfg: DictConfig, device: torch.device) -> Models:
+def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = True) -> Models:
     """Student, teacher and tokenizer, compared with their checkpoints and with each other.
 
     Args:
         device: on which they will be, which decides on their dtypes.
+        needs_weights: False where shapes are all that is asked for.
 
     Raises:
         UserError: one of them cannot be built, does not fit its checkpoint, or not the other; the optimizer refuses
@@ -119,7 +120,7 @@ def build_models(cfg: DictConfig, device: torch.device) -> Models:
     with faults:
         hidden_loss = build("hidden_loss", cfg.get("hidden_loss"), losses.HiddenLoss([], weight=0))
     with faults:
-        student_checkpoint = models.Checkpoint.of("model", cfg.model, cfg.get("checkpointer"))
+        student_checkpoint = models.Checkpoint.of("model", cfg.model, cfg.get("checkpointer"), needs_weights)
         student = models.checked_on_meta("model", cfg.model, student_checkpoint, find_dtype(cfg.dtype, device))
     with faults:
         tokenizer = build("tokenizer", cfg.tokenizer)
@@ -132,6 +133,7 @@ def build_models(cfg: DictConfig, device: torch.device) -> Models:
             combination=cfg.get("teacher_combination", "mixture"),
             quantizer=cfg.get("teacher_quantizer"),
             offload=cfg.get("teacher_offload", False),
+            needs_weights=needs_weights,
         )
     faults.tell()
     common_vocab_size = teacher.check(student, student_checkpoint, tokenizer)

@@ -1,9 +1,13 @@
 """`plan` on tiny models, and on GPUs that are too small for them."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+import yaml
 from tiny import ROWS
+from tiny_tokenizer import write_tokenizer
 
 from distill_tune.cli.main import main
 from distill_tune.training import gpus
@@ -119,6 +123,38 @@ def test_mistakes_are_told(write_config, capsys, arguments, message):
         plan(capsys, "--config", write_config(), *arguments)
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_config_json_and_tokenizer_are_all_that_is_needed_of_a_model(write_config, tmp_path, student_folder, capsys):
+    config = write_config()
+    whole = plan(capsys, "--config", config, "--gpu", "H100")
+    without = [tmp_path / "student", tmp_path / "teacher"]
+    for folder, name in zip(without, ("checkpointer", "teacher_checkpointer"), strict=True):
+        source = Path(yaml.safe_load(config.read_text())[name]["checkpoint_dir"])
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    places = [
+        f"{name}checkpointer.checkpoint_dir={folder}" for name, folder in zip(("", "teacher_"), without, strict=True)
+    ]
+    assert plan(capsys, "--config", config, "--gpu", "H100", *places) == whole
+    for folder, name in zip(without, ("model", "teacher_model"), strict=True):
+        places += [
+            f"{name}={{_component_: distill_tune.models.from_hf, path: {folder}}}",
+            f"~{'teacher_' * (name != 'model')}checkpointer",
+        ]
+    told = plan(capsys, "--config", config, "--gpu", "H100", *places[2:])
+    assert part(told, "teacher") == part(whole, "teacher")
+
+
+def test_models_of_shipped_configs_are_known_without_their_folders(tmp_path, rows_file, capsys):
+    (tmp_path / "Qwen2.5-0.5B-Instruct").mkdir()
+    write_tokenizer(tmp_path / "Qwen2.5-0.5B-Instruct")  # without a config.json
+    line = ["--config", "qwen2_5/7B_to_0.5B_lora", f"models_dir={tmp_path}", f"dataset.source={rows_file}"]
+    told = plan(capsys, *line, "device=cpu", "--gpu", "H100")
+    assert "Qwen2.5-7B-Instruct: is not here; its shape is taken as it is published" in told
+    assert part(told, "teacher") == pytest.approx(7.616e9 * 2, rel=0.01)  # 7.61 B, says its card
+    with pytest.raises(SystemExit):
+        plan(capsys, *line, "teacher_model.path=models/Qwen9-7B")
+    assert "teacher_model.path=models/Qwen9-7B: no such folder" in capsys.readouterr().err
 
 
 DATASET = {"_component_": "distill_tune.data.instruct"}
