@@ -70,7 +70,7 @@ def train(folder: Path, scenario: str, **changed: Any) -> dict[str, torch.Tensor
 
     def build(name: str, lora: bool, **more: bool):
         config = OmegaConf.create(component(folder / name, lora, **more))
-        checkpoint = models.Checkpoint.of("model", config, None)
+        checkpoint = models.open_checkpoint("model", config, None)
         return models.checked_on_meta("model", config, checkpoint, dtype), checkpoint
 
     student, student_checkpoint = build(settings.get("student", "student"), lora, **quantize)

@@ -55,7 +55,7 @@ def _init_student(options: argparse.Namespace) -> None:
     from distill_tune.training.export import write_model_folder
 
     component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(options.teacher)})
-    checkpoint = models.Checkpoint.of("teacher", component, None)
+    checkpoint = models.open_checkpoint("teacher", component, None)
     dtype = checkpoint.dtype()
     model = models.checked_on_meta("teacher", component, checkpoint, dtype)
     decoder, num_layers = model.decoder_config, len(model.layers)

@@ -42,39 +42,6 @@ class Checkpoint:
     given_as: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, model_key: str, model: DictConfig, checkpointer: DictConfig | None) -> "Checkpoint":
-        """The checkpoint of ``model``: what the checkpointer names, or the folder that the model is built from.
-
-        Raises:
-            UserError: no checkpointer where one is needed, another kind of it, no config.json, or a broken one; files
-                that are not there.
-        """
-        prefix = model_key.removesuffix("model")
-        if checkpointer is None:
-            if "path" not in model:
-                raise UserError(f"{prefix}checkpointer: missing; {model['_component_']} does not know its folder")
-            path = Path(os.path.expanduser(model["path"]))
-            if path.suffix == ".gguf":
-                from distill_tune.models.gguf import GGUFCheckpoint
-
-                return GGUFCheckpoint.open(model_key, path)
-            return cls.read(model_key, f"{model_key}.path", path)
-        key = f"{prefix}checkpointer"
-        component = checkpointer.get("_component_", "FullModelHFCheckpointer")
-        if component.rpartition(".")[2] != "FullModelHFCheckpointer":
-            raise UserError(
-                f"{key}._component_={component}: only Hugging Face folders are read; "
-                "take torchtune.training.FullModelHFCheckpointer"
-            )
-        return cls.read(
-            key,
-            f"{key}.checkpoint_dir",
-            Path(checkpointer["checkpoint_dir"]),
-            checkpointer.get("checkpoint_files"),
-            checkpointer.get("model_type"),
-        )
-
-    @classmethod
     def read(
         cls, key: str, folder_key: str, folder: Path, names: Any = None, model_type: str | None = None
     ) -> "Checkpoint":

@@ -45,7 +45,7 @@ def build_teacher(
             teacher = instantiate(entry.component)
             teacher.dtype = dtype
         else:
-            checkpoint = models.Checkpoint.of(key, entry.component, entry_checkpointer)
+            checkpoint = models.open_checkpoint(key, entry.component, entry_checkpointer)
             model = models.checked_on_meta(key, entry.component, checkpoint, dtype)
             teacher = LiveTeacher(model, checkpoint, quantizer=quantizer, offload=offload)
         teachers.append(teacher)
