@@ -92,7 +92,7 @@ def train(run: Run, num_steps: int, batch_size: int) -> tuple[list[float], dict[
 
     def cross_entropy(batch: data.Batch) -> torch.Tensor:
         hidden, _ = models.hidden_states(student, batch.tokens, batch.attention())
-        supervised = batch.supervised
+        supervised = batch.supervised_positions
         return losses.distillation_loss(
             hidden[0, supervised], head.projection_for_loss(), batch.targets[0, supervised]
         ).loss

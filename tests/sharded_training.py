@@ -117,9 +117,9 @@ def train(folder: Path, scenario: str, **changed: Any) -> dict[str, torch.Tensor
             hidden = student(batch.tokens, **attention)
             head.gather()
             sums = losses.distillation_loss(
-                hidden[0, batch.supervised],
+                hidden[0, batch.supervised_positions],
                 head.projection_for_loss(),
-                batch.targets[0, batch.supervised],
+                batch.targets[0, batch.supervised_positions],
                 signal,
                 kd_ratio=0.5,
             )

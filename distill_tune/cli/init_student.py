@@ -121,7 +121,7 @@ class _Measure:
     def _loss(self, hidden: Any, batch: Any, normed: bool = False) -> float:
         from distill_tune.losses import distillation_loss
 
-        hidden = hidden[0, batch.supervised]
+        hidden = hidden[0, batch.supervised_positions]
         rows = hidden if normed else self._model.norm(hidden)
-        targets = batch.targets[0, batch.supervised]
+        targets = batch.targets[0, batch.supervised_positions]
         return distillation_loss(rows, self._head.projection_for_loss(), targets).ce.item()

@@ -61,7 +61,7 @@ def compare(
         hidden_states, seconds = _hidden_states(model, batches, device)
         cross_entropy = 0.0
         for hidden, batch in zip(hidden_states, batches, strict=True):
-            targets = batch.targets[0, batch.supervised].to(device).split(_CHUNK_ROWS)
+            targets = batch.targets[0, batch.supervised_positions].to(device).split(_CHUNK_ROWS)
             for logits, wanted in zip(_logits(model, hidden), targets, strict=True):
                 cross_entropy += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").item()
     num_tokens = sum(map(len, hidden_states))
@@ -101,7 +101,7 @@ def _hidden_states(
     hidden_states = []
     started = _seconds(device)
     for batch in batches:
-        hidden_states.append(model(batch.tokens, **batch.attention())[0, batch.supervised])
+        hidden_states.append(model(batch.tokens, **batch.attention())[0, batch.supervised_positions])
     return hidden_states, _seconds(device) - started
 
 

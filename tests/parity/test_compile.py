@@ -118,7 +118,7 @@ class Step:
 
     def gradient(self, batch: data.Batch) -> tuple[float, torch.Tensor]:
         """A batch's loss, and the gradient of all that trains."""
-        supervised = batch.supervised
+        supervised = batch.supervised_positions
         signal = self.teacher(batch)
         hidden, layers = models.hidden_states(self.student, batch.tokens, batch.attention())
         sums = losses.distillation_loss(
