@@ -60,8 +60,8 @@ def main(scenario: str) -> None:
             micro_batch = joined([(torch.randint(3, 32_000, (length,)),) * 2 for length in LENGTHS])
             attention = micro_batch.attention()
             signal = teacher(micro_batch)
-            hidden = student(micro_batch.tokens, **attention)[0, micro_batch.supervised]
-            targets = micro_batch.targets[0, micro_batch.supervised]
+            hidden = student(micro_batch.tokens, **attention)[0, micro_batch.supervised_positions]
+            targets = micro_batch.targets[0, micro_batch.supervised_positions]
             losses.distillation_loss(hidden, head.projection_for_loss(), targets, signal, kd_ratio=0.5).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

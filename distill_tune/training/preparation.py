@@ -120,7 +120,7 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
     with faults:
         hidden_loss = build("hidden_loss", cfg.get("hidden_loss"), losses.HiddenLoss([], weight=0))
     with faults:
-        student_checkpoint = models.Checkpoint.of("model", cfg.model, cfg.get("checkpointer"), needs_weights)
+        student_checkpoint = models.open_checkpoint("model", cfg.model, cfg.get("checkpointer"), needs_weights)
         student = models.checked_on_meta("model", cfg.model, student_checkpoint, find_dtype(cfg.dtype, device))
     with faults:
         tokenizer = build("tokenizer", cfg.tokenizer)

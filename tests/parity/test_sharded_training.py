@@ -82,7 +82,7 @@ def test_in_bf16_two_ranks_go_where_one_process_and_float32_go(folder, trained, 
 def test_one_rank_indeed_has_no_supervised_token_in_some_steps():
     rows = [sharded_training.rows(False)]
     plans = [StepPlan(rows, batch_size=4, shuffle=False, rank=rank, num_ranks=2) for rank in range(2)]
-    counts = [sum(len(batch.supervised) for batch in plan.micro_batches(0, 1)) for plan in plans]
+    counts = [sum(len(batch.supervised_positions) for batch in plan.micro_batches(0, 1)) for plan in plans]
     assert 0 in counts
     assert sum(counts) == plans[0].num_supervised(0, 1) > 0
 

@@ -53,7 +53,7 @@ def logits_of(config: Path, folder: Path, tokens: torch.Tensor, component: dict 
     cfg = load_config(config, [f"checkpointer.checkpoint_dir={folder}"])
     plain = {"_component_": "torchtune.models.llama3_2.llama3_2", **model_arguments()}
     cfg.model = component or plain
-    checkpoint = models.Checkpoint.of("model", cfg.model, cfg.checkpointer)
+    checkpoint = models.open_checkpoint("model", cfg.model, cfg.checkpointer)
     return models.load_model(cfg.model, checkpoint, torch.float32, torch.device("cpu"))(tokens)
 
 
