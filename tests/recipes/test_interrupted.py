@@ -195,7 +195,7 @@ def test_a_config_that_goes_on_with_another_run_is_refused_with_what_differs(lor
         assert text in done.stdout
     rates = [line["lr"] for line in metrics_of(tmp_path / "out")]
     # The cosine of 12 steps at the new rate, from the seventh on: nothing of the old one is left.
-    assert rates[6] == pytest.approx(5e-4 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * 0.5 * 2 * 4 / 10)).item()))
+    assert rates[6] == pytest.approx(5e-4 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * 0.5 * 2 * 5 / 11)).item()))
     done = ok(*RUN, *STEPS, "epochs=3", "batch_size=4", "resume_with_changes=True")
     assert "going on in spite of changes" in done.stdout
 
