@@ -28,6 +28,7 @@ from distill_tune.training.optimizer import (
     build_lr_scheduler,
     build_optimizer,
     build_profiler,
+    check_lr_scheduler,
     check_optimizer,
     dtype_to_train_in,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "build_models",
     "build_optimizer",
     "build_profiler",
+    "check_lr_scheduler",
     "check_optimizer",
     "check_tokenizer",
     "device_mesh",
