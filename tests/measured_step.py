@@ -1,8 +1,10 @@
-"""A training step of models without files, and the memory that it took: ``measured_step.py SCENARIO``, in bytes.
+"""A training step of models without files, and the memory that it took: ``measured_step.py SCENARIO...``, in bytes.
 
-Prints the measured peak of this process above what it had before the models, and the estimate.
+Prints a line a scenario: the measured peak of a process above what it had before the models, and the estimate. Each has
+a process of its own, forked from this one once it has imported everything.
 """
 
+import os
 import sys
 
 import torch
@@ -64,8 +66,14 @@ def main(scenario: str) -> None:
             losses.distillation_loss(hidden, head.projection_for_loss(), targets, signal, kd_ratio=0.5).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    print(peak.bytes, estimated)
+    print(peak.bytes, estimated, flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    for scenario in sys.argv[1:]:
+        child = os.fork()
+        if child == 0:
+            main(scenario)
+            os._exit(0)
+        if status := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            sys.exit(f"{scenario}: status {status}")
