@@ -1,4 +1,4 @@
-"""Twenty steps and a short one in one process, or as one of several: what tests of sharded training compare.
+"""Eight steps and a short one in one process, or as one of several: what tests of sharded training compare.
 
 As a script, under torchrun: ``sharded_training.py FOLDER SCENARIO...`` writes each scenario's weights to FOLDER.
 """
@@ -16,7 +16,7 @@ from tiny import VOCAB_SIZE
 from distill_tune import data, losses, models, teachers, training
 from distill_tune.data.tokenised_rows import TokenisedRows
 
-STEPS, SEQUENCES = 20, 8  # a step takes so many, on however many ranks
+STEPS, SEQUENCES = 8, 8  # a step takes so many, on however many ranks
 SCENARIOS: dict[str, dict] = {
     "plain": {},
     "accumulated": {"accumulation": 2},

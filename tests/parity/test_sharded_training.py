@@ -58,7 +58,7 @@ def test_weights_after_all_steps_are_those_of_one_process(folder, trained, name,
     alone = sharded_training.train(folder, name, compiled=False)
     together = trained(name, count)
     assert alone.keys() == together.keys()
-    # In bf16 twenty steps of 1e-3 leave the last bits of the adapters to chance.
+    # In bf16 steps of 1e-3 leave the last bits of the adapters to chance.
     most = 4e-3 if name == "qlora" else 1e-5
     assert max(float((alone[key].float() - together[key].float()).abs().max()) for key in alone) < most
     frozen = [key for key in alone if "lora_" in "".join(alone) and "lora_" not in key]
