@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import config, losses, models, teachers, training
 from distill_tune.data.batch import joined
+from distill_tune.data.shape import Shape
 from distill_tune.evaluation import estimate
 from distill_tune.evaluation.memory import PeakMemory
 from distill_tune.models.loading import own_part
@@ -141,7 +142,7 @@ def measure(tool, name, device_name, small, sharded=False):
         torch.manual_seed(0)
         student, teacher = on_meta(tool, case, small, dtype)
         flops = sum(
-            ModelFlops.of(model, trains).of_step(case["lengths"], case["supervised"] * sum(case["lengths"]))
+            ModelFlops.of_model(model, trains).of(shape_of(case))
             for model, trains in ((student, True), (teacher, False))
         )
         rows = rows_of(case, student.tok_embeddings.num_embeddings)
@@ -187,9 +188,13 @@ def expected_bytes(tool, case, device, small, dtype):
         "enable_activation_checkpointing": case.get("checkpointed", False),
         "teacher_quantizer": case.get("quantizer"),
     }
-    supervised = sum(int((labels[1:] != -100).sum()) for _, labels in rows_of(case, 512))
-    batch = estimate.Batch(tuple(case["lengths"]), supervised)
-    return estimate.memory_of(OmegaConf.create(cfg), student, [teacher], batch, training.num_ranks()).peak
+    live = teachers.LiveTeacher(teacher)
+    return estimate.memory_of(OmegaConf.create(cfg), student, live, shape_of(case), training.num_ranks()).peak
+
+
+def shape_of(case):
+    supervised = tuple(int((labels[1:] != -100).sum()) for _, labels in rows_of(case, 512))
+    return Shape(tuple(case["lengths"]), supervised)
 
 
 def product_rate(device, dtype, small):

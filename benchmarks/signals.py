@@ -62,14 +62,14 @@ def train(folder: Path, name: str, run: list[str], epochs: int) -> None:
 def table(folder: Path, names: list[str], markdown: Path | None) -> None:
     cfg = load_config(find_config("tiny"))
     rows, _ = data.prepare_rows(OmegaConf.create(HELD_OUT), config.instantiate(cfg.tokenizer), cfg.tokenizer)
-    batches = list(data.StepPlan(rows, batch_size=cfg.batch_size, shuffle=False).epoch())
+    plan = data.StepPlan(rows, batch_size=cfg.batch_size, shuffle=False)
     folders = {"teacher": demo_model_folder("teacher"), "base student": demo_model_folder("student")}
     folders |= {name: folder / name / "model" for name in names}
     lines = [
         "| signal | perplexity | KL from the teacher | agreement | seconds a step |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for row in compare_folders(folders, batches):
+    for row in compare_folders(folders, plan):
         metrics = folder / row.name / "metrics.jsonl"
         seconds = (
             [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()] if metrics.is_file() else []

@@ -1,4 +1,4 @@
-"""Lets torchtune 0.6.1, its last release, live with a current torchao. Import it before torchtune.
+"""Lets torchtune 0.6.1, its last release, live with a current torchao and with tiktoken. Import it before torchtune.
 
 torchtune looks for names that torchao moved or removed in 0.16; current peft and transformers refuse any torchao older
 than that. Each name below says what became of it.
@@ -10,6 +10,7 @@ import sys
 import warnings
 from importlib.metadata import version
 from types import ModuleType
+from typing import Any
 
 from distill_tune.errors import UserError
 
@@ -32,6 +33,22 @@ def _import_quietly(name: str) -> ModuleType:
         return importlib.import_module(name)
     finally:
         logger.setLevel(level)
+
+
+def _read_local_tokenizers_as_they_are() -> None:
+    """tiktoken keeps a copy of each file by its path, a local one too, and reads that when the file is another by now.
+
+    torchtune and transformers read Llama 3's tokenizer.model and the like by it.
+    """
+    load: Any = importlib.import_module("tiktoken.load")
+    read_cached = load.read_file_cached
+
+    def read(blobpath: str, expected_hash: str | None = None) -> bytes:
+        if "://" in blobpath or expected_hash is not None:
+            return read_cached(blobpath, expected_hash)
+        return load.read_file(blobpath)
+
+    load.read_file_cached = read
 
 
 def apply() -> None:
@@ -63,6 +80,7 @@ def apply() -> None:
     ):
         if not hasattr(module, name):
             setattr(module, name, _removed(name))
+    _read_local_tokenizers_as_they_are()
 
 
 apply()

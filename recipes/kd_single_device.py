@@ -41,8 +41,11 @@ def main(cfg: DictConfig) -> None:
     student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size = built
     steps = training.plan_steps(cfg, built, seed)
     plan, plan_val, steps_per_epoch, total_steps, schedules = steps
+    identity = steps.identity_with(built)
     if state:
-        state.require_same_plan(checkpoint, steps.identity, cfg.get("resume_with_changes", False))
+        state.require_same_plan(checkpoint, identity, cfg.get("resume_with_changes", False))
+    profiler = training.build_profiler(cfg.get("profiler"))
+    logger = config.build("metric_logger", cfg.get("metric_logger"))
     run.write_config(cfg, seed)
 
     # ---- Student and teacher
@@ -59,8 +62,7 @@ def main(cfg: DictConfig) -> None:
 
     # ---- Optimizer and schedule
     optimizer = training.build_optimizer(cfg.optimizer, student.parameters())
-    profiler = training.build_profiler(cfg.get("profiler"))
-    utilisation = training.Utilisation(student, teacher.models, device, dtype)
+    utilisation = training.Utilisation(student, teacher, device, dtype)
     step, tokens = (state.step, state.tokens) if state else (0, 0)
     if state:
         training.load_training_state(checkpoint, student, optimizer, cfg.optimizer, teacher)
@@ -114,7 +116,6 @@ def main(cfg: DictConfig) -> None:
     line, stopped_by = None, 0
     history = training.metrics_of_checkpoint(checkpoint) if checkpoint else None
     watch = training.LossWatch(training.read_metrics(history), cfg.get("max_bad_steps", 10))
-    logger = config.instantiate(cfg.get("metric_logger")) if cfg.get("metric_logger") else None
     if logger:
         logger.log_config(config.without_secrets(cfg))
     metrics = training.Metrics(
@@ -149,8 +150,8 @@ def main(cfg: DictConfig) -> None:
             step += 1
 
             seconds = time.perf_counter() - started
-            lengths = plan.lengths(epoch, step_of_epoch)
-            tokens += sum(lengths)
+            shape = plan.shape(epoch, step_of_epoch)
+            tokens += sum(shape.lengths)
             stopped_by = stop.number
             if not is_good:
                 named = training.name_rows(plan, batches, sums, means["loss"], grad_norm)
@@ -165,15 +166,15 @@ def main(cfg: DictConfig) -> None:
                 "lr": float(lr),
                 "grad_norm": grad_norm,
                 "applied": is_good,
-                "tokens": sum(lengths),
+                "tokens": sum(shape.lengths),
                 "total_tokens": tokens,
                 "supervised_tokens": num_tokens,
-                "tokens_per_second": sum(lengths) / seconds,
+                "tokens_per_second": sum(shape.lengths) / seconds,
                 "supervised_tokens_per_second": num_tokens / seconds,
                 "peak_memory_bytes": training.peak_memory_bytes(device),
                 "seconds": seconds,
             }
-            line |= utilisation.of_step(lengths, num_tokens, seconds)
+            line |= utilisation.of_step(shape, seconds)
             every = cfg.get("run_val_every_n_steps")
             if plan_val and (step == total_steps or (every and step % every == 0)):
                 line |= validate(plan_val, weights)
@@ -186,7 +187,7 @@ def main(cfg: DictConfig) -> None:
             every = cfg.get("save_every_n_steps")
             is_due = step % steps_per_epoch == 0 or (every and step % every == 0)
             if is_due or stopped_by or watch.is_lost or checkpoints.is_best(line):
-                now = training.TrainingState.after(step, seed, steps.identity, cfg, tokens, line)
+                now = training.TrainingState.after(step, seed, identity, cfg, tokens, line)
                 checkpoints.save(now, student, optimizer, teacher, say=progress.say)
             if watch.is_lost:
                 checkpoints.wait(progress.say)

@@ -51,6 +51,16 @@ AT_ONCE = [
         "hidden_loss._component_=distill_tune.losses.HiddenLoss hidden_loss.positions=all teacher_max_seq_len=9",
         "hidden_loss.positions=all: teacher_max_seq_len has teacher and student read different rows",
     ),
+    ("run_val_every_n_steps=2", "run_val_every_n_steps=2: nothing heeds it without dataset_val; leave it out"),
+    ("batch_size_val=4", "batch_size_val=4: nothing heeds it without dataset_val; leave it out"),
+    ("log_every_n_steps=5", "log_every_n_steps=5: nothing heeds it without metric_logger; leave it out"),
+    ("log_peak_memory_stats=False", "log_peak_memory_stats=False: nothing heeds it without metric_logger"),
+    ("resume_with_changes=True", "resume_with_changes=True: nothing heeds it without resume or resume_from_checkpoint"),
+    (
+        "metric_logger._component_=torchtune.training.metric_logging.CometLogger",
+        "metric_logger: torchtune.training.metric_logging.CometLogger needs the package comet_ml; pip install comet_ml",
+    ),
+    ("profiler=True", "profiler=True: must be a mapping or null"),
     ("batch_size=True", "batch_size=True: must be a whole number of at least 1 or null"),
     ("max_steps_per_epoch=-1", "max_steps_per_epoch=-1: must be a whole number of at least 1 or null"),
     ("clip_grad_norm=0", "clip_grad_norm=0: must be a number above 0 or null"),
@@ -77,7 +87,7 @@ AT_ONCE = [
     ("--kd_ratio=1", "--kd_ratio=1: no such option; settings are written key=value"),
     (
         "enable_activation_offloading=True",
-        "enable_activation_offloading=True: needs enable_activation_checkpointing=True",
+        "enable_activation_offloading=True: nothing heeds it without enable_activation_checkpointing; leave it out",
     ),
 ]
 
@@ -115,6 +125,8 @@ OF_COMPONENTS = [
         "augmentations.0._component_=distill_tune.data.DropTokens augmentations.0.rate=2",
         "augmentations={'0': {'_component_'",
     ),
+    ("profiler.x=1", "profiler.x: torchtune.training.setup_torch_profiler has no such argument"),
+    ("profiler.enabled=True profiler.outputdir=pr", "has no such argument, did you mean output_dir?"),
     ("optimizer.params=[]", "optimizer.params: the recipe passes this itself; leave it out"),
     ("optimizer=nopackage.Adam", "nopackage.Adam: no module named nopackage; is the package installed?"),
     ("dataset.train_on_inputs=True", "dataset.train_on_inputs: distill_tune.data.instruct has no such argument"),
@@ -590,7 +602,7 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     (
         "keep_best without validation",
         lambda w: ["+keep_best=val_loss"],
-        "keep_best=val_loss: there is no dataset_val to measure it on",
+        "keep_best=val_loss: nothing heeds it without dataset_val; leave it out",
     ),
     ("resume said twice", lambda w: ["resume=auto", "resume_from_checkpoint=True"], "means the same; keep one"),
 ]

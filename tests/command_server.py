@@ -1,18 +1,89 @@
 """Commands in processes of their own, forked from one that has imported everything heavy: no second start of Python.
 
-The process computes nothing itself, so a child is what a fresh `python -m distill_tune` is after its imports. Tests of
-import times and of threads take the real thing; see ``cli`` and ``fresh_cli`` in conftest.py.
+The process computes nothing itself, so a child is what a fresh `python -m distill_tune` is after its imports; so are
+the ranks that torchrun starts in one. Tests of import times, of threads and of how Python ends take the real thing;
+see ``cli`` and ``fresh_cli`` in conftest.py.
 """
 
 import atexit
 import contextlib
+import itertools
 import json
 import os
+import runpy
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+
+class Child:
+    """A process that was forked here, as ``subprocess.Popen`` would tell of it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            if found:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        until, pause = time.monotonic() + (float("inf") if timeout is None else timeout), 0.002
+        while self.poll() is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.05)
+        assert self.returncode is not None
+        return self.returncode
+
+
+class Command:
+    """One that runs: as much of ``subprocess.Popen`` as tests need."""
+
+    def __init__(self, server: "CommandServer", arguments: list[str], pid: int, streams: list[Path]) -> None:
+        self._server, self._arguments, self._streams = server, arguments, streams
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 300) -> int:
+        """
+        Raises:
+            subprocess.TimeoutExpired: it took longer, and was killed.
+        """
+        if self.returncode is None:
+            self.returncode = self._server.ask(wait_for=self.pid, timeout=timeout)
+            if self.returncode is None:
+                self.returncode = -signal.SIGKILL
+                raise subprocess.TimeoutExpired(self._arguments, timeout, *self.told())
+        return self.returncode
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        self.wait(timeout)
+        return self.told()
+
+    def completed(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Raises: as ``wait``."""
+        status = self.wait(timeout)
+        return subprocess.CompletedProcess(self._arguments, status, *self.told())
+
+    def told(self) -> tuple[str, str]:
+        output, errors = (stream.read_text(encoding="utf-8", errors="replace") for stream in self._streams)
+        return output, errors
 
 
 class CommandServer:
@@ -28,20 +99,23 @@ class CommandServer:
             env=os.environ | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
         )
 
-    def run(self, arguments: list[str], folder: Path, output: Path, timeout: float) -> subprocess.CompletedProcess[str]:
-        """``distill-tune`` with these arguments in ``folder``; its output goes through files in ``output``."""
+    def start(self, arguments: list[str], folder: Path, environment: Mapping[str, str], output: Path) -> Command:
+        """What Python would do with these arguments in ``folder``.
+
+        Args:
+            environment: all of it.
+            output: a folder; what the command prints goes through files in a new one there.
+        """
+        folder_of_streams = Path(tempfile.mkdtemp(dir=output))
+        streams = [folder_of_streams / name for name in ("stdout", "stderr")]
+        named = {"arguments": arguments, "folder": str(folder), "streams": [*map(str, streams)]}
+        return Command(self, arguments, self.ask(**named, environment=dict(environment)), streams)
+
+    def ask(self, **request: object) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
-        output.mkdir(exist_ok=True)
-        streams = [str(output / name) for name in ("stdout", "stderr")]
-        request = {"arguments": arguments, "folder": str(folder), "streams": streams, "environment": dict(os.environ)}
-        request["timeout"] = timeout
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        status = json.loads(self._process.stdout.readline())
-        told = [Path(stream).read_text(encoding="utf-8", errors="replace") for stream in streams]
-        if status is None:
-            raise subprocess.TimeoutExpired(arguments, timeout, *told)
-        return subprocess.CompletedProcess(arguments, status, *told)
+        return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -59,17 +133,36 @@ def _serve() -> None:
     import transformers.models.llama.tokenization_llama  # noqa: F401
 
     from distill_tune import data, evaluation, losses, models, teachers, training  # noqa: F401
+    from distill_tune.cli import main  # noqa: F401
 
     import torchtune.datasets
     import torchtune.training  # noqa: F401
 
+    running: dict[int, Child] = {}
     for line in sys.stdin:
         request = json.loads(line)
         sys.stdout.flush()
-        child = os.fork()
-        if child == 0:
+        if "wait_for" in request:
+            print(json.dumps(_status_of(running.pop(request["wait_for"]), request["timeout"])), flush=True)
+            continue
+        pid = os.fork()
+        if pid == 0:
             return _command(request)
-        print(json.dumps(_status_of(child, request["timeout"])), flush=True)
+        running[pid] = Child(pid)
+        print(pid, flush=True)
+    for child in running.values():  # of a test that failed before it waited
+        _status_of(child, timeout=0)
+    os._exit(0)  # taking every module apart is slow
+
+
+def _status_of(child: Child, timeout: float) -> int | None:
+    """As subprocess tells it; None where the time ran out."""
+    try:
+        return child.wait(timeout)
+    except subprocess.TimeoutExpired:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        return None
 
 
 def _forbidden(*arguments: object, **options: object) -> None:
@@ -77,31 +170,10 @@ def _forbidden(*arguments: object, **options: object) -> None:
     sys.exit(99)
 
 
-def _status_of(child: int, timeout: float) -> int | None:
-    """As subprocess tells it; None where the time ran out."""
-    import signal
-    import time
-
-    until, wait = time.monotonic() + timeout, 0.002
-    while True:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > until:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return None
-        time.sleep(wait)
-        wait = min(wait * 1.5, 0.05)
-
-
 def _command(request: dict) -> None:
-    """In the child: ends it with the command's status, the way Python ends."""
-    from distill_tune.cli.main import main
-
+    """In the child: what is asked for, and its end."""
     os.chdir(request["folder"])
-    os.environ.clear()
-    os.environ.update(request["environment"])
+    _set_environment(request["environment"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, path in enumerate(request["streams"], 1):
         opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -109,13 +181,79 @@ def _command(request: dict) -> None:
     if forbidden := os.environ.get("FORBIDDEN"):  # a function that this command must not come to
         module, _, name = forbidden.rpartition(".")
         setattr(sys.modules[module], name, _forbidden)
-    sys.argv = ["distill-tune", *request["arguments"]]
-    sys.path.insert(0, "")
+    if "--nproc_per_node" in request["arguments"]:
+        _fork_ranks_of_torchrun(request["arguments"])
+    _run_and_exit(request["arguments"])
+
+
+def _set_environment(variables: dict[str, str]) -> None:
+    import torch
+
+    os.environ.clear()
+    os.environ.update(variables)
+    if threads := os.environ.get("OMP_NUM_THREADS"):  # PyTorch has read it already
+        torch.set_num_threads(int(threads))
+
+
+def _fork_ranks_of_torchrun(arguments: list[str]) -> None:
+    """Fork a process for each that torchrun will start, before it does anything: it takes them in place of Popen."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    given = dict(itertools.pairwise(arguments))
+    spare: list[tuple[Child, int]] = []
+    for _ in range(int(given["--nproc_per_node"]) * (1 + int(given.get("--max_restarts", 0)))):
+        reads, writes = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            for other in [writes, *(other for _, other in spare)]:
+                os.close(other)
+            _rank(reads)
+        os.close(reads)
+        spare.append((Child(pid), writes))
+
+    def started(args: tuple[str, ...], env: dict[str, str], stdout: None, stderr: None, **session: object) -> Child:
+        assert stdout is stderr is None and session == {"start_new_session": True}
+        child, writes = spare.pop(0)
+        with open(writes, "w") as told:
+            json.dump({"arguments": args, "environment": env}, told)
+        return child
+
+    subprocess_handler.Popen = started  # type: ignore[misc, assignment]
+
+
+def _rank(reads: int) -> None:
+    """In a process that waits to be one."""
+    os.setsid()
+    with open(reads) as asked:
+        told = asked.read()
+    if not told:  # torchrun has ended and did not need it
+        os._exit(0)
+    request = json.loads(told)
+    python, unbuffered, *arguments = request["arguments"]
+    assert (python, unbuffered) == (sys.executable, "-u")
+    sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+    _set_environment(request["environment"])
+    _run_and_exit(arguments)
+
+
+def _run_and_exit(arguments: list[str]) -> None:
+    """``-m module ...`` or ``script.py ...``, with an end as Python's."""
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [entry for entry in given if entry and entry not in sys.path]
     status = 0
     try:
-        main()
+        if arguments[0] == "-m":
+            sys.argv = arguments[1:]
+            sys.path.insert(0, "")
+            runpy.run_module(arguments[1], run_name="__main__")
+        else:
+            sys.argv = arguments
+            sys.path.insert(0, str(Path(arguments[0]).resolve().parent))
+            runpy.run_path(arguments[0], run_name="__main__")
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
         status = 1

@@ -15,7 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: n
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels then run on the CPU
 
-from command_server import CommandServer
+from command_server import Command, CommandServer
 from tiny import ROWS, model_arguments, write_model, write_tokenizer
 
 
@@ -112,17 +112,26 @@ def command_server(_quiet_cache: None) -> Iterator[CommandServer]:
 
 
 @pytest.fixture
-def cli(
+def start_cli(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, command_server: CommandServer
-) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The real command in a process of its own, in tmp_path; what is heavy is imported already."""
+) -> Callable[..., Command]:
+    """Start the real command in a process of its own, in tmp_path or ``folder``; what is heavy is imported already."""
     output = tmp_path_factory.mktemp("output")
 
+    def start(*arguments: object, folder: Path = tmp_path, **environment: str) -> Command:
+        return command_server.start(
+            ["-m", "distill_tune", *map(str, arguments)], folder, os.environ | environment, output
+        )
+
+    return start
+
+
+@pytest.fixture
+def cli(start_cli: Callable[..., Command]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As ``start_cli``, to the command's end."""
+
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            return command_server.run([*map(str, arguments)], tmp_path, output, timeout=300)
+        return start_cli(*arguments, **environment).completed()
 
     return run
 

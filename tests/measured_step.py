@@ -11,6 +11,7 @@ from tiny import VOCAB_SIZE  # noqa: F401  (puts torchtune's compatibility first
 
 from distill_tune import losses, models, teachers, training
 from distill_tune.data.batch import joined
+from distill_tune.data.shape import Shape
 from distill_tune.evaluation import estimate
 from distill_tune.evaluation.memory import PeakMemory
 
@@ -40,8 +41,8 @@ def main(scenario: str) -> None:
 
     with torch.device("meta"):
         on_meta = student_and_teacher()
-    batch = estimate.Batch(LENGTHS, sum(LENGTHS) - len(LENGTHS))
-    estimated = estimate.memory_of(cfg, on_meta[0], [on_meta[1]], batch).peak
+    shape = Shape(LENGTHS, tuple(length - 1 for length in LENGTHS))
+    estimated = estimate.memory_of(cfg, on_meta[0], teachers.LiveTeacher(on_meta[1]), shape).peak
 
     torch.manual_seed(0)
     torch.randn(800, 800) @ torch.randn(800, 800)  # threads and their memory

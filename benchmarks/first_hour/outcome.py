@@ -64,3 +64,8 @@ def last_line(told: str) -> str:
 
 
 _NAMED = re.compile(r"(\[rank\d+\]: *)?[\w.]*(Error|Exception|Exit|Interrupt)\b")
+
+
+def shortened(told: str, most: int = 8_000) -> str:
+    """``told`` of at most about ``most`` characters: its beginning and its end, where an error's text says most."""
+    return told if len(told) <= most else f"{told[: most // 4]}\n...\n{told[-most * 3 // 4 :]}"

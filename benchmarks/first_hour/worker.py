@@ -29,6 +29,7 @@ from first_hour.outcome import (
     NotMeasured,
     Settings,
     last_line,
+    shortened,
 )
 
 
@@ -61,7 +62,7 @@ def outcome_of(item: Item, settings: Settings) -> dict[str, Any]:
     except BaseException as error:  # a recipe that gives up leaves by SystemExit, its message being in its output
         told = log.read_text(errors="replace").strip() if isinstance(error, SystemExit) else ""
         told = told or "".join(traceback.format_exception(error)).strip()
-        found = {"state": FAILED, "reason": last_line(told), "error": told[-8_000:]}
+        found = {"state": FAILED, "reason": last_line(told), "error": shortened(told)}
     finally:
         faulthandler.cancel_dump_traceback_later()
     return found | {"section": item.section, "name": item.name, "seconds": round(time.perf_counter() - started, 2)}

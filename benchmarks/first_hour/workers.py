@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from first_hour.outcome import FAILED, ITEM_LOG, NEEDS_CUDA, Item, Settings, last_line
+from first_hour.outcome import FAILED, ITEM_LOG, NEEDS_CUDA, Item, Settings, last_line, shortened
 
 BENCHMARKS = Path(__file__).parents[1]
 
@@ -70,8 +70,10 @@ def _worker(items: Sequence[Item], settings: Settings, add: Callable[[dict[str, 
         return None
     told = "".join(path.read_text(errors="replace") for path in (output, log_of_item)).strip()
     if "Timeout (" in told:  # faulthandler's word
-        return {"reason": f"took longer than {items[seen].seconds} seconds", "error": told[-8_000:]}
-    return {"reason": f"its process ended with status {process.returncode}: {last_line(told)}", "error": told[-8_000:]}
+        reason = f"took longer than {items[seen].seconds} seconds"
+    else:
+        reason = f"its process ended with status {process.returncode}: {last_line(told)}"
+    return {"reason": reason, "error": shortened(told)}
 
 
 def environment() -> dict[str, str]:

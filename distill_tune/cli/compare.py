@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +15,22 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from distill_tune.data import StepPlan
+    from distill_tune.evaluation import Entrant
     from distill_tune.models import Checkpoint
+    from distill_tune.teachers import Teacher
 
 _DESCRIPTION = """Compare students with a teacher on held-out rows: perplexity, agreement, divergence, speed, memory.
 
   distill-tune compare models/Qwen3-8B models/Qwen3-0.6B outputs/distilled/model --source held_out.json
+  distill-tune compare --config mine.yaml outputs/distilled/model [overrides]
 
 The first folder is the teacher, the second the student before training, the others what training made of it: models,
 or adapters on their bases. --source takes chats, prompts and answers, or text, as what its rows are; --dataset a
 config's dataset, with all its arguments. Without either the rows are docstrings of installed Python code.
+
+With --config the teacher and the student before training are the config's own, the rows those of its dataset_val as
+its tokenizer and its prompts write them (or those of --source or --dataset), and dtype, teacher_dtype,
+teacher_quantizer, teacher_offload and device are heeded. Without a folder it is output_dir/model that is compared.
 """
 
 
@@ -35,9 +41,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "folders", type=local_path, nargs="+", metavar="FOLDER", help="Hugging Face folders, teacher first"
-    )
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="Hugging Face folders, teacher first")
+    parser.add_argument("--config", help="measure with this config's teacher, tokenizer and dataset_val")
     add_row_options(parser, num_rows=200)
     parser.add_argument("--max-seq-len", type=int, default=512, help="rows are cut there (default: 512)")
     parser.add_argument("--output", type=local_path, help="also write the table to this file, as Markdown")
@@ -45,27 +50,51 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    folders = list(dict.fromkeys(options.folders))
-    if len(folders) < 2:
-        raise UserError("compare: name at least two folders, the teacher's first")
-    for folder in folders:
-        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise UserError(f"{folder}: no such folder, or it has no config.json; name a Hugging Face model folder")
+    if options.config:
+        from distill_tune.cli.compare_run import compare_run
+
+        comparisons, num_rows = compare_run(options)
+    else:
+        comparisons, num_rows = _compare_folders(options)
 
     from rich.console import Console
 
     from distill_tune import evaluation
-    from distill_tune.models.adapter_folder import model_folder
 
-    plan = held_out_plan(model_folder("compare", folders[0]), options, options.max_seq_len)
-    comparisons = compare_folders({_short(folder, folders): folder for folder in folders}, plan)
     console = Console()
     console.print(evaluation.comparison_table(comparisons))
     of_teacher, of_base, *trained = comparisons
-    sentence = evaluation.gap_sentence(of_teacher, of_base, trained) if trained else ""
-    console.print(sentence, highlight=False)
+    sentences = [
+        evaluation.gap_sentence(of_teacher, of_base, trained) if trained else "",
+        evaluation.few_rows(num_rows),
+    ]
+    for sentence in filter(None, sentences):
+        console.print(sentence, highlight=False)
     if options.output:
-        options.output.write_text(f"{evaluation.comparison_markdown(comparisons)}\n{sentence}\n", encoding="utf-8")
+        table, below = evaluation.comparison_markdown(comparisons), "\n".join(filter(None, sentences))
+        options.output.write_text(f"{table}\n{below}\n", encoding="utf-8")
+
+
+def _compare_folders(options: argparse.Namespace) -> tuple[list[Any], int]:
+    """The comparisons of the folders that are named, and on how many rows."""
+    from distill_tune.models.adapter_folder import model_folder
+
+    folders = [local_path(folder) for folder in dict.fromkeys(options.folders)]
+    if len(folders) < 2:
+        raise UserError("compare: name at least two folders, the teacher's first, or a config (--config)")
+    require_models(folders)
+    plan = held_out_plan(model_folder("compare", folders[0]), options, options.max_seq_len)
+    return compare_folders({short_name(folder, folders): folder for folder in folders}, plan), plan.num_rows
+
+
+def require_models(folders: Sequence[Path]) -> None:
+    """
+    Raises:
+        UserError: one is no model's folder.
+    """
+    for folder in folders:
+        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise UserError(f"{folder}: no such folder, or it has no config.json; name a Hugging Face model folder")
 
 
 def compare_folders(folders: Mapping[str, Path], plan: "StepPlan") -> list[Any]:
@@ -83,17 +112,12 @@ def compare_folders(folders: Mapping[str, Path], plan: "StepPlan") -> list[Any]:
     opened = {name: ModelFolder.open(folder) for name, folder in folders.items()}
     first = next(iter(opened.values()))
     for folder in opened.values():
-        folder.require_rows(first, plan)
+        folder.require_rows(first.checkpoint.folder, plan)
     device = training.find_device("auto")
     dtype = dtype_for(device)
-    teacher, batches = first.load(device, dtype), list(plan.epoch())
+    teacher, *others = [folder.entrant(name, device, dtype) for name, folder in opened.items()]
     common_vocab_size = min(folder.vocab_size for folder in opened.values())
-    return [
-        evaluation.compare(
-            name, functools.partial(folder.load, device, dtype), teacher, batches, device, common_vocab_size
-        )
-        for name, folder in opened.items()
-    ]
+    return list(evaluation.compare(teacher, others, list(plan.epoch()), device, common_vocab_size))
 
 
 def dtype_for(device: "torch.device") -> "torch.dtype":
@@ -114,6 +138,8 @@ class ModelFolder:
     checkpoint: "Checkpoint"
     vocab_size: int
     max_seq_len: int
+    parameters: int
+    shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
     def open(cls, path: Path) -> "ModelFolder":
@@ -128,26 +154,39 @@ class ModelFolder:
         component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(path)})
         checkpoint = models.Checkpoint.read("model", "model.path", path)
         model = models.checked_on_meta("model", component, checkpoint)
-        return cls(path, component, checkpoint, model.tok_embeddings.weight.shape[0], model.max_seq_len)
+        shapes = tuple(tuple(p.shape) for p in model.parameters())
+        parameters = sum(p.numel() for p in model.parameters())
+        vocab_size = model.tok_embeddings.weight.shape[0]
+        return cls(path, component, checkpoint, vocab_size, model.max_seq_len, parameters, shapes)
 
-    def require_rows(self, writer: "ModelFolder", plan: "StepPlan") -> None:
+    def require_rows(self, writer: Path, plan: "StepPlan") -> None:
         """
         Args:
-            writer: in whose tokens the rows are.
+            writer: the folder in whose tokens the rows are.
 
         Raises:
             UserError: this model cannot read them.
         """
         from distill_tune import models
 
-        if self is not writer:
-            models.require_one_tokenizer(writer.checkpoint.folder, self.checkpoint.folder, plan.used_tokens)
+        if self.checkpoint.folder != writer:
+            models.require_one_tokenizer(writer, self.checkpoint.folder, plan.used_tokens)
         models.require_tokens(str(self.path), self.vocab_size, plan.largest_token)
         if plan.longest > self.max_seq_len:
             raise UserError(
                 f"--max-seq-len: the longest row has {plan.longest} tokens, "
                 f"{self.path} reads {self.max_seq_len} at most"
             )
+
+    def entrant(self, name: str, device: "torch.device", dtype: "torch.dtype") -> "Entrant":
+        """For :func:`~distill_tune.evaluation.compare`."""
+        from distill_tune.evaluation import Entrant
+        from distill_tune.teachers import LiveTeacher
+
+        def load() -> "Teacher":
+            return LiveTeacher(self.load(device, dtype))
+
+        return Entrant(name, self.parameters, self.shapes, load)
 
     def load(self, device: Any, dtype: Any) -> Any:
         """
@@ -159,7 +198,7 @@ class ModelFolder:
         return models.load_model(self.component, self.checkpoint, dtype, device)
 
 
-def _short(folder: Path, folders: Sequence[Path]) -> str:
+def short_name(folder: Path, folders: Sequence[Path]) -> str:
     """A folder's last name that tells: `outputs/distilled/model` is `distilled`."""
     name = folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
     return name if [f.name for f in folders].count(name) <= 1 else str(folder)

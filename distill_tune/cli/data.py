@@ -4,16 +4,13 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from distill_tune.cli.validate import read_arguments
 from distill_tune.config.check import checked_config
-from distill_tune.config.files import find_config
-from distill_tune.config.load import load_config
-from distill_tune.errors import Faults, UserError
+from distill_tune.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,16 +47,13 @@ def _data(options: argparse.Namespace) -> None:
     arguments, row = _take_number(list(options.arguments), "--row")
     arguments, first = _take_number(arguments, "--rows")
     recipe, name, overrides, _ = read_arguments(arguments)
-    cfg = _config(recipe, name, overrides)
+    cfg = checked_config(recipe, name, overrides, "all", tolerated=_OF_WEIGHTS)
 
     from rich.console import Console
 
     from distill_tune import config, data
-    from distill_tune.config.components import check_components
     from distill_tune.training.preparation import reading_of
 
-    if faults := check_components(cfg):
-        raise Faults(f"config {find_config(name)}", faults)
     tokenizer = config.build("tokenizer", cfg.tokenizer)
     reading = reading_of(cfg, _teacher_names(cfg))
     datasets, _ = data.prepare_rows(cfg.dataset, tokenizer, cfg.tokenizer, on_bad_row="skip", reading=reading)
@@ -98,20 +92,6 @@ def _take_number(arguments: list[str], option: str) -> tuple[list[str], int | No
     if found is not None and not (found.isdecimal() and int(found) > 0):
         raise UserError(f"{option} {found}: must be a whole number of at least 1")
     return rest, None if found is None else int(found)
-
-
-def _config(recipe: Path, name: str, overrides: Sequence[str]) -> DictConfig:
-    """A config that is right but for weights that are not there.
-
-    Raises:
-        UserError: with all other faults.
-    """
-    try:
-        return checked_config(recipe, name, overrides)
-    except Faults as error:
-        if faults := [fault for fault in error.faults if not _OF_WEIGHTS.match(fault)]:
-            raise Faults(f"config {find_config(name)}", faults) from error
-        return load_config(find_config(name), overrides)
 
 
 def _numbers(rows: "TokenisedRows", row: int | None, first: int | None) -> list[int]:

@@ -1,18 +1,36 @@
 """Rows that a model has not seen, for the commands that measure: read as the recipes read theirs."""
 
 import argparse
+import functools
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from distill_tune.errors import Faults, UserError
 
 if TYPE_CHECKING:
-    from distill_tune.data import StepPlan
+    from distill_tune.data import StepPlan, TokenisedRows
 
 _BATCH_SIZE = 4
+
+
+def _named_as_given(read_rows: Any) -> Any:
+    """Have what is wrong with rows name the option that they are from, which a config calls dataset."""
+
+    @functools.wraps(read_rows)
+    def read(folder: Path, options: argparse.Namespace, max_seq_len: int) -> "StepPlan":
+        try:
+            return read_rows(folder, options, max_seq_len)
+        except UserError as error:
+            option = "--source" if options.source else "--dataset"
+            if str(error).startswith(("dataset ", "dataset:")) and (options.source or options.dataset):
+                raise UserError(option + str(error).removeprefix("dataset")) from error
+            raise
+
+    return read
 
 
 def add_row_options(parser: argparse.ArgumentParser, num_rows: int) -> None:
@@ -27,9 +45,11 @@ def add_row_options(parser: argparse.ArgumentParser, num_rows: int) -> None:
         help="held-out rows as a config's dataset, e.g. '{_component_: distill_tune.data.chat, source: my.json, "
         "split: test}'",
     )
-    parser.add_argument("--rows", type=int, default=num_rows, help=f"how many held-out rows (default: {num_rows})")
+    parser.add_argument("--rows", type=int, help=f"how many held-out rows (default: {num_rows})")
+    parser.set_defaults(default_rows=num_rows)
 
 
+@_named_as_given
 def held_out_plan(folder: Path, options: argparse.Namespace, max_seq_len: int) -> "StepPlan":
     """Rows of a source or a dataset, or docstrings, in the tokens of a model folder.
 
@@ -41,33 +61,54 @@ def held_out_plan(folder: Path, options: argparse.Namespace, max_seq_len: int) -
     """
     from distill_tune import data
 
-    if options.rows < 1:
-        raise UserError(f"--rows {options.rows}: must be 1 or more")
+    require_num_rows(options)
     if max_seq_len < 1:
         raise UserError(f"--max-seq-len {max_seq_len}: must be 1 or more")
-    component = _dataset(options)
+    component = dataset_of(options)
     tokenizer_config = OmegaConf.create(
         {"_component_": "distill_tune.data.hf_tokenizer", "path": str(folder), "max_seq_len": max_seq_len}
     )
     tokenizer = data.hf_tokenizer(str(folder), max_seq_len)
     prepared, _ = data.prepare_rows(component, tokenizer, tokenizer_config, on_bad_row="skip")
     if options.source or options.dataset:
-        print(f"{options.source or options.dataset}: {data.describe_rows(prepared)}")
-    for rows in prepared:
-        for fault in rows.faults:
-            print(f"  {fault}")
+        tell_rows(options.source or options.dataset, prepared)
     return data.StepPlan(prepared, batch_size=_BATCH_SIZE, shuffle=False)
 
 
-def _dataset(options: argparse.Namespace) -> DictConfig:
+def require_num_rows(options: argparse.Namespace) -> None:
+    """
+    Raises:
+        UserError: too few are asked for.
+    """
+    if options.rows is not None and options.rows < 1:
+        raise UserError(f"--rows {options.rows}: must be 1 or more")
+
+
+def tell_rows(name: str, rows: "Sequence[TokenisedRows]") -> None:
+    """How many there are, and what of them cannot be read."""
+    from distill_tune import data
+
+    print(f"{name}: {data.describe_rows(rows)}")
+    for of_dataset in rows:
+        for fault in of_dataset.faults:
+            print(f"  {fault}")
+
+
+def dataset_of(options: argparse.Namespace) -> DictConfig:
+    """The dataset that the row options name.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    num_rows = options.rows or options.default_rows
     if options.dataset:
-        return _given(options.dataset, options.rows)
+        return _given(options.dataset, num_rows)
     if options.source:
-        split = f"train[:{options.rows}]"
+        split = f"train[:{num_rows}]"
         return OmegaConf.create(
             {"_component_": _component_for(options.source, split), "source": options.source, "split": split}
         )
-    return OmegaConf.create({"_component_": "distill_tune.data.docstrings", "num_rows": options.rows, "held_out": True})
+    return OmegaConf.create({"_component_": "distill_tune.data.docstrings", "num_rows": num_rows, "held_out": True})
 
 
 def _component_for(source: str, split: str) -> str:

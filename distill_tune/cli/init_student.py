@@ -82,7 +82,7 @@ def _init_student(options: argparse.Namespace) -> None:
     )
     dropped = [layer for layer in range(num_layers) if layer not in kept]
     print(f"left out {len(dropped)} of {num_layers} layers: {', '.join(map(str, dropped))}")
-    print(f"perplexity on {options.rows} held-out rows: {before:.1f} with all layers, {after:.1f} without these")
+    print(f"perplexity on {measure.num_rows} held-out rows: {before:.1f} with all layers, {after:.1f} without these")
     print(options.student)
 
 
@@ -96,6 +96,7 @@ class _Measure:
         self._head = models.take_output_head(model)
         max_seq_len = min(_MAX_SEQ_LEN, model.max_seq_len)
         plan = held_out_plan(options.teacher, options, max_seq_len)
+        self.num_rows = plan.num_rows
         self._batches = [batch.to(device) for batch in plan.epoch()]
         self._num_tokens = data.num_supervised(self._batches)
 

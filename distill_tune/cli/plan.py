@@ -2,73 +2,34 @@
 
 import argparse
 import dataclasses
-import functools
-from collections.abc import Iterator, Sequence
-from typing import Any
-
-from omegaconf import DictConfig
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from distill_tune.cli.validate import read_arguments
-from distill_tune.config.check import checked_config
-from distill_tune.config.files import find_config
-from distill_tune.config.load import load_config
-from distill_tune.errors import Faults, UserError
+from distill_tune.cli.without_weights import config_without_weights
+from distill_tune.errors import UserError
+from distill_tune.sizes import binary
+
+if TYPE_CHECKING:
+    from distill_tune.cli.planned_run import PlannedRun
+    from distill_tune.training.gpus import Gpu
 
 _DESCRIPTION = """Tell the memory, the work and the hours of a run, without a GPU and without loading a weight.
 
   distill-tune plan [RECIPE] --config CONFIG [overrides] [--gpu NAME]
   distill-tune plan --nproc_per_node 8 kd_distributed --config CONFIG --gpu H100
 
-Memory is told by part and for each process, from the models' shapes and the longest batches of the data; hours are at
-40 % of the GPU's data-sheet rate, which a well-fed one reaches. Where the run does not fit, the cheapest changes that
-make it fit are named. GPUs: A10, A10G, A100, H100, H200, L4, L40S, 3090, 4090 (default: all that are common).
+Memory is told by part and for each process, from the models' shapes and the longest rows of all the data; hours from
+the rows of the first steps, at 40 % of the GPU's data-sheet rate, which a well-fed one reaches, or at 70 % of the rate
+of its links, where what travels between cards of one machine, or from host memory, takes longer. Where the run does
+not fit, the cheapest changes that make it fit are named. A GPU is named in any spelling, with its form or memory
+where there are several (h100, "H100 PCIe", a100-40gb, rtx4090); default: those that are common.
+
+Of the models' folders config.json is needed, and of one the tokenizer; of the models that the shipped configs name not
+even config.json: what they are is known.
 """
+CONTEXT = 1.0 * 2**30  # what CUDA's own context and the allocator's gaps take
 _DEFAULT_GPUS = ("4090", "A10", "A100", "H100", "H200")
-_RATE = 0.4  # share of the data-sheet rate
-_CONTEXT = 1.0e9  # what CUDA's own context and the allocator's gaps take
-_STEPS = 100  # of which the largest batch is sought, and the work averaged
-
-# What makes a run smaller, the cheapest first; each is a list of overrides.
-_CHANGES = (
-    ["teacher_dtype=bf16"],
-    ["enable_activation_checkpointing=True"],
-    ["half the batch"],
-    ["teacher_quantizer._component_=torchao.quantization.Int8WeightOnlyConfig"],
-    ["optimizer._component_=torchao.optim.AdamW8bit"],
-    ["optimizer._component_=torchao.optim.AdamW8bit", "+optimizer.bf16_stochastic_round=True"],
-    ["teacher_quantizer._component_=torchao.quantization.Int4WeightOnlyConfig"],
-    ["teacher_offload=True"],
-)
-_OF_SEVERAL = (
-    ["teacher_dtype=bf16"],
-    ["enable_activation_checkpointing=True"],
-    ["half the batch"],
-    ["optimizer._component_=torchao.optim.AdamW8bit"],
-    ["optimizer._component_=torchao.optim.AdamW8bit", "+optimizer.bf16_stochastic_round=True"],
-    ["fsdp_cpu_offload=True"],
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What the estimates are made from."""
-
-    cfg: DictConfig
-    student: Any
-    teachers: list
-    batches: list
-    num_processes: int
-
-    @property
-    def shards(self) -> int:
-        return max(1, self.num_processes // int(self.cfg.get("data_parallel_replicate_dim") or 1))
-
-    @functools.cached_property
-    def memory(self) -> Any:
-        from distill_tune.evaluation import estimate
-
-        largest = max(self.batches, key=lambda batch: sum(batch.lengths))
-        return estimate.memory_of(self.cfg, self.student, self.teachers, largest, self.shards)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -83,27 +44,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    arguments, gpus = _take_gpu(list(options.arguments))
+    arguments, names = _take_gpus(list(options.arguments))
     recipe, name, overrides, num_processes = read_arguments(arguments)
-    cfg = checked_config(recipe, name, overrides)
+    cfg = config_without_weights(recipe, name, overrides)
 
-    from distill_tune import training
-    from distill_tune.config.components import check_components
-    from distill_tune.training.flops import GPUS
+    from distill_tune.cli.planned_run import PlannedRun
 
-    if unknown := [gpu for gpu in gpus if gpu not in GPUS]:
-        raise UserError(f"--gpu {unknown[0]}: not known; there are {', '.join(sorted(GPUS))}")
-    if faults := check_components(cfg):
-        raise Faults(f"config {find_config(name)}", faults)
-    built = _built(cfg)
-    steps = training.plan_steps(cfg, built, cfg.get("seed") or 0, num_processes)
-    run = _Run(cfg, built.student, list(built.teacher.models), _batches(steps.plan), num_processes)
-    flops = _print_needs(run, steps)
-    for gpu in gpus or _DEFAULT_GPUS:
-        _print_gpu(gpu, run, flops, name, overrides)
+    gpus = [_find_gpu(gpu) for gpu in names or _DEFAULT_GPUS]
+    run = PlannedRun.of(cfg, num_processes)
+    _print_needs(run)
+    for gpu in gpus:
+        _print_gpu(gpu, run, name, overrides)
 
 
-def _take_gpu(arguments: list[str]) -> tuple[list[str], list[str]]:
+def _take_gpus(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The arguments without ``--gpu NAME``, and the names."""
     rest, gpus = [], []
     following = iter(arguments)
@@ -117,138 +71,73 @@ def _take_gpu(arguments: list[str]) -> tuple[list[str], list[str]]:
     return rest, gpus
 
 
-def _built(cfg: DictConfig) -> Any:
-    """Models without weights, as :class:`~distill_tune.training.preparation.Models`."""
-    import torch
+def _find_gpu(name: str) -> "Gpu":
+    from distill_tune.training.gpus import find_gpu, gpu_names
 
-    from distill_tune import models, training
-
-    device = torch.device("cpu")
-    built = training.build_models(cfg, device)
-    dtype = training.find_dtype(cfg.dtype, device)
-    models.freeze_all_but_adapters(built.student, training.dtype_to_train_in(cfg.optimizer, dtype, built.student))
-    models.compute_in(built.student, dtype)
-    return built
+    gpu = find_gpu(name)
+    if gpu is None:
+        raise UserError(f"--gpu {name}: not known; there are {', '.join(gpu_names())}")
+    return gpu
 
 
-def _batches(plan: Any) -> list:
-    """The shapes of one process's micro-batches in the first steps."""
-    from distill_tune.evaluation.estimate import Batch
-
-    steps = range(min(_STEPS, plan.steps_per_epoch))
-    return [Batch(*shape) for step in steps for shape in plan.shapes(0, step)]
-
-
-def _print_needs(run: _Run, steps: Any) -> float:
-    """All but the GPUs; returns the FLOPs of the whole run on one process."""
-    from rich.filesize import decimal
-
+def _print_needs(run: "PlannedRun") -> None:
+    """All but the GPUs."""
     from distill_tune.evaluation import estimate
     from distill_tune.models import computed_in
 
-    cfg = run.cfg
-    sampled = min(_STEPS, steps.plan.steps_per_epoch)
-    step_flops = estimate.flops_of(run.student, run.teachers, run.batches) / sampled
-    tokens = sum(sum(batch.lengths) for batch in run.batches) / sampled * run.num_processes
-    print(f"steps: {steps.total_steps:,} ({cfg.epochs} x {steps.steps_per_epoch:,}), some {tokens:,.0f} tokens each")
-    memory = run.memory
+    cfg, steps, memory = run.cfg, run.data, run.memory
+    tokens = run.num_processes * sum(sum(shape.lengths) for shape in steps.sample) / steps.num_sampled
+    print(
+        f"steps: {steps.total:,} ({cfg.epochs} x {steps.each_epoch:,}), some {tokens:,.0f} tokens each, "
+        f"{steps.longest:,} in the longest row"
+    )
     print("memory of each process:" if run.num_processes > 1 else "memory:")
     for part in dataclasses.fields(memory):
         value = getattr(memory, part.name)
-        if value and not isinstance(value, bool):
-            print(f"  {part.name.replace('_', ' '):<20} {decimal(int(value)):>10}")
+        if value and not isinstance(value, bool) and part.name != "host":
+            print(f"  {part.name.replace('_', ' '):<20} {binary(value):>10}")
     gradients = "stay over micro-batches" if memory.gradients_stay else "come when activations have gone"
-    print(f"  {'peak':<20} {decimal(int(memory.peak)):>10}   (gradients {gradients})")
+    print(f"  {'peak':<20} {binary(memory.peak):>10}   (gradients {gradients})")
+    if memory.host:
+        print(f"host memory: {binary(memory.host)} pinned by each process, of which each needs as much free")
     exported = sum(p.numel() for p in run.student.parameters()) * computed_in(run.student).itemsize
-    checkpoint = estimate.checkpoint_bytes(cfg, run.student)
-    print(f"disk: {decimal(int(checkpoint))} each checkpoint, {decimal(int(exported))} the exported model")
-    everyone = step_flops * run.num_processes
-    print(f"work: {everyone / 1e12:,.3g} TFLOP a step, {everyone * steps.total_steps / 1e15:,.3g} PFLOP in all")
-    return step_flops * steps.total_steps
+    print(f"disk: {binary(estimate.checkpoint_bytes(cfg, run.student))} each checkpoint, {binary(exported)} the model")
+    work = run.work
+    everyone = run.num_processes * (work.student + work.teacher)
+    print(f"work: {everyone / steps.total / 1e12:,.3g} TFLOP a step, {everyone / 1e15:,.3g} PFLOP in all")
 
 
-def _print_gpu(name: str, run: _Run, flops: float, config_name: str, overrides: Sequence[str]) -> None:
-    from rich.filesize import decimal
+def _print_gpu(gpu: "Gpu", run: "PlannedRun", config_name: str, overrides: Sequence[str]) -> None:
+    from distill_tune.cli.smaller import smaller
 
-    from distill_tune.training.flops import GPUS
-
-    gpu = GPUS[name]
-    available = gpu.memory - _CONTEXT
-    hours = flops / (gpu.flops * _RATE) / 3600
     count = f" x {run.num_processes}" if run.num_processes > 1 else ""
-    if run.memory.peak <= available:
-        duration = f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:,.0f} minutes"
-        print(f"{name}{count}: fits its {decimal(int(gpu.memory))}; some {duration}")
+    if (seconds := run.seconds(gpu)) is None:
+        print(f"{gpu}{count}: has no bf16; plan with dtype=fp32")
         return
-    print(f"{name}{count}: does not fit its {decimal(int(gpu.memory))}; it would with")
+    available = gpu.memory - CONTEXT
+    if run.memory.peak <= available:
+        print(f"{gpu}{count}: fits, {binary(run.memory.peak)} of {binary(gpu.memory)}; some {_told(seconds)}")
+        return
+    print(f"{gpu}{count}: does not fit {binary(gpu.memory)}; it would with")
     found = False
-    for changes, peak in _smaller(run, config_name, overrides, available):
-        print(f"  {' '.join(changes)}   ({decimal(int(peak))})")
+    for changes, changed in smaller(run, config_name, overrides, available):
+        host = f", {binary(changed.memory.host)} pinned in host memory" if changed.memory.host else ""
+        its = changed.seconds(gpu)
+        duration = f", some {_told(its)}" if its else ""
+        print(f"  {' '.join(changes)}   ({binary(changed.memory.peak)}{duration}{host})")
         found = True
     if not found:
         print("  more processes, a larger GPU, or smaller models: no change of settings is enough")
 
 
-def _smaller(
-    run: _Run, config_name: str, overrides: Sequence[str], available: float
-) -> Iterator[tuple[list[str], float]]:
-    """Changes that fit: each alone, or, where none does alone, the shortest row of them from the cheapest on."""
-    possible = _CHANGES if run.num_processes == 1 else _OF_SEVERAL
-    alone = []
-    for change in possible:
-        changed = _with(run, config_name, overrides, change)
-        if changed is not None and (peak := changed[1].memory.peak) <= available:
-            alone.append((changed[0], peak))
-    if alone:
-        yield from alone
-        return
-    together: list[str] = []
-    for change in possible:
-        # A change takes the place of an earlier one of its key; only plain weights can be streamed.
-        gone = ("teacher_quantizer",) if change == ["teacher_offload=True"] else (change[0].partition("=")[0],)
-        more = [*(earlier for earlier in together if not earlier.startswith(gone)), *change]
-        changed = _with(run, config_name, overrides, more)
-        if changed is None:
-            continue
-        together = more
-        if (peak := changed[1].memory.peak) <= available:
-            yield changed[0], peak
-            return
-
-
-def _with(
-    run: _Run, config_name: str, overrides: Sequence[str], change: Sequence[str]
-) -> tuple[list[str], _Run] | None:
-    """The change as overrides, and the run with it; None where it changes nothing or cannot be."""
-    from distill_tune.config.components import check_components
-
-    written = [part for one in change for part in (_half(run.cfg) if one == "half the batch" else [one])]
-    if not written:
-        return None
-    added = [
-        f"+{one}" if one[0] != "+" and one.partition("=")[0].partition(".")[0] not in run.cfg else one
-        for one in written
-    ]
-    cfg = load_config(find_config(config_name), [*overrides, *added])
-    if cfg == run.cfg or check_components(cfg):  # nothing new, or its other arguments do not suit
-        return None
-    batches = run.batches
-    if "half the batch" in change:
-        batches = [dataclasses.replace(b, lengths=_first_half(b.lengths), num_supervised=b.num_supervised // 2)
-                   for b in batches]  # fmt: skip
-    try:
-        built = _built(cfg)
-    except UserError:
-        return None
-    return added, _Run(cfg, built.student, list(built.teacher.models), batches, run.num_processes)
-
-
-def _half(cfg: DictConfig) -> list[str]:
-    accumulation = f"gradient_accumulation_steps={2 * cfg.get('gradient_accumulation_steps', 1)}"
-    if cfg.batch_size is None:
-        return [f"max_tokens_per_batch={cfg.max_tokens_per_batch // 2}", accumulation]
-    return [f"batch_size={cfg.batch_size // 2}", accumulation] if cfg.batch_size > 1 else []
-
-
-def _first_half(lengths: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted(lengths)[::-2]) if len(lengths) > 1 else lengths
+def _told(seconds: Any) -> str:
+    """A duration, and what of it is waiting."""
+    total = seconds.total
+    if total < 120:
+        duration = f"{total:,.0f} seconds"
+    else:
+        duration = f"{total / 3600:,.1f} hours" if total >= 3600 else f"{total / 60:,.0f} minutes"
+    if seconds.total == seconds.products:
+        return duration
+    waits_for = "host memory" if seconds.from_host == seconds.total else "the other cards"
+    return f"{duration}, {1 - seconds.products / seconds.total:.0%} of it waiting for {waits_for}"

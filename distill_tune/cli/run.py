@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_recipe
-from distill_tune.config.keys import is_distributed
 from distill_tune.config.launch import is_heeded, is_launched
+from distill_tune.config.recipe_keys import is_distributed
 from distill_tune.errors import UserError
 from distill_tune.threads import set_threads
 

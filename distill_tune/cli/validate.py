@@ -63,7 +63,7 @@ def read_arguments(arguments: list[str]) -> tuple[Path, str, list[str], int]:
 def _validate(options: argparse.Namespace) -> None:
     recipe, name, overrides, num_processes = read_arguments(list(options.arguments))
     try:
-        cfg = checked_config(recipe, name, overrides)
+        cfg = checked_config(recipe, name, overrides, "known")
     except Faults as error:
         if all("no such" in fault and "key" not in fault for fault in error.faults):  # nothing but missing files
             _print_sizes(load_config(find_config(name), overrides), num_processes)
@@ -72,18 +72,18 @@ def _validate(options: argparse.Namespace) -> None:
 
     if told := list(outside(cfg)):
         print("a run would run code from elsewhere, which is not checked here:\n  " + "\n  ".join(told))
-    _check_with_components(cfg, name, num_processes)
-    print(f"{name}: valid for {recipe.stem}")
+    _print_sizes(cfg, num_processes)
+    _build_and_prepare(cfg, name, num_processes)
+    if missing := _missing_on_this_machine(cfg):
+        print(f"not on this machine: {missing}")
+    print(f"{name}: valid for {recipe.stem}" + (" on a machine that has it" if missing else ""))
 
 
-def _check_with_components(cfg: DictConfig, name: str, num_processes: int) -> None:
-    """The checks that import what the config names."""
-    from distill_tune.config.components import build, check_components
+def _build_and_prepare(cfg: DictConfig, name: str, num_processes: int) -> None:
+    """What a run does before it loads a weight."""
+    from distill_tune.config.components import build
     from distill_tune.config.trust import may_be_called
 
-    if found := check_components(cfg, only_known=True):
-        raise Faults(f"config {find_config(name)}", found)
-    _print_sizes(cfg, num_processes)
     faults = CollectedFaults(f"config {find_config(name)}")
     for key in _LOSSES:
         if may_be_called(cfg.get(key)):
@@ -92,6 +92,20 @@ def _check_with_components(cfg: DictConfig, name: str, num_processes: int) -> No
     with faults:
         _prepare(cfg, num_processes)
     faults.tell()
+
+
+def _missing_on_this_machine(cfg: DictConfig) -> str | None:
+    """What a run here would be refused for, and another machine may have: the device, its dtype, a compiler."""
+    from distill_tune import models, training
+
+    try:
+        device = training.find_device(cfg.device)
+        training.find_dtype(cfg.dtype, device)
+        if cfg.get("compile", False):
+            models.check_compiler(device)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _prepare(cfg: DictConfig, num_processes: int) -> None:
@@ -119,7 +133,7 @@ def _prepare(cfg: DictConfig, num_processes: int) -> None:
         print(f"dataset: {told}: its rows are checked by the run, before it loads a model")
         return
     if checkpoint and state:
-        state.require_same_plan(checkpoint, steps.identity, cfg.get("resume_with_changes", False))
+        state.require_same_plan(checkpoint, steps.identity_with(built), cfg.get("resume_with_changes", False))
 
 
 def _has_foreign(cfg: DictConfig, keys: tuple[str, ...], what: str) -> bool:

@@ -1,22 +1,38 @@
-"""A config that a recipe can run: every key and value checked, all faults told at once."""
+"""A config that a recipe can run: every key, value and argument checked, all faults told at once."""
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from distill_tune.config.components import check_components_without_import
+from distill_tune.config.components import arguments_taken, check_components
 from distill_tune.config.files import find_config
-from distill_tune.config.keys import check_keys
-from distill_tune.config.load import load_config
-from distill_tune.config.values import check_values
+from distill_tune.config.launch import process_environment
+from distill_tune.config.load import load_config, read_value
+from distill_tune.config.recipe_keys import check_keys, keys_read_otherwise
+from distill_tune.config.trust import is_known
+from distill_tune.config.values import check_values, components_of
 from distill_tune.errors import Faults
 
 
-def checked_config(recipe: Path, config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """Load a config and check its keys, its plain values, and arguments as far as the components' source tells.
+def checked_config(
+    recipe: Path,
+    config_name: str,
+    overrides: Sequence[str],
+    imports: Literal["nothing", "known", "all"] = "nothing",
+    tolerated: re.Pattern[str] | None = None,
+) -> DictConfig:
+    """Load a config and check its keys, its plain values and, where their modules are imported, components' arguments.
 
-    Fast: imports nothing that a component names; ``check_components`` does the rest.
+    A component that the command line puts in another's place keeps those of the file's arguments that it takes; the
+    others are dropped, in a line that names them.
+
+    Args:
+        imports: the modules of components: none, which takes no time; those of packages that this one is made for; all.
+        tolerated: how faults begin that are none here.
 
     Raises:
         UserError: with all faults.
@@ -24,8 +40,44 @@ def checked_config(recipe: Path, config_name: str, overrides: Sequence[str]) -> 
     path = find_config(config_name)
     config = load_config(path, overrides)
     source = path.read_text(encoding="utf-8") + "\n".join(overrides)
-    faults = check_keys(config, recipe, source, overrides) + check_values(config)
-    faults += check_components_without_import(config)
-    if faults:
+    faults = check_keys(config, recipe, source, overrides)
+    if imports != "nothing":
+        may_import = is_known if imports == "known" else None
+        for line in _drop_arguments_of_replaced(config, OmegaConf.load(path), overrides, may_import):
+            if process_environment(os.environ)["RANK"] == "0":
+                print(line)
+        faults += check_components(config, may_import)
+    faults += check_values(config, keys_read_otherwise(recipe))
+    if faults := [fault for fault in faults if not (tolerated and tolerated.match(fault))]:
         raise Faults(f"config {path}" + (" and the command line" if overrides else ""), faults)
     return config
+
+
+def _drop_arguments_of_replaced(
+    config: DictConfig, file: DictConfig | ListConfig, overrides: Sequence[str], may_import: Any
+) -> Iterator[str]:
+    """Drop what the file gives another component than the command line names, where this one does not take it."""
+    written: dict[str, Any] = {}
+    for override in overrides:
+        if "=" in override:
+            written[override.lstrip("+").partition("=")[0]] = read_value(override) if "${" not in override else None
+    in_file = OmegaConf.to_container(file)
+    for key, component in components_of(config):
+        old = _at(in_file, key)
+        name = component["_component_"]
+        if name not in (written.get(key), written.get(f"{key}._component_")) or old.get("_component_") in (None, name):
+            continue
+        inherited = [argument for argument in map(str, component) if argument in old and argument != "_component_"]
+        inherited = [i for i in inherited if not any(f"{w}.".startswith(f"{key}.{i}.") for w in written)]
+        taken = arguments_taken(key, component, may_import)
+        if taken is None or not (dropped := [argument for argument in inherited if argument not in taken]):
+            continue
+        for argument in dropped:
+            del component[argument]
+        yield f"{key}: {name} does not take {', '.join(dropped)}, which the file gives {old['_component_']}: left out"
+
+
+def _at(node: Any, key: str) -> dict[str, Any]:
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else node[int(part)] if isinstance(node, list) else None
+    return node if isinstance(node, dict) else {}

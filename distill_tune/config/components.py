@@ -10,8 +10,6 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.files import nearest
-from distill_tune.config.signatures import parameters_without_import
-from distill_tune.config.trust import is_known
 from distill_tune.config.values import components_of
 from distill_tune.errors import UserError
 
@@ -79,7 +77,7 @@ def instantiate(component: DictConfig, *args: Any, **kwargs: Any) -> Any:
     return target(*args, **(arguments | kwargs))
 
 
-def build(key: str, component: DictConfig | None, default: Any = None) -> Any:
+def build(key: str, component: DictConfig | None, default: Any = None, **kwargs: Any) -> Any:
     """:func:`instantiate`, or ``default`` where the config names nothing.
 
     Raises:
@@ -88,11 +86,12 @@ def build(key: str, component: DictConfig | None, default: Any = None) -> Any:
     if component is None:
         return default
     try:
-        return instantiate(component)
+        return instantiate(component, **kwargs)
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error
-    except (TypeError, ValueError, AssertionError, RuntimeError, OSError, LookupError, AttributeError) as error:
-        raise UserError(f"{key}: {component['_component_']}: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{key}: {component['_component_']}: {said}") from error
 
 
 def is_served(name: str) -> bool:
@@ -131,41 +130,59 @@ def find_component(name: str) -> Callable[..., Any]:
     return found
 
 
-def check_components_without_import(config: DictConfig) -> list[str]:
-    """Faults of component arguments that the components' source gives away; fast, and not complete."""
-    faults = []
-    for key, component in components_of(config):
-        if component["_component_"] in _SERVED_BY:
-            faults += _check_served_loss(key, component)
-        elif parameters := parameters_without_import(str(component["_component_"])):
-            faults += _check_arguments(key, component, parameters, {})
-    return faults
-
-
-def check_components(config: DictConfig, only_known: bool = False) -> list[str]:
+def check_components(config: DictConfig, may_import: Callable[[str], bool] | None = None) -> list[str]:
     """Faults of every component's name and arguments; imports their modules, builds nothing.
 
     Args:
-        only_known: import nothing of packages that are not among the known ones.
+        may_import: whether a component of this name is looked at; default all are.
     """
     faults = []
     for key, component in components_of(config):
-        if is_served(component["_component_"]) or (only_known and not is_known(str(component["_component_"]))):
-            continue
-        try:
-            target = find_component(component["_component_"])
-            parameters = list(inspect.signature(target).parameters.values())
-        except UserError as error:
-            faults.append(f"{key}._component_={error}")
-            continue
-        except (TypeError, ValueError):  # written in C, without a signature
-            continue
-        try:
-            hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else inspect.unwrap(target))
-        except Exception:  # annotations that cannot be evaluated say nothing
-            hints = {}
-        faults += _check_arguments(key, component, parameters, hints)
+        name = str(component["_component_"])
+        if is_served(name):
+            faults += _check_served_loss(key, component)
+        elif may_import is None or may_import(name):
+            try:
+                target = find_component(name)
+            except UserError as error:
+                faults.append(f"{key}._component_={error}")
+                continue
+            if parameters := _parameters(target):
+                faults += _check_arguments(key, component, parameters, _hints(target))
     return faults
+
+
+def arguments_taken(
+    key: str, component: DictConfig, may_import: Callable[[str], bool] | None = None
+) -> set[str] | None:
+    """The arguments that a config may give a component; None where any, or where that cannot be told."""
+    name = str(component["_component_"])
+    if is_served(name):
+        return {*_SERVED_LOSS_ARGUMENTS, "sym_kd_ratio"}
+    if may_import is not None and not may_import(name):
+        return None
+    try:
+        parameters = _parameters(find_component(name))
+    except UserError:  # told by check_components
+        return None
+    if not parameters:
+        return None
+    passed, allowed, takes_any = _names(key, parameters)
+    return None if takes_any else allowed - passed
+
+
+def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    try:
+        return list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):  # written in C, without a signature
+        return None
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else inspect.unwrap(target))
+    except Exception:  # annotations that cannot be evaluated say nothing
+        return {}
 
 
 def _check_served_loss(key: str, component: DictConfig) -> list[str]:
@@ -185,18 +202,9 @@ def _check_served_loss(key: str, component: DictConfig) -> list[str]:
 def _check_arguments(
     key: str, component: DictConfig, parameters: Sequence[inspect.Parameter], hints: Mapping[str, Any]
 ) -> list[str]:
-    top = key.partition(".")[0]
-    is_outermost = key == top or key.removeprefix(f"{top}.").isdigit()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    passed = {p.name for p in positional[: _PASSED_POSITIONAL.get(top, 0)]} if is_outermost else set()
-    passed |= _PASSED_BY_NAME.get(top, set()) if is_outermost else set()
-    allowed = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    takes_any = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
-    if takes_any == ["load_dataset_kwargs"]:
-        allowed |= _LOAD_DATASET_KEYS
-        takes_any = []
-    allowed |= ENTRY_KEYS.get(top, set()) if is_outermost else set()
+    passed, allowed, takes_any = _names(key, parameters)
     optional = _OPTIONAL_HERE.get(str(component["_component_"]).rpartition(".")[2], set())
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
 
     faults = []
     for argument, value in component.items():
@@ -212,6 +220,8 @@ def _check_arguments(
             faults.append(f"{key}.{argument}: {component['_component_']} has no such argument{hint}")
         elif f"{key}.{argument}" in _MORE_HERE or (value is None and argument in optional):
             continue
+        elif argument in defaults and _is_same(_plain(value), defaults[argument]):
+            continue  # whatever its annotation says: `path: str = None`
         elif not _is_component(value) and (wanted := _mismatch(_plain(value), hints.get(str(argument)))):
             faults.append(f"{key}.{argument}={_plain(value)}: must be {wanted}")
     required = [
@@ -227,15 +237,30 @@ def _check_arguments(
     return faults
 
 
+def _names(key: str, parameters: Sequence[inspect.Parameter]) -> tuple[set[str], set[str], bool]:
+    """The arguments that the recipe passes, all that there are, and whether any other is taken as well."""
+    top = key.partition(".")[0]
+    is_outermost = key == top or key.removeprefix(f"{top}.").isdigit()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    passed = {p.name for p in positional[: _PASSED_POSITIONAL.get(top, 0)]} if is_outermost else set()
+    passed |= _PASSED_BY_NAME.get(top, set()) if is_outermost else set()
+    allowed = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
+    if takes_any == ["load_dataset_kwargs"]:
+        allowed |= _LOAD_DATASET_KEYS
+        takes_any = []
+    allowed |= ENTRY_KEYS.get(top, set()) if is_outermost else set()
+    return passed, allowed, bool(takes_any)
+
+
 def _mismatch(value: Any, annotation: Any) -> str | None:
     """What a value would have to be, where it does not fit an annotation of plain types; unknown types fit all."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         plain = [option for option in arguments if option in (int, float, bool, str)]
         # In `float | Tensor` a plain value has to be the float; where no option is plain, anything may fit.
-        containers = [option for option in arguments if typing.get_origin(option)]
-        nothing = [type(None)] if type(None) in arguments else []
-        options = [*plain, *containers, *nothing] if plain else list(arguments)
+        others = [option for option in arguments if option not in plain and _is_written_in_yaml(option)]
+        options = [*plain, *others] if plain else list(arguments)
         mismatches = [_mismatch(value, option) for option in options]
         return None if None in mismatches else " or ".join(dict.fromkeys(filter(None, mismatches)))
     if origin is typing.Literal:
@@ -244,10 +269,14 @@ def _mismatch(value: Any, annotation: Any) -> str | None:
         near = nearest(value, [str(option) for option in arguments]) if isinstance(value, str) else []
         hint = f" (did you mean {near[0]}?)" if near else ""
         return f"one of {', '.join(str(option) for option in arguments)}{hint}"
-    if origin is list:
+    if annotation is list or origin is list:
         if not isinstance(value, list):
             return "a list"
+        if not arguments:
+            return None
         return next((f"a list of {wanted}" for item in value if (wanted := _mismatch(item, arguments[0]))), None)
+    if annotation is dict or origin is dict:
+        return None if isinstance(value, dict) else "a mapping"
     if annotation is type(None):
         return None if value is None else "null"
     if annotation is bool:
@@ -259,6 +288,15 @@ def _mismatch(value: Any, annotation: Any) -> str | None:
     if annotation is str:
         return None if isinstance(value, str) else "text"
     return None
+
+
+def _is_written_in_yaml(annotation: Any) -> bool:
+    return annotation in (list, dict, type(None), Any) or typing.get_origin(annotation) is not None
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    """Whether a value of YAML is a default; True is not 1."""
+    return type(value) is type(default) and bool(value == default)
 
 
 def _is_component(value: Any) -> bool:

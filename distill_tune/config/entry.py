@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import errno
 import faulthandler
+import inspect
 import os
 import signal
 import sys
@@ -16,14 +17,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from distill_tune.config.check import checked_config
-from distill_tune.config.components import check_components
 from distill_tune.config.launch import num_processes, process_environment, stop_with_torchrun
 from distill_tune.config.memory_advice import memory_advice, memory_ran_out
 from distill_tune.config.secrets import hide_secrets
 from distill_tune.config.streams import OutputLost, going_on_without_output, lead_nowhere
 from distill_tune.config.waiting import has_lost_a_rank, has_waited_in_vain, where_it_lost_a_rank, whom_it_waited_for
 from distill_tune.disk import release_locks
-from distill_tune.errors import Faults, FinishedRun, UserError
+from distill_tune.errors import FinishedRun, UserError
 
 _GRACE, _GRACE_OF_OTHERS = 10, 3  # seconds
 
@@ -33,16 +33,15 @@ def run_recipe(main: Callable[[DictConfig], None], arguments: Sequence[str] | No
 
     A user's mistake ends with its message and exit code 2.
     """
-    recipe = Path(main.__code__.co_filename)
+    # The script that runs; what is called may be another's wrapper, such as torchelastic's @record.
+    recipe = Path(getattr(sys.modules["__main__"], "__file__", None) or inspect.unwrap(main).__code__.co_filename)
     parser = argparse.ArgumentParser(prog=recipe.name, usage=f"{recipe.name} --config CONFIG [key=value ...]")
     parser.add_argument("--config", required=True, help="a config's name or path")
     parser.add_argument("overrides", nargs="*", help="key=value, +key=value, ~key")
     options = parser.parse_intermixed_args(arguments)
     stop_with_torchrun()
     with going_on_without_output(), told_without_traceback():
-        cfg = checked_config(recipe, options.config, options.overrides)
-        if faults := check_components(cfg):
-            raise Faults(f"config {options.config}", faults)
+        cfg = checked_config(recipe, options.config, options.overrides, "all")
         with contextlib.suppress(OSError, ValueError):  # a stderr that is no file
             faulthandler.enable()  # a process that PyTorch aborts says in which line it was
         try:

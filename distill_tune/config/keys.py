@@ -1,127 +1,164 @@
-"""Which top-level keys a recipe reads, told from its source, so that a wrong key is found without running it."""
+"""The keys of the shipped recipes: what each may be, is by default, and means.
 
-import ast
-import dataclasses
-import re
-from collections.abc import Sequence
-from pathlib import Path
+Checks, `distill-tune run --help`, docs/keys.md and what `distill-tune validate` answers come from here.
+"""
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from typing import Any, NamedTuple
 
-from distill_tune.config.files import nearest, recipes_folder
-from distill_tune.errors import UserError
+from distill_tune.config.kinds import (
+    ABOVE_0,
+    COMPONENT,
+    COMPONENTS,
+    DATASETS,
+    DAY,
+    DEVICE,
+    DTYPE,
+    FLAG,
+    FOLDER_TO_WRITE,
+    LIST_OF_COMPONENTS,
+    RESUME,
+    SETTINGS,
+    TEACHERS,
+    TEMPLATE,
+    TEXT,
+    Kind,
+    list_of,
+    number,
+    one_of,
+    whole,
+)
 
-_MAPPING_METHODS = {"copy", "get", "items", "keys", "pop", "setdefault", "values"}
-# Its functions read keys for the recipes that call them.
-_PREPARATION = Path(__file__).parents[1] / "training" / "preparation.py"
-_INTERPOLATION = re.compile(r"\$\{\s*([A-Za-z_]\w*)")
+
+class Needed(NamedTuple):
+    """In place of a default: the key must be there. ``by``: the function of training/preparation.py that reads it."""
+
+    by: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class RecipeKeys:
-    """The keys that a recipe reads: ``cfg.key`` must be there, ``cfg.get("key")`` may be."""
+class Key(NamedTuple):
+    """
+    Attributes:
+        kind: what its value may be; null, too, where that is the default.
+        default: what holds where a config does not have it.
+        meaning: in a line.
+        beside: keys of which one has to be set as well for this one to be heeded.
+        distributed: whether kd_distributed alone reads it.
+    """
 
-    required: frozenset[str]
-    optional: frozenset[str]
+    kind: Kind
+    default: Any
+    meaning: str
+    beside: tuple[str, ...] = ()
+    distributed: bool = False
 
     @property
-    def all(self) -> frozenset[str]:
-        return self.required | self.optional
+    def values(self) -> Kind:
+        return self.kind.or_null() if self.default is None else self.kind
 
 
-def keys_of_recipe(path: Path) -> RecipeKeys:
-    """
-    Raises:
-        UserError: the file is no Python, or has no ``main(cfg)``.
-    """
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"recipe {path}: not valid Python: {error}") from error
-    mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main" and node.args.args]
-    if not mains:
-        raise UserError(f"recipe {path}: has no function main(cfg)")
-    required, optional = _keys_in(tree, mains[0].args.args[0].arg)
-    body = ast.parse(_PREPARATION.read_text(encoding="utf-8")).body
-    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
-    called = _names_called_in(tree)
-    while function := next((functions.pop(name) for name in list(functions) if name in called), None):
-        found = _keys_in(function, function.args.args[0].arg)
-        required, optional = required | found[0], optional | found[1]
-        called |= _names_called_in(function)
-    return RecipeKeys(frozenset(required - optional), frozenset(optional - {""}))
+_VALIDATION, _TEACHER, _LOGGER = ("dataset_val",), ("teacher_model",), ("metric_logger",)
+_LAYERS = list_of("tok_embeddings", "output")
+_MEASURES = one_of("val_loss", "val_ce_loss", "val_kd_loss")
+
+SECTIONS: dict[str, dict[str, Key]] = {
+    "Models": {
+        "model": Key(COMPONENT, Needed("build_models"), "the student"),
+        "checkpointer": Key(COMPONENT, None, "the student's folder, where `model` does not name one"),
+        "tokenizer": Key(COMPONENT, Needed("build_models"), "of both models; its max_seq_len cuts rows"),
+        "teacher_model": Key(TEACHERS, None, "one teacher or several, each with weight and name"),
+        "teacher_checkpointer": Key(COMPONENTS, None, "the teacher's folder, where `teacher_model` does not name one"),
+        "teacher_combination": Key(
+            one_of("mixture", "sum", "by_row"),
+            "mixture",
+            "several teachers as one distribution, a divergence from each, or one for each row",
+        ),
+        "teacher_dtype": Key(DTYPE, None, "what a teacher's weights are held in; default `dtype`", _TEACHER),
+        "teacher_quantizer": Key(COMPONENT, None, "torchao's config, or NF4, for a teacher's weights", _TEACHER),
+        "teacher_offload": Key(FLAG, False, "keep a teacher's layers in host memory and copy each in time", _TEACHER),
+    },
+    "Data": {
+        "dataset": Key(DATASETS, Needed("plan_steps"), "one dataset or several, each with a weight"),
+        "dataset_val": Key(DATASETS, None, "rows for validation"),
+        "dataset_temperature": Key(ABOVE_0, None, "evens the shares of several datasets: size to the power of 1/T"),
+        "on_bad_row": Key(one_of("stop", "skip"), "stop", "what to do with a row that cannot be used"),
+        "shuffle": Key(FLAG, True, "another order of the rows in each epoch"),
+        "augmentations": Key(LIST_OF_COMPONENTS, None, "changes of prompts, made anew in each epoch"),
+        "student_prompt_template": Key(TEMPLATE, None, "the prompt that the student reads"),
+        "teacher_prompt_template": Key(TEMPLATE, None, "the prompt that the teacher reads", _TEACHER),
+        "teacher_system_prompt": Key(TEXT, None, "before the teacher's prompt alone", _TEACHER),
+        "teacher_max_seq_len": Key(whole(1), None, "cuts what the teacher reads", _TEACHER),
+        "date": Key(DAY, None, "the day that a chat template writes; default the day when the run began"),
+    },
+    "Loss": {
+        "kd_ratio": Key(number(0, 1).or_schedule(), 0.5, "the teacher's part of the loss; 0 trains without a teacher"),
+        "temperature": Key(ABOVE_0.or_schedule(), 1.0, "softens teacher and student"),
+        "temperature_squared": Key(FLAG, True, "multiply the divergence by T^2, which keeps its gradient's size"),
+        "kd_loss": Key(COMPONENT, None, "the divergence from the teacher; default forward KL"),
+        "kd_token_weight": Key(COMPONENT, None, "weighs each token's divergence"),
+        "hidden_loss": Key(COMPONENT, None, "compares hidden states of pairs of layers"),
+        "loss": Key(COMPONENT, None, "of the rows' own tokens; default cross-entropy"),
+    },
+    "Steps": {
+        "batch_size": Key(whole(1).or_null(), Needed("plan_steps"), "rows in a micro-batch, on each process"),
+        "max_tokens_per_batch": Key(whole(1), None, "in place of batch_size: so many tokens in a micro-batch"),
+        "gradient_accumulation_steps": Key(whole(1), 1, "micro-batches in a step"),
+        "epochs": Key(whole(1), Needed("plan_steps"), "times that the rows are gone through"),
+        "max_steps_per_epoch": Key(whole(1), None, "ends an epoch early"),
+        "optimizer": Key(COMPONENT, Needed("build_models"), "its parameters are passed by the recipe"),
+        "lr_scheduler": Key(COMPONENT, None, "the learning rate's course, stepped once a step; default none"),
+        "clip_grad_norm": Key(ABOVE_0, None, "the largest norm of a step's gradient"),
+        "max_bad_steps": Key(whole(1), 10, "so many steps in a row without a finite loss end the run"),
+        "seed": Key(whole(0), None, "of order, dropout and new weights; default one drawn and written to config.yaml"),
+    },
+    "Device and memory": {
+        "device": Key(DEVICE, Needed(), "where models are"),
+        "dtype": Key(DTYPE, Needed("build_models"), "what models compute in"),
+        "compile": Key(FLAG, False, "torch.compile for the layers of both models"),
+        "enable_activation_checkpointing": Key(FLAG, False, "keep a layer's input alone and compute the rest again"),
+        "enable_activation_offloading": Key(
+            FLAG, False, "keep what is kept in host memory; CUDA", ("enable_activation_checkpointing",)
+        ),
+        "fsdp_cpu_offload": Key(FLAG, False, "weights, gradients and optimizer on the CPU", distributed=True),
+        "fsdp_reshard_after_forward": Key(FLAG, True, "free a layer's whole weights until backward", distributed=True),
+        "custom_sharded_layers": Key(_LAYERS, None, "gathered only while they are used", distributed=True),
+        "data_parallel_replicate_dim": Key(whole(1), 1, "copies of the models, each sharded", distributed=True),
+        "collective_timeout_seconds": Key(number(1), 600, "after which a rank gives up on another", distributed=True),
+    },
+    "What is written": {
+        "output_dir": Key(FOLDER_TO_WRITE, Needed("open_run"), "the run's folder"),
+        "save_every_n_steps": Key(whole(1), None, "a checkpoint so often, beside one at each epoch's end"),
+        "keep_last_n": Key(whole(1), None, "so many checkpoints are kept; default all"),
+        "keep_best": Key(
+            _MEASURES,
+            None,
+            "keep the best checkpoint and export it",
+            _VALIDATION,
+        ),
+        "resume": Key(RESUME, None, "a checkpoint to go on from; auto: the newest, if there is one"),
+        "resume_from_checkpoint": Key(RESUME, False, "torchtune's name for resume"),
+        "resume_with_changes": Key(
+            FLAG, False, "go on though rows, model or batches are others", ("resume", "resume_from_checkpoint")
+        ),
+        "save_adapter_weights_only": Key(FLAG, False, "with LoRA: leave out the merged model"),
+        "run_val_every_n_steps": Key(whole(1), None, "validate so often, beside once at the end", _VALIDATION),
+        "batch_size_val": Key(whole(1), None, "rows in a batch of validation; default batch_size", _VALIDATION),
+        "metric_logger": Key(COMPONENT, None, "hears of metrics, beside metrics.jsonl"),
+        "log_every_n_steps": Key(whole(1).or_null(), 1, "how often metric_logger hears", _LOGGER),
+        "log_peak_memory_stats": Key(FLAG, True, "whether metric_logger hears of memory", _LOGGER),
+        "profiler": Key(SETTINGS, None, "torchtune's profiler: enabled, output_dir, active_steps, ..."),
+    },
+}
+KEYS = {name: key for section in SECTIONS.values() for name, key in section.items()}
 
 
-def is_distributed(path: Path) -> bool:
-    """Whether a recipe joins other processes: whether it calls ``init_distributed``."""
-    return "init_distributed" in _names_called_in(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)))
+def fault_of(name: str, value: Any) -> str | None:
+    """What is wrong with a key's value, in words that follow it; None for one that is right."""
+    return KEYS[name].values.fault(value)
 
 
-def check_keys(config: DictConfig, recipe: Path, source: str, overrides: Sequence[str] = ()) -> list[str]:
-    """Faults of the top-level keys.
-
-    Args:
-        source: the YAML text, whose ``${key}`` also count as reading a key.
-        overrides: the command line's. A key that another shipped recipe reads may stand in a file, since one file
-            serves all, but not here, where it would be ignored.
-    """
-    keys = keys_of_recipe(recipe)
-    known = keys.all
-    used = set(_INTERPOLATION.findall(source))
-    asked = {re.split(r"[.=]", override.lstrip("+~"))[0] for override in overrides}
-    faults = []
-    written = [str(key) for key in config]
-    for key in sorted(set(written) - known - used, key=written.index):
-        others = [path.stem for path in sorted(recipes_folder().glob("*.py")) if key in keys_of_recipe(path).all]
-        if others and key in asked:
-            faults.append(f"{key}: {recipe.stem} does not read it; {' and '.join(others)} does")
-        elif not others:
-            faults.append(f"{key}: no such key{_suggest(key, config, known)}")
-    faults += [f"{key}: missing; the recipe needs it" for key in sorted(keys.required) if key not in config]
-    return faults
-
-
-def _keys_in(tree: ast.AST, name: str) -> tuple[set[str], set[str]]:
-    """The required and the optional keys that are read of the config of this name."""
-    required, optional = set(), set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and _is_config(node.value, name) and node.attr not in _MAPPING_METHODS:
-            required.add(node.attr)
-        elif isinstance(node, ast.Subscript) and _is_config(node.value, name) and _text(node.slice):
-            required.add(_text(node.slice))
-        elif isinstance(node, ast.Call) and _is_get(node.func, name) and node.args:
-            optional.add(_text(node.args[0]))
-    return required, optional
-
-
-def _names_called_in(tree: ast.AST) -> set[str]:
-    return {ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(tree) if isinstance(node, ast.Call)}
-
-
-def _suggest(key: str, config: DictConfig, known: frozenset[str]) -> str:
-    nested = {path.rpartition(".")[2]: path for path in _nested_keys(config, "") if path.partition(".")[0] in known}
-    inside = [path for last, path in nested.items() if last.endswith(f"_{key}") or last == key]
-    found = nearest(key, known) or inside or [nested[last] for last in nearest(key, nested)]
-    return f", did you mean {' or '.join(found)}?" if found else ", and nothing would read it"
-
-
-def _nested_keys(node: DictConfig | ListConfig, prefix: str) -> list[str]:
-    found = []
-    items = node.items() if isinstance(node, DictConfig) else enumerate(node)
-    for key, value in items:
-        found.append(f"{prefix}{key}")
-        if OmegaConf.is_config(value):
-            found += _nested_keys(value, f"{prefix}{key}.")
-    return found
-
-
-def _is_config(node: ast.expr, name: str) -> bool:
-    return (isinstance(node, ast.Name) and node.id == name) or (isinstance(node, ast.Attribute) and node.attr == name)
-
-
-def _is_get(node: ast.expr, name: str) -> bool:
-    return isinstance(node, ast.Attribute) and node.attr == "get" and _is_config(node.value, name)
-
-
-def _text(node: ast.expr) -> str:
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+def is_set(name: str, value: Any) -> bool:
+    """Whether a value says something else than the key's absence."""
+    default = KEYS[name].default
+    if value is None or (value is False and default is None):
+        return False
+    return type(value) is not type(default) or bool(value != default)

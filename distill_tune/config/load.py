@@ -48,6 +48,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
     except RecursionError as error:
         raise UserError(f"config {path}: an interpolation ${{...}} refers to itself") from error
     _expand_home(config)
+    if isinstance(profiler := config.get("profiler"), DictConfig):
+        profiler.setdefault("_component_", "torchtune.training.setup_torch_profiler")
     return config
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
+from distill_tune.config.components import find_component, is_served
 from distill_tune.config.values import components_of
 
 # Their modules may be imported to look at a signature.
@@ -49,8 +50,6 @@ def outside(config: DictConfig) -> Iterator[str]:
 
 def may_be_called(component: Any) -> bool:
     """Whether building a component, with those among its arguments, runs code of known builders alone."""
-    from distill_tune.config.components import find_component, is_served
-
     if isinstance(component, ListConfig):
         return all(may_be_called(entry) for entry in component)
     if not isinstance(component, DictConfig):

@@ -1,254 +1,46 @@
-"""Checks of plain values: types, ranges, choices, paths; all without importing anything heavy."""
+"""Checks of plain values, alone and beside each other; all without importing anything heavy."""
 
+import importlib.util
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator
-from datetime import date
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-Check = Callable[[Any], str | None]
-
-
-def _integer(least: int, *, optional: bool = False) -> Check:
-    def check(value: Any) -> str | None:
-        if value is None and optional:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            return f"must be a whole number of at least {least}{' or null' if optional else ''}"
-        return None
-
-    return check
-
-
-def _number(least: float, most: float = float("inf"), *, positive: bool = False, optional: bool = False) -> Check:
-    def check(value: Any) -> str | None:
-        if value is None and optional:
-            return None
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-        if is_number and least <= value <= most and (value > 0 or not positive):
-            return None
-        if positive:
-            return "must be a number above 0" + (" or null" if optional else "")
-        return f"must be a number from {least:g} to {most:g}" if most < float("inf") else f"must be at least {least:g}"
-
-    return check
-
-
-def _warm_up(value: Any) -> str | None:
-    if _integer(0)(value) is None or (isinstance(value, float) and 0 < value < 1):
-        return None
-    return "must be a whole number of steps, or a share of the run's, below 1"
-
-
-def _choice(*choices: str) -> Check:
-    return lambda value: None if value in choices else f"must be one of {', '.join(choices)}"
-
-
-def _list_of(*choices: str) -> Check:
-    def check(value: Any) -> str | None:
-        if isinstance(value, ListConfig) and all(item in choices for item in value):
-            return None
-        return f"must be a list of {', '.join(choices)}"
-
-    return check
-
-
-def _flag(value: Any) -> str | None:
-    return None if isinstance(value, bool) else "must be True or False"
-
-
-def _text(value: Any) -> str | None:
-    return None if isinstance(value, str) and value else "must be text"
-
-
-def _day(value: Any) -> str | None:
-    try:
-        if value is not None:
-            date.fromisoformat(value)
-    except (TypeError, ValueError):
-        return "must be a day, as 2026-03-01, or null for today"
-    return None
-
-
-def _dtype(value: Any) -> str | None:
-    if value == "fp16":
-        return "is not supported: gradients underflow in fp16 without loss scaling; take bf16 or fp32"
-    return _choice("bf16", "fp32")(value)
-
-
-def _device(value: Any) -> str | None:
-    kind, _, index = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if kind in ("cpu", "cuda", "mps", "auto") and (not index or index.isdigit()):
-        return None
-    return "must be cpu, cuda, cuda:N, mps or auto (the fastest that is there)"
-
-
-def _output_dir(value: Any) -> str | None:
-    if fault := _text(value):
-        return fault
-    for folder in (Path(value), *Path(value).parents):
-        if os.path.exists(folder) and not os.path.isdir(folder):
-            return f"cannot be made: {folder} is a file"
-    return None
-
-
-def _resume(value: Any) -> str | None:
-    if value is None or isinstance(value, bool) or value == "auto":
-        return None
-    return _folder(value) if isinstance(value, str) else "must be auto, True, False or a folder checkpoints/step_N"
-
-
-def _folder(value: Any) -> str | None:
-    return None if isinstance(value, str) and os.path.isdir(value) else "no such folder"
-
-
-def _or_schedule(check: Check) -> Check:
-    def checked(value: Any) -> str | None:
-        if isinstance(value, DictConfig) and _component(value) is None:
-            return None  # its values are checked once the run's length is known
-        fault = check(value)
-        return f"{fault}, or a schedule, {{_component_: distill_tune.training.Linear, ...}}" if fault else None
-
-    return checked
-
-
-def _template(value: Any) -> str | None:
-    if isinstance(value, str) and "{" in value and "}" in value:
-        return None
-    return "must be text with {input} where the row's own prompt goes, or the name of another column in braces"
-
-
-def _component(value: Any) -> str | None:
-    if isinstance(value, DictConfig) and isinstance(value.get("_component_"), str):
-        return None
-    return "must be a component: a mapping whose _component_ names what to call"
-
-
-def _components(value: Any) -> str | None:
-    if not isinstance(value, ListConfig):
-        return _component(value)
-    if not value:
-        return "is an empty list"
-    return next((fault for entry in value if (fault := _component(entry))), None)
-
-
-def _teachers(value: Any) -> str | None:
-    if fault := _components(value):
-        return fault
-    if isinstance(value, ListConfig):
-        names = [str(entry.get("name", number)) for number, entry in enumerate(value)]
-        if len(set(names)) < len(names):
-            return "two teachers have one name"
-    return None
-
-
-def _datasets(value: Any) -> str | None:
-    if not isinstance(value, ListConfig):
-        return _component(value)
-    if not value:
-        return "is an empty list"
-    weighted = sum(isinstance(entry, DictConfig) and "weight" in entry for entry in value)
-    if 0 < weighted < len(value):
-        return "give every dataset in the list a weight, or none"
-    return next((fault for entry in value if (fault := _component(entry))), None)
-
-
-def _list_of_components(value: Any) -> str | None:
-    return _components(value) if isinstance(value, ListConfig) else "must be a list of components"
-
-
-def _optional(check: Check) -> Check:
-    return lambda value: None if value is None else check(value)
-
-
-CHECKS: dict[str, Check] = {
-    "augmentations": _optional(_list_of_components),
-    "batch_size": _integer(1, optional=True),
-    "batch_size_val": _integer(1, optional=True),
-    "checkpointer": _optional(_component),
-    "clip_grad_norm": _number(0, positive=True, optional=True),
-    "collective_timeout_seconds": _number(1),
-    "compile": _flag,
-    "custom_sharded_layers": _optional(_list_of("tok_embeddings", "output")),
-    "data_parallel_replicate_dim": _integer(1),
-    "dataset": _datasets,
-    "dataset_temperature": _number(0, positive=True, optional=True),
-    "dataset_val": _optional(_datasets),
-    "date": _day,
-    "device": _device,
-    "dtype": _dtype,
-    "enable_activation_checkpointing": _flag,
-    "enable_activation_offloading": _flag,
-    "epochs": _integer(1),
-    "fsdp_cpu_offload": _flag,
-    "fsdp_reshard_after_forward": _flag,
-    "gradient_accumulation_steps": _integer(1),
-    "hidden_loss": _optional(_component),
-    "kd_loss": _component,
-    "kd_ratio": _or_schedule(_number(0, 1)),
-    "kd_token_weight": _optional(_component),
-    "keep_best": _optional(_choice("val_loss", "val_ce_loss", "val_kd_loss")),
-    "keep_last_n": _integer(1, optional=True),
-    "log_every_n_steps": _integer(1, optional=True),
-    "log_peak_memory_stats": _flag,
-    "loss": _component,
-    "lr_scheduler": _optional(_component),
-    "max_bad_steps": _integer(1),
-    "max_steps_per_epoch": _integer(1, optional=True),
-    "max_tokens_per_batch": _integer(1, optional=True),
-    "metric_logger": _optional(_component),
-    "model": _component,
-    "on_bad_row": _choice("stop", "skip"),
-    "optimizer": _component,
-    "output_dir": _output_dir,
-    "resume": _resume,
-    "resume_from_checkpoint": _resume,
-    "resume_with_changes": _flag,
-    "run_val_every_n_steps": _integer(1, optional=True),
-    "save_adapter_weights_only": _flag,
-    "save_every_n_steps": _integer(1, optional=True),
-    "seed": _integer(0, optional=True),
-    "shuffle": _flag,
-    "student_prompt_template": _optional(_template),
-    "teacher_checkpointer": _optional(_components),
-    "teacher_combination": _choice("mixture", "sum", "by_row"),
-    "teacher_dtype": _optional(_dtype),
-    "teacher_max_seq_len": _integer(1, optional=True),
-    "teacher_model": _optional(_teachers),
-    "teacher_offload": _flag,
-    "teacher_prompt_template": _optional(_template),
-    "teacher_quantizer": _optional(_component),
-    "teacher_system_prompt": _optional(_text),
-    "temperature": _or_schedule(_number(0, positive=True)),
-    "temperature_squared": _flag,
-    "tokenizer": _component,
-}
+from distill_tune.config.keys import KEYS, fault_of, is_set
+from distill_tune.config.kinds import ABOVE_0, WARM_UP
 
 # Arguments that name files, wherever a component has them.
 _OF_A_MODEL = ("config.json", "adapter_config.json")
 _FILES = ("path", "merges_file", "vocab_path", "merges_path", "special_tokens_path")
 MOST_LAYERS = 10_000
+# What torchtune's loggers import when they are built.
+_PACKAGES = {
+    "WandBLogger": "wandb",
+    "TensorBoardLogger": "tensorboard",
+    "CometLogger": "comet_ml",
+    "MLFlowLogger": "mlflow",
+}
 _POSITIVE = ("lora_rank", "lora_alpha", "max_seq_len")
 
 
-def check_values(config: DictConfig) -> list[str]:
-    """Faults of the values that are there, as ``key=value: what it must be``."""
+def check_values(config: DictConfig, read_otherwise: Set[str] = frozenset()) -> list[str]:
+    """Faults of the values that are there, as ``key=value: what it must be``.
+
+    Args:
+        read_otherwise: keys that a user's recipe reads in lines of its own, and may heed where ours do not.
+    """
     faults = []
-    for key, check in CHECKS.items():
-        if key in config and (fault := check(config[key])):
+    for key in KEYS:
+        if key in config and (fault := fault_of(key, config[key])):
             faults.append(f"{key}={_shown(config[key])}: {fault}")
     for name, component in components_of(config):
         faults += _argument_faults(name, component)
     faults += _nameless_components(config)
-    if config.get("enable_activation_offloading") is True:
-        if config.get("enable_activation_checkpointing") is not True:
-            faults.append("enable_activation_offloading=True: needs enable_activation_checkpointing=True")
-        if config.get("device") in ("cpu", "mps"):
-            faults.append(f"enable_activation_offloading=True: needs device=cuda, device is {config['device']}")
+    if config.get("enable_activation_offloading") is True and config.get("device") in ("cpu", "mps"):
+        faults.append(f"enable_activation_offloading=True: needs device=cuda, device is {config['device']}")
     if config.get("max_tokens_per_batch") is not None and config.get("batch_size") is not None:
         tokens = config["max_tokens_per_batch"]
         faults.append(f"max_tokens_per_batch={tokens}: takes the place of batch_size; set batch_size=null as well")
@@ -266,7 +58,7 @@ def check_values(config: DictConfig) -> list[str]:
                 faults.append(f"{checkpointer}: missing; {model.get('_component_')} does not know its folder")
     if config.get("teacher_quantizer") is not None and config.get("teacher_offload") is True:
         faults.append("teacher_offload=True: streams plain weights alone; leave teacher_quantizer out")
-    faults += _without_effect(config)
+    faults += _without_effect(config, read_otherwise)
     hidden_loss = config.get("hidden_loss")
     if isinstance(hidden_loss, DictConfig) and hidden_loss.get("positions") == "all":
         for key in _PROMPT_KEYS:
@@ -275,15 +67,17 @@ def check_values(config: DictConfig) -> list[str]:
     return faults
 
 
-def _without_effect(config: DictConfig) -> Iterator[str]:
+def _without_effect(config: DictConfig, read_otherwise: Set[str]) -> Iterator[str]:
     """Settings that nothing would heed beside the others."""
+    for key, entry in KEYS.items():
+        is_heeded = not entry.beside or key in read_otherwise or any(config.get(name) for name in entry.beside)
+        if not is_heeded and is_set(key, config.get(key)):
+            yield f"{key}={_shown(config[key])}: nothing heeds it without {' or '.join(entry.beside)}; leave it out"
     teacher = config.get("teacher_model")
     if config.get("teacher_combination") is not None and isinstance(teacher, DictConfig):
         yield f"teacher_combination={config['teacher_combination']}: teacher_model names one teacher; give a list"
     if config.get("dataset_temperature") is not None and isinstance(config.get("dataset"), DictConfig):
         yield f"dataset_temperature={config['dataset_temperature']}: dataset names one dataset; give a list"
-    if config.get("keep_best") is not None and config.get("dataset_val") is None:
-        yield f"keep_best={config['keep_best']}: there is no dataset_val to measure it on"
     if config.get("resume_from_checkpoint") and config.get("resume") is not None:
         told = f"resume_from_checkpoint={config['resume_from_checkpoint']}"
         yield f"{told}: resume={config['resume']} means the same; keep one"
@@ -330,10 +124,13 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
         value = component.get(key)
         if isinstance(value, int | float) and value <= 0:
             yield f"{name}.{key}={value}: must be above 0"
+    package = _PACKAGES.get(component["_component_"].removeprefix("torchtune.training.metric_logging."))
+    if package and importlib.util.find_spec(package) is None:
+        yield f"{name}: {component['_component_']} needs the package {package}; pip install {package}"
     layers = component.get("num_layers")
     if isinstance(layers, int) and layers > MOST_LAYERS:
         yield f"{name}.num_layers={_shown(layers)}: must be at most {MOST_LAYERS}"
-    if name == "lr_scheduler" and (fault := _warm_up(component.get("num_warmup_steps", 0))):
+    if name == "lr_scheduler" and (fault := WARM_UP.fault(component.get("num_warmup_steps", 0))):
         yield f"{name}.num_warmup_steps={component['num_warmup_steps']}: {fault}"
     if name.startswith("tokenizer"):
         for key in _FILES:
@@ -364,8 +161,8 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
         else:
             yield from _missing_checkpoint_files(name, Path(folder), component.get("checkpoint_files"))
     weight = component.get("weight")
-    if weight is not None and name.startswith(("dataset", "teacher_model")) and _number(0, positive=True)(weight):
-        yield f"{name}.weight={weight}: must be a number above 0"
+    if weight is not None and name.startswith(("dataset", "teacher_model")) and (fault := ABOVE_0.fault(weight)):
+        yield f"{name}.weight={weight}: {fault}"
 
 
 def _missing_checkpoint_files(name: str, folder: Path, files: Any) -> Iterator[str]:

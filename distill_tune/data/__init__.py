@@ -7,6 +7,7 @@ from distill_tune.data.hub import RowsOnHub, local_files_alone
 from distill_tune.data.plan import StepPlan, num_supervised
 from distill_tune.data.prepare import prepare_rows
 from distill_tune.data.prompts import Reading
+from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows, describe_rows
 from distill_tune.data.tokenizer import hf_tokenizer
 
@@ -17,6 +18,7 @@ __all__ = [
     "Reading",
     "ReplaceTokens",
     "RowsOnHub",
+    "Shape",
     "StepPlan",
     "TokenisedRows",
     "TruncatePrompt",

@@ -25,11 +25,13 @@ class Conversation:
             templates of transformers read: ``reasoning_content``, ``tool_calls``, ``name``, ``tool_call_id``.
         learned: of each turn, whether what the template writes for it is learned.
         tools: the functions that may be called, as JSON schemas; None without any.
+        num_empty: answers that would be learned, had they a text; one at the end is not among ``turns``.
     """
 
     turns: tuple[Turn, ...]
     learned: tuple[bool, ...]
     tools: tuple[Mapping[str, Any], ...] | None = None
+    num_empty: int = 0
 
     def with_turns(self, turns: Sequence[Turn], learned: Sequence[bool]) -> "Conversation":
         return dataclasses.replace(self, turns=tuple(turns), learned=tuple(learned))
@@ -44,12 +46,14 @@ class Tokens(NamedTuple):
         is_text: which are the text of a turn, and not what the template writes around it, ``[s]``, bool; None where the
             tokenizer does not tell.
         dropped: parts of learned turns that the template does not write, by name: ``reasoning_content``.
+        num_empty: answers that are not learned since they are empty.
     """
 
     tokens: numpy.ndarray
     labels: numpy.ndarray
     is_text: numpy.ndarray | None = None
     dropped: tuple[str, ...] = ()
+    num_empty: int = 0
 
 
 def tokenise(tokenizer: Any, conversation: Conversation) -> Tokens:
@@ -61,10 +65,10 @@ def tokenise(tokenizer: Any, conversation: Conversation) -> Tokens:
         RowError: the tokenizer cannot write the conversation, or not all of it.
     """
     if hasattr(tokenizer, "tokenise_conversation"):
-        return tokenizer.tokenise_conversation(conversation)
+        return tokenizer.tokenise_conversation(conversation)._replace(num_empty=conversation.num_empty)
     tokens, mask = tokenizer.tokenize_messages(_messages(conversation))
     array = numpy.asarray(tokens, numpy.int32)
-    return Tokens(array, numpy.where(mask, IGNORE_INDEX, array))
+    return Tokens(array, numpy.where(mask, IGNORE_INDEX, array), num_empty=conversation.num_empty)
 
 
 def _messages(conversation: Conversation) -> list[Message]:

@@ -5,8 +5,8 @@ and caching are done by :mod:`distill_tune.data.prepare`, packing by :mod:`disti
 """
 
 import dataclasses
+import functools
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -144,7 +144,8 @@ def instruct(
         turns = [_said("system", system)] if system else []
         for question, reply in history_in(row, columns.get("history", "history")):
             turns += [_said("user", question), _said("assistant", reply)]
-        turns += [_said("user", f"{prompt}\n\n{more}" if more else prompt), _said("assistant", answer)]
+        question = "\n\n".join(part for part in (prompt, more) if part.strip())
+        turns += [_said("user", question), _said("assistant", answer)]
         return learning_answers(turns, train_on, train_on_input, tools=tools_in(row, columns.get("tools")))
 
     rows = _load(source, split, load_dataset_kwargs)
@@ -169,7 +170,7 @@ def chat(
     and ``value``), and ``prompt`` with ``completion``, each a text or a list of turns: there the completion's answers
     are learned. Besides, ``system`` and ``tools``. Turns keep what templates read: reasoning, calls of tools and their
     results. An empty last assistant turn is left out: such a row has only a prompt. An empty one before is written, and
-    not learned.
+    not learned. Both are counted.
 
     A turn that says ``weight: 0``, ``train: false`` or ``loss: false`` of itself is not learned.
 
@@ -192,11 +193,13 @@ def chat(
             raise RowError("has a system turn and another text in its column system; keep one of them")
         if (system or system_prompt) and own is None:
             turns, num_given = [_said("system", system or system_prompt or ""), *turns], num_given + 1
-        if turns[-1].turn["role"] == "assistant" and is_empty(turns[-1].turn):
-            turns.pop()
+        ends_empty = turns[-1].turn["role"] == "assistant" and is_empty(turns[-1].turn)
+        mark = turns.pop().mark if ends_empty else None
+        num_empty = int(ends_empty and (bool(mark) if train_on == "marked" else mark is not False))
         if not any(turn["role"] == "assistant" for turn, _ in turns[num_given:]):
             raise RowError("no answer: there is no assistant turn with text")
-        return learning_answers(turns, train_on, train_on_input, num_given, tools_in(row, columns.get("tools")))
+        tools = tools_in(row, columns.get("tools"))
+        return learning_answers(turns, train_on, train_on_input, num_given, tools, num_empty)
 
     rows = _load(source, split, load_dataset_kwargs)
     return _of_conversations(tokenizer, rows, conversation_of, max_seq_len, packed)
@@ -251,7 +254,7 @@ def docstrings(
         held_out: which side of the split by module.
         min_characters: leave out shorter answers.
     """
-    rows = _Docstrings(docstring_rows.collect(num_rows, held_out=held_out, min_characters=min_characters))
+    rows = _Docstrings(num_rows, held_out, min_characters)
 
     def conversation_of(row: Row) -> Conversation:
         return learning_answers([_said("user", row["instruction"]), _said("assistant", row["output"])])
@@ -269,10 +272,28 @@ def dataset_for(row: Row) -> str:
     return "text" if "text" in has and not asks_and_answers else "instruct"
 
 
-class _Docstrings(list):
-    @property
+@dataclasses.dataclass(frozen=True)
+class _Docstrings(Sequence[Row]):
+    """Rows that are read when the first one is taken: where their tokens are kept, none is."""
+
+    num_rows: int | None
+    held_out: bool
+    min_characters: int
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(self).encode()).hexdigest()
+        asked = (self.num_rows, self.held_out, self.min_characters, docstring_rows.sources_fingerprint())
+        return hashlib.sha256(repr(asked).encode()).hexdigest()
+
+    @functools.cached_property
+    def _rows(self) -> list[dict[str, str]]:
+        return docstring_rows.collect(self.num_rows, held_out=self.held_out, min_characters=self.min_characters)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:  # type: ignore[override]
+        return self._rows[index]
 
 
 def _load(source: str, split: str, options: Mapping[str, Any]) -> Any:

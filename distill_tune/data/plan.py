@@ -1,13 +1,15 @@
 """Which rows make which step: a pure function of the data, the batch settings, the seed and the epoch."""
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy
 
 from distill_tune.data.augmentation import Augmentations
 from distill_tune.data.batch import Batch, Row, joined
+from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
 
@@ -73,10 +75,10 @@ class StepPlan:
         for rows in self._datasets:
             self._augmentations.require_text(rows)
         # Sequence i has the rows self._rows[self._ends[i - 1] : self._ends[i]] of its dataset.
-        orders = [self._row_order(rows) for rows in self._datasets]
-        ends = [self._ends_of_sequences(rows, order) for rows, order in zip(self._datasets, orders, strict=True)]
-        rows_before = numpy.cumsum([0, *map(len, orders)])
-        self._rows = numpy.concatenate(orders)
+        self._orders = [self._row_order(rows) for rows in self._datasets]
+        ends = [self._ends_of_sequences(rows, order) for rows, order in zip(self._datasets, self._orders, strict=True)]
+        rows_before = numpy.cumsum([0, *map(len, self._orders)])
+        self._rows = numpy.concatenate(self._orders)
         self._ends = numpy.concatenate([end + before for end, before in zip(ends, rows_before, strict=False)])
         self._first_sequence = numpy.cumsum([0, *map(len, ends)])
         self._order: tuple[int, numpy.ndarray] | None = None
@@ -124,6 +126,10 @@ class StepPlan:
         }
 
     @property
+    def num_rows(self) -> int:
+        return sum(map(len, self._datasets))
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest row."""
         return max(int(rows.lengths.max()) for rows in self._datasets)
@@ -154,20 +160,30 @@ class StepPlan:
         """Supervised tokens in a step, on all ranks: what its summed losses are divided by."""
         return sum(int(rows.supervised[at].sum()) for rows, at in self._rows_of(self._of_step(epoch, step)))
 
-    def shapes(self, epoch: int, step: int) -> list[tuple[tuple[int, ...], int]]:
-        """Of this rank's micro-batches in a step: the tokens of each row, and how many are supervised."""
-        found = []
-        for sequences in self._dealt(self._of_step(epoch, step)):
-            rows = list(self._rows_of(sequences))
-            lengths = tuple(int(length) for of_dataset, at in rows for length in of_dataset.lengths[at])
-            found.append((lengths, sum(int(of_dataset.supervised[at].sum()) for of_dataset, at in rows)))
-        return found
+    def shapes(self, epoch: int, step: int) -> list[Shape]:
+        """Of this rank's micro-batches in a step."""
+        return [self._shape(sequences) for sequences in self._dealt(self._of_step(epoch, step))]
 
-    def lengths(self, epoch: int, step: int) -> list[int]:
-        """Tokens of each row in a step, on all ranks."""
-        if self._augmentations:
-            return [len(row.tokens) for row in self._taken(self._of_step(epoch, step), epoch)]
-        return [int(n) for rows, at in self._rows_of(self._of_step(epoch, step)) for n in rows.lengths[at]]
+    def shape(self, epoch: int, step: int) -> Shape:
+        """Of all rows of a step, on all ranks, as the augmentations leave them."""
+        if not self._augmentations:
+            return self._shape(self._of_step(epoch, step))
+        taken = list(self._taken(self._of_step(epoch, step), epoch))
+        of_teacher = [row.teacher_tokens for row in taken if row.teacher_tokens is not None]
+        return dataclasses.replace(
+            self._shape(self._of_step(epoch, step)),
+            lengths=tuple(len(row.tokens) for row in taken),
+            teacher_lengths=tuple(map(len, of_teacher)),
+        )
+
+    @property
+    def largest_shapes(self) -> list[Shape]:
+        """Of any rank's micro-batches in the steps that the longest sequences would make, by what student and teacher
+        read: no step of any epoch has a larger one.
+        """
+        both = self._tokens, self._tokens_of([rows.teacher or rows for rows in self._datasets])
+        longest = [numpy.argsort(tokens, kind="stable")[::-1][: self._step_size] for tokens in both]
+        return [self._shape(hand) for sequences in longest for hand in self._hands(sequences)]
 
     def origin(self, dataset: int, row: int) -> str:
         """The file and number of a row, as a batch's ``places`` have it."""
@@ -187,17 +203,20 @@ class StepPlan:
         return self._epoch_order(epoch)[step * self._step_size : (step + 1) * self._step_size]
 
     def _dealt(self, sequences: numpy.ndarray) -> list[numpy.ndarray]:
-        """This rank's micro-batches: no more than are filled, about as many sequences and tokens in each."""
+        """This rank's micro-batches."""
+        return self._hands(sequences)[self._rank :: self._num_ranks]
+
+    def _hands(self, sequences: numpy.ndarray) -> list[numpy.ndarray]:
+        """All ranks' micro-batches: no more than are filled, about as many sequences and tokens in each."""
         hands = self._num_ranks * -(-len(sequences) // (self._batch_size * self._num_ranks))
         if hands == 1:
             return [sequences]
-        tokens = [sum(int(rows.lengths[at].sum()) for rows, at in self._rows_of([one])) for one in sequences]
+        tokens = self._tokens[sequences]
         longest_first = sequences[numpy.argsort(tokens, kind="stable")[::-1]]
         rounds = [longest_first[start : start + hands] for start in range(0, len(sequences), hands)]
         # Each round goes the other way than the one before, so that nobody always gets the longest.
         turned = [sequences[:: -1 if number % 2 else 1] for number, sequences in enumerate(rounds)]
-        own = range(self._rank, hands, self._num_ranks)
-        return [numpy.array([cards[hand] for cards in turned if hand < len(cards)], dtype=int) for hand in own]
+        return [numpy.array([cards[hand] for cards in turned if hand < len(cards)], int) for hand in range(hands)]
 
     def _epoch_order(self, epoch: int) -> numpy.ndarray:
         if self._order is None or self._order[0] != epoch:
@@ -229,6 +248,30 @@ class StepPlan:
             dataset = int(numpy.searchsorted(self._first_sequence, sequence, side="right")) - 1
             start = self._ends[sequence - 1] if sequence else 0
             yield self._datasets[dataset], self._rows[start : self._ends[sequence]]
+
+    @functools.cached_property
+    def _tokens(self) -> numpy.ndarray:
+        """Of each sequence."""
+        return self._tokens_of(self._datasets)
+
+    def _tokens_of(self, datasets: Sequence[TokenisedRows]) -> numpy.ndarray:
+        """Of each sequence, with other readings of the same rows."""
+        counts = [rows.lengths[order] for rows, order in zip(datasets, self._orders, strict=True)]
+        return numpy.add.reduceat(numpy.concatenate(counts), [0, *self._ends[:-1]])
+
+    def _shape(self, sequences: numpy.ndarray) -> Shape:
+        rows = list(self._rows_of(sequences))
+
+        def taken(values: Callable[[TokenisedRows], Any]) -> tuple[int, ...]:
+            found = [(values(of_dataset), at) for of_dataset, at in rows]
+            return tuple(int(value) for all_values, at in found if all_values is not None for value in all_values[at])
+
+        return Shape(
+            taken(lambda rows: rows.lengths),
+            taken(lambda rows: rows.supervised),
+            taken(lambda rows: rows.teacher and rows.teacher.lengths),
+            taken(lambda rows: rows.teacher_ids),
+        )
 
     def _batch(self, sequences: numpy.ndarray, epoch: int) -> Batch:
         return joined(list(self._taken(sequences, epoch)))

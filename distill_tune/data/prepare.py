@@ -16,11 +16,12 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.components import instantiate
+from distill_tune.cpus import usable_cpus
 from distill_tune.data import row_cache
 from distill_tune.data.conversation import Tokens
 from distill_tune.data.datasets import IGNORE_INDEX, read_behind
 from distill_tune.data.prompts import PLAIN_READING, Prompt, Reading
-from distill_tune.data.sources import RowError, origin_of, use_in_torchtune
+from distill_tune.data.sources import RowError, origin_of, require_unchanged, use_in_torchtune
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.data.turn_text import text_of_turns
 from distill_tune.errors import UserError
@@ -36,6 +37,7 @@ def prepare_rows(
     *,
     on_bad_row: str = "stop",
     reading: Reading = PLAIN_READING,
+    check_kept: bool = True,
 ) -> tuple[list[TokenisedRows], list[float] | None]:
     """Read, check and tokenise one dataset component or a list of them.
 
@@ -45,6 +47,7 @@ def prepare_rows(
         tokenizer_config: what it was made from, part of the cache's key.
         on_bad_row: ``stop`` names the bad rows and ends; ``skip`` counts them and goes on.
         reading: what teacher and student read before the answer, and which teacher a row follows.
+        check_kept: compare tokens that an earlier start has kept with their checksum; another process may have.
 
     Returns:
         The datasets, and their weights where they have any.
@@ -54,13 +57,18 @@ def prepare_rows(
     """
     use_in_torchtune()
     entries = list(component) if isinstance(component, ListConfig) else [component]
-    rows = [_prepare(entry, tokenizer, tokenizer_config, on_bad_row, reading) for entry in entries]
+    rows = [_prepare(entry, tokenizer, tokenizer_config, on_bad_row, reading, check_kept) for entry in entries]
     weights = [float(entry["weight"]) for entry in entries if "weight" in entry]
     return rows, weights or None
 
 
 def _prepare(
-    entry: DictConfig, tokenizer: Any, tokenizer_config: DictConfig, on_bad_row: str, reading: Reading
+    entry: DictConfig,
+    tokenizer: Any,
+    tokenizer_config: DictConfig,
+    on_bad_row: str,
+    reading: Reading,
+    check_kept: bool,
 ) -> TokenisedRows:
     arguments = OmegaConf.create({key: value for key, value in entry.items() if key != "weight"})
     is_packed = bool(arguments.get("packed", False))
@@ -79,11 +87,14 @@ def _prepare(
         )
 
     kept = row_cache.folder_of(dataset, arguments, tokenizer_config, max_seq_len, reading)
-    rows = row_cache.read_rows(kept) if kept else None
+    rows = row_cache.read_rows(kept, check_kept) if kept else None
     if rows is None:
         rows = _tokenise(dataset, tokenizer, max_seq_len, reading)
+        require_unchanged(dataset)
         if kept and len(rows):
             row_cache.write_rows(kept, rows)
+    else:
+        print(f"dataset {_name(entry)}: was tokenised before, the tokens are taken from {kept}")
     if rows.num_bad and on_bad_row == "stop":
         raise UserError(
             f"dataset: {rows.num_bad} bad rows; mend them, or leave them out with on_bad_row=skip{_shown_faults(rows)}"
@@ -96,7 +107,7 @@ def _prepare(
             else ""
         )
         raise UserError(f"dataset {_name(entry)}: has no row to train on{cut}{_shown_faults(rows)}")
-    return dataclasses.replace(rows, packed=is_packed)
+    return dataclasses.replace(rows, packed=is_packed).with_fingerprint(rows.fingerprint)
 
 
 def _name(entry: DictConfig) -> str:
@@ -182,16 +193,19 @@ def _workers(source: "_Source", count: int) -> Iterator[Any]:
     """A map over chunks of rows: in forked processes, which need no pickling of the dataset, or in this one."""
     global _source
     _source = source
-    processes = min(os.cpu_count() or 1, count // (4 * _CHUNK))
-    if processes < 2 or sys.platform != "linux":
-        yield lambda chunks: map(_tokenise_chunk, chunks)
-        return
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn about the fork
-    gc.freeze()  # else the workers' collections touch, and so copy, every row
-    context = multiprocessing.get_context("fork")
-    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
-        yield lambda chunks: pool.map(_tokenise_chunk, chunks)
-    gc.unfreeze()
+    processes = min(usable_cpus(), count // (4 * _CHUNK))
+    try:
+        if processes < 2 or sys.platform != "linux":
+            yield lambda chunks: map(_tokenise_chunk, chunks)
+            return
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn about the fork
+        gc.freeze()  # else the workers' collections touch, and so copy, every row
+        context = multiprocessing.get_context("fork")
+        with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+            yield lambda chunks: pool.map(_tokenise_chunk, chunks)
+        gc.unfreeze()
+    finally:
+        del _source  # the rows, which the run needs no more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,6 +280,7 @@ def _tokenise_chunk(indices: range) -> _Chunk:
         counts["num_tokens_cut"] += num_cut
         counts["num_shortened"] += num_cut > 0
         counts["num_without_end"] += learned < len(_supervised(whole.labels))
+        counts["num_empty"] += whole.num_empty
         dropped.update(whole.dropped)
         unread.update(_unread(index))
         of_student.append(student)
@@ -297,7 +312,7 @@ def _read(index: int, prompt: Prompt) -> Tokens:
         if is_text is None and _source.reading.augmented and getattr(dataset, "conversation", None):
             conversation = prompt.applied(dataset.conversation(dataset.rows[index]), dataset.rows[index])
             is_text = text_of_turns(tokenizer, conversation, tokens)
-        return Tokens(tokens, labels, is_text, tuple(row.get("dropped", ())))
+        return Tokens(tokens, labels, is_text, tuple(row.get("dropped", ())), int(row.get("num_empty", 0)))
     except KeyError as error:
         raise RowError(f"no field {error.args[0]}") from error
     except (TypeError, ValueError, AttributeError, AssertionError, LookupError, RuntimeError, OverflowError) as error:

@@ -1,11 +1,14 @@
-"""Tokenised rows on the disk, by what they were made from; a copy that is damaged is made anew."""
+"""Tokenised rows on the disk, by what they were made from; a copy that is damaged is made anew, an old one deleted."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,19 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from distill_tune.cache_folder import cache_folder
 from distill_tune.data.prompts import Reading
 from distill_tune.data.row_identity import identity_of
 from distill_tune.data.sources import fingerprint_of
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.disk import damage, digest, put_in_place, write_checksums
+from distill_tune.kept_digests import delete_old_digests
 
 _FILE = "rows.safetensors"
+_DAY = 86_400  # seconds
+_KEPT_UNUSED = 30 * _DAY
+_IN_USE = 7 * _DAY  # a run on another machine may still have it mapped
+_MOST_BYTES = 50 * 10**9
 _TENSORS = ("tokens", "labels", "offsets")
 _OPTIONAL_TENSORS = ("teacher_ids", "origins", "is_text")
 _SETTINGS = (
@@ -30,10 +39,12 @@ _SETTINGS = (
     "num_shortened",
     "num_without_end",
     "num_tokens_cut",
+    "num_empty",
     "dropped",
     "unread",
     "faults",
     "files",
+    "fingerprint",
 )
 
 
@@ -44,10 +55,12 @@ def folder_of(
     max_seq_len: int | None,
     reading: Reading,
 ) -> Path | None:
-    """Where the tokens of exactly these rows under these settings are kept; None where nothing identifies them; see
-    :func:`~distill_tune.data.row_identity.identity_of`."""
-    fingerprint = fingerprint_of(dataset)
-    if fingerprint is None:
+    """Where the tokens of exactly these rows under these settings are kept; None where nothing identifies them, see
+    :func:`~distill_tune.data.row_identity.identity_of`, or there is no place to keep them."""
+    fingerprint, root = fingerprint_of(dataset), cache_folder()
+    if root is None:
+        print("no home folder, so tokenised rows are not kept; set DISTILL_TUNE_CACHE to a folder", file=sys.stderr)
+    if fingerprint is None or root is None:
         return None
     if (identity := identity_of(arguments, tokenizer_config)) is None:
         return None
@@ -57,21 +70,19 @@ def folder_of(
         "reading": dataclasses.asdict(reading),
     }
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    return _cache_folder() / "rows" / name
+    return root / "rows" / name
 
 
-def _cache_folder() -> Path:
-    """DISTILL_TUNE_CACHE, or ~/.cache/distill_tune."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.path.expanduser(os.environ.get("DISTILL_TUNE_CACHE") or Path(root) / "distill_tune"))
+def read_rows(folder: Path, check: bool = True) -> TokenisedRows | None:
+    """Rows whose tokens are mapped; None where there are none, or not as they were written.
 
-
-def read_rows(folder: Path) -> TokenisedRows | None:
-    """Mapped, not read; None where there are none, or not as they were written."""
-    if not folder.is_dir():
+    Args:
+        check: read the whole file once, to compare it with its checksum.
+    """
+    if not os.path.isdir(folder):
         return None
     try:
-        if damaged := damage(folder):
+        if damaged := damage(folder) if check else None:
             print(f"tokenised rows {folder}: {damaged}; made anew", file=sys.stderr)
             return None
         with safe_open(folder / _FILE, framework="pt") as file:
@@ -80,9 +91,13 @@ def read_rows(folder: Path) -> TokenisedRows | None:
         of_teacher = {name: tensors.pop(f"teacher.{name}") for name in _TENSORS if f"teacher.{name}" in tensors}
         plain = {"packed": False, "max_seq_len": settings["max_seq_len"]}
         teacher = TokenisedRows(**of_teacher, **plain) if of_teacher else None
-        return TokenisedRows(**tensors, **settings, teacher=teacher)
+        fingerprint = settings.pop("fingerprint")
+        rows = TokenisedRows(**tensors, **settings, teacher=teacher).with_fingerprint(fingerprint)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError):
         return None  # a disk that fails, or another version's
+    with contextlib.suppress(OSError):  # another's, or on a disk that cannot be written
+        os.utime(folder)  # when it was used last
+    return rows
 
 
 def write_rows(folder: Path, rows: TokenisedRows) -> None:
@@ -103,3 +118,20 @@ def write_rows(folder: Path, rows: TokenisedRows) -> None:
             put_in_place(partial, folder)
     except (OSError, SafetensorError) as error:
         print(f"the tokenised rows could not be kept in {folder.parent}: {error}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # what another run deletes at the same time
+        _delete_old(folder.parent)
+    delete_old_digests()
+
+
+def _delete_old(kept: Path) -> None:
+    """Delete what has not been used for 30 days, and of the rest, the oldest first, what is more than 50 GB.
+
+    What was used within a week stays in any case.
+    """
+    now = time.time()
+    used = sorted(((path.stat().st_mtime, path) for path in kept.iterdir()), reverse=True)
+    total = 0
+    for when, path in used:
+        total += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if now - when > (_IN_USE if total > _MOST_BYTES else _KEPT_UNUSED):
+            shutil.rmtree(path, ignore_errors=True)

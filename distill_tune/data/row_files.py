@@ -1,30 +1,22 @@
 """The rows of one file, with their numbers: JSON, JSON lines, CSV, Parquet, Arrow, packed or not."""
 
+import codecs
 import csv
 import dataclasses
 import io
 import json
 import lzma
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from distill_tune.data.file_rows import ContentOnDisk, FileRows, HeldContent, HeldRows, Row, RowError
+from distill_tune.data.json_files import rows_in_parts, rows_of_text
 from distill_tune.errors import UserError
-
-Row = dict[str, Any]
 
 FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
 _PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
-
-
-@dataclasses.dataclass(frozen=True)
-class LocatedRow:
-    """A row and where a user finds it; without a row, what is wrong with it."""
-
-    file: Path
-    number: int
-    row: Row | None
-    fault: str = ""
+_UTF_8 = ("utf-8", "utf-8-sig")
+_BLOCK = 256  # rows of a table that are Python objects at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +57,7 @@ def is_saved_dataset(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("dataset_info.json", "state.json"))
 
 
-def read_rows(path: Path, options: FileOptions) -> Iterator[LocatedRow]:
+def read_rows(path: Path, options: FileOptions) -> FileRows:
     """
     Args:
         path: a file whose :func:`format_of` is known, or a folder for which :func:`is_saved_dataset`.
@@ -76,19 +68,26 @@ def read_rows(path: Path, options: FileOptions) -> Iterator[LocatedRow]:
     if options.field is not None and (path.is_dir() or format_of(path) != ".json"):
         raise UserError(f"dataset.field={options.field}: {path} is no JSON object that holds a list; leave it out")
     if path.is_dir():
-        yield from _read_saved_dataset(path)
-        return
-    ending = format_of(path)
+        return _read_saved_dataset(path)
+    ending = str(format_of(path))
     if ending in (".parquet", ".arrow"):
-        yield from _read_table(path, ending)
-        return
-    text = _text(path, options.encoding or "utf-8-sig")
+        return _read_table(path, ending)
+    encoding = options.encoding or "utf-8-sig"
     if ending in (".csv", ".tsv"):
-        yield from _read_csv(path, text, options.delimiter or ("\t" if ending == ".tsv" else ","))
-    elif options.field is None and _is_json_lines(text, ending):
-        yield from _read_json_lines(path, text)
-    else:
-        yield from _read_json(path, text, options.field)
+        return _read_csv(path, _text(path, encoding), options.delimiter or ("\t" if ending == ".tsv" else ","))
+    if options.field is None and _is_utf_8(encoding):
+        is_packed = path.suffix.lower() in _PACKED
+        rows = rows_in_parts(HeldContent(_content(path)) if is_packed else ContentOnDisk(path), ending)
+        if rows is not None:
+            return rows
+    return rows_of_text(path, _text(path, encoding), ending, options.field)
+
+
+def _is_utf_8(encoding: str) -> bool:
+    try:
+        return codecs.lookup(encoding).name in _UTF_8
+    except LookupError:
+        return False
 
 
 def _content(file: Path) -> bytes:
@@ -122,98 +121,25 @@ def _text(file: Path, encoding: str) -> str:
         ) from error
 
 
-def _is_json_lines(text: str, ending: str | None) -> bool:
-    """Whether a file holds an object a line, as .json files may as well.
-
-    A line ends with a new line alone: U+2028 and the like may stand inside a JSON text.
-    """
-    if ending != ".json":
-        return True
-    line, *more = text.strip().split("\n", 1)
-    if not line.startswith("{"):
-        return False
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return bool(more) or not any(map(_is_list_of_rows, row.values()))
-
-
-_OF_A_TURN = {"role", "from"}
-
-
-def _is_list_of_rows(value: Any) -> bool:
-    """Of an object that is the whole file: whether the rows are in it, rather than itself one."""
-    return isinstance(value, list) and any(isinstance(item, dict) and not _OF_A_TURN & item.keys() for item in value)
-
-
-def _read_json(file: Path, text: str, field: str | None) -> Iterator[LocatedRow]:
-    try:
-        data = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"dataset {file}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
-    except RecursionError as error:
-        raise UserError(f"dataset {file}: broken JSON: nested too deeply") from error
-    except ValueError as error:  # a number with more digits than Python reads
-        raise UserError(f"dataset {file}: cannot be read: {error}") from error
-    if field is not None:
-        if not isinstance(data, dict) or field not in data:
-            found = f"its fields are {', '.join(data)}" if isinstance(data, dict) else f"it is a {type(data).__name__}"
-            raise UserError(f"dataset.field={field}: {file} is no JSON object with this field; {found}")
-        data = data[field]
-    if isinstance(data, dict):
-        lists = [key for key, value in data.items() if isinstance(value, list)]
-        hint = f"; name the list with field: {lists[0]}" if lists else ""
-        raise UserError(f"dataset {file}: must be a list of rows, found one object{hint}")
-    if not isinstance(data, list):
-        raise UserError(f"dataset {file}: must be a list of rows, found {type(data).__name__}")
-    for number, row in enumerate(data, 1):
-        yield _located(file, number, row)
-
-
-def _read_json_lines(file: Path, text: str) -> Iterator[LocatedRow]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield _located(file, number, json.loads(line))
-        except json.JSONDecodeError as error:
-            yield LocatedRow(file, number, None, f"broken JSON at column {error.colno}: {error.msg}")
-        except RecursionError:
-            yield LocatedRow(file, number, None, "broken JSON: nested too deeply")
-        except ValueError as error:  # a number with more digits than Python reads
-            yield LocatedRow(file, number, None, f"cannot be read: {error}")
-
-
-def _located(file: Path, number: int, row: Any) -> LocatedRow:
-    if isinstance(row, dict):
-        return LocatedRow(file, number, row)
-    return LocatedRow(file, number, None, f"must be an object with fields, found {type(row).__name__}")
-
-
-def _read_csv(file: Path, text: str, delimiter: str) -> Iterator[LocatedRow]:
+def _read_csv(file: Path, text: str, delimiter: str) -> HeldRows:
     csv.field_size_limit(2**31 - 1)
     if len(delimiter) != 1:
         raise UserError(f"dataset.delimiter={delimiter}: must be one character")
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    number = 1  # the header
+    rows: list[Row | str] = []
     try:
         names = list(reader.fieldnames or [])
         if again := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise UserError(f"dataset {file}: has the column {again[0]} {names.count(again[0])} times; rename it")
-        for number, row in enumerate(reader, 2):
-            if None in row or None in row.values():
-                fault = f"has not the {len(reader.fieldnames or [])} columns of the header"
-                yield LocatedRow(file, number, None, fault)
-            else:
-                yield LocatedRow(file, number, row)
+        for row in reader:
+            is_whole = None not in row and None not in row.values()
+            rows.append(row if is_whole else f"has not the {len(names)} columns of the header")
     except csv.Error as error:
-        yield LocatedRow(file, number + 1, None, f"broken CSV: {error}")
+        rows.append(f"broken CSV: {error}")
+    return HeldRows(rows, range(2, len(rows) + 2))  # the header is the first
 
 
-def _read_table(file: Path, ending: str) -> Iterator[LocatedRow]:
+def _read_table(file: Path, ending: str) -> "TableRows":
     import pyarrow
     import pyarrow.parquet
 
@@ -221,30 +147,47 @@ def _read_table(file: Path, ending: str) -> Iterator[LocatedRow]:
     content = _content(file)
     try:
         if ending == ".parquet":
-            table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
-        else:
-            try:
-                table = pyarrow.ipc.open_stream(content).read_all()
-            except pyarrow.ArrowInvalid:  # the other of Arrow's two layouts
-                table = pyarrow.ipc.open_file(content).read_all()
-        rows = _rows_of(table)
+            return TableRows(pyarrow.parquet.read_table(pyarrow.BufferReader(content)))
+        try:
+            return TableRows(pyarrow.ipc.open_stream(content).read_all())
+        except pyarrow.ArrowInvalid:  # the other of Arrow's two layouts
+            return TableRows(pyarrow.ipc.open_file(content).read_all())
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise UserError(f"dataset {file}: not {name}: {str(error).splitlines()[0]}") from error
-    for number, row in enumerate(rows, 1):
-        yield LocatedRow(file, number, row)
 
 
-def _read_saved_dataset(folder: Path) -> Iterator[LocatedRow]:
+def _read_saved_dataset(folder: Path) -> "TableRows":
     import datasets
     import pyarrow
 
     try:
-        rows = _rows_of(datasets.load_from_disk(str(folder)).with_format("arrow")[:])
+        return TableRows(datasets.load_from_disk(str(folder)).with_format("arrow")[:])
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"dataset {folder}: not as save_to_disk writes a folder: {reason}") from error
-    for number, row in enumerate(rows, 1):
-        yield LocatedRow(folder, number, row)
+
+
+class TableRows:
+    """The rows of an Arrow table, some hundred of which are Python objects at a time."""
+
+    def __init__(self, table: Any) -> None:
+        self.numbers = range(1, table.num_rows + 1)
+        self._table = table
+        self._taken: tuple[int, list[Row]] = (-1, [])
+
+    def __getitem__(self, index: int) -> Row:
+        import pyarrow
+
+        block, at = divmod(index, _BLOCK)
+        try:
+            if block != self._taken[0]:
+                self._taken = block, _rows_of(self._table.slice(block * _BLOCK, _BLOCK))
+            return self._taken[1][at]
+        except (pyarrow.ArrowException, ValueError, OverflowError):
+            try:  # it may be another of them
+                return _rows_of(self._table.slice(index, 1))[0]
+            except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+                raise RowError(f"cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def _rows_of(table: Any) -> list[Row]:

@@ -18,12 +18,12 @@ from distill_tune.config.trust import KNOWN, is_known
 from distill_tune.config.values import components_of
 from distill_tune.data.dates import today
 from distill_tune.data.tokenizer import model_folder_of
-from distill_tune.disk import digest
+from distill_tune.kept_digests import kept_digest
 
 # Of a tokenizer's folder: vocabularies, merges, templates and every config, but not the weights that lie beside them.
 _SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm", ".bpe", ".py")
 _TEMPLATES = "additional_chat_templates"
-_PACKAGES = ("torchtune", "transformers", "tokenizers", "sentencepiece", "tiktoken", "jinja2")
+_PACKAGES = ("torchtune", "transformers", "tokenizers", "sentencepiece", "tiktoken", "jinja2", "datasets", "pyarrow")
 _ASKS_FOR_THE_DATE = b"strftime_now"
 _DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _LONGEST_PATH = 4096
@@ -41,7 +41,7 @@ def identity_of(arguments: DictConfig, tokenizer_config: DictConfig) -> dict[str
     - the source of components that are not of this package or torchtune, and of the modules that these import,
       directly or not, from folders of the user's own on the module search path; of installed packages, the version;
       and the files that the arguments of such components name;
-    - the versions of the packages that tokenise.
+    - the versions of the packages that read rows and tokenise.
 
     What such code reads from files of its own choice, or imports under a name that it makes up, is not seen.
 
@@ -57,11 +57,11 @@ def identity_of(arguments: DictConfig, tokenizer_config: DictConfig) -> dict[str
             code |= found
         for _, component in components_of(config, itself=True):
             if not is_known(str(component["_component_"])):
-                code |= {str(file): digest(file) for file in _paths(component) if file.is_file()}
+                code |= {str(file): kept_digest(file) for file in _paths(component) if file.is_file()}
     return {
         "dataset": OmegaConf.to_container(arguments),
         "tokenizer": OmegaConf.to_container(tokenizer_config),
-        "files": {str(file): digest(file) for file in files},
+        "files": {str(file): kept_digest(file) for file in files},
         "code": code,
         "date": today().date().isoformat() if any(map(_asks_for_the_date, files)) else None,
         "versions": [distill_tune.__version__, *map(_version, _PACKAGES)],
@@ -129,7 +129,7 @@ def _code_of(name: str) -> dict[str, str] | None:
     if _is_installed(Path(file)):
         package = module.partition(".")[0]
         distributions = packages_distributions().get(package, [])
-        return {package: " ".join(map(_version, distributions))} if distributions else {file: digest(Path(file))}
+        return {package: " ".join(map(_version, distributions))} if distributions else {file: kept_digest(Path(file))}
     if not file.endswith(".py"):
         return None
     finder = _Finder(_own_folders(Path(file), module), excludes=sorted(KNOWN))
@@ -138,7 +138,7 @@ def _code_of(name: str) -> dict[str, str] | None:
     except (ImportError, SyntaxError, OSError, AttributeError):  # the last of a package without __init__.py
         return None
     found = {str(other.__file__) for other in finder.modules.values() if other.__file__}  # type: ignore[attr-defined]
-    return {other: digest(Path(other)) for other in sorted({file, *found}) if os.path.isfile(other)}
+    return {other: kept_digest(Path(other)) for other in sorted({file, *found}) if os.path.isfile(other)}
 
 
 class _Finder(ModuleFinder):

@@ -4,26 +4,27 @@ import functools
 import glob
 import hashlib
 import inspect
+import itertools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy
+
+from distill_tune.data.file_rows import FileRows, Row, RowError, read_or_told
 from distill_tune.data.hub import require_hub
-from distill_tune.data.row_files import FileOptions, LocatedRow, Row, format_of, read_rows, require_format
+from distill_tune.data.row_files import FileOptions, format_of, read_rows, require_format
 from distill_tune.data.row_folders import Folder, read_folder
-from distill_tune.disk import digest, retried
 from distill_tune.errors import UserError
+from distill_tune.kept_digests import kept_digest
 
-Value = TypeVar("Value")
+__all__ = ["LocalRows", "Row", "RowError", "fingerprint_of", "load_dataset", "origin_of", "use_in_torchtune"]
+
 _FORMATS = ("json", "csv", "parquet", "arrow")  # the names under which `datasets` reads local files
 _OF_FILES = ("field", "delimiter", "encoding")
 _REMOTE = ("http://", "https://", "hf://")
-
-
-class RowError(Exception):
-    """One row cannot be used; the message says why, the caller adds file and number."""
 
 
 class LocalRows(Sequence[Row]):
@@ -46,37 +47,65 @@ class LocalRows(Sequence[Row]):
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes when a file's content or the way it is read changes."""
-        contents = [(format_of(file), _retried(file, digest)) for path in self.files for file in _files_of(path)]
+        contents = [
+            (format_of(file), read_or_told(file, kept_digest)) for path in self.files for file in _files_of(path)
+        ]
         return hashlib.sha256(repr((self._split, self._options, contents)).encode()).hexdigest()
 
     @functools.cached_property
-    def _rows(self) -> list[LocatedRow]:
-        rows = {name: [row for file in self._splits[name] for row in _retried(file, self._read)] for name in self.names}
+    def _rows(self) -> list[FileRows]:
+        """Of each file."""
+        rows = [read_or_told(file, self._read) for file in self.files]
+        self.require_unchanged()
+        return rows
+
+    @functools.cached_property
+    def _places(self) -> numpy.ndarray:
+        """The file's number and the place there of each row, ``[rows, 2]``."""
+        counts = [len(of_file.numbers) for of_file in self._rows]
+        files = numpy.repeat(numpy.arange(len(counts), dtype=numpy.int32), counts)
+        places = numpy.concatenate([numpy.zeros(0, numpy.int32), *(numpy.arange(n, dtype=numpy.int32) for n in counts)])
+        ends = numpy.cumsum([0, *(len(self._splits[name]) for name in self.names)])
+        firsts = numpy.cumsum([0, *counts])[ends]  # of each split, its first row
+        of_splits = dict(zip(self.names, itertools.pairwise(firsts.tolist()), strict=True))
+        parts = _parts_of(self._split, {name: stop - first for name, (first, stop) in of_splits.items()})
+        chosen = [numpy.arange(*of_splits[name])[part] for name, part in parts]
+        return numpy.stack([files, places], axis=1)[numpy.concatenate(chosen)]
+
+    def require_unchanged(self) -> None:
+        """
+        Raises:
+            UserError: a file is not as it was when this was made.
+        """
         for file, before in zip(self.files, self._found, strict=True):
             if _state_of(file) != before:
                 raise UserError(f"dataset {file}: has changed while it was read; start again once it is written")
-        parts = _parts_of(self._split, {name: len(found) for name, found in rows.items()})
-        return [row for name, part in parts for row in rows[name][part]]
 
-    def _read(self, file: Path) -> list[LocatedRow]:
-        return list(read_rows(file, self._options))
+    def _read(self, file: Path) -> FileRows:
+        return read_rows(file, self._options)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> Row:  # type: ignore[override]
-        located = self._rows[index]
-        if located.row is None:
-            raise RowError(located.fault)
-        return dict(located.row)
+        file, place = self._places[index].tolist()
+        return dict(self._rows[file][place])
 
     def origin(self, index: int) -> tuple[str, int]:
         """File and row number, as a user would look them up."""
-        return str(self._rows[index].file), self._rows[index].number
+        file, place = self._places[index].tolist()
+        return str(self.files[file]), self._rows[file].numbers[place]
 
     def filter(self, keep: Callable[[Row], bool]) -> "LocalRows":
+        """Those that ``keep`` says, and those that cannot be read, which are told by their number."""
+        kept = []
+        for index in range(len(self)):
+            try:
+                kept.append(keep(self[index]))
+            except RowError:
+                kept.append(True)
         filtered = LocalRows(self._splits, self._split, self._options)
-        filtered.__dict__["_rows"] = [row for row in self._rows if row.row is None or keep(row.row)]
+        filtered.__dict__ |= {"_rows": self._rows, "_places": self._places[numpy.array(kept, bool)]}
         return filtered
 
 
@@ -87,19 +116,8 @@ def _files_of(path: Path) -> list[Path]:
 
 def _state_of(path: Path) -> list[tuple[int, int]]:
     """What changes when a file is written to."""
-    found = [_retried(file, Path.stat) for file in _files_of(path)]
+    found = [read_or_told(file, Path.stat) for file in _files_of(path)]
     return [(status.st_size, status.st_mtime_ns) for status in found]
-
-
-def _retried(file: Path, function: Callable[[Path], Value]) -> Value:
-    """
-    Raises:
-        UserError: the file cannot be read, also not some seconds later.
-    """
-    try:
-        return retried(f"dataset {file}", lambda: function(file))
-    except OSError as error:
-        raise UserError(f"dataset {file}: cannot be read: {error.strerror or error}") from error
 
 
 def load_dataset(source: str, *, split: str = "train", **options: Any) -> Any:
@@ -144,6 +162,16 @@ def fingerprint_of(dataset: Any) -> str | None:
     return getattr(rows, "fingerprint", None) or getattr(rows, "_fingerprint", None)
 
 
+def require_unchanged(dataset: Any) -> None:
+    """
+    Raises:
+        UserError: a file has changed since its rows were found.
+    """
+    rows = getattr(dataset, "_data", dataset)
+    if isinstance(rows, LocalRows):
+        rows.require_unchanged()
+
+
 def origin_of(dataset: Any, index: int) -> tuple[str, int]:
     """Where a row stands, for an error message: its file, or what the dataset is called, and its number there."""
     rows = getattr(dataset, "_data", dataset)
@@ -162,13 +190,13 @@ def _local(source: str, options: Mapping[str, Any]) -> Folder | None:
         named = sanitize_patterns(data_files or data_dir)
         if any(str(pattern).startswith(_REMOTE) for patterns in named.values() for pattern in patterns):
             return None
-        base = Path(data_dir if data_files and data_dir else "").expanduser()
-        files = {split: [base / Path(each).expanduser() for each in names] for split, names in named.items()}
+        base = _path(data_dir if data_files and data_dir else "")
+        files = {split: [base / _path(each) for each in names] for split, names in named.items()}
         only = [path for paths in files.values() for path in paths]
         if len(only) == 1 and os.path.isdir(only[0]):
             return read_folder(only[0], name)
         return Folder({split: [file for path in paths for file in _files_at(path)] for split, paths in files.items()})
-    path = Path(source).expanduser()
+    path = _path(source)
     if os.path.isdir(path):
         return read_folder(path / (data_dir or ""), name, data_files)
     if not (format_of(path) or source.startswith((".", "/", "~")) or os.path.exists(path)):
@@ -176,6 +204,10 @@ def _local(source: str, options: Mapping[str, Any]) -> Folder | None:
     if data_files or data_dir:
         raise UserError(f"dataset {source}: is no folder; data_files and data_dir are for those")
     return Folder({"train": _files_at(path)})
+
+
+def _path(name: str) -> Path:
+    return Path(os.path.expanduser(name))  # Path.expanduser raises where it finds no home
 
 
 def _files_at(path: Path) -> list[Path]:

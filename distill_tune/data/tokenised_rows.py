@@ -29,6 +29,7 @@ class TokenisedRows:
         num_shortened: rows that ``max_seq_len``, or the teacher's, cut and that are kept.
         num_without_end: those of them that were cut within what is learned: its end is not taught.
         num_tokens_cut: tokens that were cut from these rows.
+        num_empty: answers of rows that are not learned since they are empty.
         dropped: what the chat template does not write, such as reasoning: in how many rows.
         unread: columns of rows and keys of turns that nobody reads: in how many rows.
         teacher: the same answers behind the teacher's own prompts, row for row, where it has such.
@@ -49,6 +50,7 @@ class TokenisedRows:
     num_shortened: int = 0
     num_without_end: int = 0
     num_tokens_cut: int = 0
+    num_empty: int = 0
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unread: Mapping[str, int] = dataclasses.field(default_factory=dict)
     teacher: "TokenisedRows | None" = None
@@ -71,6 +73,28 @@ class TokenisedRows:
             None if of_teacher is None else of_teacher.labels,
             teacher_id,
             is_text=None if self.is_text is None else self.is_text[start:stop],
+        )
+
+    def with_fingerprint(self, known: str) -> "TokenisedRows":
+        """The same rows, of which :attr:`fingerprint` need not be worked out again."""
+        same = dataclasses.replace(self)
+        same.__dict__["fingerprint"] = known
+        return same
+
+    def first(self, count: int) -> "TokenisedRows":
+        """The first rows alone; what is told of those that were left out stays."""
+        if count >= len(self):
+            return self
+        end = int(self.offsets[count])
+        return dataclasses.replace(
+            self,
+            tokens=self.tokens[:end],
+            labels=self.labels[:end],
+            offsets=self.offsets[: count + 1],
+            teacher=None if self.teacher is None else self.teacher.first(count),
+            teacher_ids=None if self.teacher_ids is None else self.teacher_ids[:count],
+            origins=None if self.origins is None else self.origins[:count],
+            is_text=None if self.is_text is None else self.is_text[:end],
         )
 
     def origin(self, row: int) -> str:
@@ -145,6 +169,8 @@ def describe_rows(datasets: Sequence[TokenisedRows]) -> str:
         without_end = sum(data.num_without_end for data in datasets)
         lost = sum(data.num_tokens_cut for data in datasets)
         line += f"; {shortened:,} rows cut at {at} ({lost:,} tokens), {without_end:,} of them lose their end"
+    if empty := sum(data.num_empty for data in datasets):
+        line += f"; {empty:,} empty answers, which are not learned"
     lines = [line]
     if dropped := _added(data.dropped for data in datasets):
         lines.append(f"the chat template does not write, so it is not learned: {dropped}")

@@ -121,14 +121,18 @@ def learning_answers(
     train_on_input: bool = False,
     num_given: int = 0,
     tools: tuple[Mapping[str, Any], ...] | None = None,
+    num_empty: int = 0,
 ) -> Conversation:
     """
     Args:
         num_given: turns at the beginning that are prompt, answers among them included.
+        num_empty: answers that were left out since they are empty; those among ``turns`` are counted here.
 
     Raises:
-        RowError: no turn is learned, or one that is no answer is marked to be.
+        RowError: no turn is learned, one that is no answer is marked to be, or nothing is asked.
     """
+    if any(turn["role"] == "user" and is_empty(turn) for turn, _ in turns):
+        raise RowError("a question is empty")
     is_answer = [turn["role"] == "assistant" and at >= num_given for at, (turn, _) in enumerate(turns)]
     last = max((at for at, answers in enumerate(is_answer) if answers), default=None)
     learned = []
@@ -143,11 +147,12 @@ def learning_answers(
                 )
             learned.append(train_on_input and mark is not False)
         else:
-            chosen = train_on == "all" or at == last
-            learned.append(chosen and mark is not False and (bool(mark) or not is_empty(turn)))
+            chosen = (train_on == "all" or at == last) and mark is not False
+            learned.append(chosen and (bool(mark) or not is_empty(turn)))
+            num_empty += chosen and not learned[-1]
     if not any(learned):
         raise RowError("no answer: all turns are empty, or are marked as not to be learned")
-    return Conversation(tuple(turn for turn, _ in turns), tuple(learned), tools)
+    return Conversation(tuple(turn for turn, _ in turns), tuple(learned), tools, num_empty)
 
 
 def parsed(value: Any) -> Any:

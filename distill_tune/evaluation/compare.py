@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,11 +11,12 @@ import torch
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.batch import Batch
 from distill_tune.evaluation.memory import PeakMemory
-from distill_tune.models.output_head import output_head, take_output_head
-
-from torchtune.modules import TransformerDecoder
+from distill_tune.losses.signals import MixtureOfTeachers, SumOfTeachers, TeacherSignal, capped
+from distill_tune.teachers import Teacher
 
 _CHUNK_ROWS = 1024  # rows of logits that are alive at once
+_PASSES = 5  # over the timed batches: what one of them takes is a matter of chance
+_TIMED_BATCHES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Comparison:
         perplexity: exp of the mean cross-entropy over supervised tokens.
         agreement: share of supervised positions where its likeliest token is the teacher's.
         kl: mean KL(teacher || model) over supervised positions, nats.
-        tokens_per_second: all tokens read, in one forward pass.
-        peak_memory_bytes: what loading it and the forward pass took.
+        tokens_per_second: all tokens read, the median of some forward passes; None where it was not measured.
+        peak_memory_bytes: what loading it and these passes took; None where it was not measured.
     """
 
     name: str
@@ -36,54 +38,54 @@ class Comparison:
     perplexity: float
     agreement: float
     kl: float
-    tokens_per_second: float
-    peak_memory_bytes: int
+    tokens_per_second: float | None
+    peak_memory_bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Entrant:
+    """A model that is to be compared.
+
+    Attributes:
+        name: for the table.
+        parameters: their number.
+        shape: what tells models that take as long and as much memory as one another.
+        load: gives it, its weights on the device.
+    """
+
+    name: str
+    parameters: int
+    shape: object
+    load: Callable[[], Teacher]
 
 
 def compare(
-    name: str,
-    load: Callable[[], TransformerDecoder],
-    teacher: TransformerDecoder,
+    teacher: Entrant,
+    others: Sequence[Entrant],
     batches: Sequence[Batch],
     device: torch.device,
     common_vocab_size: int | None = None,
-) -> Comparison:
-    """Measure a model alone (perplexity, speed, memory), then beside the teacher.
+) -> Iterator[Comparison]:
+    """Measure the teacher, which stays loaded, then each of the others beside it, one after another.
+
+    Speed and memory are measured of the first of each shape: of others they would differ by chance.
 
     Args:
-        load: gives the model; timed for memory, so it should do the loading.
-        teacher: its own comparison gives agreement 1 and divergence 0.
         batches: held-out micro-batches.
         common_vocab_size: compare so many tokens, where vocabularies differ by padding rows.
     """
-    with PeakMemory(device) as memory, torch.no_grad():
-        model = load().eval()
-        hidden_states, seconds = _hidden_states(model, batches, device)
-        cross_entropy = 0.0
-        for hidden, batch in zip(hidden_states, batches, strict=True):
-            targets = batch.targets[0, batch.supervised].to(device).split(_CHUNK_ROWS)
-            for logits, wanted in zip(_logits(model, hidden), targets, strict=True):
-                cross_entropy += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").item()
-    num_tokens = sum(map(len, hidden_states))
-    agreement = divergence = 0.0
-    with torch.no_grad():
-        for hidden, teacher_hidden in zip(hidden_states, _hidden_states(teacher, batches, device)[0], strict=True):
-            for logits, teacher_logits in zip(_logits(model, hidden), _logits(teacher, teacher_hidden), strict=True):
-                v = common_vocab_size or logits.shape[-1]
-                log_probs, teacher_log_probs = logits[:, :v].log_softmax(-1), teacher_logits[:, :v].log_softmax(-1)
-                agreement += (log_probs.argmax(-1) == teacher_log_probs.argmax(-1)).sum().item()
-                divergence += torch.nn.functional.kl_div(
-                    log_probs, teacher_log_probs, reduction="sum", log_target=True
-                ).item()
-    return Comparison(
-        name=name,
-        parameters=sum(p.numel() for p in model.parameters()),
-        perplexity=math.exp(cross_entropy / num_tokens),
-        agreement=agreement / num_tokens,
-        kl=divergence / num_tokens,
-        tokens_per_second=sum(batch.tokens.numel() for batch in batches) / seconds,
-        peak_memory_bytes=memory.bytes,
-    )
+    loaded, seconds, memory = _timed(teacher, [batch.for_teacher for batch in batches], device)
+    yield _measured(teacher, loaded, None, batches, device, common_vocab_size, seconds, memory)
+    shapes = {teacher.shape}
+    read = [dataclasses.replace(batch, teacher=None) for batch in batches]
+    for entrant in others:
+        if entrant.shape in shapes:
+            model, seconds, memory = entrant.load(), None, None
+        else:
+            model, seconds, memory = _timed(entrant, read, device)
+        shapes.add(entrant.shape)
+        yield _measured(entrant, model, loaded, batches, device, common_vocab_size, seconds, memory)
+        del model
 
 
 def share_of_gap_closed(base: float, teacher: float, student: float) -> float:
@@ -91,18 +93,68 @@ def share_of_gap_closed(base: float, teacher: float, student: float) -> float:
     return (math.log(base) - math.log(student)) / (math.log(base) - math.log(teacher))
 
 
-def _hidden_states(
-    model: TransformerDecoder, batches: Sequence[Batch], device: torch.device
-) -> tuple[list[torch.Tensor], float]:
-    """Last hidden states ``[n, d]`` at each batch's supervised positions, and the seconds of the forward passes."""
-    take_output_head(model)
-    batches = [batch.to(device) for batch in batches]
-    model(batches[0].tokens, **batches[0].attention())  # the first call is slower
-    hidden_states = []
-    started = _seconds(device)
+@torch.no_grad()
+def _timed(entrant: Entrant, batches: Sequence[Batch], device: torch.device) -> tuple[Teacher, float, int]:
+    """The loaded model, its tokens a second, and the bytes that it took."""
+    timed = batches[:_TIMED_BATCHES]
+    with PeakMemory(device) as memory:
+        model = entrant.load()
+        on_device = [batch.to(device) for batch in timed]
+        model(on_device[0])  # the first call is slower
+        seconds = []
+        for _ in range(_PASSES):
+            started = _seconds(device)
+            for batch in on_device:
+                model(batch)
+            seconds.append(_seconds(device) - started)
+    return model, sum(batch.tokens.numel() for batch in timed) / statistics.median(seconds), memory.bytes
+
+
+@torch.no_grad()
+def _measured(
+    entrant: Entrant,
+    model: Teacher,
+    teacher: Teacher | None,
+    batches: Sequence[Batch],
+    device: torch.device,
+    common_vocab_size: int | None,
+    tokens_per_second: float | None,
+    memory: int | None,
+) -> Comparison:
+    """
+    Args:
+        teacher: None where the model is the teacher itself.
+    """
+    cross_entropy = agreement = divergence = num_tokens = 0.0
     for batch in batches:
-        hidden_states.append(model(batch.tokens, **batch.attention())[0, batch.supervised])
-    return hidden_states, _seconds(device) - started
+        batch = batch.to(device)
+        targets = batch.targets[0, batch.supervised]
+        own = _signal(model, batch if teacher is None else dataclasses.replace(batch, teacher=None))
+        its = None if teacher is None else _signal(teacher, batch)
+        for start in range(0, len(targets), _CHUNK_ROWS):
+            wanted = targets[start : start + _CHUNK_ROWS]
+            logits = _logits(own, start, start + len(wanted), slot=1)
+            cross_entropy += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").item()
+            if its is None:
+                continue
+            teacher_logits = _logits(its, start, start + len(wanted), slot=2)
+            v = common_vocab_size or logits.shape[-1]
+            log_probs, teacher_log_probs = logits[:, :v].log_softmax(-1), teacher_logits[:, :v].log_softmax(-1)
+            agreement += (log_probs.argmax(-1) == teacher_log_probs.argmax(-1)).sum().item()
+            divergence += torch.nn.functional.kl_div(
+                log_probs, teacher_log_probs, reduction="sum", log_target=True
+            ).item()
+        num_tokens += len(targets)
+        del own, its  # before the next ones are made
+    return Comparison(
+        name=entrant.name,
+        parameters=entrant.parameters,
+        perplexity=math.exp(cross_entropy / num_tokens),
+        agreement=1.0 if teacher is None else agreement / num_tokens,
+        kl=divergence / num_tokens,
+        tokens_per_second=tokens_per_second,
+        peak_memory_bytes=memory,
+    )
 
 
 def _seconds(device: torch.device) -> float:
@@ -112,7 +164,12 @@ def _seconds(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _logits(model: TransformerDecoder, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
-    """fp32 logits ``[c, v]``, a chunk of rows at a time."""
-    project = output_head(model).project
-    yield from (project(rows).float() for rows in hidden.split(_CHUNK_ROWS))
+def _signal(model: Teacher, batch: Batch) -> TeacherSignal:
+    """Of several teachers whose divergences are added up, their mixture."""
+    signal = model(batch)
+    return MixtureOfTeachers(signal.signals, signal.weights) if isinstance(signal, SumOfTeachers) else signal
+
+
+def _logits(signal: TeacherSignal, start: int, stop: int, slot: int) -> torch.Tensor:
+    """fp32, ``[stop - start, v]``."""
+    return capped(signal.logits(start, stop, signal.memory(stop - start, slot)), signal.softcap).float()

@@ -16,10 +16,12 @@ from torch.utils._pytree import tree_leaves
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import losses, models
+from distill_tune.data.shape import Shape
+from distill_tune.models.hidden_states import is_projector
 from distill_tune.models.output_head import output_head
 from distill_tune.models.packed_rows import PackedRows
 from distill_tune.models.parameters import NF4_BYTES
-from distill_tune.training.flops import flops_of_models
+from distill_tune.teachers import HuggingFace, Teacher
 from distill_tune.training.optimizer import build_optimizer
 
 from torchtune.modules import TransformerDecoder
@@ -37,9 +39,11 @@ class Memory:
     Attributes:
         activations: what the student's forward pass keeps for its backward pass.
         recomputed: what checkpointing makes anew, of one layer at a time.
-        teacher_activations: the workings of one of its layers.
+        teacher_activations: the workings of one of its layers, and the hidden states that it keeps for the loss.
         head: the chunk of logits, the gradients for hidden states and output layer, and that layer's weight in the
             dtype of products.
+        hidden_loss: what the loss between layers keeps for its backward pass, and the gradients that it begins with.
+        host: of the machine, pinned: what is streamed from there. No part of the peak.
         gradients_stay: they are there in the forward pass, from the micro-batches before.
     """
 
@@ -51,57 +55,57 @@ class Memory:
     recomputed: float
     teacher_activations: float
     head: float
+    hidden_loss: float = 0.0
+    host: float = 0.0
     gradients_stay: bool = False
 
     @property
     def peak(self) -> float:
         """The most of: the teacher's turn, the loss after the forward pass, the backward pass, and its end."""
         held = self.teacher + self.student + self.optimizer + (self.gradients if self.gradients_stay else 0)
-        backward = self.activations + self.head + self.recomputed  # the chunk's memory stays for the next step
+        # The chunk's memory stays for the next step.
+        backward = self.activations + self.head + self.hidden_loss + self.recomputed
         return held + max(self.teacher_activations, backward, self.gradients)
 
 
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """A micro-batch as memory sees it.
-
-    Attributes:
-        lengths: of its rows.
-        num_supervised: its tokens that meet the output layer.
-    """
-
-    lengths: tuple[int, ...]
-    num_supervised: int
-
-
-def memory_of(
-    cfg: DictConfig, student: TransformerDecoder, teachers: Sequence[TransformerDecoder], batch: Batch, shards: int = 1
-) -> Memory:
+def memory_of(cfg: DictConfig, student: TransformerDecoder, teacher: Teacher, shape: Shape, shards: int = 1) -> Memory:
     """
     Args:
         cfg: for the keys that decide on memory.
         student: on the meta device, with its final ``requires_grad`` and dtypes.
-        teachers: the same; one that is the student itself takes no memory of its own.
-        batch: the largest one.
+        teacher: of the same; checked, where it is not given a model.
+        shape: of the largest micro-batch.
         shards: processes that share the weights.
     """
     trained = [p for p in student.parameters() if p.requires_grad]
     offloaded = bool(cfg.get("fsdp_cpu_offload")) and shards > 1
     held = 0.0 if offloaded else 1 / shards
     activations, recomputed = _activation_bytes(
-        student, batch, bool(cfg.get("enable_activation_checkpointing")), bool(cfg.get("enable_activation_offloading"))
+        student, shape, bool(cfg.get("enable_activation_checkpointing")), bool(cfg.get("enable_activation_offloading"))
     )
-    others = [teacher for teacher in teachers if teacher is not student]
+    accumulates = cfg.get("gradient_accumulation_steps", 1) > 1
+    gradients, states = sum(map(models.num_bytes, trained)), _optimizer_bytes(cfg.optimizer, trained)
+    # FSDP sums them over the processes once a step: until then each has its own sum, whole and in float32.
+    own_sums = 4 * sum(p.numel() for p in trained) if accumulates and shards > 1 else 0
+    read = [(model, its) for one, its in teacher.each(shape) for model in one.models if its.lengths]
+    workings = [_forward_bytes(model, its) for model, its in read]
+    kept = [_kept_for_hidden_loss(model, its) for model, its in read]
+    streamed = sum(_layer_bytes(model) for model in teacher.models) if cfg.get("teacher_offload") else 0
+    on_host = (_weights(student) + gradients + states) / shards if offloaded else 0
+    if offloaded and not streamed and not cfg.get("teacher_quantizer"):
+        on_host += sum(_weights(model) for model in teacher.models if model is not student) / shards
     return Memory(
-        teacher=sum(_teacher_bytes(cfg, teacher, held, shards) for teacher in others),
+        teacher=sum(_teacher_bytes(cfg, one, student, held, shards) for one, _ in teacher.each(shape)),
         student=_weights(student) * held + (_gathered(student) if shards > 1 else 0),
-        optimizer=_optimizer_bytes(cfg.optimizer, trained) * held,
-        gradients=sum(map(models.num_bytes, trained)) * held,
+        optimizer=states * held,
+        gradients=gradients * held + own_sums,
         activations=activations,
         recomputed=recomputed,
-        teacher_activations=max((_forward_bytes(teacher, batch) for teacher in teachers), default=0.0),
-        head=_head_bytes(student, teachers, batch, torch.device("cpu" if cfg.get("device") == "cpu" else "cuda")),
-        gradients_stay=cfg.get("gradient_accumulation_steps", 1) > 1,
+        teacher_activations=max(workings, default=0.0) + sum(kept),
+        head=_head_bytes(student, teacher, shape, torch.device("cpu" if cfg.get("device") == "cpu" else "cuda")),
+        hidden_loss=sum(kept) + _hidden_loss_bytes(cfg, student, teacher, shape),
+        host=streamed + on_host,
+        gradients_stay=accumulates,
     )
 
 
@@ -109,12 +113,6 @@ def checkpoint_bytes(cfg: DictConfig, student: TransformerDecoder) -> float:
     """Of a checkpoint to resume from: what trains, and the optimizer's state."""
     trained = [p for p in student.parameters() if p.requires_grad]
     return sum(map(models.num_bytes, trained)) + _optimizer_bytes(cfg.optimizer, trained)
-
-
-def flops_of(student: TransformerDecoder, teachers: Sequence[TransformerDecoder], batches: Sequence[Batch]) -> float:
-    """Of some micro-batches, forward and backward."""
-    counts = flops_of_models(student, teachers)
-    return sum(count.of_step(batch.lengths, batch.num_supervised) for count in counts for batch in batches)
 
 
 def _weights(model: nn.Module) -> float:
@@ -128,15 +126,43 @@ def _gathered(model: TransformerDecoder) -> float:
     return sum(min(models.num_bytes(p), p.numel() * most) for p in (*outside, *2 * [*model.layers[0].parameters()]))
 
 
-def _teacher_bytes(cfg: DictConfig, teacher: TransformerDecoder, held: float, shards: int) -> float:
+def _layer_bytes(model: TransformerDecoder) -> float:
+    return sum(map(models.num_bytes, model.layers.parameters()))
+
+
+def _teacher_bytes(cfg: DictConfig, teacher: Teacher, student: TransformerDecoder, held: float, shards: int) -> float:
+    if (own := teacher.own_bytes(shards)) is not None:
+        return own
+    return sum(_model_bytes(cfg, model, held, shards) for model in teacher.models if model is not student)
+
+
+def _model_bytes(cfg: DictConfig, model: TransformerDecoder, held: float, shards: int) -> float:
     if cfg.get("teacher_offload"):
-        return _gathered(teacher)
+        return _gathered(model)
     quantizer = str((cfg.get("teacher_quantizer") or {}).get("_component_", ""))
     for name, each in _QUANTISED_BYTES.items():
         if name in quantizer:
-            matrices = [p for p in teacher.layers.parameters() if p.ndim == 2]
-            return _weights(teacher) + sum(p.numel() * each - models.num_bytes(p) for p in matrices)
-    return _weights(teacher) * held + _gathered(teacher) if shards > 1 else _weights(teacher)
+            matrices = [p for p in model.layers.parameters() if p.ndim == 2]
+            return _weights(model) + sum(p.numel() * each - models.num_bytes(p) for p in matrices)
+    return _weights(model) * held + _gathered(model) if shards > 1 else _weights(model)
+
+
+def _kept_for_hidden_loss(model: TransformerDecoder, shape: Shape) -> float:
+    """Of a teacher: the hidden states of the layers that are kept; the last one is there anyway."""
+    return sum(_hidden_bytes(model, shape) for layer in getattr(model, "kept_layers", ()) if layer < len(model.layers))
+
+
+def _hidden_loss_bytes(cfg: DictConfig, student: TransformerDecoder, teacher: Teacher, shape: Shape) -> float:
+    pairs = len(getattr(student, "kept_layers", ()))
+    if not pairs:
+        return 0.0
+    settings, itemsize = cfg.get("hidden_loss") or {}, models.computed_in(student).itemsize
+    positions = sum(shape.lengths) if settings.get("positions") == "all" else shape.num_supervised
+    # In float32 what mse or cosine needs backward: the difference, or both; of a projector also what it reads.
+    compared = positions * teacher.width * 4 * (2 if settings.get("measure") == "cosine" else 1)
+    projects = any(is_projector(name) for name, _ in student.named_parameters())
+    projected = positions * _width(student) * itemsize if projects else 0
+    return pairs * (compared + projected + _hidden_bytes(student, shape))
 
 
 def _optimizer_bytes(component: DictConfig, trained: Sequence[nn.Parameter]) -> float:
@@ -154,31 +180,31 @@ def _optimizer_bytes(component: DictConfig, trained: Sequence[nn.Parameter]) -> 
 
 
 def _activation_bytes(
-    model: TransformerDecoder, batch: Batch, checkpointed: bool, offloaded: bool
+    model: TransformerDecoder, shape: Shape, checkpointed: bool, offloaded: bool
 ) -> tuple[float, float]:
     """What the student's forward pass keeps, and what is made anew of one layer in its backward pass."""
-    hidden = _hidden_bytes(model, batch)
-    kept, peak = _of_one_layer(model, batch, keeps=True)
+    hidden = _hidden_bytes(model, shape)
+    kept, peak = _of_one_layer(model, shape, keeps=True)
     outside = 3 * hidden  # embeddings, final norm and its input
     if checkpointed:
         return outside + (0 if offloaded else hidden * len(model.layers)), peak
     return outside + kept * (len(model.layers) - 1) + peak, 0
 
 
-def _forward_bytes(model: TransformerDecoder, batch: Batch) -> float:
+def _forward_bytes(model: TransformerDecoder, shape: Shape) -> float:
     """The most that the forward pass has at one time when nothing is kept: a layer's workings and its input."""
-    _, peak = _of_one_layer(model, batch, keeps=False)
-    return peak + _hidden_bytes(model, batch)
+    _, peak = _of_one_layer(model, shape, keeps=False)
+    return peak + _hidden_bytes(model, shape)
 
 
-def _hidden_bytes(model: TransformerDecoder, batch: Batch) -> int:
+def _hidden_bytes(model: TransformerDecoder, shape: Shape) -> int:
     """Of one layer's input."""
-    return sum(batch.lengths) * _width(model) * models.computed_in(model).itemsize
+    return sum(shape.lengths) * _width(model) * models.computed_in(model).itemsize
 
 
-def _of_one_layer(model: TransformerDecoder, batch: Batch, keeps: bool) -> tuple[float, float]:
+def _of_one_layer(model: TransformerDecoder, shape: Shape, keeps: bool) -> tuple[float, float]:
     """Bytes that are there after a layer has run, for its backward pass, and at its peak; its input not counted."""
-    with _one_layer(model, batch) as (layer, hidden, attention), torch.set_grad_enabled(keeps):
+    with _one_layer(model, shape) as (layer, hidden, attention), torch.set_grad_enabled(keeps):
         layer(hidden, **attention)  # fills the rotary tables, which are shared
         hidden.requires_grad_(keeps)
         with _LiveBytes() as live:
@@ -214,7 +240,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _one_layer(model: TransformerDecoder, batch: Batch) -> Iterator[tuple[nn.Module, torch.Tensor, dict]]:
+def _one_layer(model: TransformerDecoder, shape: Shape) -> Iterator[tuple[nn.Module, torch.Tensor, dict]]:
     """A model's first layer without storage, and an input for it, inside FakeTensorMode."""
     layer = copy.deepcopy(model.layers[0])
     models.use_packed_rows(layer)
@@ -224,7 +250,7 @@ def _one_layer(model: TransformerDecoder, batch: Batch) -> Iterator[tuple[nn.Mod
             for name, p in module.named_parameters(recurse=False):
                 fake = nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
                 module._parameters[name] = fake
-        rows, tokens = PackedRows(batch.lengths, torch.device("cpu")), sum(batch.lengths)
+        rows, tokens = PackedRows(shape.lengths, torch.device("cpu")), sum(shape.lengths)
         hidden = torch.empty(1, tokens, _width(model), dtype=models.computed_in(model))
         yield layer, hidden, {"mask": rows, "input_pos": torch.zeros(1, tokens, dtype=torch.int64)}
 
@@ -233,16 +259,21 @@ def _width(model: TransformerDecoder) -> int:
     return output_head(model).weight.shape[1]
 
 
-def _head_bytes(
-    student: TransformerDecoder, teachers: Sequence[TransformerDecoder], batch: Batch, device: torch.device
-) -> float:
+def _head_bytes(student: TransformerDecoder, teacher: Teacher, shape: Shape, device: torch.device) -> float:
     """The chunk's logits, the hidden states of the supervised positions and their gradients, that of the weight."""
-    heads = [output_head(model).weight for model in (student, *teachers)]
-    dtypes = [models.computed_in(model) for model in (student, *teachers)]
-    vocabularies = [weight.shape[0] for weight in heads]
-    per_row = losses.chunk_bytes_per_row(vocabularies[0], sum(vocabularies[1:]), dtypes[0])
-    chunk = losses.chunk_rows(batch.num_supervised, per_row, device) * per_row
-    hidden = [batch.num_supervised * head.shape[1] * dtype.itemsize for head, dtype in zip(heads, dtypes, strict=True)]
-    trained = 4 * heads[0].numel() if heads[0].requires_grad else 0
-    cast = dtypes[0].itemsize * heads[0].numel() if heads[0].dtype != dtypes[0] else 0
-    return chunk + sum(hidden) + 2 * hidden[0] + trained + cast
+    weight, dtype = output_head(student).weight, models.computed_in(student)
+    own = shape.num_supervised * weight.shape[1] * dtype.itemsize
+    of_teachers, vocabularies = 0, 0
+    for one, its in teacher.each(shape):
+        if isinstance(one, HuggingFace):
+            sizes = [(one.vocab_size, one.width, one.dtype)]
+        else:
+            heads = [(output_head(model).weight.shape, models.computed_in(model)) for model in one.models]
+            sizes = [(*shape_of_head, of_head) for shape_of_head, of_head in heads]
+        vocabularies += sum(vocabulary for vocabulary, _, _ in sizes)
+        of_teachers += sum(its.num_supervised * width * of_head.itemsize for _, width, of_head in sizes)
+    per_row = losses.chunk_bytes_per_row(weight.shape[0], vocabularies, dtype)
+    chunk = losses.chunk_rows(shape.num_supervised, per_row, device) * per_row
+    trained = 4 * weight.numel() if weight.requires_grad else 0
+    cast = dtype.itemsize * weight.numel() if weight.dtype != dtype else 0
+    return chunk + 3 * own + of_teachers + trained + cast

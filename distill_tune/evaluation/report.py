@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 
-from rich import box, filesize
+from rich import box
 from rich.table import Table
 
 from distill_tune.evaluation.compare import Comparison, share_of_gap_closed
+from distill_tune.sizes import binary
 
+_FEW_ROWS = 100
+_NOT_MEASURED = "same"  # as of the model above with as many parameters
 _HEADINGS = ("model", "para-\nmeters", "perplexity", "agreement", "KL to\nteacher", "tokens/s", "peak\nmemory")
 
 
@@ -39,6 +42,13 @@ def gap_sentence(teacher: Comparison, base: Comparison, students: Sequence[Compa
     return f"Of the gap between {base.name} and {teacher.name} in log-perplexity are closed: {', '.join(shares)}."
 
 
+def few_rows(num_rows: int) -> str:
+    """A note where there are too few rows for what is told in percent; else nothing."""
+    if num_rows >= _FEW_ROWS:
+        return ""
+    return f"On {num_rows} rows alone: others would give percentages that are some points higher or lower."
+
+
 def _cells(comparison: Comparison) -> tuple[str, ...]:
     return (
         comparison.name,
@@ -46,6 +56,6 @@ def _cells(comparison: Comparison) -> tuple[str, ...]:
         f"{comparison.perplexity:.1f}",
         f"{comparison.agreement:.3f}",
         f"{comparison.kl:.3f}",
-        f"{comparison.tokens_per_second:,.0f}",
-        filesize.decimal(comparison.peak_memory_bytes, precision=0),
+        _NOT_MEASURED if comparison.tokens_per_second is None else f"{comparison.tokens_per_second:,.0f}",
+        _NOT_MEASURED if comparison.peak_memory_bytes is None else binary(comparison.peak_memory_bytes),
     )

@@ -10,7 +10,13 @@ import torch
 from omegaconf import DictConfig
 
 from distill_tune.errors import UserError
-from distill_tune.models.adapter_folder import AdapterFolder, has_adapter, has_left_over_config, model_folder
+from distill_tune.models.adapter_folder import (
+    AdapterFolder,
+    adapter_file,
+    has_adapter,
+    has_left_over_config,
+    model_folder,
+)
 from distill_tune.models.decoder_config import language_model_config, read_config_json
 from distill_tune.models.hf_names import Weights, canonical_name
 from distill_tune.models.quantisation import require_plain
@@ -42,8 +48,13 @@ class Checkpoint:
     given_as: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, model_key: str, model: DictConfig, checkpointer: DictConfig | None) -> "Checkpoint":
+    def of(
+        cls, model_key: str, model: DictConfig, checkpointer: DictConfig | None, needs_weights: bool = True
+    ) -> "Checkpoint":
         """The checkpoint of ``model``: what the checkpointer names, or the folder that the model is built from.
+
+        Args:
+            needs_weights: else a folder without them has no ``files``.
 
         Raises:
             UserError: no checkpointer where one is needed, another kind of it, no config.json, or a broken one; files
@@ -58,6 +69,8 @@ class Checkpoint:
                 from distill_tune.models.gguf import GGUFCheckpoint
 
                 return GGUFCheckpoint.open(model_key, path)
+            if not needs_weights and not _has_weights(path):
+                return cls.described(model_key, f"{model_key}.path", path)
             return cls.read(model_key, f"{model_key}.path", path)
         key = f"{prefix}checkpointer"
         component = checkpointer.get("_component_", "FullModelHFCheckpointer")
@@ -66,6 +79,9 @@ class Checkpoint:
                 f"{key}._component_={component}: only Hugging Face folders are read; "
                 "take torchtune.training.FullModelHFCheckpointer"
             )
+        if not needs_weights and not _has_weights(Path(checkpointer["checkpoint_dir"])):
+            folder = Path(checkpointer["checkpoint_dir"])
+            return cls.described(key, f"{key}.checkpoint_dir", folder, checkpointer.get("model_type"))
         return cls.read(
             key,
             f"{key}.checkpoint_dir",
@@ -73,6 +89,16 @@ class Checkpoint:
             checkpointer.get("checkpoint_files"),
             checkpointer.get("model_type"),
         )
+
+    @classmethod
+    def described(cls, key: str, folder_key: str, folder: Path, model_type: str | None = None) -> "Checkpoint":
+        """Of a folder's config.json alone.
+
+        Raises:
+            UserError: there is none, or a broken one.
+        """
+        base = model_folder(folder_key, Path(os.path.expanduser(folder)))
+        return cls(key, base, (), model_type, read_config_json(base, folder_key))
 
     @classmethod
     def read(
@@ -122,6 +148,12 @@ class Checkpoint:
             print(f"{folder_key}={folder}: read without an adapter: adapter_config.json is there, its weights are not")
         return checkpoint
 
+    @property
+    def all_files(self) -> list[Path]:
+        """The weights, and those of the adapter that they are read with."""
+        adapter = [] if self.adapter is None else [adapter_file(self.key, self.adapter.folder)]
+        return [*self.files, *adapter]
+
     def headers(self) -> Weights:
         """All weights as meta tensors, by their names in a causal language model of transformers."""
         return {name: weight for stored, weight in self._stored.headers().items() for name in self._names(stored)}
@@ -148,6 +180,11 @@ class Checkpoint:
     def _names(self, stored: str) -> tuple[str, ...]:
         name = canonical_name(stored)
         return self.given_as.get(name, (name,))
+
+
+def _has_weights(folder: Path) -> bool:
+    folder = Path(os.path.expanduser(folder))
+    return has_adapter(folder) or any(True for kind in ("*.safetensors", "*.bin") for _ in folder.glob(kind))
 
 
 def model_config(folder: Path, key: str) -> dict[str, Any]:

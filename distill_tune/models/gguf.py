@@ -83,6 +83,12 @@ class GGUFCheckpoint(Checkpoint):
                 raw = torch.from_numpy(tensor.data.copy())
                 yield name, tensor.tensor_type.name, self._in_hf_order(name, raw)
 
+    def block_sizes(self) -> Iterator[tuple[int, int]]:
+        """How many weights, and in how many bytes, of each tensor of :meth:`blocks`."""
+        for name, tensor in self._tensors():
+            if tensor.tensor_type.name in _BLOCK_BYTES and "layers" in name:
+                yield int(tensor.n_elements), int(tensor.n_bytes)
+
     @property
     def _gemma(self) -> bool:
         return self.config["model_type"].startswith("gemma")

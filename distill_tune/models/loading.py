@@ -82,8 +82,13 @@ def _fits_not(key: str, checkpoint: Checkpoint) -> str:
 def checked_on_meta(
     key: str, component: DictConfig, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32
 ) -> TransformerDecoder:
-    """:func:`build_on_meta`, then :func:`check_fit`; of torchtune's builders also config.json, which is exported."""
+    """:func:`build_on_meta`, then :func:`check_fit`; of torchtune's builders also config.json, which is exported.
+
+    Of a checkpoint without files there is nothing to compare with.
+    """
     model = build_on_meta(key, component, dtype)
+    if not checkpoint.files:
+        return model
     check_fit(key, model, checkpoint)
     if not hasattr(model, "decoder_config"):
         _check_own_config(checkpoint)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 
@@ -17,6 +18,17 @@ def plain_name(name: str) -> str:
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """As ``model.named_parameters()``, by plain names."""
     return ((plain_name(name), parameter) for name, parameter in model.named_parameters())
+
+
+def reshard(model: nn.Module) -> None:
+    """Put a sharded model's own parameters back, of each this rank's part; any other model stays as it is.
+
+    A forward that no backward follows leaves what lies outside of the layers gathered: other tensors, in the dtype that
+    the model computes in, which no optimizer knows.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 # Of an NF4 weight: four bits, and a quantised scale for each 64 of them (arXiv 2305.14314, §3).

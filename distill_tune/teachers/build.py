@@ -23,6 +23,7 @@ def build_teacher(
     combination: str = "mixture",
     quantizer: DictConfig | None = None,
     offload: bool = False,
+    needs_weights: bool = True,
 ) -> Teacher:
     """
     Args:
@@ -32,6 +33,7 @@ def build_teacher(
         dtype: in which models run.
         combination: of a list; see :class:`SeveralTeachers`.
         quantizer, offload: of each model; see :func:`~distill_tune.teachers.load.load_quantised_or_streamed`.
+        needs_weights: see :meth:`~distill_tune.models.Checkpoint.of`.
 
     Raises:
         UserError: a model does not fit its checkpoint.
@@ -45,7 +47,7 @@ def build_teacher(
             teacher = instantiate(entry.component)
             teacher.dtype = dtype
         else:
-            checkpoint = models.Checkpoint.of(key, entry.component, entry_checkpointer)
+            checkpoint = models.Checkpoint.of(key, entry.component, entry_checkpointer, needs_weights)
             model = models.checked_on_meta(key, entry.component, checkpoint, dtype)
             teacher = LiveTeacher(model, checkpoint, quantizer=quantizer, offload=offload)
         teachers.append(teacher)

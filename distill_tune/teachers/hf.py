@@ -55,7 +55,7 @@ class HuggingFace(Teacher):
         self._scale = 1.0
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
-        self.folders = [self._folder.base]
+        self.folders, self.files = [self._folder.base], self._folder.files
         self._differing = models.check_tokenizers(checkpoint.folder, self._folder.base, tokenizer)
         return models.common_vocabulary(student, self._config.vocab_size)
 
@@ -65,6 +65,32 @@ class HuggingFace(Teacher):
         most = getattr(self._config, "max_position_embeddings", None)
         if most is not None and longest > most:
             raise UserError(f"dataset: its longest sequence has {longest} tokens, teacher_model reads {most} at most")
+
+    @property
+    def vocab_size(self) -> int:
+        return self._config.vocab_size
+
+    def own_bytes(self, num_shards: int) -> float | None:
+        """As stored, where it is quantised; else in its dtype."""
+        weights = self._folder.weights_of_decoder().values()
+        as_stored = self._folder.is_quantised
+        return sum(w.numel() * (w.element_size() if as_stored else self.dtype.itemsize) for w in weights)
+
+    @property
+    def num_parameters(self) -> int:
+        """As stored."""
+        return sum(weight.numel() for weight in self._folder.weights_of_decoder().values())
+
+    def num_active_weights(self) -> float:
+        """That a token is multiplied by, between embeddings and output layer: of experts those that it is sent to."""
+        config, found = self._config, 0.0
+        names = ("num_local_experts", "num_experts", "n_routed_experts")
+        experts = next((getattr(config, name) for name in names if getattr(config, name, None)), 0)
+        share = getattr(config, "num_experts_per_tok", experts) / experts if experts else 1.0
+        for name, weight in self._folder.unquantised_shapes().items():
+            if weight.ndim >= 2:
+                found += weight.numel() * (share if ".experts." in name else 1.0)
+        return found
 
     def keep_hidden_states(self, layers: Sequence[int]) -> None:
         self._layers = layers

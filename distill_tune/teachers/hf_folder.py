@@ -13,12 +13,13 @@ import torch
 from distill_tune.errors import UserError
 from distill_tune.models.adapter_folder import adapter_file, has_adapter, has_left_over_config, model_folder
 from distill_tune.models.decoder_config import read_config_json
-from distill_tune.models.hf_names import what_it_is
+from distill_tune.models.hf_names import not_of_the_decoder, what_it_is
 from distill_tune.models.loading import some_names
 from distill_tune.models.quantisation import packages_for, quantisation_of, require_plain
 from distill_tune.models.weight_files import WeightFiles, weight_files
 
 _KEY = "teacher_model.path"
+_WEIGHTS = (".safetensors", ".bin")
 _ADAPTER = "default"  # PEFT's name for the only one
 
 
@@ -31,6 +32,7 @@ class HuggingFaceFolder:
 
     Attributes:
         base: where the model's config.json and tokenizer are.
+        files: of its weights, the adapter's among them.
         config: the model's, as transformers has it.
 
     Raises:
@@ -46,6 +48,8 @@ class HuggingFaceFolder:
             raise UserError(f"{_KEY}={path}: no such folder, or it has no config.json")
         _require_package(path, "accelerate", "loading it needs accelerate", "'distill-tune[hf]'")
         self.base = model_folder(_KEY, path)
+        found = {file for part in (self.base, path) for file in part.iterdir() if file.suffix in _WEIGHTS}
+        self.files = sorted(found, key=lambda file: file.name)
         self._method = quantisation_of(read_config_json(self.base, _KEY))
         with self._told():
             self.config = transformers.AutoConfig.from_pretrained(
@@ -58,6 +62,25 @@ class HuggingFaceFolder:
             _require_package(path, "peft", "has an adapter, which needs peft", "peft")
         if not trust_remote_code and not self._method:
             self._load_headers()
+
+    @property
+    def is_quantised(self) -> bool:
+        return bool(self._method)
+
+    def weights_of_decoder(self) -> dict[str, torch.Tensor]:
+        """As stored, as meta tensors; without those of what sees or hears."""
+        headers = WeightFiles(_KEY, weight_files(_KEY, self.base)).headers()
+        return {name: weight for name, weight in headers.items() if not not_of_the_decoder(name)}
+
+    def unquantised_shapes(self) -> dict[str, torch.Tensor]:
+        """Of the model as transformers builds it of its config: what lies between embeddings and output layer."""
+        from transformers import AutoModelForCausalLM
+
+        with self._told(), _silent(bar=False), torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(self.config, trust_remote_code=self._trust)
+        parts = model.get_input_embeddings(), model.get_output_embeddings()
+        ends = [part.weight for part in parts if part is not None]
+        return {name: p for name, p in model.named_parameters() if all(p is not end for end in ends)}
 
     def load(self, device: torch.device, dtype: torch.dtype) -> Any:
         """The model in eval mode, frozen.

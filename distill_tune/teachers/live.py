@@ -50,7 +50,7 @@ class LiveTeacher(Teacher):
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         if self.checkpoint is not None:
-            self.folders = [self.checkpoint.folder]
+            self.folders, self.files = [self.checkpoint.folder], self.checkpoint.all_files
             self._differing = models.check_tokenizers(checkpoint.folder, self.checkpoint.folder, tokenizer)
         return models.common_vocabulary(student, self.vocab_size)
 
@@ -58,6 +58,13 @@ class LiveTeacher(Teacher):
         models.require_rows("teacher_model", self.model, longest, int(used_tokens[-1]))
         for folder in self.folders:
             models.require_same_tokens(self._differing, used_tokens, folder)
+
+    def own_bytes(self, num_shards: int) -> float | None:
+        if not isinstance(self.checkpoint, GGUFCheckpoint) or num_shards > 1 or self._quantizer or self._offload:
+            return None
+        dtype = next(self.model.parameters()).dtype
+        plain = sum(map(models.num_bytes, self.model.parameters()))
+        return plain + sum(stored - dtype.itemsize * weights for weights, stored in self.checkpoint.block_sizes())
 
     def keep_hidden_states(self, layers: Sequence[int]) -> None:
         models.keep_hidden_states(self.model, layers)

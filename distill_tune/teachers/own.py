@@ -12,11 +12,12 @@ from torch.distributed.fsdp import FSDPModule
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models
 from distill_tune.data.batch import Batch
+from distill_tune.disk import CHECKSUMS
 from distill_tune.errors import UserError
 from distill_tune.losses import HiddenStates
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.loading import own_part, sharded
-from distill_tune.models.parameters import named_parameters
+from distill_tune.models.parameters import named_parameters, reshard
 from distill_tune.models.tensor_files import read_tensors, shapes_of
 from distill_tune.teachers.live import LiveTeacher
 from distill_tune.teachers.teacher import Shard, Teacher
@@ -36,7 +37,18 @@ class _CopyOfStudent(Teacher):
         self._teacher = LiveTeacher(copy.deepcopy(student), checkpoint)
         self.models = self._teacher.models
         self.num_layers, self.width = self._teacher.num_layers, self._teacher.width
+        self._student = student
         return models.common_vocabulary(student, self._teacher.vocab_size)
+
+    def own_bytes(self, num_shards: int) -> float | None:
+        if num_shards > 1:
+            return None
+        both = zip(self._student.parameters(), self._teacher.model.parameters(), strict=False)  # projectors come last
+        return sum(self._bytes_of(mine) for its, mine in both if its.requires_grad)
+
+    def _bytes_of(self, copied: torch.Tensor) -> int:
+        """Of what there is beside a parameter of the student's; what is frozen is shared."""
+        return copied.numel() * copied.element_size()
 
     def keep_hidden_states(self, layers: Sequence[int]) -> None:
         self._teacher.keep_hidden_states(layers)
@@ -62,9 +74,7 @@ class _CopyOfStudent(Teacher):
 
     def release(self) -> None:
         self._teacher.release()
-        for module in self._teacher.model.modules():  # the last layer, too, stays gathered, and would miss the change
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        reshard(self._teacher.model)  # the last layer, too, stays gathered, and would miss the change
 
 
 class EMA(_CopyOfStudent):
@@ -80,6 +90,9 @@ class EMA(_CopyOfStudent):
         if not 0 <= decay < 1:
             raise UserError(f"teacher_model.decay={decay}: must be from 0 to less than 1")
         self._decay = decay
+
+    def _bytes_of(self, copied: torch.Tensor) -> int:
+        return super()._bytes_of(copied) + (0 if copied.dtype == torch.float32 else 4 * copied.numel())
 
     def load(
         self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False
@@ -132,6 +145,7 @@ class EarlierCheckpoint(_CopyOfStudent):
         found = {name: shape for name, shape in trained.items() if not models.is_projector(name)}
         if found != shapes:
             raise UserError(f"teacher_model.path={self._folder}: was trained with other parameters than `model`")
+        self.files = [file for file in [self._folder / CHECKSUMS] if file.is_file()]
         return common
 
     @torch.no_grad()

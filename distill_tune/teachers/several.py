@@ -9,6 +9,7 @@ import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.batch import Batch
+from distill_tune.data.shape import Shape
 from distill_tune.losses import MixtureOfTeachers, SumOfTeachers, TeacherOfEachRow
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.teachers.teacher import Shard, Teacher
@@ -40,12 +41,18 @@ class SeveralTeachers(Teacher):
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         common = [teacher.check(student, checkpoint, tokenizer) for teacher in self._teachers]
         self.folders = list(itertools.chain.from_iterable(teacher.folders for teacher in self._teachers))
+        self.files = list(itertools.chain.from_iterable(teacher.files for teacher in self._teachers))
         self.models = list(itertools.chain.from_iterable(teacher.models for teacher in self._teachers))
         return min((size for size in common if size is not None), default=None)
 
     def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
         for teacher in self._teachers:
             teacher.require_rows(longest, used_tokens)
+
+    def each(self, shape: Shape) -> list[tuple[Teacher, Shape]]:
+        rows_of = shape.following if self._combination == "by_row" else lambda number: shape
+        found = [teacher.each(rows_of(number)) for number, teacher in enumerate(self._teachers)]
+        return list(itertools.chain.from_iterable(found))
 
     def load(
         self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False

@@ -9,6 +9,7 @@ import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.batch import Batch
+from distill_tune.data.shape import Shape
 from distill_tune.models.checkpoint import Checkpoint
 
 from torchtune.modules import TransformerDecoder
@@ -31,6 +32,7 @@ class Teacher:
         models: that run forward for each batch, for counting their work; known after :meth:`check`.
         num_layers, width: of its hidden states; 0 where it gives none but the last.
         names: of several teachers, by which rows choose theirs.
+        files: of its own weights, known after :meth:`check`: a run goes on with the teacher that it had.
         folders: of other models than the student's, known after :meth:`check`; a GGUF file in place of a folder.
     """
 
@@ -38,6 +40,7 @@ class Teacher:
     num_layers = 0
     width = 0
     names: tuple[str, ...] = ()
+    files: Sequence[Path] = ()
     folders: Sequence[Path] = ()
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
@@ -63,6 +66,18 @@ class Teacher:
         Raises:
             UserError: it cannot read so many tokens, or not one of these, or it reads one as another token.
         """
+
+    def each(self, shape: Shape) -> "list[tuple[Teacher, Shape]]":
+        """Every single teacher with what it reads of some rows."""
+        return [(self, shape.for_teacher)]
+
+    def own_bytes(self, num_shards: int) -> float | None:
+        """Of its weights on the device; None where they are those of ``models`` as they are.
+
+        Args:
+            num_shards: processes that share the student's.
+        """
+        return None
 
     def keep_hidden_states(self, layers: Sequence[int]) -> None:
         """Have the signal carry those of ``layers``; see :func:`distill_tune.models.keep_hidden_states`."""

@@ -1,5 +1,6 @@
 """What a checkpoint holds besides state.json: the tensors and settings that the next step depends on."""
 
+import io
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from distill_tune.errors import UserError
 from distill_tune.models.loading import own_part, sharded
-from distill_tune.models.parameters import named_parameters
+from distill_tune.models.parameters import named_parameters, reshard
 from distill_tune.models.tensor_files import read_tensors, shapes_of
 from distill_tune.training.device import dtype_name
 from distill_tune.training.distributed import num_ranks, rank
@@ -41,8 +42,20 @@ def tensors_of(
         yield f"teacher.{name}", value
 
 
-def own_part_of_rank(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What is this rank's own: random state; of the optimizer its settings, and state in a form of its own (8 bit)."""
+def lacking_part(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+    """What a checkpoint of these would lack; None where it has all."""
+    trained = {id(parameter) for parameter in _trained(model).values()}
+    of_optimizer = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if others := [parameter for parameter in of_optimizer if id(parameter) not in trained]:
+        return f"the optimizer has {len(others)} parameters that are none of the model's trained ones"
+    return None
+
+
+def own_part_of_rank(model: nn.Module, optimizer: torch.optim.Optimizer) -> bytes:
+    """What is this rank's own: random state; of the optimizer its settings, and state in a form of its own (8 bit).
+
+    As torch.save writes it: the next step changes that state in place, and not each form of it can be copied.
+    """
     opaque: dict[str, dict[str, Any]] = {}
     for name, parameter in _trained(model).items():
         for kind, value in optimizer.state.get(parameter, {}).items():
@@ -50,7 +63,9 @@ def own_part_of_rank(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
                 own = own_part(value).detach().cpu() if isinstance(value, torch.Tensor) else value
                 opaque.setdefault(name, {})[kind] = own
     groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    return {"opaque": opaque, "groups": groups, "random": _random_state()}
+    written = io.BytesIO()
+    torch.save({"opaque": opaque, "groups": groups, "random": _random_state()}, written)
+    return written.getvalue()
 
 
 def copied(value: torch.Tensor) -> torch.Tensor:
@@ -155,6 +170,8 @@ def _is_common(parameter: torch.Tensor, value: Any) -> bool:
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By plain names, sharded where the model is: those that the optimizer has."""
+    reshard(model)
     return {name: parameter for name, parameter in named_parameters(model) if parameter.requires_grad}
 
 

@@ -15,8 +15,9 @@ from torch import nn
 from distill_tune.config.launch import is_restarted
 from distill_tune.disk import damage, digest, flush, lacking_space, put_in_place, retried, write_checksums
 from distill_tune.errors import UserError
-from distill_tune.models.tensor_files import write_tensors
-from distill_tune.training.checkpoint_contents import Stateful, copied, own_part_of_rank, tensors_of
+from distill_tune.models.loading import some_names
+from distill_tune.models.tensor_files import shapes_of, write_tensors
+from distill_tune.training.checkpoint_contents import Stateful, copied, lacking_part, own_part_of_rank, tensors_of
 from distill_tune.training.distributed import from_main_process, is_main_process, num_ranks, on_all_ranks, rank
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.state import TrainingState
@@ -152,17 +153,20 @@ class Checkpoints:
         """Copy what the next step depends on to the CPU, and write it while training goes on.
 
         Only trained parameters are kept; frozen ones come from the base checkpoint again. A write that fails is told by
-        ``say`` at the next call, and leaves the checkpoints before it as they are.
+        ``say`` at the next call, and leaves the checkpoints before it as they are; so does one that would lack a part.
         """
         self.wait(say)
+        if lacking := lacking_part(model, optimizer):
+            say(self._not_written(state.step, lacking))
+            return
         if self._keep_best:
             self._best = min(self._best, state.validation.get(self._keep_best, self._best))
         tensors = {name: copied(value) for name, value in tensors_of(model, optimizer, teacher)}
-        num_bytes = sum(value.numel() * value.element_size() for value in tensors.values())
+        part = own_part_of_rank(model, optimizer)
+        num_bytes = len(part) + sum(value.numel() * value.element_size() for value in tensors.values())
         metrics = self._run.metrics
         history = metrics.stat().st_size if is_main_process() and metrics.is_file() else 0
         job = _Job(self._at(state.step), dataclasses.replace(state, num_ranks=num_ranks()), tensors, history, num_bytes)
-        part = own_part_of_rank(model, optimizer)
         self._writing = self._pool.submit(self._write, job, part)
 
     def wait(self, say: Callable[[str], None] = print) -> None:
@@ -176,20 +180,23 @@ class Checkpoints:
         self.wait(say)
         self._pool.shutdown()
 
-    def _write(self, job: "_Job", part: dict[str, Any]) -> str | None:
+    def _write(self, job: "_Job", part: bytes) -> str | None:
         """In the thread of each rank; what failed, where something did."""
         try:
             retried(f"checkpoint {job.folder}", lambda: self._write_once(job, part))
         except Exception as error:  # whatever it is, training goes on
             shutil.rmtree(job.partial, ignore_errors=True)
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-            kept = self._steps()
-            return f"step {job.state.step}: its checkpoint could not be written ({reason}); " + (
-                f"{self._at(kept[-1])} stays the newest" if kept else "there is none before it"
-            )
+            return self._not_written(job.state.step, reason)
         return None
 
-    def _write_once(self, job: "_Job", part: dict[str, Any]) -> None:
+    def _not_written(self, step: int, reason: str) -> str:
+        kept = self._steps()
+        return f"step {step}: its checkpoint could not be written ({reason}); " + (
+            f"{self._at(kept[-1])} stays the newest" if kept else "there is none before it"
+        )
+
+    def _write_once(self, job: "_Job", part: bytes) -> None:
         def first() -> None:
             shutil.rmtree(job.partial, ignore_errors=True)
             job.partial.mkdir(parents=True)
@@ -197,7 +204,7 @@ class Checkpoints:
                 raise OSError(lacking)
 
         def own() -> list[tuple[str, str]]:
-            torch.save(part, job.partial / f"rank_{rank()}.pt")
+            (job.partial / f"rank_{rank()}.pt").write_bytes(part)
             names = [f"rank_{rank()}.pt", *(file.name for file in job.partial.glob(f"shard-{rank() + 1:05d}-*"))]
             return [_summed(job.partial / name) for name in names]
 
@@ -206,6 +213,9 @@ class Checkpoints:
         sums = [pair for of_rank in self._together(own) for pair in of_rank]
 
         def last() -> None:
+            written = {name: value.shape for name, value in shapes_of(job.partial).items()}
+            if lacking := [name for name, value in job.tensors.items() if written.get(name) != value.shape]:
+                raise OSError(f"its files lack {some_names(lacking)}")
             job.state.write(job.partial)
             _copy_start(self._run.metrics, job.partial / _METRICS, job.history)
             write_checksums(job.partial, [*sums, *(_summed(job.partial / name) for name in ("state.json", _METRICS))])

@@ -121,19 +121,20 @@ def is_main_process() -> bool:
 
 
 @contextlib.contextmanager
-def first_of_each_machine_first() -> Iterator[None]:
-    """A block that one process of each machine goes through before the others, which then find its cache.
+def first_of_each_machine_first() -> Iterator[bool]:
+    """A block that one process of each machine, which is told True, goes through before the others, which then find
+    its cache.
 
     All go on together, however long the slowest machine takes: a collective would time out.
     """
     if not dist.is_initialized():
-        yield
+        yield True
         return
     store, first_is_done = _get_default_store(), f"distill_tune/first/{next(_numbers)}/{socket.gethostname()}"
     is_first = os.environ["LOCAL_RANK"] == "0"
     while not is_first and not store.check([first_is_done]):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    yield
+    yield is_first
     if is_first:
         store.set(first_is_done, "1")
     wait_for_all()

@@ -1,40 +1,20 @@
 """What a step costs in matrix products, and how much of a device's peak it reached."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.data.shape import Shape
+from distill_tune.models.hidden_states import is_projector
 from distill_tune.models.output_head import output_head
+from distill_tune.training.gpus import find_gpu
 
 from torchtune.modules import TransformerDecoder
 
-
-class Gpu(NamedTuple):
-    """
-    Attributes:
-        flops: dense bf16 tensor-core rate in FLOP/s, without sparsity, from NVIDIA's data sheets.
-        memory: bytes.
-    """
-
-    flops: float
-    memory: float
-
-
-# By a part of the name that CUDA gives them; the first that fits counts.
-GPUS = {
-    "A10G": Gpu(70e12, 24 * 2**30),
-    "A100": Gpu(312e12, 80 * 2**30),
-    "A10": Gpu(125e12, 24 * 2**30),
-    "H100": Gpu(989e12, 80 * 2**30),
-    "H200": Gpu(989e12, 141e9),
-    "L40S": Gpu(362e12, 48 * 2**30),
-    "L4": Gpu(121e12, 24 * 2**30),
-    "3090": Gpu(71e12, 24 * 2**30),
-    "4090": Gpu(165e12, 24 * 2**30),
-}
+if TYPE_CHECKING:
+    from distill_tune.teachers import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +32,7 @@ class ModelFlops:
     per_attended_pair: float
 
     @classmethod
-    def of(cls, model: TransformerDecoder, trains: bool) -> "ModelFlops":
+    def of_model(cls, model: TransformerDecoder, trains: bool) -> "ModelFlops":
         """
         Args:
             trains: forward, gradient of the inputs, and gradient of what ``requires_grad``; else forward alone.
@@ -60,27 +40,52 @@ class ModelFlops:
         head = output_head(model).weight
         return cls(
             sum(_product(p, trains, p.requires_grad) for p in model.layers.parameters() if p.ndim == 2),
-            _product(head, trains, head.requires_grad),
+            _product(head, trains, head.requires_grad)
+            + sum(_product(p, trains, p.requires_grad) for name, p in model.named_parameters() if is_projector(name)),
             # Scores and their use; twice that backward.
             4 * model.num_heads * model.head_dim * len(model.layers) * (3 if trains else 1),
         )
 
-    def of_step(self, lengths: Iterable[int], num_supervised: float) -> float:
-        """
-        Args:
-            lengths: of the rows.
-            num_supervised: tokens that meet the output layer.
-        """
-        tokens, pairs = 0, 0.0
-        for length in lengths:
-            tokens += length
-            pairs += length * (length + 1) / 2
-        return self.per_token * tokens + self.per_supervised_token * num_supervised + self.per_attended_pair * pairs
+    def of(self, shape: Shape) -> float:
+        """Of some rows as the model reads them."""
+        return self.of_layers(shape) + self.per_supervised_token * shape.num_supervised
+
+    def of_layers(self, shape: Shape) -> float:
+        """The same without the output layer."""
+        pairs = sum(length * (length + 1) / 2 for length in shape.lengths)
+        return self.per_token * sum(shape.lengths) + self.per_attended_pair * pairs
 
 
-def flops_of_models(student: TransformerDecoder, teachers: Sequence[TransformerDecoder]) -> list[ModelFlops]:
-    """Of those that take part in a step: the student trains, teachers run forward."""
-    return [ModelFlops.of(student, trains=True), *(ModelFlops.of(teacher, trains=False) for teacher in teachers)]
+class StepFlops:
+    """Of those that take part in a step: the student trains, teachers run forward, each on what it reads.
+
+    Args:
+        student: with its final ``requires_grad``.
+        teacher: checked.
+    """
+
+    def __init__(self, student: TransformerDecoder, teacher: "Teacher") -> None:
+        self._student, self._teacher = ModelFlops.of_model(student, trains=True), teacher
+        self._of_each = [_of_teacher(one) for one, _ in teacher.each(Shape((), ()))]
+
+    def of(self, shape: Shape) -> float:
+        """Of some rows, forward and backward."""
+        return self._student.of(shape) + self.of_teacher(shape)
+
+    def of_teacher(self, shape: Shape) -> float:
+        """Of all teachers."""
+        read = [its for _, its in self._teacher.each(shape)]
+        return sum(one.of(its) for flops, its in zip(self._of_each, read, strict=True) for one in flops)
+
+
+def _of_teacher(teacher: "Teacher") -> "list[ModelFlops]":
+    from distill_tune.teachers import HuggingFace
+
+    if isinstance(teacher, HuggingFace):
+        width = teacher.width
+        pairs = 4.0 * width * teacher.num_layers
+        return [ModelFlops(2.0 * teacher.num_active_weights(), 2.0 * width * teacher.vocab_size, pairs)]
+    return [ModelFlops.of_model(model, trains=False) for model in teacher.models]
 
 
 def _product(weight: torch.Tensor, trains: bool, takes_gradient: bool) -> float:
@@ -93,11 +98,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type != "cuda" or dtype != torch.bfloat16:
         return None
     gpu = find_gpu(torch.cuda.get_device_name(device))
-    return gpu.flops if gpu else None
-
-
-def find_gpu(name: str) -> Gpu | None:
-    return next((gpu for known, gpu in GPUS.items() if known in name), None)
+    return gpu.bf16 if gpu else None
 
 
 class Utilisation:
@@ -107,26 +108,26 @@ class Utilisation:
 
     Args:
         student: with its final ``requires_grad``.
-        teacher: or None.
+        teacher: checked.
         num_devices: that share the steps.
     """
 
     def __init__(
         self,
         student: TransformerDecoder,
-        teachers: Sequence[TransformerDecoder],
+        teacher: "Teacher",
         device: torch.device,
         dtype: torch.dtype,
         num_devices: int = 1,
     ) -> None:
-        self._models = flops_of_models(student, teachers)
+        self._flops = StepFlops(student, teacher)
         peak = peak_flops(device, dtype)
         self._peak = peak * num_devices if peak else None
 
-    def of_step(self, lengths: Iterable[int], num_supervised: int, seconds: float) -> dict[str, float]:
-        """``{"model_flops_utilization": share}``, or nothing where the device's peak is not known."""
-        if self._peak is None:
-            return {}
-        lengths = list(lengths)
-        flops = sum(model.of_step(lengths, num_supervised) for model in self._models)
-        return {"model_flops_utilization": flops / seconds / self._peak}
+    def of_step(self, shape: Shape, seconds: float) -> dict[str, float]:
+        """``{"model_flops_utilization": share}``, or nothing where the device's peak is not known.
+
+        Args:
+            shape: of the step's rows, on all devices.
+        """
+        return {} if self._peak is None else {"model_flops_utilization": self._flops.of(shape) / seconds / self._peak}

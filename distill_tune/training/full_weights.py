@@ -8,7 +8,7 @@ from torchao.dtypes.nf4tensor import NF4Tensor
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.models.loading import own_part, sharded
-from distill_tune.models.parameters import named_parameters
+from distill_tune.models.parameters import named_parameters, reshard
 from distill_tune.training.distributed import is_main_process, whole
 
 
@@ -21,6 +21,7 @@ def full_weights(model: nn.Module, only: Collection[str] | None = None) -> Itera
     Args:
         only: the names that are wanted; None for all.
     """
+    reshard(model)
     for name, parameter in named_parameters(model):
         if only is not None and name not in only:
             continue

@@ -1,5 +1,6 @@
 """metrics.jsonl: a line a step."""
 
+import collections
 import contextlib
 import json
 import math
@@ -7,19 +8,22 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import torch
 
+from distill_tune.config.secrets import hide_secrets
 from distill_tune.disk import retried
 from distill_tune.training.distributed import is_main_process
 
 
 class Metrics:
     """Appends to metrics.jsonl, and to torchtune's metric logger where a config has one; on the main process alone.
+
+    Lines that a disk refuses wait until it takes them. A logger that fails is told, and hears no more.
 
     Args:
         path: the file.
@@ -38,7 +42,9 @@ class Metrics:
         log_peak_memory_stats: bool = True,
     ) -> None:
         self._logger: Any = None
-        self._file: IO[str] | None = None
+        self._path, self._descriptor = path, -1
+        self._unwritten: collections.deque[bytes] = collections.deque()
+        self._waits = False
         if not is_main_process():
             return
         partial = path.with_name(f".{path.name}.partial")
@@ -47,7 +53,7 @@ class Metrics:
         else:
             shutil.copyfile(history, partial)
         os.replace(partial, path)
-        self._file = path.open("a", encoding="utf-8")
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         self._logger, self._every = logger, log_every_n_steps
         self._unheard = {"step"} if log_peak_memory_stats else {"step", "peak_memory_bytes"}
 
@@ -55,27 +61,58 @@ class Metrics:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
+        if self._descriptor < 0:
+            return
+        self._append()
+        if self._unwritten:
+            print(f"{self._path}: the last {len(self._unwritten)} lines could not be written", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
         if self._logger is not None:
-            self._logger.close()
+            self._or_without_logger(self._logger.close)
 
     def write(self, values: Mapping[str, float]) -> None:
         """One line; ``values`` has a ``step``. What is not finite becomes null, which every reader of JSON knows."""
-        if self._file is None:
+        if self._descriptor < 0:
             return
         line = json.dumps({name: _finite(value) for name, value in values.items()}) + "\n"
-        self._file.write(line)
-        try:
-            retried(self._file.name, self._file.flush)
-        except OSError as error:  # a full disk: the line waits in the buffer for the next one
-            print(f"{self._file.name}: {error.strerror}; what it lacks follows once there is room", file=sys.stderr)
+        self._unwritten.append(line.encode())
+        self._append()
         step = int(values["step"])
         if self._logger is not None and step % self._every == 0:
-            self._logger.log_dict(
-                {name: value for name, value in values.items() if name not in self._unheard}, step=step
-            )
+            heard = {name: value for name, value in values.items() if name not in self._unheard}
+            self._or_without_logger(lambda: self._logger.log_dict(heard, step=step))
+
+    def _append(self) -> None:
+        """What is unwritten, as far as the disk takes it."""
+        try:
+            # Once it is told, no step waits again for a file system that is away.
+            self._append_once() if self._waits else retried(str(self._path), self._append_once)
+            self._waits = False
+        except OSError as error:
+            if not self._waits:
+                print(f"{self._path}: {error.strerror}; what it lacks follows once there is room", file=sys.stderr)
+            self._waits = True
+
+    def _append_once(self) -> None:
+        while self._unwritten:
+            size, line = os.fstat(self._descriptor).st_size, self._unwritten[0]
+            try:
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._descriptor, size)  # no half of a line
+                raise
+            self._unwritten.popleft()
+
+    def _or_without_logger(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever it is, training goes on
+            told = hide_secrets(f"{type(error).__name__}: {error}".splitlines()[0])
+            print(f"metric_logger: {told}; it is left out from here on, {self._path} has every step", file=sys.stderr)
+            self._logger = None
 
 
 def read_metrics(path: Path | None) -> Iterator[dict[str, Any]]:

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from distill_tune.config.components import find_component, instantiate
+from distill_tune.config.components import build, find_component, instantiate
 from distill_tune.errors import UserError
 from distill_tune.models.adapters import adapter_names
 from distill_tune.training.warm_up import with_warm_up_in_steps
@@ -115,11 +115,14 @@ def build_lr_scheduler(
 
 
 def build_profiler(component: DictConfig | None) -> Any:
-    """A context with ``step()``: torchtune's profiler where it is enabled, else nothing."""
+    """A context with ``step()``: torchtune's profiler where it is enabled, else nothing.
+
+    Raises:
+        UserError: it refuses its arguments.
+    """
     if component is None or not component.get("enabled", True):
         return _NoProfiler()
-    named = OmegaConf.create({"_component_": "torchtune.training.setup_torch_profiler"} | dict(component))
-    return instantiate(named)[0]
+    return build("profiler", component, enabled=True)[0]
 
 
 class _NoProfiler(contextlib.nullcontext):

@@ -15,11 +15,14 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, losses, models, teachers
 from distill_tune.config.components import build
 from distill_tune.config.launch import is_restarted
+from distill_tune.disk import sampled_digest
 from distill_tune.errors import CollectedFaults, FinishedRun
 from distill_tune.training.checkpoints import Checkpoints
 from distill_tune.training.device import find_dtype
 from distill_tune.training.distributed import (
     first_of_each_machine_first,
+    from_main_process,
+    is_main_process,
     leave,
     num_ranks,
     rank,
@@ -28,11 +31,13 @@ from distill_tune.training.distributed import (
 from distill_tune.training.optimizer import check_optimizer
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.schedules import Schedules
-from distill_tune.training.state import TrainingState
+from distill_tune.training.state import TrainingState, content_of
 from distill_tune.training.tokenizer_check import check_tokenizer
 from distill_tune.training.warm_up import schedule_remarks
 
 from torchtune.modules import TransformerDecoder
+
+_SHOWN_DIGITS = 16
 
 
 class Models(NamedTuple):
@@ -60,10 +65,18 @@ class Steps(NamedTuple):
     total_steps: int
     schedules: Schedules
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a resumed run must have as it was."""
-        return self.plan.identity | {"steps an epoch": self.steps_per_epoch}
+    def identity_with(self, built: Models) -> dict[str, Any]:
+        """What a resumed run must have as it was: rows, their order, the weights that student and teacher start from.
+
+        Weights by what they are, wherever they lie. Every rank calls it; the main process reads them.
+        """
+        files = {"model": built.student_checkpoint.all_files, "teacher_model": built.teacher.files}
+        contents = {
+            content_of(model): sampled_digest(files[model])[:_SHOWN_DIGITS] if is_main_process() else ""
+            for model in files
+            if files[model]
+        }
+        return self.plan.identity | {"steps an epoch": self.steps_per_epoch} | from_main_process(contents)
 
 
 def open_run(cfg: DictConfig) -> tuple[RunFolder, Checkpoints, Path | None, TrainingState | None]:
@@ -90,11 +103,12 @@ def open_run(cfg: DictConfig) -> tuple[RunFolder, Checkpoints, Path | None, Trai
     return run, checkpoints, checkpoint, state
 
 
-def build_models(cfg: DictConfig, device: torch.device) -> Models:
+def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = True) -> Models:
     """Student, teacher and tokenizer, compared with their checkpoints and with each other.
 
     Args:
         device: on which they will be, which decides on their dtypes.
+        needs_weights: False where shapes are all that is asked for.
 
     Raises:
         UserError: one of them cannot be built, does not fit its checkpoint, or not the other; the optimizer refuses
@@ -106,7 +120,7 @@ def build_models(cfg: DictConfig, device: torch.device) -> Models:
     with faults:
         hidden_loss = build("hidden_loss", cfg.get("hidden_loss"), losses.HiddenLoss([], weight=0))
     with faults:
-        student_checkpoint = models.Checkpoint.of("model", cfg.model, cfg.get("checkpointer"))
+        student_checkpoint = models.Checkpoint.of("model", cfg.model, cfg.get("checkpointer"), needs_weights)
         student = models.checked_on_meta("model", cfg.model, student_checkpoint, find_dtype(cfg.dtype, device))
     with faults:
         tokenizer = build("tokenizer", cfg.tokenizer)
@@ -119,6 +133,7 @@ def build_models(cfg: DictConfig, device: torch.device) -> Models:
             combination=cfg.get("teacher_combination", "mixture"),
             quantizer=cfg.get("teacher_quantizer"),
             offload=cfg.get("teacher_offload", False),
+            needs_weights=needs_weights,
         )
     faults.tell()
     common_vocab_size = teacher.check(student, student_checkpoint, tokenizer)
@@ -163,9 +178,14 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
     def plan_of(
         dataset: DictConfig | ListConfig, batch_size: int | None, accumulation: int, training_rows: bool
     ) -> data.StepPlan:
-        with first_of_each_machine_first():
+        with first_of_each_machine_first() as is_first:
             rows, shares = data.prepare_rows(
-                dataset, built.tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop"), reading=reading
+                dataset,
+                built.tokenizer,
+                cfg.tokenizer,
+                on_bad_row=cfg.get("on_bad_row", "stop"),
+                reading=reading,
+                check_kept=is_first,
             )
         plan = data.StepPlan(
             rows,

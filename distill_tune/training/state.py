@@ -12,10 +12,12 @@ from distill_tune.config.secrets import without_secrets
 from distill_tune.data.dates import day_of_run
 from distill_tune.errors import UserError
 
-# What a checkpoint's tensors belong to. Rows and batches are compared by what they are, not by how they are named.
+# What a checkpoint's tensors belong to. Rows, batches and weights are compared by what they are, not by their names.
 _MATTERS = ("model", "checkpointer", "teacher_model", "teacher_checkpointer", "optimizer._component_")
 # Where a run writes, and how it is resumed, may be new each time.
 _ABOUT_THE_RUN = ("output_dir", "log_dir", "resume", "resume_from_checkpoint", "resume_with_changes")
+# Where a model's weights are read from: means nothing where their content is known.
+_PATHS = {"path", "checkpoint_dir", "checkpoint_files"}
 _NOTHING = "nothing"
 
 
@@ -73,19 +75,29 @@ class TrainingState:
             UserError: model, teacher or optimizer are others, and not ``with_changes``.
         """
         changes = list(changes_between(self.config, plain_config(cfg)))
-        _refuse(folder, [text for key, text in changes if _is_below(key, _MATTERS)], with_changes)
-        if harmless := [text for key, text in changes if not _is_below(key, _MATTERS)]:
+        matter = {key for key, _ in changes if _is_below(key, _MATTERS) and not self._is_known_by_content(key)}
+        _refuse(folder, [text for key, text in changes if key in matter], with_changes)
+        if harmless := [text for key, text in changes if key not in matter]:
             print(f"changed since {folder.name}: {', '.join(harmless)}")
+
+    def _is_known_by_content(self, key: str) -> bool:
+        first, *below = key.split(".")
+        return bool(_PATHS & set(below)) and content_of(first.replace("checkpointer", "model")) in self.plan
 
     def require_same_plan(self, folder: Path, plan: Mapping[str, Any], with_changes: bool) -> None:
         """
         Raises:
-            UserError: rows or batches are not those that this state was saved with, and not ``with_changes``.
+            UserError: rows, batches or weights are not those that this state was saved with, and not ``with_changes``.
         """
-        differ = [
-            f"{key} was {self.plan.get(key)}, is {value}" for key, value in plan.items() if self.plan.get(key) != value
-        ]
+        # What an older version has not noted cannot be compared.
+        before = {key: self.plan.get(key, value) for key, value in plan.items()}
+        differ = [f"{key} was {before[key]}, is {value}" for key, value in plan.items() if before[key] != value]
         _refuse(folder, differ, with_changes)
+
+
+def content_of(model: str) -> str:
+    """Under which name a plan has the weights that ``model`` or ``teacher_model`` starts from."""
+    return f"content of {model}"
 
 
 def plain_config(cfg: DictConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import stand_in_cuda
 import torch
 from architectures import write_architecture
 from omegaconf import OmegaConf
+from stand_in_offloading import offloading_without_cuda
 from tiny import VOCAB_SIZE, write_model
 from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention
@@ -232,3 +233,39 @@ def test_layers_with_windows_and_capped_scores_teach_train_and_validate(tmp_path
         for wanted, found in zip(*(values(model, batch_of_new_lengths(step)) for model in ways), strict=True):
             assert (found - wanted).norm() < 1e-5 * wanted.norm()
     assert all("_flex" in reason for reason in counters["graph_break"])
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+def test_recomputed_layers_drop_what_they_dropped_before(folder, compile):
+    """Of LoRA's inputs; another mask in recomputation would give a gradient of another loss."""
+    case = {"student": "shallow", "teacher": "shallow", "adapters": LORA | {"lora_dropout": 0.5}, "compile": compile}
+    found = []
+    for checkpointed in (False, True):
+        step = Step(folder, checkpointed=checkpointed, **case)
+        torch.manual_seed(0)
+        found.append([step.gradient(batch_of_new_lengths(0)) for _ in range(2)])
+    for kept, recomputed in zip(*found, strict=True):
+        assert recomputed[0] == pytest.approx(kept[0], rel=1e-6)
+        assert (recomputed[1] - kept[1]).norm() < 1e-5 * kept[1].norm()
+    first, second = found[0]
+    assert (first[1] - second[1]).norm() > 1e-2 * first[1].norm()
+
+
+def test_layers_whose_inputs_are_offloaded_have_the_losses_and_gradients_of_eager_ones(folder, flash, monkeypatch):
+    eager = Step(folder, compile=False)
+    wanted = [eager.gradient(batch_of_new_lengths(number)) for number in range(3)]
+    compiled = Step(folder, compile=True, checkpointed=True)
+    offloading, copies = offloading_without_cuda(monkeypatch)
+    forward = models.hidden_states
+
+    def offloaded(*arguments):
+        with offloading:
+            return forward(*arguments)
+
+    monkeypatch.setattr(models, "hidden_states", offloaded)
+    for number, (loss, gradient) in enumerate(wanted):
+        found = compiled.gradient(batch_of_new_lengths(number))
+        assert found[0] == pytest.approx(loss, rel=1e-5)
+        assert (found[1] - gradient).norm() < 1e-5 * gradient.norm()
+    assert copies.copied >= 3 * len(compiled.student.layers)
+    assert not offloading.tracker  # all came back

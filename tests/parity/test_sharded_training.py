@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import sharded_training
 import torch
+from command_server import CommandServer
 from safetensors.torch import load_file
 from tiny import write_model
 
@@ -35,22 +34,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Pa
 
 
 @pytest.fixture(scope="module")
-def trained(folder: Path):
+def trained(folder: Path, command_server: CommandServer):
     """Weights by scenario and number of ranks; each number of ranks is started once for all its scenarios."""
     of_two = [name for name in sharded_training.SCENARIOS if name != "replicated"]
+    script = Path(sharded_training.__file__)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent)}
+    environment |= {"TORCH_COMPILE_BACKEND": "aot_eager"}  # its graphs are every compiler's
     for count, scenarios in ((2, of_two), (4, OF_FOUR)):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        script = Path(sharded_training.__file__)
-        path = os.pathsep.join(filter(None, [str(script.parent), os.environ.get("PYTHONPATH")]))
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        environment |= {"TORCH_COMPILE_BACKEND": "aot_eager"}  # its graphs are every compiler's
-        done = subprocess.run(
-            [*command, str(script), str(folder), *scenarios],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        arguments = [*torchrun, str(script), str(folder), *scenarios]
+        done = command_server.start(arguments, folder, environment, output=folder).completed(timeout=600)
         assert done.returncode == 0, done.stderr
     return lambda name, count: load_file(folder / f"{name}_{count}.safetensors")
 

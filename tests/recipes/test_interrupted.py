@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny import edit_recipe, metrics_of
+from safetensors.torch import load_file, save_file
+from tiny import MEASURED, edit_recipe, metrics_of, model_arguments
 
 KILLS = 30
-# What depends on the clock and the machine, not on the run.
-MEASURED = {"tokens_per_second", "supervised_tokens_per_second", "peak_memory_bytes", "seconds"}
 STEPS = ["epochs=2", "max_steps_per_epoch=6", "batch_size=2", "gradient_accumulation_steps=2"]
 RUN = ["run", "kd_single_device", "--config", "config.yaml"]
 
@@ -75,27 +73,25 @@ def assert_same(one: Path, other: Path) -> None:
     assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
 
 
-def test_killed_at_random_moments_a_run_ends_with_the_same_bits(lora, ok, cli, tmp_path, command_server):
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(lora, ok, start_cli, tmp_path):
     lora()
     ok(*RUN, *STEPS, f"output_dir={tmp_path / 'whole'}")
     draws, kills, resumed = random.Random(7), 0, set()
     for _ in range(10 * KILLS):
         try:
-            done = command_server.run(
-                [*RUN, *STEPS, "output_dir=out"], tmp_path, tmp_path / "told", draws.uniform(0.2, 1.2)
-            )
+            done = start_cli(*RUN, *STEPS, "output_dir=out").completed(timeout=draws.uniform(0.2, 1.2))
         except subprocess.TimeoutExpired as killed:  # by SIGKILL
             kills += 1
-            told = str(killed.output)
+            told, errors = str(killed.output), str(killed.stderr)
         else:
             assert done.returncode == 0, done.stderr
-            told = done.stdout
+            told, errors = done.stdout, done.stderr
             if kills >= KILLS:
                 break
             assert_same(tmp_path / "whole", tmp_path / "out")
             shutil.rmtree(tmp_path / "out")
         resumed |= {line for line in told.splitlines() if line.startswith("resuming from")}
-        assert "Traceback" not in (tmp_path / "told" / "stderr").read_text()
+        assert "Traceback" not in errors
     assert kills >= KILLS
     assert len(resumed) > 3  # it was killed at many places
     assert_same(tmp_path / "whole", tmp_path / "out")
@@ -224,6 +220,40 @@ def test_a_config_that_goes_on_with_another_run_is_refused_with_what_differs(lor
     assert rates[6] == pytest.approx(5e-4 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * 0.5 * 2 * 4 / 10)).item()))
     done = ok(*RUN, *STEPS, "epochs=3", "batch_size=4", "resume_with_changes=True")
     assert "going on in spite of changes" in done.stdout
+
+
+def test_a_run_goes_on_with_the_weights_that_it_began_with_wherever_they_lie(
+    lora, ok, cli, tmp_path, student_folder, teacher_folder
+):
+    """A teacher's adapter is among them."""
+    student, teacher = tmp_path / "student", tmp_path / "teacher"
+    shutil.copytree(student_folder, student)
+    shutil.copytree(teacher_folder, teacher)
+    lora()
+    models = [f"model.path={student}", "~teacher_checkpointer", "teacher_model._component_=distill_tune.models.from_hf"]
+    models += [f"~teacher_model.{key}" for key in model_arguments()]
+    ok(*RUN, "max_steps_per_epoch=1", *models, f"+teacher_model.path={teacher}")
+
+    def told(of_teacher: Path, *changes: str) -> tuple[int, str]:
+        line = ["kd_single_device", "--config", "config.yaml", "max_steps_per_epoch=1"]
+        done = cli("validate", *line, *models, f"+teacher_model.path={of_teacher}", *changes)
+        return done.returncode, done.stdout + done.stderr
+
+    moved = tmp_path / "moved"
+    shutil.copytree(student, moved)
+    status, text = told(teacher, f"model.path={moved}")
+    assert status == 0 and f"changed since step_1: model.path {student} -> {moved}" in text
+    for folder, key in ((student, "model"), (teacher, "teacher_model")):
+        file = folder / "model.safetensors"
+        content = file.read_bytes()
+        weights = load_file(file)
+        weights["model.norm.weight"][-1] += 1  # which neither size nor header tells
+        save_file(weights, file, {"format": "pt"})
+        status, text = told(teacher)
+        assert status == 2 and f"  content of {key} was " in text and "resume_with_changes=True" in text
+        assert text.count("content of") == 1
+        file.write_bytes(content)
+        assert told(teacher)[0] == 0
 
 
 def test_rows_that_give_what_is_not_finite_are_named_and_left_out(lora, ok, edited, tmp_path):

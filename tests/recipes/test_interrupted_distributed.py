@@ -1,6 +1,5 @@
 """Several gloo ranks that die, hang, are told to stop, or go on in another number, through the real CLI."""
 
-import os
 import re
 import signal
 import socket
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_server import Command
 from safetensors.torch import load_file
 from tiny import edit_recipe, metrics_of, put_before
 
@@ -38,21 +38,28 @@ def config(write_config, student_folder, teacher_folder):
     )
 
 
-def started(tmp_path: Path, count: int, *arguments: str, recipe: str = "kd_distributed") -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "distill_tune", "run", "--nproc_per_node", str(count)]
-    if arguments[:1] == ("--max_restarts",):
-        line, arguments = [*line, *arguments[:2]], arguments[2:]
+@pytest.fixture
+def started(start_cli):
+    def start(count: int, *arguments: str, recipe: str = "kd_distributed", restarts: int = 0) -> Command:
+        line = ["run", "--nproc_per_node", str(count), "--max_restarts", str(restarts), recipe]
+        return start_cli(*line, "--config", "config.yaml", *STEPS, *arguments)
+
+    return start
+
+
+def started_afresh(tmp_path: Path, count: int, recipe: str) -> subprocess.Popen[str]:
+    """As ``started``, in fresh Pythons, and its end is that of the ranks too."""
+    line = [sys.executable, "-m", "distill_tune", "run", "--nproc_per_node", str(count), recipe]
     return subprocess.Popen(
-        [*line, recipe, "--config", "config.yaml", *STEPS, *arguments],
+        [*line, "--config", "config.yaml", *STEPS],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def ended(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
+def ended(process: Command | subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
     output, told = process.communicate(timeout=200)
     assert process.returncode == status, told
     return output, told
@@ -67,14 +74,14 @@ def difference(one: Path, other: Path) -> float:
     return max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
 
 
-def test_what_two_ranks_saved_four_and_one_go_on_with_and_two_to_the_bit(config, cli, tmp_path):
-    ended(started(tmp_path, 2, "output_dir=whole"))
+def test_what_two_ranks_saved_four_and_one_go_on_with_and_two_to_the_bit(config, cli, started, tmp_path):
+    ended(started(2, "output_dir=whole"))
     checkpoint = "resume=whole/checkpoints/step_3"
     files = {file.name for file in (tmp_path / "whole" / "checkpoints" / "step_3").iterdir()}
     assert {"rank_0.pt", "rank_1.pt"} <= files and len([name for name in files if name.startswith("shard-")]) == 2
-    ended(started(tmp_path, 2, checkpoint, "output_dir=by_two"))
+    ended(started(2, checkpoint, "output_dir=by_two"))
     assert difference(tmp_path / "whole", tmp_path / "by_two") == 0
-    ended(started(tmp_path, 4, checkpoint, "output_dir=by_four", "batch_size=2"))
+    ended(started(4, checkpoint, "output_dir=by_four", "batch_size=2"))
     assert difference(tmp_path / "whole", tmp_path / "by_four") < 1e-5
     done = cli(
         *("run", "kd_single_device", "--config", "config.yaml", *STEPS),
@@ -87,14 +94,14 @@ def test_what_two_ranks_saved_four_and_one_go_on_with_and_two_to_the_bit(config,
     assert [line["loss"] for line in by_one] == pytest.approx([line["loss"] for line in first], rel=1e-4)
 
 
-def test_a_rank_that_dies_ends_the_others_and_torchrun_starts_all_again_where_they_were(config, cli, tmp_path):
-    ended(started(tmp_path, 2, "output_dir=whole"))
+def test_a_rank_that_dies_ends_the_others_and_torchrun_starts_all_again_where_they_were(config, cli, started, tmp_path):
+    ended(started(2, "output_dir=whole"))
     lines = (
         "if training.rank() == 1 and lr_scheduler.last_epoch == 5 and not os.path.exists('died'):\n"
         "    open('died', 'w').close(); os.kill(os.getpid(), 9)"
     )
     recipe = edit_recipe(cli, tmp_path, "kd_distributed", lines)
-    output, _ = ended(started(tmp_path, 2, "--max_restarts", "1", recipe=recipe))
+    output, _ = ended(started(2, restarts=1, recipe=recipe))
     assert (tmp_path / "died").exists()
     assert "resuming from" in output
     assert difference(tmp_path / "whole", tmp_path / "out") == 0
@@ -102,10 +109,13 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_starts_all_again_where_th
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)])
-def test_told_to_stop_all_ranks_end_after_the_same_step_with_a_checkpoint(config, cli, tmp_path, number, status):
+def test_told_to_stop_all_ranks_end_after_the_same_step_with_a_checkpoint(
+    config, cli, started, tmp_path, number, status
+):
     """SIGKILL ends torchrun alone, and its end tells the ranks."""
     recipe = edit_recipe(cli, tmp_path, "kd_distributed", "time.sleep(0.3)")
-    process = started(tmp_path, 2, recipe=recipe)
+    killed = number == signal.SIGKILL
+    process = started_afresh(tmp_path, 2, recipe) if killed else started(2, recipe=recipe)
     metrics, until = tmp_path / "out" / "metrics.jsonl", time.monotonic() + 100
     while time.monotonic() < until and not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 2):
         time.sleep(0.1)
@@ -116,10 +126,10 @@ def test_told_to_stop_all_ranks_end_after_the_same_step_with_a_checkpoint(config
     told = "SIGHUP" if number == signal.SIGHUP else "SIGTERM"
     assert f"stopped after step {taken} by {told}" in output
     assert (tmp_path / "out" / "checkpoints" / f"step_{taken}" / "SHA256SUMS").is_file()
-    assert f"step_{taken}" in ended(started(tmp_path, 2))[0]
+    assert f"step_{taken}" in ended(started(2))[0]
 
 
-def test_a_rank_that_is_told_to_stop_after_the_others_writes_its_part(config, cli, tmp_path):
+def test_a_rank_that_is_told_to_stop_after_the_others_writes_its_part(config, cli, started, tmp_path):
     recipe = edit_recipe(
         cli,
         tmp_path,
@@ -128,17 +138,17 @@ def test_a_rank_that_is_told_to_stop_after_the_others_writes_its_part(config, cl
     )
     late = "if training.rank() == 0: os.kill(os.getpid(), 15)"
     put_before(tmp_path / "mine.py", "        checkpoints.close()\n", late)
-    output, _ = ended(started(tmp_path, 2, recipe=recipe), 128 + signal.SIGTERM)
+    output, _ = ended(started(2, recipe=recipe), 128 + signal.SIGTERM)
     assert "stopped after step 3 by SIGTERM" in output
     assert (tmp_path / "out" / "checkpoints" / "step_3" / "SHA256SUMS").is_file()
 
 
-def test_ranks_that_wait_in_vain_name_the_one_that_hangs_the_step_and_the_line(config, cli, tmp_path):
+def test_ranks_that_wait_in_vain_name_the_one_that_hangs_the_step_and_the_line(config, cli, started, tmp_path):
     hang = "import signal; signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(1000)"  # ended by torchrun at once
     recipe = edit_recipe(
         cli, tmp_path, "kd_distributed", f"if training.rank() == 1 and lr_scheduler.last_epoch == 2: {hang}"
     )
-    _, told = ended(started(tmp_path, 3, "collective_timeout_seconds=8", recipe=recipe), 1)
+    _, told = ended(started(3, "collective_timeout_seconds=8", recipe=recipe), 1)
     assert re.search("distill-tune: rank [02]: step 3, ", told)
     line_of_rank_1 = re.search(r"rank 1: step 3, .*mine.py line (\d+): no step has ended for \d+ seconds", told)
     assert "time.sleep(1000)" in Path(tmp_path / "mine.py").read_text().splitlines()[int(line_of_rank_1[1]) - 1]
@@ -161,10 +171,10 @@ def test_a_port_that_another_program_has_is_told(config, cli):
         assert f"MASTER_PORT: localhost:{port} is taken by another program; set another port" in done.stderr
 
 
-def test_a_step_that_is_not_finite_on_one_rank_is_applied_on_none(config, cli, tmp_path):
+def test_a_step_that_is_not_finite_on_one_rank_is_applied_on_none(config, cli, started, tmp_path):
     lines = "if (0, 7) in batch.places:\n    for p in student.parameters(): p.grad = torch.full_like(p, math.nan)"
     recipe = edit_recipe(cli, tmp_path, "kd_distributed", lines)
-    output, _ = ended(started(tmp_path, 2, "epochs=1", "max_steps_per_epoch=8", recipe=recipe))
+    output, _ = ended(started(2, "epochs=1", "max_steps_per_epoch=8", recipe=recipe))
     lines_of_metrics = metrics_of(tmp_path / "out")
     (bad,) = [line["step"] for line in lines_of_metrics if not line["applied"]]
     assert f"step {bad}: gradient norm nan: not applied" in output

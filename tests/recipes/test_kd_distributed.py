@@ -5,12 +5,12 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from command_server import Command
 from safetensors.torch import load_file
 from tiny import metrics_of, put_before
 
@@ -45,17 +45,6 @@ def ok(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[st
     return done
 
 
-def start(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "distill_tune", *arguments],
-        cwd=tmp_path,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def edited(cli, tmp_path: Path, first_of_each_step: str) -> None:
     """mine.py: the recipe with a line more."""
     ok(cli("cp", "kd_distributed", "mine.py"))
@@ -68,12 +57,12 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(folders, cli, tmp_path, rows_file):
+def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(folders, cli, fresh_cli, tmp_path, rows_file):
     rows = {"_component_": "distill_tune.data.instruct", "source": str(rows_file), "split": "train[:9]"}
     folders(dataset_val=rows, dataset={**rows, "split": "train[:25]"})  # in the last step the second has no row either
     settings = ["model.lora_dropout=0", "save_every_n_steps=2"]  # dropout differs between numbers of processes
     ok(cli("run", "kd_single_device", "--config", "config.yaml", *settings, "batch_size=8", "output_dir=one"))
-    done = ok(cli(*TWO, *settings, "output_dir=two", "enable_activation_checkpointing=True"))
+    done = ok(fresh_cli(*TWO, *settings, "output_dir=two", "enable_activation_checkpointing=True"))
     assert done.stdout.count("step 4/4") == 1
     one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
     assert [line["step"] for line in two] == [1, 2, 3, 4]
@@ -109,13 +98,13 @@ def test_without_options_it_starts_one_process_for_each_gpu_and_says_so(folders,
     assert done.stderr == ""
 
 
-def test_two_machines_as_two_agents_meet(folders, tmp_path):
+def test_two_machines_as_two_agents_meet(folders, start_cli, tmp_path):
     folders(max_steps_per_epoch=2)
     endpoint = f"localhost:{free_port()}"
     line = ["run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_endpoint", endpoint]
     line += ["kd_distributed", "--config", "config.yaml"]
-    agents = [start(tmp_path, *line) for _ in range(2)]
-    told = [agent.communicate(timeout=300) for agent in agents]
+    agents = [start_cli(*line) for _ in range(2)]
+    told = [agent.communicate() for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], told
     assert sum("step 2/2" in output for output, _ in told) == 1
     assert len(metrics_of(tmp_path / "out")) == 2
@@ -124,18 +113,18 @@ def test_two_machines_as_two_agents_meet(folders, tmp_path):
 def test_rows_and_export_may_take_longer_than_a_collective(folders, cli, tmp_path):
     folders(max_steps_per_epoch=1)
     ok(cli("cp", "kd_distributed", "mine.py"))
-    slow_rows = "time.sleep(16 * (training.rank() == 0))"
+    slow_rows = "time.sleep(8 * (training.rank() == 0))"
     put_before(tmp_path / "mine.py", "    steps = training.plan_steps(cfg, built, seed)\n", slow_rows)
     slow_export = (
         "import distill_tune.training.export as export\n"
-        "export.put_in_place = lambda *of, put=export.put_in_place: (time.sleep(16), put(*of))"
+        "export.put_in_place = lambda *of, put=export.put_in_place: (time.sleep(8), put(*of))"
     )
     put_before(tmp_path / "mine.py", "    # ---- What the run leaves\n", slow_export)
-    line = ("run", "--nproc_per_node", "2", "mine.py", "--config", "config.yaml", "collective_timeout_seconds=12")
+    line = ("run", "--nproc_per_node", "2", "mine.py", "--config", "config.yaml", "collective_timeout_seconds=6")
     assert "step 1/1" in ok(cli(*line)).stdout
 
 
-def test_a_rank_that_is_done_ends_before_a_library_can_abort_it(folders, cli, tmp_path):
+def test_a_rank_that_is_done_ends_before_a_library_can_abort_it(folders, cli, fresh_cli, tmp_path):
     folders(max_steps_per_epoch=1)
     ok(cli("cp", "kd_distributed", "mine.py"))
     aborts = (
@@ -144,11 +133,11 @@ def test_a_rank_that_is_done_ends_before_a_library_can_abort_it(folders, cli, tm
         "builtins.kept = type('Aborts', (), {'__del__': lambda self, abort=os.abort: abort()})()"
     )
     put_before(tmp_path / "mine.py", "    # ---- What the run leaves\n", f"import os\n{aborts}")
-    done = ok(cli("run", "--nproc_per_node", "2", "mine.py", "--config", "config.yaml"))
+    done = ok(fresh_cli("run", "--nproc_per_node", "2", "mine.py", "--config", "config.yaml"))
     assert "its handlers have run" in done.stdout
 
 
-def test_an_output_dir_that_the_machines_do_not_share_is_told(folders, tmp_path):
+def test_an_output_dir_that_the_machines_do_not_share_is_told(folders, start_cli, tmp_path):
     folders()
     endpoint = f"localhost:{free_port()}"
     line = ["run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_endpoint", endpoint]
@@ -156,39 +145,38 @@ def test_an_output_dir_that_the_machines_do_not_share_is_told(folders, tmp_path)
     machines = [tmp_path / "one", tmp_path / "other"]
     for machine in machines:
         machine.mkdir()
-    agents = [start(machine, *line) for machine in machines]
-    told = "".join(agent.communicate(timeout=300)[1] for agent in agents)
+    agents = [start_cli(*line, folder=machine) for machine in machines]
+    told = "".join(agent.communicate()[1] for agent in agents)
     assert all(agent.returncode for agent in agents)
     assert "output_dir=out: " in told and "name a folder that all machines share" in told
     assert "Traceback" not in told
 
 
-def srun(tmp_path: Path, recipe: str) -> list[subprocess.Popen[str]]:
+@pytest.fixture
+def srun(start_cli):
     """Two tasks as Slurm would start them."""
-    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid())}
-    return [
-        start(
-            tmp_path,
-            *("run", recipe, "--config", "config.yaml"),
-            **slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-        )
-        for rank in range(2)
-    ]
+
+    def start(recipe: str) -> list[Command]:
+        slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid())}
+        tasks = [slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+        return [start_cli("run", recipe, "--config", "config.yaml", **task) for task in tasks]
+
+    return start
 
 
-def test_srun_starts_it_without_torchrun(folders, tmp_path):
+def test_srun_starts_it_without_torchrun(folders, srun):
     folders(max_steps_per_epoch=2)
-    tasks = srun(tmp_path, "kd_distributed")
-    told = [task.communicate(timeout=300) for task in tasks]
+    tasks = srun("kd_distributed")
+    told = [task.communicate() for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], told
     assert sum("step 2/2" in output for output, _ in told) == 1
 
 
-def test_a_rank_that_ends_under_srun_ends_the_other_which_says_where_it_was(folders, cli, tmp_path):
+def test_a_rank_that_ends_under_srun_ends_the_other_which_says_where_it_was(folders, cli, srun, tmp_path):
     folders(max_steps_per_epoch=2)
     edited(cli, tmp_path, "training.rank() == 1 and step == 1 and __import__('os').kill(__import__('os').getpid(), 9)")
-    first, second = srun(tmp_path, "mine.py")
-    _, told = first.communicate(timeout=300)
+    first, second = srun("mine.py")
+    _, told = first.communicate()
     assert (first.returncode, second.wait()) == (1, -9)
     assert re.match(r"distill-tune: rank 0: step 2, .*mine\.py line \d+: the connection to another rank is lost", told)
     assert "Traceback" not in told

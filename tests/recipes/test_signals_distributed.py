@@ -1,9 +1,7 @@
 """Signals on two processes: the loss of one process with twice the batch, and states that any number can go on from."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -16,7 +14,7 @@ CASES = ["projectors", "several", "each row its own", "base model"]
 
 
 @pytest.fixture
-def run(tmp_path, write_config, student_folder, teacher_folder, tokenizer_file, monkeypatch):
+def run(tmp_path, cli, write_config, student_folder, teacher_folder, tokenizer_file, monkeypatch):
     monkeypatch.chdir(tmp_path)
     other = write_model(tmp_path / "other", tokenizer_file, seed=3, width=48)
     teachers = [
@@ -62,12 +60,8 @@ def run(tmp_path, write_config, student_folder, teacher_folder, tokenizer_file, 
             main(["run", "kd_single_device", "--config", "config.yaml", f"output_dir={output}", *overrides])
         else:
             command = ["run", "--nproc_per_node", str(count), "kd_distributed", "--config", "config.yaml"]
-            subprocess.run(
-                [sys.executable, "-m", "distill_tune", *command, f"output_dir={output}", *overrides],
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                check=True,
-                timeout=300,
-            )
+            done = cli(*command, f"output_dir={output}", *overrides, OMP_NUM_THREADS="1")
+            assert done.returncode == 0, done.stderr
         return metrics_of(tmp_path / output)
 
     return go

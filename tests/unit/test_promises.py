@@ -15,6 +15,7 @@ FILES = {
         "recipes/test_bad_input.py",
         "recipes/test_interrupted.py",
         "recipes/test_interrupted_distributed.py",
+        "recipes/test_resumed_distributed.py",
         "recipes/test_security.py",
         "unit/data/test_failing_files.py",
         "unit/test_properties.py",

@@ -1,3 +1,4 @@
+import base64
 import re
 import subprocess
 import sys
@@ -36,6 +37,21 @@ def test_a_torchao_that_torch_is_too_old_for_is_told(fresh_cli, tmp_path):
 def test_peft_and_torchtune_live_in_one_environment():
     code = "import distill_tune._torchtune_compat, torchtune.training, peft.tuners.lora"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_tiktoken_file_that_is_another_at_the_same_path_is_read_anew(tmp_path, monkeypatch):
+    import distill_tune._torchtune_compat  # noqa: F401
+
+    from torchtune.modules.transforms.tokenizers import TikTokenBaseTokenizer
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
+    path = tmp_path / "tokenizer.model"
+    for pieces in ([b"ab", b"abc"], [b"bc"]):
+        ranks = [bytes([byte]) for byte in range(256)] + pieces
+        path.write_text("".join(f"{base64.b64encode(piece).decode()} {rank}\n" for rank, piece in enumerate(ranks)))
+        tokenizer = TikTokenBaseTokenizer(str(path), "mine", r".+", bos_id=300, eos_id=301, special_tokens={})
+        tokens = tokenizer.encode("abc", add_bos=False, add_eos=False)
+        assert tokens == ([257] if b"abc" in pieces else [97, 256])
 
 
 def test_every_module_that_imports_torchtune_imports_the_compatibility_first():

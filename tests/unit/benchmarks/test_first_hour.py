@@ -116,6 +116,13 @@ def test_nothing_that_an_item_does_ends_the_run(first_hour, tmp_path, monkeypatc
     assert "in hangs" in {result["name"]: result for result in found}["hangs"]["error"]
 
 
+def test_a_long_error_keeps_its_beginning_and_its_end(first_hour):
+    shortened = first_hour("outcome").shortened
+    assert shortened("a fault") == "a fault"
+    long = shortened("Traceback" + "x" * 10_000 + "ValueError: of it")
+    assert long.startswith("Traceback") and long.endswith("ValueError: of it") and len(long) < 8_100
+
+
 def test_what_is_sent_names_neither_user_nor_machine(first_hour, monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "node17.some.where")
     monkeypatch.setattr(getpass, "getuser", lambda: "jane")

@@ -18,10 +18,15 @@ def fault(cli):
     return run
 
 
-def test_all_faults_are_listed_at_once(write_config, fault):
+def test_all_faults_are_listed_at_once(write_config, fault, cli):
     write_config()
     wrong = ["mode.apply_lora_to_output=True", "warmup_steps=0", "kd_ratio=2", "~epochs", "model.num_layer=1"]
     told = fault(*wrong)
+    assert "  mode: no such key, did you mean model?" in told
+    assert "  epochs: missing; the recipe needs it" in told
+    done = cli("validate", "--config", "config.yaml", *wrong)
+    assert done.returncode == 2
+    told = done.stderr
     assert told.splitlines()[0].startswith("distill-tune: 5 faults in config config.yaml and the command line")
     assert (
         "  model.num_layer: torchtune.models.llama3_2.llama3_2 has no such argument, did you mean num_layers?" in told

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from distill_tune.cache_folder import cache_folder
 from distill_tune.cli import compare, cp, demo, download, init_student
 from distill_tune.config.files import find_config, find_recipe
-from distill_tune.data import row_cache
 
 
 @pytest.mark.parametrize(
@@ -37,4 +37,4 @@ def test_recipes_configs_and_the_cache_lie_there_too(tmp_path, monkeypatch):
     assert find_config("~/a.yaml") == tmp_path / "a.yaml"
     assert find_recipe("~/a.py") == tmp_path / "a.py"
     monkeypatch.setenv("DISTILL_TUNE_CACHE", "~/cache")
-    assert row_cache._cache_folder() == Path(tmp_path / "cache")
+    assert cache_folder() == Path(tmp_path / "cache")

@@ -71,3 +71,12 @@ def test_what_would_run_code_from_elsewhere_is_left_to_the_run(validate, tmp_pat
     told, _, _ = validate("optimizer._component_=mine.Sgd")
     assert "optimizer: would run code from elsewhere, so models and rows are checked by the run alone" in told
     assert not (tmp_path / "was_run").exists()
+
+
+def test_what_this_machine_lacks_is_told_and_the_rest_is_checked(validate):
+    told, _, status = validate("device=mps")
+    assert status == 0
+    assert "not on this machine: device=mps: there is no MPS device here" in told
+    assert told.endswith("config.yaml: valid for kd_single_device on a machine that has it\n")
+    told, _, _ = validate()
+    assert told.endswith("config.yaml: valid for kd_single_device\n")

@@ -81,7 +81,7 @@ def test_a_plan_takes_changed_rows_and_counts_them():
     augmentations = Augmentations([DropTokens(0.5)], TOKENIZER, 0)
     plan, plain = (StepPlan([rows], batch_size=4, augmentations=a) for a in (augmentations, None))
     (batch,) = plan.micro_batches(0, 0)
-    assert sorted(batch.lengths) == sorted(plan.lengths(0, 0)) != sorted(plain.lengths(0, 0))
+    assert sorted(batch.lengths) == sorted(plan.shape(0, 0).lengths) != sorted(plain.shape(0, 0).lengths)
     assert plan.num_supervised(0, 0) == plain.num_supervised(0, 0) == len(batch.supervised)
     (again,) = plan.micro_batches(0, 0)
     assert torch.equal(batch.tokens, again.tokens)

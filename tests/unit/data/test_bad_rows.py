@@ -49,6 +49,13 @@ OURS, THEIRS, CHAT = "distill_tune.data.instruct", "torchtune.datasets.alpaca_da
         (OURS, {"instruction": "a", "output": 5}, "field output must be text, found int '5'"),
         (OURS, {"instruction": None, "output": "b"}, "field instruction must be text, found nothing"),
         (OURS, {"instruction": "a", "output": "  "}, "the answer is empty"),
+        (OURS, {"instruction": " ", "input": "", "output": "b"}, "a question is empty"),
+        (OURS, {"instruction": "a", "output": "b", "history": [["", "c"]]}, "a question is empty"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "b"}]},
+            "a question is empty",
+        ),
         (OURS, '{"instruction": "a", "output": ', "broken JSON at column 32: Expecting value"),
         (OURS, "[1, 2]", "must be an object with fields, found list"),
         (THEIRS, {"instruction": "a", "input": ""}, "no field output"),

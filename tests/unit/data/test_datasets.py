@@ -194,8 +194,24 @@ def test_empty_answers_are_written_and_not_learned_and_at_the_end_are_a_prompt(r
     conversation = read({"messages": said("a", "", "b", "c", "d", " ")})
     assert [text for _, text in spoken(conversation)] == ["a", "", "b", "c", "d"]
     assert conversation.learned == (False, False, False, True, False)
+    assert conversation.num_empty == 2
     reasons = [*said("a"), {"role": "assistant", "content": "", "reasoning_content": "So."}]
     assert read({"messages": reasons}).learned == (False, True)
+
+
+def test_empty_answers_are_counted_where_they_would_be_learned(read):
+    turns = said("a", "", "b", "c", "d", "")
+    assert read({"messages": turns}, train_on="last").num_empty == 1
+    marked = [turn | {"train": turn["content"] != "a"} for turn in turns[1:]]
+    assert read({"messages": [turns[0], *marked]}, train_on="marked").num_empty == 1
+    assert read({"messages": [*turns[:5], turns[5] | {"train": False}]}).num_empty == 1
+    row = {"instruction": "c", "output": "d", "history": [["a", ""]]}
+    assert (read(row, instruct).learned, read(row, instruct).num_empty) == ((False, False, False, True), 1)
+
+
+def test_of_a_question_and_its_input_one_may_be_empty(read):
+    for row in ({"instruction": "", "input": "a"}, {"instruction": "a", "input": " "}):
+        assert spoken(read(row | {"output": "b"}, instruct))[0] == ("user", "a")
 
 
 @pytest.mark.parametrize("roles", ["au", "uaau", "ssua", "sausa"])

@@ -4,14 +4,15 @@ import errno
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 from tiny import ROWS
 
-from distill_tune import disk
+from distill_tune import disk, kept_digests
 from distill_tune.config import instantiate
-from distill_tune.data import prepare, prepare_rows, row_files, sources
+from distill_tune.data import prepare, prepare_rows, sources
 from distill_tune.errors import UserError
 
 
@@ -31,20 +32,25 @@ def prepared(tokenizer_file, tmp_path):
     return run
 
 
-def test_a_file_that_changes_while_it_is_read_is_named(prepared, monkeypatch):
-    read = row_files._read_json
+@pytest.mark.parametrize("when", ["found", "tokenised"])
+def test_a_file_that_changes_while_it_is_read_is_named(prepared, monkeypatch, when):
+    module, name = {"found": (sources, "read_rows"), "tokenised": (prepare, "_tokenise_chunk")}[when]
+    read = getattr(module, name)
 
-    def changing(file, text, field):
-        file.write_text("[]")
-        return read(file, text, field)
+    def changing(*arguments):
+        prepared.path.write_text(json.dumps(ROWS * 41))
+        return read(*arguments)
 
-    monkeypatch.setattr(row_files, "_read_json", changing)
+    monkeypatch.setattr(module, name, changing)
+    monkeypatch.setattr(prepare, "usable_cpus", lambda: 1)
     with pytest.raises(UserError, match=r"dataset .*rows\.json: has changed while it was read; start again"):
         prepared()
+    monkeypatch.setattr(module, name, read)
+    assert len(prepared()) == len(ROWS) * 41  # nothing was kept
 
 
 def test_rows_of_a_worker_that_dies_are_tokenised_in_this_process(prepared, monkeypatch, capsys):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(prepare, "usable_cpus", lambda: 2)
     own, read = os.getpid(), prepare._read
 
     def dying(index, prompt):
@@ -74,7 +80,7 @@ def failing(function, times: int, number: int):
 
 def test_a_file_system_that_times_out_is_asked_again(prepared, monkeypatch, capsys):
     monkeypatch.setattr(disk, "_WAITS", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(sources, "digest", failing(sources.digest, 2, errno.ETIMEDOUT))
+    monkeypatch.setattr(kept_digests, "digest", failing(disk.digest, 2, errno.ETIMEDOUT))
     monkeypatch.setattr(sources, "read_rows", failing(sources.read_rows, 1, errno.ESTALE))
     assert len(prepared()) == len(ROWS) * 40
     told = capsys.readouterr().err
@@ -82,11 +88,21 @@ def test_a_file_system_that_times_out_is_asked_again(prepared, monkeypatch, caps
     assert told.count("Stale file handle; once more in 0 s") == 1
 
 
+def test_it_is_asked_again_while_rows_are_taken_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(disk, "_WAITS", (0.0, 0.0, 0.0))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]))
+    rows = sources.load_dataset(str(tmp_path / "rows.jsonl"))
+    assert len(rows) == 1
+    monkeypatch.setattr(Path, "open", failing(Path.open, 1, errno.EIO))
+    assert rows[0] == ROWS[0]
+    assert "Input/output error; once more in 0 s" in capsys.readouterr().err
+
+
 def test_one_that_stays_away_and_one_that_says_no_are_named(prepared, monkeypatch):
     monkeypatch.setattr(disk, "_WAITS", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(sources, "digest", failing(sources.digest, 99, errno.ETIMEDOUT))
+    monkeypatch.setattr(kept_digests, "digest", failing(disk.digest, 99, errno.ETIMEDOUT))
     with pytest.raises(UserError, match=r"rows\.json: cannot be read: Connection timed out"):
         prepared()
-    monkeypatch.setattr(sources, "digest", failing(sources.digest, 1, errno.EACCES))
+    monkeypatch.setattr(kept_digests, "digest", failing(disk.digest, 1, errno.EACCES))
     with pytest.raises(UserError, match=r"rows\.json: cannot be read: Permission denied"):
         prepared()

@@ -1,9 +1,11 @@
+import dataclasses
 from collections import Counter
 
 import pytest
 import torch
 
 from distill_tune.data import Batch, StepPlan, TokenisedRows
+from distill_tune.data.shape import Shape
 from distill_tune.errors import UserError
 
 
@@ -82,7 +84,7 @@ def test_ranks_and_micro_batches_get_about_as_many_tokens():
     batches = [batch for plan in plans for batch in plan.micro_batches(0, 0)]
     sizes = [sum(batch.lengths) for batch in batches]
     assert [len(batch.lengths) for batch in batches] == [8] * 8
-    assert sum(sizes) == int(lengths.sum()) == sum(plans[0].lengths(0, 0))
+    assert sum(sizes) == int(lengths.sum()) == sum(plans[0].shape(0, 0).lengths)
     assert max(sizes) / min(sizes) < 1.15
     assert plans[0].num_supervised(0, 0) == sum(len(batch.supervised) for batch in batches)
 
@@ -102,7 +104,7 @@ def test_what_does_not_fill_a_last_step_makes_a_shorter_one(packed, batch_size, 
     assert len({len(batches) for batches in last}) == 1
     supervised = sum(len(batch.supervised) for batches in last for batch in batches)
     assert {plan.num_supervised(0, 1) for plan in plans} == {supervised} == {3 * len(several[0]) // 7 * 3}
-    assert sum(plans[0].lengths(0, 1)) == 4 * len(several[0]) // 7 * 3
+    assert sum(plans[0].shape(0, 1).lengths) == 4 * len(several[0]) // 7 * 3
 
 
 def test_a_rank_without_a_row_in_a_short_step_has_as_many_micro_batches():
@@ -119,7 +121,45 @@ def test_a_rank_without_a_row_in_a_short_step_has_as_many_micro_batches():
 def test_a_short_step_has_no_empty_micro_batch_on_one_device():
     plan = StepPlan([rows(9)], batch_size=2, gradient_accumulation_steps=4, shuffle=False)
     assert [rows_in(batch) for batch in plan.micro_batches(0, 1)] == [[8]]
-    assert plan.shapes(0, 1) == [((4,), 3)]
+    assert plan.shapes(0, 1) == [Shape((4,), (3,))]
+
+
+def of_lengths(lengths, teacher_lengths=None):
+    def rows_of(counts):
+        tokens = torch.ones(sum(counts), dtype=torch.int32)
+        return TokenisedRows(tokens, tokens, torch.tensor([0, *counts]).cumsum(0), packed=False, max_seq_len=None)
+
+    return dataclasses.replace(rows_of(lengths), teacher=rows_of(teacher_lengths) if teacher_lengths else None)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("settings", [{"batch_size": 2}, {"max_tokens_per_batch": 40}], ids=str)
+def test_no_micro_batch_of_any_rank_and_step_is_larger_than_those_of_the_longest_rows(num_ranks, settings):
+    lengths = [3, 4, 5] * 20 + [30, 40, 35]
+    plans = [
+        StepPlan(
+            [of_lengths(lengths)], gradient_accumulation_steps=2, seed=0, rank=rank, num_ranks=num_ranks, **settings
+        )
+        for rank in range(num_ranks)
+    ]
+    most = max(sum(shape.lengths) for shape in plans[0].largest_shapes)
+    assert most >= 40
+    for plan in plans:
+        for epoch in range(20):
+            for step in range(plan.steps_per_epoch):
+                assert all(sum(shape.lengths) <= most for shape in plan.shapes(epoch, step))
+
+
+def test_the_rows_that_are_longest_for_the_teacher_are_among_the_largest():
+    plan = StepPlan([of_lengths([9, 2, 2, 2], teacher_lengths=[9, 2, 50, 2])], batch_size=1)
+    assert Shape((9,), (8,), (9,)) in plan.largest_shapes
+    assert Shape((2,), (1,), (50,)) in plan.largest_shapes
+
+
+def test_a_step_is_told_as_student_and_teacher_read_it():
+    plan = StepPlan([of_lengths([9, 2, 4], teacher_lengths=[10, 3, 50])], batch_size=2, shuffle=False)
+    assert plan.shape(0, 0) == Shape((9, 2), (8, 1), (10, 3))
+    assert plan.shape(0, 1).for_teacher == Shape((50,), (3,))
 
 
 def test_weights_count_the_sequences_of_a_short_last_step_too():

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy
 import torch
@@ -26,10 +27,10 @@ def test_many_rows_are_tokenised_in_several_processes_as_in_one(tmp_path, studen
     lines = [{"instruction": f"count to {n}", "output": "1 " * (n % 30)} for n in range(5000)]  # some empty, some cut
     file.write_text("\n".join(json.dumps(line) for line in lines))
     monkeypatch.setenv("DISTILL_TUNE_CACHE", str(tmp_path / "a"))
-    monkeypatch.setattr(prepare.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(prepare, "usable_cpus", lambda: 3)
     several = prepared(file, student_folder)
     monkeypatch.setenv("DISTILL_TUNE_CACHE", str(tmp_path / "b"))
-    monkeypatch.setattr(prepare.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(prepare, "usable_cpus", lambda: 1)
     alone = prepared(file, student_folder)
     assert several.fingerprint == alone.fingerprint
     assert (several.num_bad, several.num_cut) == (alone.num_bad, alone.num_cut)
@@ -45,3 +46,17 @@ def test_the_cache_is_mapped_not_read(tmp_path, student_folder, rows_file, monke
         assert any(str(tmp_path) in line for line in maps)
     assert isinstance(rows.tokens, torch.Tensor)
     assert numpy.array_equal(rows.supervised, [int((rows[i][1][1:] != -100).sum()) for i in range(len(rows))])
+
+
+def test_no_more_processes_tokenise_than_the_run_may_use_cpus(tmp_path, student_folder, monkeypatch):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps({"instruction": "count", "output": "1"}) for _ in range(3000)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setenv("DISTILL_TUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(prepare.concurrent.futures, "ProcessPoolExecutor", None)  # would be called for two
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert len(prepared(file, student_folder)) == 3000
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,9 +1,24 @@
-"""Tokenised rows that are kept: found again, and made anew where they are damaged."""
+"""Tokenised rows that are kept: found again, made anew where they are damaged, deleted when they are old."""
+
+import dataclasses
+import json
+import os
+import pwd
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from tiny import ROWS
 
-from distill_tune.data import TokenisedRows, row_cache
+from distill_tune import disk
+from distill_tune.cache_folder import cache_folder
+from distill_tune.config import instantiate
+from distill_tune.data import TokenisedRows, prepare_rows, row_cache, sources, tokenised_rows
+from distill_tune.errors import UserError
+
+DAY = 86_400
 
 
 def some_rows() -> TokenisedRows:
@@ -56,3 +71,98 @@ def test_rows_that_a_disk_refuses_are_told_and_go_on(tmp_path, capsys, monkeypat
     row_cache.write_rows(tmp_path / "kept", some_rows())
     assert "could not be kept" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_does_not_check_kept_rows_reads_none_of_them_and_knows_their_fingerprint(tmp_path, monkeypatch):
+    row_cache.write_rows(tmp_path / "kept", some_rows())
+    known = some_rows().fingerprint
+    monkeypatch.setattr(disk, "digest", None)  # would be called
+    monkeypatch.setattr(tokenised_rows.hashlib, "sha256", None)
+    found = row_cache.read_rows(tmp_path / "kept", check=False)
+    assert found is not None and found.fingerprint == known
+    with pytest.raises(TypeError):
+        row_cache.damage(tmp_path / "kept")
+    with pytest.raises(TypeError):  # of other rows than were kept it is not known
+        _ = dataclasses.replace(found, tokens=found.tokens + 1).fingerprint
+
+
+@pytest.fixture
+def prepared(tokenizer_file, tmp_path):
+    config = OmegaConf.create(
+        {"_component_": "torchtune.models.llama2.llama2_tokenizer", "path": str(tokenizer_file), "max_seq_len": 64}
+    )
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    dataset = OmegaConf.create({"_component_": "distill_tune.data.instruct", "source": str(tmp_path / "rows.json")})
+    return lambda: prepare_rows(dataset, instantiate(config), config)[0][0]
+
+
+def test_a_line_says_that_tokens_are_not_made_anew_and_where_they_are(prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DISTILL_TUNE_CACHE", str(tmp_path / "cache"))
+    made = prepared()
+    assert capsys.readouterr().out == ""
+    assert prepared().fingerprint == made.fingerprint
+    (kept,) = (tmp_path / "cache" / "rows").iterdir()
+    told = f"dataset {tmp_path / 'rows.json'}: was tokenised before, the tokens are taken from {kept}\n"
+    assert capsys.readouterr().out == told
+
+
+def last_used(folder: Path, days: float) -> None:
+    os.utime(folder, (time.time() - days * DAY,) * 2)
+
+
+def test_what_nobody_has_used_for_a_month_is_deleted_when_rows_are_kept(tmp_path):
+    for name, days in (("old", 31), ("tmp_of_a_kill", 31), ("younger", 29), ("taken", 31)):
+        row_cache.write_rows(tmp_path / name, some_rows())
+        last_used(tmp_path / name, days)
+    assert row_cache.read_rows(tmp_path / "taken") is not None
+    row_cache.write_rows(tmp_path / "new", some_rows())
+    assert {path.name for path in tmp_path.iterdir()} == {"younger", "taken", "new"}
+
+
+def test_beyond_so_many_bytes_the_oldest_go_and_those_of_this_week_stay(tmp_path, monkeypatch):
+    for name, days in (("oldest", 20), ("older", 10), ("of_this_week", 6), ("of_today", 0)):
+        row_cache.write_rows(tmp_path / name, some_rows())
+        last_used(tmp_path / name, days)
+    size = sum(file.stat().st_size for file in (tmp_path / "oldest").iterdir())
+    monkeypatch.setattr(row_cache, "_MOST_BYTES", 4.5 * size)
+    row_cache.write_rows(tmp_path / "new", some_rows())
+    assert {path.name for path in tmp_path.iterdir()} == {"older", "of_this_week", "of_today", "new"}
+    monkeypatch.setattr(row_cache, "_MOST_BYTES", 1.5 * size)
+    row_cache.write_rows(tmp_path / "new", some_rows())
+    assert {path.name for path in tmp_path.iterdir()} == {"of_this_week", "of_today", "new"}
+
+
+def test_a_cache_that_cannot_be_written_or_looked_into_is_told_and_rows_are_made_all_the_same(
+    prepared, monkeypatch, capsys
+):
+    monkeypatch.setenv("DISTILL_TUNE_CACHE", "/proc/nobody_can_write_here")
+    assert len(prepared()) == len(ROWS)
+    assert "could not be kept in /proc/nobody_can_write_here/rows: " in capsys.readouterr().err
+    look = os.stat
+
+    def refusing(path, *arguments, **options):
+        if str(path).startswith("/proc/nobody"):
+            raise PermissionError(13, "Permission denied")
+        return look(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    assert len(prepared()) == len(ROWS)
+    assert "could not be kept in /proc/nobody_can_write_here/rows: " in capsys.readouterr().err
+
+
+def test_a_user_without_a_home_folder_gets_rows_and_a_line(prepared, monkeypatch, capsys):
+    def unknown(number: int) -> None:  # as for `docker --user 54321`
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "DISTILL_TUNE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache_folder() is None
+    assert len(prepared()) == len(ROWS)
+    assert "tokenised rows are not kept; set DISTILL_TUNE_CACHE" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"dataset ~/rows\.json: no such file"):
+        sources.load_dataset("~/rows.json")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_folder() == Path("/xdg/distill_tune")
+    monkeypatch.setenv("DISTILL_TUNE_CACHE", "/own")
+    assert cache_folder() == Path("/own")

@@ -53,6 +53,17 @@ def test_rows_that_are_cut_are_counted_with_those_that_lose_their_end(tmp_path, 
     assert all(read_with.eos_id not in rows[row].labels.tolist() for row in range(3))
 
 
+def test_empty_answers_are_counted_also_out_of_the_cache(tmp_path, tokenizer):
+    said = [{"role": role, "content": text} for role, text in zip("uaua", ["hello", "", "hello", "there"], strict=True)]
+    roles = {"u": "user", "a": "assistant"}
+    turns = [turn | {"role": roles[turn["role"]]} for turn in said]
+    (tmp_path / "rows.json").write_text(json.dumps([{"messages": turns}, {"messages": turns[2:]}]))
+    dataset = {"_component_": "distill_tune.data.chat", "source": str(tmp_path / "rows.json")}
+    for _ in range(2):
+        rows, _ = prepared(tokenizer, dataset)
+        assert describe_rows([rows, rows]).endswith("supervised; 2 empty answers, which are not learned")
+
+
 def test_what_is_cut_behind_the_answer_loses_no_end(tmp_path):
     tiny_tokenizer.write_tokenizer(tmp_path)  # its template writes a new line behind the answer's end
     tokenizer = {"_component_": "distill_tune.data.hf_tokenizer", "path": str(tmp_path)}

@@ -1,10 +1,13 @@
 """Capped scores on CUDA: flex attention, traced as there, then computed by PyTorch's formulas in place of Triton."""
 
+import functools
+
 import pytest
 import torch
 from architectures import write_architecture
 from omegaconf import OmegaConf
 from stand_in_cuda import cuda_branches
+from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention
 
 from distill_tune import models
@@ -16,11 +19,13 @@ from distill_tune.models.packed_rows import PackedRows, attend
 @pytest.fixture(autouse=True)
 def _traced_on_cuda(monkeypatch):
     """What is traced runs anywhere, but for a line that refuses gradients on a CPU."""
-    traced = torch.compile(flex_attention.flex_attention, backend="aot_eager")
-    monkeypatch.setattr(packed_rows, "_compiled_flex_attention", lambda: traced)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    packed_rows._compiled_flex_attention.cache_clear()
+    compiled = packed_rows._compiled_flex_attention
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
     with cuda_branches():
         yield
+    compiled.cache_clear()
     torch._dynamo.reset()
 
 
@@ -44,6 +49,29 @@ def test_capped_scores_have_the_outputs_and_gradients_of_a_call_a_row(dtype, tol
         for ours, theirs in zip(found, wanted, strict=True):
             assert ours.dtype == dtype
             assert (ours.float() - theirs).norm() <= tolerance * theirs.norm()
+
+
+def test_teacher_student_and_validation_on_short_and_long_batches_are_all_compiled(monkeypatch):
+    """Beyond the limit attention would be computed over all pairs; a batch of one block of keys is compiled apart."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    generator = torch.Generator().manual_seed(0)
+
+    def attend_to(batch, head_dim):
+        shapes = [(1, heads, sum(batch), head_dim) for heads in (2, 1, 1)]
+        inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+        attend(*inputs, PackedRows(batch, torch.device("cpu")), scale=0.2, window=7, softcap=50.0)
+
+    counters.clear()
+    graphs = []
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True):
+        for batch in ((5, 40), (100, 60), (9, 8), (200,), (128,), (30, 1, 1)):
+            with torch.inference_mode():
+                attend_to(batch, head_dim=32)
+            attend_to(batch, head_dim=16)
+            with torch.no_grad():
+                attend_to(batch, head_dim=16)
+            graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[2] > 8 and graphs[3:] == [graphs[2]] * 3
 
 
 def test_a_model_of_capped_scores_has_the_gradient_of_a_call_a_row(tmp_path, monkeypatch):

@@ -2,19 +2,20 @@
 
 import dataclasses
 import json
+import os
 import re
-import subprocess
-import sys
+import threading
 from pathlib import Path
 
 import interrupted_writes
 import pytest
 import torch
 from interrupted_writes import Run, Still
+from omegaconf import OmegaConf
 
 from distill_tune import training
 from distill_tune.errors import UserError
-from distill_tune.training import TrainingState
+from distill_tune.training import TrainingState, build_optimizer, checkpoints
 
 
 @pytest.fixture
@@ -29,10 +30,9 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["kill", "ENOSPC", "EIO"])
-def test_a_kill_or_a_failing_disk_at_any_call_leaves_a_good_checkpoint(tmp_path, how):
-    done = subprocess.run(
-        [sys.executable, interrupted_writes.__file__, str(tmp_path), how], capture_output=True, text=True, timeout=300
-    )
+def test_a_kill_or_a_failing_disk_at_any_call_leaves_a_good_checkpoint(tmp_path, how, command_server):
+    arguments = [interrupted_writes.__file__, str(tmp_path / "runs"), how]
+    done = command_server.start(arguments, tmp_path, os.environ, output=tmp_path).completed()
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["survived"] == told["calls"] > 20
@@ -112,25 +112,48 @@ def test_a_full_disk_is_told_before_anything_is_written(run, monkeypatch):
     assert run.load() == 3
 
 
+def test_a_checkpoint_that_would_lack_a_part_is_refused_when_it_is_written(run, monkeypatch):
+    told, write = [], checkpoints.write_tensors
+    run.step(4)
+    with monkeypatch.context() as patch:
+        without = "optimizer.exp_avg:weight"
+        patch.setattr(
+            checkpoints,
+            "write_tensors",
+            lambda folder, tensors, group: write(folder, {k: v for k, v in tensors.items() if k != without}, group),
+        )
+        run.save(4, say=told.append)
+    assert f"step 4: its checkpoint could not be written (its files lack {without}); " in told[-1]
+    # As after a forward that gathers: the model's parameters are others than those that the optimizer has.
+    weight, run.model.weight = run.model.weight, torch.nn.Parameter(run.model.weight.detach().clone())
+    run.save(4, say=told.append)
+    run.model.weight = weight
+    assert "(the optimizer has 1 parameters that are none of the model's trained ones); " in told[-1]
+    assert len(told) == 2 and all(one.endswith("step_3 stays the newest") for one in told)
+    assert run.load() == 3
+
+
 def shutil_usage(free: int):
     import shutil
 
     return shutil._ntuple_diskusage(100, 90, free)
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(run, monkeypatch):
-    """The copy is that of the step: what training changes meanwhile is not in it."""
-    import threading
-
-    from distill_tune.training import checkpoints
-
-    write, may_write = checkpoints.write_tensors, threading.Event()
+@pytest.fixture
+def may_write(monkeypatch):
+    """An event for which the writing of checkpoints waits."""
+    write, event = checkpoints.write_tensors, threading.Event()
 
     def waiting(*arguments):
-        assert may_write.wait(60)
+        assert event.wait(60)
         write(*arguments)
 
     monkeypatch.setattr(checkpoints, "write_tensors", waiting)
+    return event
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(run, may_write):
+    """The copy is that of the step: what training changes meanwhile is not in it."""
     run.step(4)
     wanted = run.values()
     run.checkpoints.save(TrainingState(4, 0, {}, {}), run.model, run.optimizer, Still())
@@ -155,11 +178,7 @@ OPTIMIZERS = [
 
 
 @pytest.mark.parametrize("component", OPTIMIZERS, ids=lambda component: component["_component_"])
-def test_every_optimizer_goes_on_with_the_same_bits(tmp_path, component):
-    from omegaconf import OmegaConf
-
-    from distill_tune.training import build_optimizer
-
+def test_every_optimizer_goes_on_with_the_same_bits(tmp_path, may_write, component):
     component = OmegaConf.create(component)
 
     def make():
@@ -176,13 +195,14 @@ def test_every_optimizer_goes_on_with_the_same_bits(tmp_path, component):
     model, optimizer = make()
     for number in range(3):
         step(model, optimizer, number)
-    checkpoints = training.Checkpoints(training.RunFolder(tmp_path))
-    checkpoints.save(TrainingState(3, 0, {}, {}), model, optimizer, Still())
-    checkpoints.wait()
-    step(model, optimizer, 3)
+    saved = training.Checkpoints(training.RunFolder(tmp_path))
+    saved.save(TrainingState(3, 0, {}, {}), model, optimizer, Still())
+    step(model, optimizer, 3)  # which changes the state in place
+    may_write.set()
+    saved.wait()
 
     other, other_optimizer = make()
-    training.load_training_state(checkpoints.to_resume(True), other, other_optimizer, component, Still())
+    training.load_training_state(saved.to_resume(True), other, other_optimizer, component, Still())
     step(other, other_optimizer, 3)
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -225,8 +245,6 @@ def test_parameters_of_another_dtype_are_not_taken_up(tmp_path, was, now):
     ],
 )
 def test_a_schedule_is_replayed_to_the_same_rates(component):
-    from omegaconf import OmegaConf
-
     component = component and OmegaConf.create(component)
 
     def optimizer():

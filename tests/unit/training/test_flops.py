@@ -8,7 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models
-from distill_tune.training.flops import ModelFlops, Utilisation, find_gpu
+from distill_tune.data.shape import Shape
+from distill_tune.losses import HiddenLoss
+from distill_tune.teachers import LiveTeacher, SeveralTeachers
+from distill_tune.training.flops import ModelFlops, StepFlops, Utilisation
 
 from torchtune.models.llama3_2 import llama3_2, lora_llama3_2
 
@@ -24,25 +27,49 @@ def test_the_count_is_that_of_the_step(kind):
         logits = model(TOKENS)
         if kind != "forward":
             logits.sum().backward()
-    counted = ModelFlops.of(model, trains=kind != "forward").of_step([96], 96)
+    shape = Shape((96,), (96,))
+    counted = ModelFlops.of_model(model, trains=kind != "forward").of(shape)
     # PyTorch's plain attention computes the other half, too, which the mask then hides.
-    attention = ModelFlops.of(model, trains=kind != "forward").per_attended_pair * 96 * 95 / 2
+    attention = ModelFlops.of_model(model, trains=kind != "forward").per_attended_pair * 96 * 95 / 2
     # With LoRA the frozen embeddings ask for no gradient, which saves a bit of the first layer's.
     assert counted + attention == pytest.approx(counter.get_total_flops(), rel=0.07 if kind == "lora" else 0.02)
 
 
 def test_utilisation_is_told_where_the_peak_is_known(monkeypatch):
-    model = llama3_2(**model_arguments())
-    assert Utilisation(model, [], torch.device("cpu"), torch.bfloat16).of_step([96], 96, 1.0) == {}
+    model, teacher = llama3_2(**model_arguments()), LiveTeacher(llama3_2(**model_arguments()))
+    shape = Shape((96,), (90,))
+    assert Utilisation(model, teacher, torch.device("cpu"), torch.bfloat16).of_step(shape, 1.0) == {}
     monkeypatch.setattr("distill_tune.training.flops.peak_flops", lambda device, dtype: 1e9)
-    told = Utilisation(model, [model], torch.device("cuda"), torch.bfloat16, num_devices=2).of_step([96], 90, 0.5)
-    flops = sum(ModelFlops.of(model, trains).of_step([96], 90) for trains in (True, False))
+    told = Utilisation(model, teacher, torch.device("cuda"), torch.bfloat16, num_devices=2).of_step(shape, 0.5)
+    flops = sum(ModelFlops.of_model(model, trains).of(shape) for trains in (True, False))
     assert told == {"model_flops_utilization": pytest.approx(flops / 0.5 / 2e9)}
 
 
-def test_cards_are_known_by_the_names_that_cuda_gives_them():
-    assert find_gpu("NVIDIA A100-SXM4-80GB").flops == 312e12
-    assert find_gpu("NVIDIA A10").flops == 125e12
-    assert find_gpu("NVIDIA A10G").flops == 70e12
-    assert find_gpu("NVIDIA GeForce RTX 4090").flops == 165e12
-    assert find_gpu("Radeon") is None
+def test_the_teacher_is_counted_with_what_it_reads_itself():
+    teacher, student = (llama3_2(**model_arguments(width=width)) for width in (64, 32))
+    its, own = ModelFlops.of_model(teacher, trains=False), ModelFlops.of_model(student, trains=True)
+    shape = Shape((10, 20), (5, 6), teacher_lengths=(90, 40))
+    flops = StepFlops(student, LiveTeacher(teacher))
+    assert flops.of_teacher(shape) == its.of(Shape((90, 40), (5, 6))) != its.of(Shape((10, 20), (5, 6)))
+    assert flops.of(shape) == own.of(shape) + its.of(Shape((90, 40), (5, 6)))
+
+
+def test_where_rows_choose_their_teacher_each_is_counted_with_its_own():
+    student, *others = (llama3_2(**model_arguments(width=width)) for width in (32, 32, 64))
+    shape = Shape((10, 20, 30), (5, 6, 7), teacher_ids=(1, 0, 1))
+    checked = [LiveTeacher(other) for other in others]
+
+    def counted(combination):
+        return StepFlops(student, SeveralTeachers(checked, [1, 1], ["a", "b"], combination)).of_teacher(shape)
+
+    small, large = (ModelFlops.of_model(other, trains=False) for other in others)
+    assert counted("by_row") == small.of(Shape((20,), (6,))) + large.of(Shape((10, 30), (5, 7)))
+    assert counted("mixture") == small.of(shape) + large.of(shape)
+
+
+def test_projectors_of_a_loss_between_layers_are_counted():
+    student, teacher = llama3_2(**model_arguments()), LiveTeacher(llama3_2(**model_arguments(width=64, layers=3)))
+    before = ModelFlops.of_model(student, trains=True)
+    models.match_layers(student, teacher, HiddenLoss("last"))
+    after = ModelFlops.of_model(student, trains=True)
+    assert after.per_supervised_token - before.per_supervised_token == 6 * 32 * 64

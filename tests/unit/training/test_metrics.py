@@ -1,5 +1,5 @@
-import errno
 import json
+import resource
 
 from distill_tune.training import Metrics, read_metrics
 
@@ -41,24 +41,57 @@ def test_what_is_not_finite_is_null_in_the_file(tmp_path):
     assert list(read_metrics(tmp_path / "m.jsonl")) == [{"step": 1, "loss": None, "grad_norm": None}]
 
 
-def test_a_full_disk_loses_no_line(tmp_path, capsys, monkeypatch):
-    metrics = Metrics(tmp_path / "m.jsonl")
-    flush = metrics._file.flush
+def test_a_full_disk_loses_no_line_and_is_told_once(tmp_path, capsys):
+    """A file that may not grow any more is refused as one on a full disk is: the last write in part, the next whole."""
+    path, steps, (soft, hard) = tmp_path / "m.jsonl", range(1, 103), resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Metrics(path) as metrics:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
+        try:
+            for step in steps[:-1]:
+                metrics.write({"step": step, "text": "x" * 400})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        written = path.read_bytes()
+        assert 4_000 < len(written) <= 5_000 and written.endswith(b"\n")
+        metrics.write({"step": steps[-1]})
+        assert [line["step"] for line in read_metrics(path)] == list(steps)
+    assert capsys.readouterr().err == f"{path}: File too large; what it lacks follows once there is room\n"
 
-    class Full:
-        name, write, close = "m.jsonl", metrics._file.write, metrics._file.close
 
-        def flush(self):
-            raise OSError(errno.ENOSPC, "No space left on device")
+def test_a_disk_that_stays_full_to_the_end_is_told_with_how_many_lines_it_lacks(tmp_path, capsys):
+    path, (soft, hard) = tmp_path / "m.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with Metrics(path) as metrics:
+            for step in range(1, 5):
+                metrics.write({"step": step, "text": "x" * 60})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [line["step"] for line in read_metrics(path)] == [1]
+    assert capsys.readouterr().err.endswith(f"{path}: the last 3 lines could not be written\n")
 
-    full, metrics._file = metrics._file, Full()
-    metrics.write({"step": 1})
-    assert "No space left on device" in capsys.readouterr().err
-    metrics._file = full
-    flush()
-    metrics.write({"step": 2})
-    metrics.__exit__(None, None, None)
-    assert [line["step"] for line in read_metrics(tmp_path / "m.jsonl")] == [1, 2]
+
+def test_a_logger_that_fails_in_the_middle_is_told_once_and_left_out(tmp_path, capsys):
+    class Unreachable(Logger):
+        def log_dict(self, payload, step):
+            super().log_dict(payload, step)
+            if step > 1:
+                raise ConnectionError("tracker unreachable\nsee its log")
+
+        def close(self):
+            raise ConnectionError("tracker unreachable")
+
+    logger = Unreachable()
+    with Metrics(tmp_path / "m.jsonl", logger=logger) as metrics:
+        for step in (1, 2, 3):
+            metrics.write({"step": step})
+    assert [step for step, _ in logger.heard] == [1, 2]
+    assert [line["step"] for line in read_metrics(tmp_path / "m.jsonl")] == [1, 2, 3]
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("metric_logger: ConnectionError: tracker unreachable; it is left out from here on, ")
+    with Metrics(tmp_path / "other.jsonl", logger=Unreachable()):
+        pass  # nor does its end keep a run from what comes then
+    assert "metric_logger: ConnectionError" in capsys.readouterr().err
 
 
 def test_a_logger_hears_every_nth_step_and_of_memory_if_asked(tmp_path):

@@ -1,0 +1,123 @@
+"""A run as `distill-tune plan` sees it: models without weights, and rows as shapes."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune import models, training
+from distill_tune.data import StepPlan
+from distill_tune.data.shape import Shape
+from distill_tune.evaluation import duration, estimate
+from distill_tune.teachers import Teacher
+from distill_tune.training.gpus import Gpu
+
+from torchtune.modules import TransformerDecoder
+
+_STEPS = 100  # over which the work is averaged
+
+
+class PlannedData(NamedTuple):
+    """
+    Attributes:
+        sample: one process's micro-batches in the first steps.
+        num_sampled: how many steps these are.
+        largest: some of any process's in any step, of which one takes the most memory.
+        longest: tokens of the longest row, as student or teacher reads it.
+    """
+
+    sample: list[Shape]
+    num_sampled: int
+    largest: list[Shape]
+    longest: int
+    each_epoch: int
+    total: int
+
+    @classmethod
+    def of(cls, steps: Any) -> "PlannedData":
+        plan: StepPlan = steps.plan
+        num_sampled = min(_STEPS, plan.steps_per_epoch)
+        sample = [shape for step in range(num_sampled) for shape in plan.shapes(0, step)]
+        longest = max(plan.longest, plan.longest_of_teacher)
+        return cls(sample, num_sampled, _largest(plan), longest, steps.steps_per_epoch, steps.total_steps)
+
+    def halved(self) -> "PlannedData":
+        """With micro-batches of half as many rows, and twice as many of them."""
+        sample = [half for shape in self.sample for half in shape.halves()]
+        return self._replace(sample=sample, largest=[shape.halves()[0] for shape in self.largest])
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """What the estimates are made from."""
+
+    cfg: DictConfig
+    student: TransformerDecoder
+    teacher: Teacher
+    data: PlannedData
+    num_processes: int
+
+    @classmethod
+    def of(cls, cfg: DictConfig, num_processes: int) -> "PlannedRun":
+        """
+        Raises:
+            UserError: as a run's, before it loads a weight.
+        """
+        built = built_of(cfg)
+        steps = training.plan_steps(cfg, built, cfg.get("seed") or 0, num_processes)
+        return cls(cfg, built.student, built.teacher, PlannedData.of(steps), num_processes)
+
+    def with_config(self, cfg: DictConfig, data: PlannedData) -> "PlannedRun":
+        """The same with another config, whose rows are the same.
+
+        Raises:
+            UserError: its models cannot be built.
+        """
+        built = built_of(cfg)
+        return PlannedRun(cfg, built.student, built.teacher, data, self.num_processes)
+
+    @property
+    def shards(self) -> int:
+        return max(1, self.num_processes // int(self.cfg.get("data_parallel_replicate_dim") or 1))
+
+    @functools.cached_property
+    def memory(self) -> estimate.Memory:
+        found = [
+            estimate.memory_of(self.cfg, self.student, self.teacher, shape, self.shards) for shape in self.data.largest
+        ]
+        return max(found, key=lambda memory: memory.peak)
+
+    @functools.cached_property
+    def work(self) -> duration.Work:
+        """Of all steps, on each process."""
+        sampled = self.data.num_sampled
+        work = duration.work_of(self.cfg, self.student, self.teacher, self.data.sample, sampled, self.shards)
+        return work.times(self.data.total / sampled)
+
+    def seconds(self, gpu: Gpu) -> duration.Seconds | None:
+        """Of the whole run; None where the card cannot compute in its dtype."""
+        import torch
+
+        student, teacher = models.computed_in(self.student), self.cfg.get("teacher_dtype") or self.cfg.dtype
+        return duration.seconds_on(gpu, self.work, student, training.find_dtype(teacher, torch.device("cpu")))
+
+
+def built_of(cfg: DictConfig) -> Any:
+    """Models without weights, as :class:`~distill_tune.training.preparation.Models`."""
+    import torch
+
+    device = torch.device("cpu")
+    built = training.build_models(cfg, device, needs_weights=False)
+    dtype = training.find_dtype(cfg.dtype, device)
+    models.freeze_all_but_adapters(built.student, training.dtype_to_train_in(cfg.optimizer, dtype, built.student))
+    models.compute_in(built.student, dtype)
+    return built
+
+
+def _largest(plan: StepPlan) -> list[Shape]:
+    """Those of the largest micro-batches with the most tokens for the student, for the teacher, and to be learned."""
+    shapes = plan.largest_shapes
+    measures = (lambda x: sum(x.lengths), lambda x: sum(x.for_teacher.lengths), lambda x: x.num_supervised)
+    return list(dict.fromkeys(max(shapes, key=measure) for measure in measures))

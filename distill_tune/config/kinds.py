@@ -1,0 +1,162 @@
+"""What the value of a key may be: in words, for a message and a page, and as a test."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """
+    Attributes:
+        text: what a value must be.
+        fits: whether one is.
+        further: what else is wrong with one that is, if anything.
+    """
+
+    text: str
+    fits: Callable[[Any], bool]
+    further: Callable[[Any], str | None] = lambda value: None
+
+    def fault(self, value: Any) -> str | None:
+        """What is wrong with a value, in words that follow it; None where nothing is."""
+        return self.further(value) if self.fits(value) else f"must be {self.text}"
+
+    def or_null(self) -> "Kind":
+        return Kind(
+            f"{self.text} or null",
+            lambda value: value is None or self.fits(value),
+            lambda value: None if value is None else self.further(value),
+        )
+
+    def or_schedule(self) -> "Kind":
+        """Its values are checked once the run's length is known."""
+        return Kind(
+            f"{self.text}, or a schedule, {{_component_: distill_tune.training.Linear, ...}}",
+            lambda value: COMPONENT.fits(value) or self.fits(value),
+        )
+
+
+def whole(least: int) -> Kind:
+    return Kind(f"a whole number of at least {least}", lambda value: _is_whole(value) and value >= least)
+
+
+def number(least: float, most: float = float("inf")) -> Kind:
+    text = f"a number from {least:g} to {most:g}" if most < float("inf") else f"a number of at least {least:g}"
+    return Kind(text, lambda value: _is_finite(value) and least <= value <= most)
+
+
+ABOVE_0 = Kind("a number above 0", lambda value: _is_finite(value) and value > 0)
+
+
+def one_of(*choices: str) -> Kind:
+    return Kind(f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+def list_of(*choices: str) -> Kind:
+    return Kind(
+        f"a list of {', '.join(choices)}",
+        lambda value: isinstance(value, ListConfig) and all(item in choices for item in value),
+    )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_day(value: Any) -> bool:
+    try:
+        return bool(date.fromisoformat(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_device(value: Any) -> bool:
+    kind, _, index = value.partition(":") if isinstance(value, str) else ("", "", "")
+    return kind in ("cpu", "cuda", "mps", "auto") and (not index or index.isdigit())
+
+
+def _no_folder_for(value: str) -> str | None:
+    for folder in (Path(value), *Path(value).parents):
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            return f"cannot be made: {folder} is a file"
+    return None
+
+
+def _no_checkpoint(value: Any) -> str | None:
+    is_named = isinstance(value, str) and value != "auto"
+    return "no such folder" if is_named and not os.path.isdir(value) else None
+
+
+def _is_component(value: Any) -> bool:
+    return isinstance(value, DictConfig) and isinstance(value.get("_component_"), str)
+
+
+def _fault_of_list(value: Any) -> str | None:
+    if not isinstance(value, ListConfig):
+        return None
+    if not value:
+        return "is an empty list"
+    return next((fault for entry in value if (fault := COMPONENT.fault(entry))), None)
+
+
+def _fault_of_teachers(value: Any) -> str | None:
+    if (fault := _fault_of_list(value)) or not isinstance(value, ListConfig):
+        return fault
+    names = {str(entry.get("name", number)) for number, entry in enumerate(value)}
+    return "two teachers have one name" if len(names) < len(value) else None
+
+
+def _fault_of_datasets(value: Any) -> str | None:
+    if isinstance(value, ListConfig):
+        weighted = sum(isinstance(entry, DictConfig) and "weight" in entry for entry in value)
+        if 0 < weighted < len(value):
+            return "give every dataset in the list a weight, or none"
+    return _fault_of_list(value)
+
+
+def _is_component_or_list(value: Any) -> bool:
+    return isinstance(value, ListConfig) or _is_component(value)
+
+
+FLAG = Kind("True or False", lambda value: isinstance(value, bool))
+TEXT = Kind("text", lambda value: isinstance(value, str) and bool(value))
+DAY = Kind("a day, as 2026-03-01", _is_day)
+DEVICE = Kind("cpu, cuda, cuda:N, mps or auto (the fastest that is there)", _is_device)
+DTYPE = Kind(
+    "one of bf16, fp32",
+    lambda value: value in ("bf16", "fp32", "fp16"),
+    lambda value: {"fp16": "is not supported: gradients underflow in fp16 without loss scaling; take bf16 or fp32"}.get(
+        value
+    ),
+)
+FOLDER_TO_WRITE = Kind("a folder's path", TEXT.fits, _no_folder_for)
+RESUME = Kind(
+    "auto, True, False or a folder checkpoints/step_N",
+    lambda value: isinstance(value, bool | str),
+    _no_checkpoint,
+)
+TEMPLATE = Kind(
+    "text with {input} where the row's own prompt goes, or the name of another column in braces",
+    lambda value: isinstance(value, str) and "{" in value and "}" in value,
+)
+COMPONENT = Kind("a component: a mapping whose _component_ names what to call", _is_component)
+COMPONENTS = Kind(f"{COMPONENT.text}, or a list of them", _is_component_or_list, _fault_of_list)
+TEACHERS = Kind(COMPONENTS.text, _is_component_or_list, _fault_of_teachers)
+DATASETS = Kind(COMPONENTS.text, _is_component_or_list, _fault_of_datasets)
+LIST_OF_COMPONENTS = Kind("a list of components", lambda value: isinstance(value, ListConfig), _fault_of_list)
+SETTINGS = Kind("a mapping", lambda value: isinstance(value, DictConfig))
+WARM_UP = Kind(
+    "a whole number of steps, or a share of the run's, below 1",
+    lambda value: whole(0).fits(value) or (isinstance(value, float) and 0 < value < 1),
+)

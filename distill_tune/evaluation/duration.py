@@ -1,0 +1,115 @@
+"""How long a step takes on a card: its products, and what has to travel meanwhile."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from omegaconf import DictConfig
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune import models
+from distill_tune.data.shape import Shape
+from distill_tune.teachers import Teacher
+from distill_tune.training.flops import ModelFlops, StepFlops
+from distill_tune.training.gpus import Gpu
+
+from torchtune.modules import TransformerDecoder
+
+_OF_RATE = 0.4  # of a data sheet's products, which a well-fed card reaches
+_OF_LINK = 0.7  # of a data sheet's link
+
+
+class Work(NamedTuple):
+    """Of some steps, on each process.
+
+    Attributes:
+        student: FLOPs, with what checkpointing computes a second time.
+        teacher: FLOPs.
+        between_cards: bytes that each receives: weights as they are gathered, and the sums of gradients.
+        from_host: bytes of weights that are streamed.
+    """
+
+    student: float
+    teacher: float
+    between_cards: float
+    from_host: float
+
+    def times(self, count: float) -> "Work":
+        return Work(*(part * count for part in self))
+
+
+class Seconds(NamedTuple):
+    """Of some work on a card; what travels does so while it computes."""
+
+    products: float
+    between_cards: float
+    from_host: float
+
+    @property
+    def total(self) -> float:
+        return max(self)
+
+
+def work_of(
+    cfg: DictConfig, student: TransformerDecoder, teacher: Teacher, shapes: Sequence[Shape], steps: int, shards: int
+) -> Work:
+    """
+    Args:
+        shapes: of one process's micro-batches in some steps.
+        steps: how many these are.
+        shards: processes that share the weights.
+    """
+    flops, again = StepFlops(student, teacher), ModelFlops.of_model(student, trains=False)
+    recomputed = sum(again.of_layers(shape) for shape in shapes) if cfg.get("enable_activation_checkpointing") else 0.0
+    of_teacher = sum(map(flops.of_teacher, shapes))
+    between, from_host = _travels(cfg, student, teacher, len(shapes), steps, shards)
+    return Work(sum(map(flops.of, shapes)) - of_teacher + recomputed, of_teacher, between, from_host)
+
+
+def seconds_on(gpu: Gpu, work: Work, student: torch.dtype, teacher: torch.dtype) -> Seconds | None:
+    """
+    Args:
+        student, teacher: in which they compute.
+
+    Returns:
+        None where the card cannot compute in one of these.
+    """
+    of_student, of_teacher = gpu.rate(student), gpu.rate(teacher)
+    if of_student is None or of_teacher is None:
+        return None
+    return Seconds(
+        (work.student / of_student + work.teacher / of_teacher) / _OF_RATE,
+        work.between_cards / gpu.link / _OF_LINK,
+        work.from_host / gpu.host / _OF_LINK,
+    )
+
+
+def _travels(
+    cfg: DictConfig, student: TransformerDecoder, teacher: Teacher, batches: int, steps: int, shards: int
+) -> tuple[float, float]:
+    """Bytes that reach a process from the others, and from the host."""
+    layers, outside = _gathered(student)
+    gathers = (1 if cfg.get("fsdp_reshard_after_forward") is False else 2) * layers + outside
+    from_host = 0.0
+    if cfg.get("teacher_offload"):
+        from_host += batches * sum(_gathered(model)[0] for model in teacher.models)
+    elif not cfg.get("teacher_quantizer"):
+        gathers += sum(sum(_gathered(model)) for model in teacher.models if model is not student)
+    if shards == 1:
+        return 0.0, from_host
+    from_others = (shards - 1) / shards
+    gradients = 4.0 * sum(p.numel() for p in student.parameters() if p.requires_grad)
+    if cfg.get("fsdp_cpu_offload"):
+        from_host += (batches * gathers + steps * gradients) / shards
+    return from_others * (batches * gathers + steps * gradients), from_host
+
+
+def _gathered(model: TransformerDecoder) -> tuple[float, float]:
+    """Bytes of the layers and of what is outside, in the dtype in which they are gathered."""
+    most = models.computed_in(model).itemsize
+
+    def size(parameter: torch.nn.Parameter) -> float:
+        return min(models.num_bytes(parameter), parameter.numel() * most)
+
+    layers = sum(map(size, model.layers.parameters()))
+    return layers, sum(map(size, model.parameters())) - layers

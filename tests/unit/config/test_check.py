@@ -1,0 +1,77 @@
+"""A component in another's place, and what `validate` and `run` see of a config in one list."""
+
+import pytest
+
+from distill_tune.config.check import checked_config
+from distill_tune.config.files import find_recipe
+from distill_tune.errors import Faults
+
+
+@pytest.fixture
+def checked(write_config, rows_file):
+    dataset = {"_component_": "distill_tune.data.docstrings", "num_rows": 64, "min_characters": 40}
+    path = write_config(
+        dataset=dataset,
+        model={
+            "_component_": "torchtune.models.llama3_2.lora_llama3_2_1b",
+            "lora_attn_modules": ["q_proj"],
+            "lora_rank": 4,
+        },
+        augmentations=[{"_component_": "distill_tune.data.DropTokens", "rate": 0.1}],
+    )
+
+    def check(*overrides: str, imports: str = "all"):
+        return checked_config(find_recipe("kd_single_device"), str(path), overrides, imports)
+
+    return check
+
+
+def test_arguments_of_the_file_that_the_new_component_does_not_take_are_dropped_and_named(checked, rows_file, capsys):
+    for overrides in (["dataset=distill_tune.data.instruct"], ["dataset._component_=distill_tune.data.instruct"]):
+        config = checked(*overrides, f"dataset.source={rows_file}")
+        assert config.dataset == {"_component_": "distill_tune.data.instruct", "source": str(rows_file)}
+        assert capsys.readouterr().out == (
+            "dataset: distill_tune.data.instruct does not take num_rows, min_characters, which the file gives "
+            "distill_tune.data.docstrings: left out\n"
+        )
+
+
+def test_what_both_take_is_kept(checked, capsys):
+    config = checked("optimizer=torch.optim.SGD")
+    assert config.optimizer == {"_component_": "torch.optim.SGD", "lr": 1e-3}
+    assert capsys.readouterr().out == ""
+
+
+def test_what_the_command_line_gives_is_never_dropped(checked, rows_file):
+    for overrides in (
+        ["dataset=distill_tune.data.instruct", "dataset.num_rows=3"],
+        ["dataset.num_rows=3", "dataset=distill_tune.data.instruct"],
+        ["dataset={_component_: distill_tune.data.instruct, num_rows: 3}"],
+    ):
+        with pytest.raises(Faults) as told:
+            checked(*overrides, f"dataset.source={rows_file}")
+        (fault,) = told.value.faults
+        assert fault.startswith("dataset.num_rows: distill_tune.data.instruct has no such argument")
+
+
+def test_a_component_that_is_not_replaced_keeps_a_wrong_argument(checked):
+    with pytest.raises(Faults, match=r"dataset\.nm_rows: .* did you mean num_rows"):
+        checked("dataset.nm_rows=3")
+    with pytest.raises(Faults, match=r"dataset\.nm_rows"):
+        checked("dataset=distill_tune.data.docstrings", "dataset.nm_rows=3")
+
+
+def test_components_in_components_and_lists_may_be_replaced(checked, capsys):
+    checked("augmentations.0._component_=distill_tune.training.Linear", "+augmentations.0.start=1")
+    assert "augmentations.0: distill_tune.training.Linear does not take rate, which" in capsys.readouterr().out
+
+
+def test_a_strangers_component_is_not_imported_for_it(checked, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "strange.py").write_text("open('was_run', 'w')\ndef rows(tokenizer, source): ...")
+    config = checked("dataset=strange.rows", "dataset.source=a", imports="known")
+    assert "num_rows" in config.dataset
+    assert not (tmp_path / "was_run").exists()
+    assert "num_rows" not in checked("dataset=strange.rows", "dataset.source=a").dataset
+    assert "does not take num_rows, min_characters" in capsys.readouterr().out
