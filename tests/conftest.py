@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# As `distill-tune` does, before PyTorch is imported: the tests' processes wait for one another on few cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 import torch
 import yaml
 

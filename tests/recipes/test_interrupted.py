@@ -175,6 +175,8 @@ def test_a_finished_run_says_so_before_anything_loads_and_is_not_begun_anew(lora
     shutil.rmtree(tmp_path / "out" / "checkpoints")
     left = {path: time for path, time in left.items() if path.exists()}
     assert "came to its end with step 2" in ok(*line, "epochs=2").stdout
+    told = ok("validate", *line[2:], "epochs=2").stdout
+    assert "came to its end with step 2" in told and "valid for kd_single_device" in told
     done = cli(*line, "epochs=3")
     assert done.returncode == 2
     assert "has no checkpoint to go on from, and a fresh start would replace " in done.stderr
