@@ -31,7 +31,7 @@ class Checkpoints:
     A folder step_N is complete: it is written beside as .step_N.partial, flushed, listed in SHA256SUMS and renamed.
 
     Args:
-        keep_last_n: older ones, and those that were set aside, are deleted once a newer one is in place; None keeps all.
+        keep_last_n: older ones, and those set aside, are deleted once a newer one is in place; None keeps all.
         keep_best: of the validation metric of this name the lowest, besides; it is saved when it is reached.
     """
 
