@@ -11,6 +11,7 @@ from tiny import ROWS
 from tiny_tokenizer import write_tokenizer
 
 from distill_tune.cli.main import main
+from distill_tune.config.files import demo_model_folder
 
 
 @pytest.fixture
@@ -76,6 +77,15 @@ def test_the_layer_that_is_left_out_is_the_one_whose_removal_leaves_the_lowest_l
     assert summary.startswith("left out 2 of 7 layers: ")
     assert str(best) in summary
     assert json.loads((tmp_path / "student" / "config.json").read_text())["num_hidden_layers"] == 5
+
+
+def test_the_teacher_of_the_demo_makes_a_student(tmp_path, rows, capsys):
+    """It has tokenizer.model alone, as what tiny configs export has."""
+    student = tmp_path / "student"
+    line = [str(demo_model_folder("teacher")), str(student), "--every", "3"]
+    main(["init-student", *line, "--source", str(rows), "--rows", "4"])
+    assert (student / "tokenizer.model").is_file()
+    assert "perplexity on 4 held-out rows: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
