@@ -55,6 +55,8 @@ def _run(options: argparse.Namespace) -> None:
     arguments = options.arguments
     if not arguments:
         raise UserError("run: name a recipe and a config: distill-tune run kd_single_device --config tiny")
+    if arguments[0].startswith("--config"):
+        raise UserError("run: the recipe comes first: distill-tune run kd_single_device --config tiny")
     if arguments[0].startswith("-"):
         _run_under_torchrun(arguments)
         return

@@ -248,9 +248,7 @@ def test_an_infinite_gradient_is_not_applied_and_too_many_in_a_row_end_the_run(l
 
 def test_a_spike_is_reported(lora, ok, edited):
     lora()
-    mine = edited(
-        "if step == 30:\n    sums.append(losses.LossSums(*(torch.tensor(1e4) for _ in range(4))))"
-    )
+    mine = edited("if step == 30:\n    sums.append(losses.LossSums(*(torch.tensor(1e4) for _ in range(4))))")
     done = ok(*mine, "epochs=3", "max_steps_per_epoch=null", "save_every_n_steps=null")
     (line,) = [line for line in done.stdout.splitlines() if "is a spike" in line]
     assert line.startswith("step 31: loss ") and "the last 30 steps had" in line

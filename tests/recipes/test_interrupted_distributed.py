@@ -134,9 +134,7 @@ def test_a_rank_that_is_told_to_stop_after_the_others_writes_its_part(config, cl
 
 def test_ranks_that_wait_in_vain_name_the_one_that_hangs_the_step_and_the_line(config, cli, tmp_path):
     hang = "import signal; signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(1000)"  # ended by torchrun at once
-    recipe = edit_recipe(
-        cli, tmp_path, "kd_distributed", f"if training.rank() == 1 and step == 2: {hang}"
-    )
+    recipe = edit_recipe(cli, tmp_path, "kd_distributed", f"if training.rank() == 1 and step == 2: {hang}")
     _, told = ended(started(tmp_path, 3, "collective_timeout_seconds=8", recipe=recipe), 1)
     assert re.search("distill-tune: rank [02]: step 3, ", told)
     line_of_rank_1 = re.search(r"rank 1: step 3, .*mine.py line (\d+): no step has ended for \d+ seconds", told)
