@@ -83,8 +83,10 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "on_bad_row": Key(one_of("stop", "skip"), "stop", "what to do with a row that cannot be used"),
         "shuffle": Key(FLAG, True, "another order of the rows in each epoch"),
         "augmentations": Key(LIST_OF_COMPONENTS, None, "changes of prompts, made anew in each epoch"),
-        "student_prompt_template": Key(TEMPLATE, None, "the prompt that the student reads"),
-        "teacher_prompt_template": Key(TEMPLATE, None, "the prompt that the teacher reads", _TEACHER),
+        "student_prompt_template": Key(
+            TEMPLATE, None, "the prompt that the student reads; {input} is the row's, {column} another field"
+        ),
+        "teacher_prompt_template": Key(TEMPLATE, None, "the prompt that the teacher reads, likewise", _TEACHER),
         "teacher_system_prompt": Key(TEXT, None, "before the teacher's prompt alone", _TEACHER),
         "teacher_max_seq_len": Key(whole(1), None, "cuts what the teacher reads", _TEACHER),
         "date": Key(DAY, None, "the day that a chat template writes; default the day when the run began"),
