@@ -68,9 +68,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "teacher_model": Key(TEACHERS, None, "one teacher or several, each with weight and name"),
         "teacher_checkpointer": Key(COMPONENTS, None, "the teacher's folder, where `teacher_model` does not name one"),
         "teacher_combination": Key(
-            one_of("mixture", "sum", "by_row"),
-            "mixture",
-            "several teachers as one distribution, a divergence from each, or one for each row",
+            one_of("mixture", "sum", "by_row"), "mixture", "of several: one distribution, one loss each, one by row"
         ),
         "teacher_dtype": Key(DTYPE, None, "what a teacher's weights are held in; default `dtype`", _TEACHER),
         "teacher_quantizer": Key(COMPONENT, None, "torchao's config, or NF4, for a teacher's weights", _TEACHER),
@@ -130,12 +128,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "output_dir": Key(FOLDER_TO_WRITE, Needed("open_run"), "the run's folder"),
         "save_every_n_steps": Key(whole(1), None, "a checkpoint so often, beside one at each epoch's end"),
         "keep_last_n": Key(whole(1), None, "so many checkpoints are kept; default all"),
-        "keep_best": Key(
-            _MEASURES,
-            None,
-            "keep the best checkpoint and export it",
-            _VALIDATION,
-        ),
+        "keep_best": Key(_MEASURES, None, "keep the best checkpoint and export it", _VALIDATION),
         "resume": Key(RESUME, None, "a checkpoint to go on from; auto: the newest, if there is one"),
         "resume_from_checkpoint": Key(RESUME, False, "torchtune's name for resume"),
         "resume_with_changes": Key(
