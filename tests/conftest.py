@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports PyTorch, here or in what a test starts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 # As `distill-tune` does, before PyTorch is imported: the tests' processes wait for one another on few cores.
