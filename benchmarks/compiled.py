@@ -79,9 +79,9 @@ def step_of(cfg: DictConfig, device: torch.device, compile: bool) -> Callable[[l
             signal = teacher(batch)
             hidden, _ = models.hidden_states(student, batch.tokens, batch.attention())
             loss = losses.distillation_loss(
-                hidden[0, batch.supervised],
+                hidden[0, batch.supervised_positions],
                 head.projection_for_loss(),
-                batch.targets[0, batch.supervised],
+                batch.targets[0, batch.supervised_positions],
                 signal,
                 kd_ratio=cfg.kd_ratio,
                 common_vocab_size=common,

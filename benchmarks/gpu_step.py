@@ -100,9 +100,9 @@ def sums_of(student, head, teacher, batch):
     """A micro-batch's losses as both recipes make them, and its supervised tokens."""
     batch = batch.to(student.tok_embeddings.weight.device)
     signal = teacher(batch)
-    hidden = student(batch.tokens, **batch.attention())[0, batch.supervised]
+    hidden = student(batch.tokens, **batch.attention())[0, batch.supervised_positions]
     head.gather()
-    targets = batch.targets[0, batch.supervised]
+    targets = batch.targets[0, batch.supervised_positions]
     sums = losses.distillation_loss(hidden, head.projection_for_loss(), targets, signal, kd_ratio=0.5)
     teacher.release()
     return sums, len(targets)

@@ -92,7 +92,7 @@ def train(run: Run, num_steps: int, batch_size: int) -> tuple[list[float], dict[
 
     def cross_entropy(batch: data.Batch) -> torch.Tensor:
         hidden, _ = models.hidden_states(student, batch.tokens, batch.attention())
-        supervised = batch.supervised
+        supervised = batch.supervised_positions
         return losses.distillation_loss(
             hidden[0, supervised], head.projection_for_loss(), batch.targets[0, supervised]
         ).loss
@@ -118,7 +118,7 @@ def train(run: Run, num_steps: int, batch_size: int) -> tuple[list[float], dict[
 
 def build(run: Run, cfg: DictConfig, component: DictConfig) -> tuple[torch.nn.Module, models.Checkpoint]:
     """The student as kd_single_device builds it, or held in bf16 altogether."""
-    checkpoint = models.Checkpoint.of("model", cfg.model, cfg.checkpointer)
+    checkpoint = models.open_checkpoint("model", cfg.model, cfg.checkpointer)
     student = models.checked_on_meta("model", cfg.model, checkpoint, run.dtype)
     models.freeze_all_but_adapters(student, training.dtype_to_train_in(component, run.dtype, student))
     if run.held_in_bf16:

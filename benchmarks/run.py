@@ -7,6 +7,7 @@
 Run it with the Python of distill-tune's environment. torchtune is our own dependency and runs there; TRL and Liger run
 in PEERS_VENV (`python -m venv PEERS_VENV`, then install torch and benchmarks/peers.txt with its pip). Prints tables as
 they stand in RESULTS.md: medians over the rounds, and the ratio of the peer to us in each round, of which the median.
+A run beside which others took more than a twentieth of the machine's CPU time is repeated, and refused the third time.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cases import CASES, SCALING, WARM_UP, Case
+from idle import run_alone
 
 HERE = Path(__file__).parent
 # Tokens; vocabulary, student's width, teacher's width
@@ -72,12 +74,13 @@ def python_of(tool: str, options: argparse.Namespace) -> str:
 
 
 def call(tool: str, options: argparse.Namespace, script: str, *arguments: str) -> str:
-    """A fresh process's output; all have the same number of threads."""
+    """A fresh process's output; all have the same number of threads, and the machine to themselves."""
     threads = str(os.cpu_count())
     paths = f"{HERE}{os.pathsep}{HERE.parent}"
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [python_of(tool, options), str(HERE / script), *arguments], env=environment, capture_output=True, text=True
+    command = [python_of(tool, options), str(HERE / script), *arguments]
+    done = run_alone(
+        f"{script} {tool}", lambda: subprocess.run(command, env=environment, capture_output=True, text=True)
     )
     if done.returncode:
         sys.exit(f"{script} {' '.join(arguments)} failed:\n{done.stderr[-4000:]}")

@@ -1,5 +1,6 @@
 """Files that must survive: flushed, put in place whole, checked by their sums, read again where a disk fails."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -113,9 +114,14 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
 def put_in_place(partial: Path, folder: Path) -> None:
     """Give a folder of files that was written beside its name; what had the name before goes last.
 
-    A kill leaves one of both, and a loss of power the whole of it.
+    A kill leaves one of both, and a loss of power the whole of it. Who may read the folder may read its files, which
+    safetensors writes for their owner alone, whatever the umask.
     """
+    may_read = partial.stat().st_mode & 0o666
     for path in [*partial.iterdir(), partial]:
+        if path.is_file():
+            with contextlib.suppress(OSError):  # a file system without modes
+                path.chmod(path.stat().st_mode | may_read)
         flush(path)
     before = folder.with_name(f".{folder.name}.before")
     shutil.rmtree(before, ignore_errors=True)
@@ -131,7 +137,7 @@ def keep_to_oneself(folder: Path) -> bool:
 
     A file system without locks is trusted.
     """
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

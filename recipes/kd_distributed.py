@@ -89,7 +89,7 @@ def main(cfg: DictConfig) -> None:
     def loss_of(batch: data.Batch, weights: dict[str, float]) -> losses.LossSums:
         """Summed loss of a micro-batch over its supervised positions."""
         batch = batch.to(device)
-        supervised = batch.supervised
+        supervised = batch.supervised_positions
         signal = teacher(batch)
         with offloading:
             hidden, layers = models.hidden_states(student, batch.tokens, batch.attention())  # [1, s, d]

@@ -125,6 +125,14 @@ OF_COMPONENTS = [
         "augmentations.0._component_=distill_tune.data.DropTokens augmentations.0.rate=2",
         "augmentations={'0': {'_component_'",
     ),
+    (
+        "lr_scheduler._component_=torch.optim.lr_scheduler.ReduceLROnPlateau",
+        "lr_scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau: has to be told metrics at each step",
+    ),
+    (
+        "lr_scheduler._component_=torch.optim.lr_scheduler.OneCycleLR lr_scheduler.max_lr=1 lr_scheduler.total_steps=2",
+        "lr_scheduler: torch.optim.lr_scheduler.OneCycleLR: Tried to step 3 times",
+    ),
     ("profiler.x=1", "profiler.x: torchtune.training.setup_torch_profiler has no such argument"),
     ("profiler.enabled=True profiler.outputdir=pr", "has no such argument, did you mean output_dir?"),
     ("optimizer.params=[]", "optimizer.params: the recipe passes this itself; leave it out"),

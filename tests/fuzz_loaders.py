@@ -229,7 +229,7 @@ class Fuzz:
         plan = data.StepPlan(datasets, batch_size=1)
         assert 0 <= plan.largest_token < VOCAB_SIZE
         for batch in plan.micro_batches(0, 0):
-            assert len(batch.supervised)
+            assert len(batch.supervised_positions)
             assert [plan.origin(*place) for place in batch.places]
 
     def config_json(self) -> None:

@@ -1,8 +1,10 @@
-"""A training step of models without files, and the memory that it took: ``measured_step.py SCENARIO``, in bytes.
+"""A training step of models without files, and the memory that it took: ``measured_step.py SCENARIO...``, in bytes.
 
-Prints the measured peak of this process above what it had before the models, and the estimate.
+Prints a line a scenario: the measured peak of a process above what it had before the models, and the estimate. Each has
+a process of its own, forked from this one once it has imported everything.
 """
 
+import os
 import sys
 
 import torch
@@ -20,7 +22,7 @@ from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import set_activation_checkpointing, set_default_dtype
 
 LORA = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": True, "lora_rank": 16, "lora_alpha": 32}
-SHAPE = {"vocab_size": 32_000, "num_heads": 8, "num_kv_heads": 4, "embed_dim": 512, "max_seq_len": 2048}
+SHAPE = {"vocab_size": 16_000, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 256, "max_seq_len": 2048}
 LENGTHS = (700, 900, 400, 1000)
 
 
@@ -33,8 +35,8 @@ def main(scenario: str) -> None:
 
     def student_and_teacher():
         with set_default_dtype(dtype):
-            student = build(num_layers=8, intermediate_dim=1408, **SHAPE)
-            teacher = llama3_2(num_layers=4, intermediate_dim=2048, **SHAPE).requires_grad_(False)
+            student = build(num_layers=8, intermediate_dim=704, **SHAPE)
+            teacher = llama3_2(num_layers=4, intermediate_dim=1024, **SHAPE).requires_grad_(False)
         models.freeze_all_but_adapters(student)
         models.compute_in(student, dtype)
         return student, teacher
@@ -57,16 +59,22 @@ def main(scenario: str) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for _ in range(cfg.gradient_accumulation_steps):
-            micro_batch = joined([(torch.randint(3, 32_000, (length,)),) * 2 for length in LENGTHS])
+            micro_batch = joined([(torch.randint(3, SHAPE["vocab_size"], (length,)),) * 2 for length in LENGTHS])
             attention = micro_batch.attention()
             signal = teacher(micro_batch)
-            hidden = student(micro_batch.tokens, **attention)[0, micro_batch.supervised]
-            targets = micro_batch.targets[0, micro_batch.supervised]
+            hidden = student(micro_batch.tokens, **attention)[0, micro_batch.supervised_positions]
+            targets = micro_batch.targets[0, micro_batch.supervised_positions]
             losses.distillation_loss(hidden, head.projection_for_loss(), targets, signal, kd_ratio=0.5).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    print(peak.bytes, estimated)
+    print(peak.bytes, estimated, flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    for scenario in sys.argv[1:]:
+        child = os.fork()
+        if child == 0:
+            main(scenario)
+            os._exit(0)
+        if status := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            sys.exit(f"{scenario}: status {status}")

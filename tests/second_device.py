@@ -10,6 +10,7 @@ on it can be compared with one on the CPU. What it does not stand for: CUDA's ow
 import contextlib
 import json
 import os
+import socket
 import sys
 import traceback
 import types
@@ -19,21 +20,19 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.distributed.fsdp._fully_shard import _fsdp_param
+from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "second"
-# What these give the CPU has to know.
-_WAITS = (
-    "aten::_local_scalar_dense",
-    "aten::nonzero",
-    "aten::masked_select",
-    "aten::equal",
-    "aten::_unique2",
-    "aten::repeat_interleave",
-)
+_PUTS = ("aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
+# The CPU has to know what these give: a number, or how many.
+_WAITS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+# Of a CPU's tensor without dimensions elementwise operations read the number, and so do these; others refuse it.
+_READ_NUMBERS = ("aten::fill", "aten::fill_", "aten::masked_fill", "aten::masked_fill_", *_PUTS)
 _COPIES = ("aten::_to_copy", "aten::copy_")
 _OURS = ("distill_tune", "recipes")
 
@@ -77,6 +76,8 @@ class SecondDevice(TorchDispatchMode):
     """While it is entered, ``device="second"`` makes tensors there."""
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        if any(isinstance(leaf, DTensor) for leaf in tree_leaves((arguments, named))):
+            return NotImplemented  # what it is made of comes by next
         return _run(function, arguments, named or {})
 
 
@@ -97,9 +98,9 @@ def _run(function: Any, arguments: Any, named: dict[str, Any]) -> Any:
     if not comes_here and not any(map(_is_here, tensors)):
         return function(*arguments, **named)
     makes_new = device is not None and name.endswith("_like")  # after the shape of one of another device
-    if name not in _COPIES and not makes_new and not all(_is_here(tensor) or not tensor.ndim for tensor in tensors):
+    if name not in _COPIES and not makes_new and not _can_be_mixed(function, arguments, tensors):
         raise RuntimeError(f"{name}: tensors of {NAME} and of the CPU: {[list(tensor.shape) for tensor in tensors]}")
-    if name in _WAITS or _takes_by_mask(name, arguments):
+    if _waits(function, arguments, named):
         _count(name)
     held = {id(tensor.held): tensor for tensor in tensors if _is_here(tensor)}
     if device is not None:
@@ -119,13 +120,37 @@ def _run(function: Any, arguments: Any, named: dict[str, Any]) -> Any:
     return tree_map(here, found)
 
 
-def _takes_by_mask(name: str, arguments: Any) -> bool:
-    """How many positions a mask has must be known, but where they are filled with one number."""
-    by_mask = "::index" in name and any(
-        isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in tree_leaves(arguments[1])
-    )
-    fills = "put" in name and not arguments[2].ndim
-    return by_mask and not fills
+def _can_be_mixed(function: Any, arguments: Any, tensors: list[torch.Tensor]) -> bool:
+    """Whether all are here, or what is not is a number that the operation reads."""
+    others = [tensor for tensor in tensors if not _is_here(tensor)]
+    if not others:
+        return True
+    writes = [argument.is_write for argument in function._schema.arguments]
+    written = [value for value, is_written in zip(arguments, writes, strict=False) if is_written]
+    reads = torch.Tag.pointwise in function.tags or function._schema.name in _READ_NUMBERS
+    return reads and all(map(_is_here, written)) and not any(tensor.ndim for tensor in others)
+
+
+def _waits(function: Any, arguments: Any, named: dict[str, Any]) -> bool:
+    """As CUDA does."""
+    name = function._schema.name
+    if name == "aten::index":
+        return _has_mask(arguments[1])
+    if any(tag in function.tags for tag in _WAITS):
+        return named.get("output_size") is None  # which repeat_interleave may be told
+    if name == "aten::where":  # copies a number of the CPU
+        return not all(map(_is_here, arguments))
+    if name in ("aten::masked_fill", "aten::masked_fill_"):
+        return _is_here(arguments[2])  # a number is what its kernel takes
+    if name in _PUTS:
+        is_number = not _is_here(arguments[2])
+        fills = is_number and _has_mask(arguments[1]) and not (len(arguments) > 3 and arguments[3])
+        return not fills and (is_number or _has_mask(arguments[1]))
+    return False
+
+
+def _has_mask(indices: Any) -> bool:
+    return any(isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in tree_leaves(indices))
 
 
 def _copied(function: Any, arguments: Any, named: dict[str, Any], device: Any) -> bool:
@@ -144,10 +169,12 @@ def _copied(function: Any, arguments: Any, named: dict[str, Any], device: Any) -
 
 
 class _FromNumbers(TorchFunctionMode):
-    """torch.tensor with a device makes a tensor of the CPU and copies it."""
+    """torch.tensor with a device makes a tensor of the CPU and copies it; a number that is put into one stays there."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
         named = named or {}
+        if function is torch.Tensor.__setitem__ and isinstance(arguments[2], (int, float)) and _is_here(arguments[0]):
+            arguments = (*arguments[:2], torch.tensor(arguments[2], dtype=arguments[0].dtype))
         if function is not torch.tensor:
             return function(*arguments, **named)
         data = tree_map(lambda leaf: leaf.item() if _is_here(leaf) else leaf, arguments)
@@ -155,11 +182,40 @@ class _FromNumbers(TorchFunctionMode):
         return function(*data, **named | {"device": "cpu"}).to(device)
 
 
+class _Stream:
+    """All is done at once here, and the CPU would wait where it asks for that."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None: ...
+    def wait_stream(self, stream: "_Stream") -> None: ...
+    def wait_event(self, event: "_Event") -> None: ...
+    def record_event(self, event: Any = None) -> "_Event":
+        return _Event()
+
+    def synchronize(self) -> None:
+        _count("a stream")
+
+
+class _Event:
+    def __init__(self, *arguments: Any, **named: Any) -> None: ...
+    def record(self, stream: Any = None) -> None: ...
+    def wait(self, stream: Any = None) -> None: ...
+    def synchronize(self) -> None:
+        _count("an event")
+
+
 class _Module(_DummyBackendModule):
-    """What PyTorch asks of a device's module where it copies to the CPU: all is done at once here."""
+    """What PyTorch asks of a device's module where it copies and where it shards."""
+
+    Stream, Event = _Stream, _Event
 
     def current_stream(self, device: Any = None) -> Any:
-        return types.SimpleNamespace(synchronize=lambda: None, wait_stream=lambda stream: None)
+        # Of a copy to the CPU, which is counted as such.
+        return types.SimpleNamespace(
+            synchronize=lambda: None,
+            wait_stream=lambda s: None,
+            wait_event=lambda e: None,
+            record_event=lambda event=None: _Event(),
+        )
 
     def stream(self, stream: Any) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -172,9 +228,18 @@ class _Module(_DummyBackendModule):
 def second_device() -> Iterator[None]:
     """Once in a process: PyTorch knows one such device."""
     _setup_privateuseone_for_python_backend(NAME, _Module())
+    # FSDP gives memory back by its storage, which a tensor that holds another has not.
+    kept = patch.multiple(_fsdp_param, free_storage=lambda tensor: None, alloc_storage=lambda tensor: None)
     # One thread, for the modes are the thread's.
-    with SecondDevice(), _FromNumbers(), torch.autograd.set_multithreading_enabled(False):
+    with SecondDevice(), _FromNumbers(), torch.autograd.set_multithreading_enabled(False), kept:
         yield
+
+
+def _of_one_rank() -> dict[str, str]:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
 
 
 def main() -> None:
@@ -191,15 +256,20 @@ def main() -> None:
         write(metrics, line)
         waits.clear()
 
-    device = patch.object(training, "find_device", lambda name: torch.device(NAME, 0))
+    def find_device(name: str) -> torch.device:
+        return torch.device(NAME, 0)
+
+    device = patch.multiple(training, find_device=find_device)
+    of_rank = patch.object(training.distributed, "find_device", find_device)
     found = []
     # A view of a tensor that is wrapped, as all are here, cannot be taken in inference mode.
     no_inference = patch.object(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else _NOTHING)
-    with second_device(), device, no_inference, patch.object(training.Metrics, "write", write_and_count):
+    with second_device(), device, of_rank, no_inference, patch.object(training.Metrics, "write", write_and_count):
         for arguments in json.load(sys.stdin):
             of_steps, before = [], list(sys.path)
             try:
-                distill_tune(["run", *arguments])
+                with patch.dict(os.environ, _of_one_rank() if arguments[0] == "kd_distributed" else {}):
+                    distill_tune(["run", *arguments])
             except BaseException:
                 found.append(traceback.format_exc())
             else:

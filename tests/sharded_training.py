@@ -1,4 +1,4 @@
-"""Twenty steps and a short one in one process, or as one of several: what tests of sharded training compare.
+"""Eight steps and a short one in one process, or as one of several: what tests of sharded training compare.
 
 As a script, under torchrun: ``sharded_training.py FOLDER SCENARIO...`` writes each scenario's weights to FOLDER.
 """
@@ -16,7 +16,7 @@ from tiny import VOCAB_SIZE
 from distill_tune import data, losses, models, teachers, training
 from distill_tune.data.tokenised_rows import TokenisedRows
 
-STEPS, SEQUENCES = 20, 8  # a step takes so many, on however many ranks
+STEPS, SEQUENCES = 8, 8  # a step takes so many, on however many ranks
 SCENARIOS: dict[str, dict] = {
     "plain": {},
     "accumulated": {"accumulation": 2},
@@ -70,7 +70,7 @@ def train(folder: Path, scenario: str, **changed: Any) -> dict[str, torch.Tensor
 
     def build(name: str, lora: bool, **more: bool):
         config = OmegaConf.create(component(folder / name, lora, **more))
-        checkpoint = models.Checkpoint.of("model", config, None)
+        checkpoint = models.open_checkpoint("model", config, None)
         return models.checked_on_meta("model", config, checkpoint, dtype), checkpoint
 
     student, student_checkpoint = build(settings.get("student", "student"), lora, **quantize)
@@ -117,9 +117,9 @@ def train(folder: Path, scenario: str, **changed: Any) -> dict[str, torch.Tensor
             hidden = student(batch.tokens, **attention)
             head.gather()
             sums = losses.distillation_loss(
-                hidden[0, batch.supervised],
+                hidden[0, batch.supervised_positions],
                 head.projection_for_loss(),
-                batch.targets[0, batch.supervised],
+                batch.targets[0, batch.supervised_positions],
                 signal,
                 kd_ratio=0.5,
             )

@@ -55,7 +55,7 @@ def _init_student(options: argparse.Namespace) -> None:
     from distill_tune.training.export import write_model_folder
 
     component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(options.teacher)})
-    checkpoint = models.Checkpoint.of("teacher", component, None)
+    checkpoint = models.open_checkpoint("teacher", component, None)
     dtype = checkpoint.dtype()
     model = models.checked_on_meta("teacher", component, checkpoint, dtype)
     decoder, num_layers = model.decoder_config, len(model.layers)
@@ -122,7 +122,7 @@ class _Measure:
     def _loss(self, hidden: Any, batch: Any, normed: bool = False) -> float:
         from distill_tune.losses import distillation_loss
 
-        hidden = hidden[0, batch.supervised]
+        hidden = hidden[0, batch.supervised_positions]
         rows = hidden if normed else self._model.norm(hidden)
-        targets = batch.targets[0, batch.supervised]
+        targets = batch.targets[0, batch.supervised_positions]
         return distillation_loss(rows, self._head.projection_for_loss(), targets).ce.item()

@@ -14,6 +14,7 @@ from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_recipe
 from distill_tune.config.launch import is_heeded, is_launched
 from distill_tune.config.recipe_keys import is_distributed
+from distill_tune.config.reference import help_text
 from distill_tune.errors import UserError
 from distill_tune.threads import set_threads
 
@@ -37,7 +38,9 @@ A distributed recipe gets one process for each GPU of this machine. torchrun's o
 The second line is given on both machines. Under torchrun or srun the processes that are there are taken.
 """
 
-
+_KEYS = """
+Keys, with their defaults, what they say and may be (docs/keys.md):
+"""
 _SECONDS_TO_STOP = 600
 
 
@@ -45,7 +48,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "run",
         help="run a recipe with a config",
-        description=_DESCRIPTION,
+        description=_DESCRIPTION + _KEYS + help_text(),
         usage="distill-tune run [torchrun options] RECIPE --config CONFIG [key=value ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,6 +59,8 @@ def _run(options: argparse.Namespace) -> None:
     arguments = options.arguments
     if not arguments:
         raise UserError("run: name a recipe and a config: distill-tune run kd_single_device --config tiny")
+    if arguments[0].startswith("--config"):
+        raise UserError("run: the recipe comes first: distill-tune run kd_single_device --config tiny")
     if arguments[0].startswith("-"):
         _run_under_torchrun(arguments)
         return

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.components import arguments_taken, check_components
-from distill_tune.config.files import find_config
+from distill_tune.config.files import configs_folder, find_config
 from distill_tune.config.launch import process_environment
 from distill_tune.config.load import load_config, read_value
 from distill_tune.config.recipe_keys import check_keys, keys_read_otherwise
@@ -48,9 +48,25 @@ def checked_config(
                 print(line)
         faults += check_components(config, may_import)
     faults += check_values(config, keys_read_otherwise(recipe))
+    faults = [f"{fault}{_how_to_get_it(fault, source)}" for fault in faults]
     if faults := [fault for fault in faults if not (tolerated and tolerated.match(fault))]:
         raise Faults(f"config {path}" + (" and the command line" if overrides else ""), faults)
     return config
+
+
+def _how_to_get_it(fault: str, source: str) -> str:
+    """For a model's folder that is not there: the command of the config's head, or of a shipped one, that gets it."""
+    missing = re.search(r"[=:] ?([^=\s]+): no such f", fault)
+    if missing is None or fault.startswith("dataset"):
+        return ""
+    for text in (source, *(path.read_text(encoding="utf-8") for path in configs_folder().rglob("*.yaml"))):
+        for command, name in re.findall(r"^# +(distill-tune download \S+/(\S+))$", text, re.MULTILINE):
+            parts = Path(missing[1]).parts
+            if name in parts:
+                folder = Path(*parts[: parts.index(name) + 1])
+                output = "" if folder == Path("models") / name else f" --output {folder}"
+                return f"; get it: {command}{output}"
+    return ""
 
 
 def _drop_arguments_of_replaced(

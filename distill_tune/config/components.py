@@ -27,19 +27,8 @@ ENTRY_KEYS = {"dataset": {"weight"}, "dataset_val": {"weight"}, "teacher_model":
 _OPTIONAL_HERE = {"FullModelHFCheckpointer": {"checkpoint_files", "model_type", "output_dir"}}
 
 # What torchtune's dataset builders hand on, through their **load_dataset_kwargs, to `datasets.load_dataset`.
-_LOAD_DATASET_KEYS = {
-    "cache_dir",
-    "data_dir",
-    "data_files",
-    "delimiter",
-    "encoding",
-    "field",
-    "name",
-    "num_proc",
-    "revision",
-    "split",
-    "token",
-}
+_LOAD_DATASET_KEYS = {"cache_dir", "data_dir", "data_files", "delimiter", "encoding", "field", "name", "num_proc"}
+_LOAD_DATASET_KEYS |= {"revision", "split", "token"}
 
 # torchtune's losses are served by our own head: same meaning, a fraction of the memory.
 _SERVED_BY = {
@@ -53,13 +42,7 @@ _SERVED_BY = {
     "torchtune.modules.loss.SymmetricKLLoss": "distill_tune.losses.SymmetricKL",
     "torchtune.modules.loss.SymmetricKLWithChunkedOutputLoss": "distill_tune.losses.SymmetricKL",
 }
-_SERVED_LOSS_ARGUMENTS = {
-    "ignore_index": -100,
-    "mask_ignored_tokens": None,
-    "num_output_chunks": None,
-    "reduction": None,
-    "tp_enabled": None,
-}
+_SERVED_LOSS_ARGUMENTS = {"ignore_index", "mask_ignored_tokens", "num_output_chunks", "reduction", "tp_enabled"}
 
 
 def instantiate(component: DictConfig, *args: Any, **kwargs: Any) -> Any:
@@ -194,7 +177,7 @@ def _check_served_loss(key: str, component: DictConfig) -> list[str]:
             continue
         if argument not in _SERVED_LOSS_ARGUMENTS:
             faults.append(f"{key}.{argument}: {component['_component_']} takes no such argument")
-        elif argument == "ignore_index" and value != _SERVED_LOSS_ARGUMENTS[argument]:
+        elif argument == "ignore_index" and value != -100:
             faults.append(f"{key}.{argument}={value}: must be -100, which marks unsupervised tokens everywhere here")
     return faults
 

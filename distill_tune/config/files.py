@@ -70,6 +70,8 @@ def find_recipe(name: str) -> Path:
         return recipes_folder() / f"{name}.py"
     if name in _RECIPES_OF_TORCHTUNE:
         raise UserError(f"recipe {name}: torchtune's; here it is {_RECIPES_OF_TORCHTUNE[name]}")
+    if name in (names := config_names()) or name in {full.rpartition("/")[2] for full in names}:
+        raise UserError(f"recipe {name}: is a config; distill-tune run kd_single_device --config {name}")
     raise UserError(f"recipe {name}: no such recipe{_near(name, recipe_names())}; `distill-tune ls` lists them all")
 
 

@@ -68,9 +68,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "teacher_model": Key(TEACHERS, None, "one teacher or several, each with weight and name"),
         "teacher_checkpointer": Key(COMPONENTS, None, "the teacher's folder, where `teacher_model` does not name one"),
         "teacher_combination": Key(
-            one_of("mixture", "sum", "by_row"),
-            "mixture",
-            "several teachers as one distribution, a divergence from each, or one for each row",
+            one_of("mixture", "sum", "by_row"), "mixture", "of several: one distribution, one loss each, one by row"
         ),
         "teacher_dtype": Key(DTYPE, None, "what a teacher's weights are held in; default `dtype`", _TEACHER),
         "teacher_quantizer": Key(COMPONENT, None, "torchao's config, or NF4, for a teacher's weights", _TEACHER),
@@ -83,8 +81,10 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "on_bad_row": Key(one_of("stop", "skip"), "stop", "what to do with a row that cannot be used"),
         "shuffle": Key(FLAG, True, "another order of the rows in each epoch"),
         "augmentations": Key(LIST_OF_COMPONENTS, None, "changes of prompts, made anew in each epoch"),
-        "student_prompt_template": Key(TEMPLATE, None, "the prompt that the student reads"),
-        "teacher_prompt_template": Key(TEMPLATE, None, "the prompt that the teacher reads", _TEACHER),
+        "student_prompt_template": Key(
+            TEMPLATE, None, "the prompt that the student reads; {input} is the row's, {column} another field"
+        ),
+        "teacher_prompt_template": Key(TEMPLATE, None, "the prompt that the teacher reads, likewise", _TEACHER),
         "teacher_system_prompt": Key(TEXT, None, "before the teacher's prompt alone", _TEACHER),
         "teacher_max_seq_len": Key(whole(1), None, "cuts what the teacher reads", _TEACHER),
         "date": Key(DAY, None, "the day that a chat template writes; default the day when the run began"),
@@ -128,12 +128,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "output_dir": Key(FOLDER_TO_WRITE, Needed("open_run"), "the run's folder"),
         "save_every_n_steps": Key(whole(1), None, "a checkpoint so often, beside one at each epoch's end"),
         "keep_last_n": Key(whole(1), None, "so many checkpoints are kept; default all"),
-        "keep_best": Key(
-            _MEASURES,
-            None,
-            "keep the best checkpoint and export it",
-            _VALIDATION,
-        ),
+        "keep_best": Key(_MEASURES, None, "keep the best checkpoint and export it", _VALIDATION),
         "resume": Key(RESUME, None, "a checkpoint to go on from; auto: the newest, if there is one"),
         "resume_from_checkpoint": Key(RESUME, False, "torchtune's name for resume"),
         "resume_with_changes": Key(

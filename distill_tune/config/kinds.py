@@ -18,28 +18,32 @@ class Kind:
         text: what a value must be.
         fits: whether one is.
         further: what else is wrong with one that is, if anything.
+        hint: what a message adds to ``text``.
     """
 
     text: str
     fits: Callable[[Any], bool]
     further: Callable[[Any], str | None] = lambda value: None
+    hint: str = ""
 
     def fault(self, value: Any) -> str | None:
         """What is wrong with a value, in words that follow it; None where nothing is."""
-        return self.further(value) if self.fits(value) else f"must be {self.text}"
+        return self.further(value) if self.fits(value) else f"must be {self.text}{self.hint}"
 
     def or_null(self) -> "Kind":
         return Kind(
             f"{self.text} or null",
             lambda value: value is None or self.fits(value),
             lambda value: None if value is None else self.further(value),
+            self.hint,
         )
 
     def or_schedule(self) -> "Kind":
         """Its values are checked once the run's length is known."""
         return Kind(
-            f"{self.text}, or a schedule, {{_component_: distill_tune.training.Linear, ...}}",
+            f"{self.text}, or a schedule",
             lambda value: COMPONENT.fits(value) or self.fits(value),
+            hint=", {_component_: distill_tune.training.Linear, ...}",
         )
 
 
@@ -147,13 +151,14 @@ RESUME = Kind(
     _no_checkpoint,
 )
 TEMPLATE = Kind(
-    "text with {input} where the row's own prompt goes, or the name of another column in braces",
+    "text with {input}",
     lambda value: isinstance(value, str) and "{" in value and "}" in value,
+    hint=" where the row's own prompt goes, or the name of another column in braces",
 )
-COMPONENT = Kind("a component: a mapping whose _component_ names what to call", _is_component)
-COMPONENTS = Kind(f"{COMPONENT.text}, or a list of them", _is_component_or_list, _fault_of_list)
-TEACHERS = Kind(COMPONENTS.text, _is_component_or_list, _fault_of_teachers)
-DATASETS = Kind(COMPONENTS.text, _is_component_or_list, _fault_of_datasets)
+COMPONENT = Kind("a component", _is_component, hint=": a mapping whose _component_ names what to call")
+COMPONENTS = Kind("a component, or a list of them", _is_component_or_list, _fault_of_list, COMPONENT.hint)
+TEACHERS = dataclasses.replace(COMPONENTS, further=_fault_of_teachers)
+DATASETS = dataclasses.replace(COMPONENTS, further=_fault_of_datasets)
 LIST_OF_COMPONENTS = Kind("a list of components", lambda value: isinstance(value, ListConfig), _fault_of_list)
 SETTINGS = Kind("a mapping", lambda value: isinstance(value, DictConfig))
 WARM_UP = Kind(

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
@@ -37,7 +37,7 @@ class Batch:
     Attributes:
         tokens: ``[1, s]``, int64.
         targets: the token that follows each position, ``[1, s]``, int64; -100 where nothing is to be learned.
-        supervised: which positions carry a target, ``[n]``, int64, ascending.
+        supervised_positions: which positions carry a target, ``[n]``, int64, ascending.
         lengths: of the rows; they add up to ``s``.
         num_supervised: of each row; they add up to ``n``.
         teacher: the same answers behind the teacher's own prompts, where it has such; as many supervised positions.
@@ -47,7 +47,7 @@ class Batch:
 
     tokens: torch.Tensor
     targets: torch.Tensor
-    supervised: torch.Tensor
+    supervised_positions: torch.Tensor
     lengths: tuple[int, ...]
     num_supervised: tuple[int, ...]
     teacher: "Batch | None" = None
@@ -59,12 +59,20 @@ class Batch:
         """What the teacher reads."""
         return self.teacher or self
 
+    @property
+    def supervised(self) -> NoReturn:
+        """What recipes copied before read."""
+        raise AttributeError(
+            "batch.supervised is gone, a mask [1, s]; write batch.supervised_positions, the positions [n] themselves: "
+            "hidden[0, batch.supervised_positions]"
+        )
+
     def to(self, device: torch.device) -> "Batch":
         return dataclasses.replace(
             self,
             tokens=to_device(self.tokens, device),
             targets=to_device(self.targets, device),
-            supervised=to_device(self.supervised, device),
+            supervised_positions=to_device(self.supervised_positions, device),
             teacher=None if self.teacher is None else self.teacher.to(device),
         )
 
@@ -97,7 +105,7 @@ class Batch:
 
     def _of_rows(self, rows: Sequence[int]) -> "Batch":
         tokens, targets = (x[0].split(list(self.lengths)) for x in (self.tokens, self.targets))
-        supervised = self.supervised.split(list(self.num_supervised))
+        supervised = self.supervised_positions.split(list(self.num_supervised))
         # Where the rows began, and where they will.
         before = [0, *itertools.accumulate(self.lengths)]
         after = [0, *itertools.accumulate(self.lengths[row] for row in rows)]
@@ -124,13 +132,13 @@ def joined(rows: Sequence[Row | tuple[torch.Tensor, torch.Tensor]]) -> Batch:
         for row in all_rows
         if row.teacher_tokens is not None and row.teacher_labels is not None
     ]
-    joined_targets = torch.cat(targets).long()
+    learned = [of_row != IGNORE_INDEX for of_row in targets]
     return Batch(
         torch.cat([row.tokens for row in all_rows]).long()[None],
-        joined_targets[None],
-        (joined_targets != IGNORE_INDEX).nonzero()[:, 0],
+        torch.cat(targets).long()[None],
+        torch.cat(learned).nonzero()[:, 0],
         tuple(len(row.tokens) for row in all_rows),
-        tuple(int(torch.count_nonzero(of_row != IGNORE_INDEX)) for of_row in targets),
+        tuple(int(of_row.sum()) for of_row in learned),
         joined(of_teacher) if of_teacher else None,
         tuple(row.teacher_id for row in all_rows),
         tuple(row.place for row in all_rows) if rows else (),

@@ -304,4 +304,4 @@ class StepPlan:
 
 def num_supervised(batches: Sequence[Batch]) -> int:
     """Supervised tokens in some micro-batches."""
-    return sum(len(batch.supervised) for batch in batches)
+    return sum(len(batch.supervised_positions) for batch in batches)

@@ -172,7 +172,7 @@ class TableRows:
 
     def __init__(self, table: Any) -> None:
         self.numbers = range(1, table.num_rows + 1)
-        self._table = table
+        self._table, self._types = table, {field.name: field.type for field in table.schema}
         self._taken: tuple[int, list[Row]] = (-1, [])
 
     def __getitem__(self, index: int) -> Row:
@@ -181,23 +181,22 @@ class TableRows:
         block, at = divmod(index, _BLOCK)
         try:
             if block != self._taken[0]:
-                self._taken = block, _rows_of(self._table.slice(block * _BLOCK, _BLOCK))
+                self._taken = block, self._rows_from(block * _BLOCK, _BLOCK)
             return self._taken[1][at]
         except (pyarrow.ArrowException, ValueError, OverflowError):
             try:  # it may be another of them
-                return _rows_of(self._table.slice(index, 1))[0]
+                return self._rows_from(index, 1)[0]
             except (pyarrow.ArrowException, ValueError, OverflowError) as error:
                 raise RowError(f"cannot be read: {str(error).splitlines()[0]}") from error
 
-
-def _rows_of(table: Any) -> list[Row]:
-    """Each row of a table; what Arrow stores as JSON as what it says."""
-    types = {field.name: field.type for field in table.schema}
-    return [{name: _plain(value, types[name]) for name, value in row.items()} for row in table.to_pylist()]
+    def _rows_from(self, start: int, count: int) -> list[Row]:
+        rows = self._table.slice(start, count).to_pylist()
+        return [{name: _plain(value, self._types[name]) for name, value in row.items()} for row in rows]
 
 
 def _plain(value: Any, of_type: Any) -> Any:
-    """A value without the nulls that Arrow fills in: there, all structs of a column have each other's fields."""
+    """A value without the nulls that Arrow fills in, whose structs of a column all have each other's fields; what is
+    stored as JSON as what it says."""
     import pyarrow.types
 
     if value is None:

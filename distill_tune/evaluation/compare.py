@@ -74,6 +74,8 @@ def compare(
         batches: held-out micro-batches.
         common_vocab_size: compare so many tokens, where vocabularies differ by padding rows.
     """
+    seconds: float | None
+    memory: int | None
     loaded, seconds, memory = _timed(teacher, [batch.for_teacher for batch in batches], device)
     yield _measured(teacher, loaded, None, batches, device, common_vocab_size, seconds, memory)
     shapes = {teacher.shape}
@@ -128,7 +130,7 @@ def _measured(
     cross_entropy = agreement = divergence = num_tokens = 0.0
     for batch in batches:
         batch = batch.to(device)
-        targets = batch.targets[0, batch.supervised]
+        targets = batch.targets[0, batch.supervised_positions]
         own = _signal(model, batch if teacher is None else dataclasses.replace(batch, teacher=None))
         its = None if teacher is None else _signal(teacher, batch)
         for start in range(0, len(targets), _CHUNK_ROWS):

@@ -123,9 +123,11 @@ class AdaptiveKL:
         is_head = mass <= self.head_mass
         is_head[:, 0] = True
         in_head = (gap.gather(1, tokens) * is_head).sum(-1)
-        larger = mass[:, -1] <= self.head_mass
-        # Waits for the device, which takes less than sorting all rows there.
-        if most < gap.shape[-1] and larger.any():
+        if most == gap.shape[-1]:
+            return in_head
+        # Waits for the device once, which takes less than sorting all rows there.
+        larger = (mass[:, -1] <= self.head_mass).nonzero()[:, 0]
+        if len(larger):
             more = min(most * self._MORE, gap.shape[-1])
             in_head[larger] = self._gap_of_head(teacher_probs[larger], gap[larger], more)
         return in_head

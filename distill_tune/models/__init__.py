@@ -16,6 +16,7 @@ from distill_tune.models.loading import (
     require_rows,
     require_tokens,
 )
+from distill_tune.models.named_checkpoint import open_checkpoint
 from distill_tune.models.output_head import OutputHead, output_head, take_output_head
 from distill_tune.models.packed_rows import use_packed_rows
 from distill_tune.models.parameters import num_bytes
@@ -56,6 +57,7 @@ __all__ = [
     "lora_shape",
     "match_layers",
     "num_bytes",
+    "open_checkpoint",
     "output_head",
     "projectors",
     "require_one_tokenizer",

@@ -48,49 +48,6 @@ class Checkpoint:
     given_as: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, model_key: str, model: DictConfig, checkpointer: DictConfig | None, needs_weights: bool = True
-    ) -> "Checkpoint":
-        """The checkpoint of ``model``: what the checkpointer names, or the folder that the model is built from.
-
-        Args:
-            needs_weights: else a folder without them has no ``files``.
-
-        Raises:
-            UserError: no checkpointer where one is needed, another kind of it, no config.json, or a broken one; files
-                that are not there.
-        """
-        prefix = model_key.removesuffix("model")
-        if checkpointer is None:
-            if "path" not in model:
-                raise UserError(f"{prefix}checkpointer: missing; {model['_component_']} does not know its folder")
-            path = Path(os.path.expanduser(model["path"]))
-            if path.suffix == ".gguf":
-                from distill_tune.models.gguf import GGUFCheckpoint
-
-                return GGUFCheckpoint.open(model_key, path)
-            if not needs_weights and not _has_weights(path):
-                return cls.described(model_key, f"{model_key}.path", path)
-            return cls.read(model_key, f"{model_key}.path", path)
-        key = f"{prefix}checkpointer"
-        component = checkpointer.get("_component_", "FullModelHFCheckpointer")
-        if component.rpartition(".")[2] != "FullModelHFCheckpointer":
-            raise UserError(
-                f"{key}._component_={component}: only Hugging Face folders are read; "
-                "take torchtune.training.FullModelHFCheckpointer"
-            )
-        if not needs_weights and not _has_weights(Path(checkpointer["checkpoint_dir"])):
-            folder = Path(checkpointer["checkpoint_dir"])
-            return cls.described(key, f"{key}.checkpoint_dir", folder, checkpointer.get("model_type"))
-        return cls.read(
-            key,
-            f"{key}.checkpoint_dir",
-            Path(checkpointer["checkpoint_dir"]),
-            checkpointer.get("checkpoint_files"),
-            checkpointer.get("model_type"),
-        )
-
-    @classmethod
     def described(cls, key: str, folder_key: str, folder: Path, model_type: str | None = None) -> "Checkpoint":
         """Of a folder's config.json alone.
 
@@ -182,7 +139,8 @@ class Checkpoint:
         return self.given_as.get(name, (name,))
 
 
-def _has_weights(folder: Path) -> bool:
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights, or factors of them, of its own."""
     folder = Path(os.path.expanduser(folder))
     return has_adapter(folder) or any(True for kind in ("*.safetensors", "*.bin") for _ in folder.glob(kind))
 

@@ -33,7 +33,7 @@ def build_teacher(
         dtype: in which models run.
         combination: of a list; see :class:`SeveralTeachers`.
         quantizer, offload: of each model; see :func:`~distill_tune.teachers.load.load_quantised_or_streamed`.
-        needs_weights: see :meth:`~distill_tune.models.Checkpoint.of`.
+        needs_weights: see :func:`~distill_tune.models.open_checkpoint`.
 
     Raises:
         UserError: a model does not fit its checkpoint.
@@ -47,7 +47,7 @@ def build_teacher(
             teacher = instantiate(entry.component)
             teacher.dtype = dtype
         else:
-            checkpoint = models.Checkpoint.of(key, entry.component, entry_checkpointer, needs_weights)
+            checkpoint = models.open_checkpoint(key, entry.component, entry_checkpointer, needs_weights)
             model = models.checked_on_meta(key, entry.component, checkpoint, dtype)
             teacher = LiveTeacher(model, checkpoint, quantizer=quantizer, offload=offload)
         teachers.append(teacher)

@@ -164,9 +164,9 @@ class HuggingFace(Teacher):
         mask = to_device(is_token.long(), tokens.device)
         out = self._decoder(tokens, attention_mask=mask, output_hidden_states=bool(self._layers))
         layers = [out.hidden_states[layer].flatten(0, 1)[places] for layer in self._layers]
-        hidden = out.last_hidden_state.flatten(0, 1)[places[batch.supervised]]
+        hidden = out.last_hidden_state.flatten(0, 1)[places[batch.supervised_positions]]
         hidden = hidden if self._scale == 1 else hidden * self._scale
-        return HiddenStates(hidden, self._projection, layers, batch.supervised)
+        return HiddenStates(hidden, self._projection, layers, batch.supervised_positions)
 
 
 def _decoder_of(model: Any) -> Any:

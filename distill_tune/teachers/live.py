@@ -85,7 +85,7 @@ class LiveTeacher(Teacher):
     def __call__(self, batch: Batch) -> HiddenStates:
         """The signal for a batch's supervised positions: hidden states ``[n, d]``."""
         batch = batch.for_teacher
-        supervised = batch.supervised
+        supervised = batch.supervised_positions
         # FSDP reads version counters, which tensors made in inference mode have not; nor can a loss keep such tensors.
         plain = isinstance(self.model, FSDPModule) or bool(self.model.output_hidden_states)
         with torch.no_grad() if plain else torch.inference_mode():

@@ -190,5 +190,5 @@ class BaseModel(Teacher):
         student.train(was_training)
         if isinstance(student, FSDPModule):
             self._head.gather()
-        supervised = batch.supervised
+        supervised = batch.supervised_positions
         return HiddenStates(hidden[0, supervised], self._head.base_projection_for_loss(), layers, supervised)

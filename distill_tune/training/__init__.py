@@ -11,10 +11,12 @@ from distill_tune.training.distributed import (
     init_distributed,
     is_main_process,
     leave,
+    most_of_ranks,
     num_ranks,
     rank,
     reduced_over_ranks,
     require_same_on_all_ranks,
+    sum_over_ranks,
     whole,
 )
 from distill_tune.training.export import export_model
@@ -26,6 +28,7 @@ from distill_tune.training.optimizer import (
     build_lr_scheduler,
     build_optimizer,
     build_profiler,
+    check_lr_scheduler,
     check_optimizer,
     dtype_to_train_in,
 )
@@ -58,6 +61,7 @@ __all__ = [
     "build_models",
     "build_optimizer",
     "build_profiler",
+    "check_lr_scheduler",
     "check_optimizer",
     "check_tokenizer",
     "device_mesh",
@@ -75,6 +79,7 @@ __all__ = [
     "load_student",
     "load_training_state",
     "metrics_of_checkpoint",
+    "most_of_ranks",
     "name_rows",
     "num_ranks",
     "open_run",
@@ -89,6 +94,7 @@ __all__ = [
     "seed_everything",
     "shard_student",
     "shard_teacher",
+    "sum_over_ranks",
     "use_day",
     "whole",
 ]

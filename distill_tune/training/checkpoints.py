@@ -22,7 +22,7 @@ from distill_tune.training.distributed import from_main_process, is_main_process
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.state import TrainingState
 
-_METRICS = "metrics.jsonl"
+_METRICS, _SUPERSEDED = "metrics.jsonl", ".superseded"
 
 
 class Checkpoints:
@@ -31,7 +31,7 @@ class Checkpoints:
     A folder step_N is complete: it is written beside as .step_N.partial, flushed, listed in SHA256SUMS and renamed.
 
     Args:
-        keep_last_n: older ones are deleted once a newer one is in place; None keeps all.
+        keep_last_n: older ones, and those set aside, are deleted once a newer one is in place; None keeps all.
         keep_best: of the validation metric of this name the lowest, besides; it is saved when it is reached.
     """
 
@@ -122,10 +122,13 @@ class Checkpoints:
             for left in [*self._folder.glob(".step_*.partial"), *self._folder.glob(".step_*.before")]:
                 shutil.rmtree(left, ignore_errors=True)
             for later in (other for other in self._steps() if other > step):
-                aside = self._folder / f"step_{later}.superseded"
+                aside = self._folder / f"step_{later}{_SUPERSEDED}"
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(self._at(later), aside)
-                print(f"checkpoint {self._at(later)}: set aside as {aside.name}; the run goes on from step {step}")
+                until = "" if self._keep_last_n is None else " until the next is written (keep_last_n)"
+                print(
+                    f"checkpoint {self._at(later)}: set aside as {aside.name}{until}; the run goes on from step {step}"
+                )
             self._best = min(self._values().values(), default=self._best)
         self._best = from_main_process(self._best)
 
@@ -247,9 +250,10 @@ class Checkpoints:
         values = self._values()
         kept = {newest, *self._steps()[-self._keep_last_n :]}
         kept |= {min(values, key=lambda step: values[step])} if values else set()
-        for step in set(self._steps()) - kept:
-            gone = self._folder / f".step_{step}.before"  # so that a kill leaves no half of one
-            os.replace(self._at(step), gone)
+        old = [self._at(step) for step in set(self._steps()) - kept]
+        for folder in [*old, *self._folder.glob(f"step_*{_SUPERSEDED}")]:
+            gone = folder.with_name(f".{folder.name}.before")  # so that a kill leaves no half of one
+            os.replace(folder, gone)
             shutil.rmtree(gone, ignore_errors=True)
 
     def _values(self) -> dict[int, float]:

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -193,6 +193,16 @@ def reduced_over_ranks(
         dist.all_gather(of_ranks, stacked)
     columns = list(zip(*torch.stack(of_ranks).tolist(), strict=True))
     return [sum(column) for column in columns[: len(sums)]], [_largest(column) for column in columns[len(sums) :]]
+
+
+def sum_over_ranks(*values: object) -> NoReturn:
+    """What recipes copied before call."""
+    raise AttributeError("training.sum_over_ranks is gone; write sums, _ = training.reduced_over_ranks([...])")
+
+
+def most_of_ranks(*values: object) -> NoReturn:
+    """What recipes copied before call."""
+    raise AttributeError("training.most_of_ranks is gone; write _, most = training.reduced_over_ranks([], most=[...])")
 
 
 def _largest(values: Sequence[float]) -> float:

@@ -44,14 +44,23 @@ def _can_be_fused(name: str, parameters: list[nn.Parameter]) -> bool:
     return takes_it and all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in parameters)
 
 
-def check_optimizer(component: DictConfig, lr_scheduler: DictConfig | None) -> None:
-    """Build optimizer and schedule for one parameter and drop them: their own checks, before a model loads.
+def check_optimizer(component: DictConfig) -> torch.optim.Optimizer:
+    """Build an optimizer for one parameter: its own checks, before a model loads.
 
     Raises:
-        UserError: one of them refuses its arguments.
+        UserError: it refuses its arguments.
     """
-    optimizer = build_optimizer(component, [nn.Parameter(torch.zeros(1))])
-    build_lr_scheduler(lr_scheduler, optimizer, num_training_steps=1)
+    return build_optimizer(component, [nn.Parameter(torch.zeros(1))])
+
+
+def check_lr_scheduler(component: DictConfig | None, optimizer: DictConfig, num_training_steps: int) -> None:
+    """Take a schedule through all steps of a run, with an optimizer of one parameter, before a model loads.
+
+    Raises:
+        UserError: it refuses its arguments or a step, or cannot be stepped without being told more.
+    """
+    if component is not None:
+        build_lr_scheduler(component, check_optimizer(optimizer), num_training_steps, done=num_training_steps)
 
 
 def dtype_to_train_in(component: DictConfig, dtype: torch.dtype, model: nn.Module) -> torch.dtype:
@@ -87,30 +96,44 @@ def build_lr_scheduler(
     """A schedule stepped once an optimizer step; without a component the learning rate stays as it is.
 
     torchtune's schedules are told ``num_training_steps``; those of torch.optim do not ask. A ``num_warmup_steps`` below
-    1 is a share of them.
+    1 is a share of them. A schedule that begins with a rate of zero, as torchtune's warm-ups do, is begun at its second
+    value and made a step longer: no step is without effect, and the first of 100 has a hundredth of the rate.
 
     Args:
         done: steps taken already. The schedule is taken through them, so that it is what the config says also where
             that has changed since.
 
     Raises:
-        UserError: the schedule refuses its arguments.
+        UserError: the schedule refuses its arguments or one of those steps, or cannot be stepped so.
     """
     if component is None:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    takes_length = "num_training_steps" in inspect.signature(find_component(component["_component_"])).parameters
+    name = component["_component_"]
+    component = with_warm_up_in_steps(component, num_training_steps)
+    takes_length = "num_training_steps" in inspect.signature(find_component(name)).parameters
+
+    def begun(num_steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+        return instantiate(component, optimizer, **({"num_training_steps": num_steps} if takes_length else {}))
+
     try:
-        scheduler = instantiate(
-            with_warm_up_in_steps(component, num_training_steps),
-            optimizer,
-            **({"num_training_steps": num_training_steps} if takes_length else {}),
-        )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"lr_scheduler: {component['_component_']}: {error}") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the optimizer has not stepped
-        for _ in range(done):
-            scheduler.step()
+        scheduler = begun(num_training_steps)
+        if more := [p.name for p in inspect.signature(scheduler.step).parameters.values() if p.default is p.empty]:
+            raise UserError(
+                f"lr_scheduler: {name}: has to be told {', '.join(more)} at each step; take one of steps alone"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the optimizer has not stepped
+            if all(group["lr"] == 0 for group in optimizer.param_groups):
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"]
+                scheduler = begun(num_training_steps + 1)
+                scheduler.step()
+            for _ in range(done):
+                scheduler.step()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"lr_scheduler: {name}: {' '.join(str(error).split()) or type(error).__name__}") from error
     return scheduler
 
 

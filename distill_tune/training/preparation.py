@@ -28,7 +28,7 @@ from distill_tune.training.distributed import (
     rank,
     require_same_on_all_ranks,
 )
-from distill_tune.training.optimizer import check_optimizer
+from distill_tune.training.optimizer import check_lr_scheduler, check_optimizer
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.schedules import Schedules
 from distill_tune.training.state import TrainingState, content_of
@@ -116,11 +116,11 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
     """
     faults = CollectedFaults("models, tokenizer and optimizer")
     with faults:
-        check_optimizer(cfg.optimizer, cfg.get("lr_scheduler"))
+        check_optimizer(cfg.optimizer)
     with faults:
         hidden_loss = build("hidden_loss", cfg.get("hidden_loss"), losses.HiddenLoss([], weight=0))
     with faults:
-        student_checkpoint = models.Checkpoint.of("model", cfg.model, cfg.get("checkpointer"), needs_weights)
+        student_checkpoint = models.open_checkpoint("model", cfg.model, cfg.get("checkpointer"), needs_weights)
         student = models.checked_on_meta("model", cfg.model, student_checkpoint, find_dtype(cfg.dtype, device))
     with faults:
         tokenizer = build("tokenizer", cfg.tokenizer)
@@ -165,7 +165,7 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
 
     Raises:
         UserError: rows that cannot be used, are too long for a model, or fill no step; a schedule that leaves its
-            range.
+            range, or one of the learning rate that cannot be taken through the run.
     """
     reading = reading_of(cfg, built.teacher.names)
     augmentations = data.Augmentations(
@@ -213,6 +213,7 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
         plan_val = plan_of(cfg.get("dataset_val"), cfg.get("batch_size_val") or cfg.batch_size, 1, False)
     steps_per_epoch = min(plan.steps_per_epoch, cfg.get("max_steps_per_epoch") or plan.steps_per_epoch)
     total_steps = cfg.epochs * steps_per_epoch
+    check_lr_scheduler(cfg.get("lr_scheduler"), cfg.optimizer, total_steps)
     for remark in (*plan.remarks, *schedule_remarks(cfg, total_steps)):
         print(remark)
     schedules = Schedules(

@@ -15,7 +15,7 @@ def schedule_remarks(cfg: DictConfig, total_steps: int) -> list[str]:
     """A line for a warm-up that the run is too short for: the optimizer's learning rate would never be reached."""
     told = []
     for key, value in (cfg.get("lr_scheduler") or {}).items():
-        if "warmup" in key and isinstance(value, int) and value >= total_steps:
+        if "warmup" in key and isinstance(value, int) and value > total_steps:
             rate = cfg.optimizer.get("lr")
             aim = "the optimizer's own" if rate is None else f"optimizer.lr={rate}"
             told.append(

@@ -24,7 +24,7 @@ def folder(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ours(folder: Path, component: str = "from_hf", dtype: torch.dtype = torch.float32, **arguments: object):
     config = OmegaConf.create({"_component_": f"distill_tune.models.{component}", "path": str(folder), **arguments})
-    checkpoint = models.Checkpoint.of("model", config, None)
+    checkpoint = models.open_checkpoint("model", config, None)
     model = models.checked_on_meta("model", config, checkpoint, dtype)
     models.load_weights(model, checkpoint, CPU)
     return model, checkpoint

@@ -80,7 +80,7 @@ class Step:
         self.hidden_loss = case.get("hidden_loss", losses.HiddenLoss([], weight=0))
         kind, adapters = ("lora_from_hf", case["adapters"]) if "adapters" in case else ("from_hf", {})
         component = _component(f"models.{kind}", path=str(folder / case.get("student", "student")), **adapters)
-        checkpoint = models.Checkpoint.of("model", component, None)
+        checkpoint = models.open_checkpoint("model", component, None)
         self.student = models.checked_on_meta("model", component, checkpoint, dtype)
         self.teacher = self._teacher(folder, case, dtype)
         if not isinstance(self.teacher, teachers.LiveTeacher | teachers.HuggingFace):  # those compare tokenizers
@@ -119,7 +119,7 @@ class Step:
 
     def gradient(self, batch: data.Batch) -> tuple[float, torch.Tensor]:
         """A batch's loss, and the gradient of all that trains."""
-        supervised = batch.supervised
+        supervised = batch.supervised_positions
         signal = self.teacher(batch)
         hidden, layers = models.hidden_states(self.student, batch.tokens, batch.attention())
         sums = losses.distillation_loss(
@@ -206,7 +206,7 @@ def test_layers_with_windows_and_capped_scores_teach_train_and_validate(tmp_path
     monkeypatch.setattr(packed_rows, "_row_by_row", capped)
     folder = write_architecture(tmp_path / "gemma2", "gemma2", num_hidden_layers=2)
     component = _component("models.from_hf", path=str(folder))
-    checkpoint = models.Checkpoint.of("model", component, None)
+    checkpoint = models.open_checkpoint("model", component, None)
     ways = []
     for compile in (False, True):
         model = models.checked_on_meta("model", component, checkpoint)

@@ -18,7 +18,7 @@ TOKENS = torch.randint(3, 96, (2, 48), generator=torch.Generator().manual_seed(0
 @torch.no_grad()
 def ours(file: Path) -> torch.Tensor:
     config = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(file)})
-    checkpoint = models.Checkpoint.of("teacher_model", config, None)
+    checkpoint = models.open_checkpoint("teacher_model", config, None)
     model = models.checked_on_meta("teacher_model", config, checkpoint, torch.float32)
     models.load_weights(model, checkpoint, torch.device("cpu"))
     return model(TOKENS)

@@ -58,7 +58,7 @@ def test_weights_after_all_steps_are_those_of_one_process(folder, trained, name,
     alone = sharded_training.train(folder, name, compiled=False)
     together = trained(name, count)
     assert alone.keys() == together.keys()
-    # In bf16 twenty steps of 1e-3 leave the last bits of the adapters to chance.
+    # In bf16 steps of 1e-3 leave the last bits of the adapters to chance.
     most = 4e-3 if name == "qlora" else 1e-5
     assert max(float((alone[key].float() - together[key].float()).abs().max()) for key in alone) < most
     frozen = [key for key in alone if "lora_" in "".join(alone) and "lora_" not in key]
@@ -82,7 +82,7 @@ def test_in_bf16_two_ranks_go_where_one_process_and_float32_go(folder, trained, 
 def test_one_rank_indeed_has_no_supervised_token_in_some_steps():
     rows = [sharded_training.rows(False)]
     plans = [StepPlan(rows, batch_size=4, shuffle=False, rank=rank, num_ranks=2) for rank in range(2)]
-    counts = [sum(len(batch.supervised) for batch in plan.micro_batches(0, 1)) for plan in plans]
+    counts = [sum(len(batch.supervised_positions) for batch in plan.micro_batches(0, 1)) for plan in plans]
     assert 0 in counts
     assert sum(counts) == plans[0].num_supervised(0, 1) > 0
 

@@ -40,11 +40,11 @@ def gradient_of_step(batch_size: int, accumulation: int, packed: bool = False) -
     num_tokens = data.num_supervised(batches)
     for batch in batches:
         attention = batch.attention()
-        hidden = student(batch.tokens, **attention)[0, batch.supervised]
+        hidden = student(batch.tokens, **attention)[0, batch.supervised_positions]
         sums = losses.distillation_loss(
             hidden,
             head.projection_for_loss(),
-            batch.targets[0, batch.supervised],
+            batch.targets[0, batch.supervised_positions],
             teacher(batch),
             kd_ratio=0.5,
             temperature=2.0,

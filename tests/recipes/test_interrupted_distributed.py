@@ -97,7 +97,7 @@ def test_what_two_ranks_saved_four_and_one_go_on_with_and_two_to_the_bit(config,
 def test_a_rank_that_dies_ends_the_others_and_torchrun_starts_all_again_where_they_were(config, cli, started, tmp_path):
     ended(started(2, "output_dir=whole"))
     lines = (
-        "if training.rank() == 1 and lr_scheduler.last_epoch == 5 and not os.path.exists('died'):\n"
+        "if training.rank() == 1 and step == 5 and not os.path.exists('died'):\n"
         "    open('died', 'w').close(); os.kill(os.getpid(), 9)"
     )
     recipe = edit_recipe(cli, tmp_path, "kd_distributed", lines)
@@ -134,7 +134,7 @@ def test_a_rank_that_is_told_to_stop_after_the_others_writes_its_part(config, cl
         cli,
         tmp_path,
         "kd_distributed",
-        "if training.rank() == 1 and lr_scheduler.last_epoch == 2: os.kill(os.getpid(), 15)",
+        "if training.rank() == 1 and step == 2: os.kill(os.getpid(), 15)",
     )
     late = "if training.rank() == 0: os.kill(os.getpid(), 15)"
     put_before(tmp_path / "mine.py", "        checkpoints.close()\n", late)
@@ -145,9 +145,7 @@ def test_a_rank_that_is_told_to_stop_after_the_others_writes_its_part(config, cl
 
 def test_ranks_that_wait_in_vain_name_the_one_that_hangs_the_step_and_the_line(config, cli, started, tmp_path):
     hang = "import signal; signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(1000)"  # ended by torchrun at once
-    recipe = edit_recipe(
-        cli, tmp_path, "kd_distributed", f"if training.rank() == 1 and lr_scheduler.last_epoch == 2: {hang}"
-    )
+    recipe = edit_recipe(cli, tmp_path, "kd_distributed", f"if training.rank() == 1 and step == 2: {hang}")
     _, told = ended(started(3, "collective_timeout_seconds=8", recipe=recipe), 1)
     assert re.search("distill-tune: rank [02]: step 3, ", told)
     line_of_rank_1 = re.search(r"rank 1: step 3, .*mine.py line (\d+): no step has ended for \d+ seconds", told)

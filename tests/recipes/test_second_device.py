@@ -1,4 +1,4 @@
-"""kd_single_device on a device that is not the CPU's: every tensor where it belongs, and one wait a step."""
+"""Both recipes on a device that is not the CPU's: every tensor where it belongs, and one wait a step."""
 
 import json
 import math
@@ -14,9 +14,10 @@ from tiny_gguf import write_gguf
 from distill_tune.config.files import config_names
 
 ONCE = "tolist, recipes/kd_single_device.py: *totals, grad_norm = torch.stack(["
+ONCE_OF_RANKS = "tolist, training/distributed.py: columns = "
 # What else a step may wait for, and how often.
 ALLOWED = {
-    "signals/adaptive_kl": [("aten::_local_scalar_dense, losses/divergences.py: if most < gap.shape[-1]", 1)],
+    "signals/adaptive_kl": [("aten::nonzero, losses/divergences.py: larger = ", 1)],
     # transformers makes its masks so.
     "signals/hugging_face_teacher": [
         ("aten::_local_scalar_dense, teachers/hf.py: out = self._decoder(", 2),
@@ -52,6 +53,7 @@ def runs(tmp_path_factory, tokenizer_file):
         write_architecture(folder / f"models/{name}", name, vocab_size=4096, max_position_embeddings=256)
         models = [f"{key}.path=models/{name}" for key in ("model", "teacher_model")]
         commands[name] = command("signals/gguf_teacher", f"of/{name}", *SMALL, *models)
+    commands["sharded"] = ["kd_distributed", *command("tiny", "sharded", *SMALL)[1:]]
     script = Path(__file__).parents[1] / "second_device.py"
     done = subprocess.run(
         [sys.executable, script], cwd=folder, input=json.dumps([*commands.values()]), capture_output=True, text=True
@@ -60,13 +62,13 @@ def runs(tmp_path_factory, tokenizer_file):
     return folder, dict(zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
-def assert_waits_once(waits, allowed=()):
+def assert_waits_once(waits, allowed=(), once=ONCE):
     assert isinstance(waits, list), waits[-3000:]
     _, second = waits  # the first has all that comes before it, and the last what follows training
     for start, times in allowed:
         assert sum(wait.startswith(start) for wait in second) == times
     others = [wait for wait in second if not any(wait.startswith(start) for start, _ in allowed)]
-    assert len(others) == 1 and others[0].startswith(ONCE), others
+    assert len(others) == 1 and others[0].startswith(once), others
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,6 +81,16 @@ def test_no_tensor_is_in_the_wrong_place_and_a_step_waits_once(name, runs):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_runs_where_it_is(name, runs):
     assert_waits_once(runs[1][name])
+
+
+def test_a_sharded_step_runs_where_it_is_and_waits_once(runs):
+    """One rank, whose weights FSDP gathers and whose gradients it sums as of many."""
+    folder, waits = runs
+    assert_waits_once(waits["sharded"], once=ONCE_OF_RANKS)
+    for mine, theirs in zip(metrics_of(folder / "sharded"), metrics_of(folder / "tiny"), strict=True):
+        assert [mine[key] for key in ("loss", "grad_norm")] == pytest.approx(
+            [theirs[key] for key in ("loss", "grad_norm")], rel=1e-5
+        )
 
 
 def test_the_numbers_are_those_of_the_cpu(runs, cli, tmp_path):
@@ -133,30 +145,79 @@ with second_device.second_device():
 """)
 
 
+def test_adaptive_kl_waits_once_for_each_size_of_head_that_a_part_has():
+    """Of 64 tokens, 2,048, all."""
+    run_lines("""
+import torch, second_device
+from distill_tune import losses
+from distill_tune.losses.divergences import distribution
+flat, steep = torch.zeros(5000), torch.arange(5000) * -1.0
+some = torch.cat([torch.zeros(200), torch.full((4800,), -20.0)])
+def values(rows, device):
+    both = [torch.stack(rows), torch.stack(rows).flip(1)]
+    both = [distribution(logits.to(device), torch.empty_like(logits, device=device)) for logits in both]
+    second_device.waits.clear()
+    return losses.AdaptiveKL()(*both)[0]
+with second_device.second_device():
+    for rows, times in (([steep] * 3, 1), ([steep, some], 2), ([steep, some, flat], 2), ([flat], 2)):
+        found = values(rows, "second")
+        assert len(second_device.waits) == times, (times, second_device.waits)
+        torch.testing.assert_close(found.cpu(), values(rows, "cpu"))
+""")
+
+
 def test_a_tensor_in_the_wrong_place_and_a_wait_are_found():
     """That the device is no CPU by another name."""
     run_lines("""
 import torch, second_device
 with second_device.second_device():
     here, there = torch.ones(3, device="second"), torch.ones(3)
-    for wrong in (lambda: here + there, lambda: there[here.long()], lambda: torch.cat([here, there])):
+    number, of_cpu = here.sum(), torch.tensor(3.0)
+    for wrong in (
+        lambda: here + there,
+        lambda: there[here.long()],
+        lambda: torch.cat([here, there]),
+        lambda: torch.stack([number, of_cpu]),
+        lambda: torch.cat([here, of_cpu[None]]),
+        lambda: torch.where(here > 0, here, there),
+        lambda: of_cpu.add_(number),
+        lambda: torch._foreach_mul_([here], of_cpu),
+    ):
         try:
             wrong()
         except RuntimeError as error:
             assert "tensors of second and of the CPU" in str(error), error
         else:
             raise AssertionError("taken")
-    number = here.sum()
     asked = {
         "item": number.item,
         "bool": lambda: bool(number),
         "tolist": here.tolist,
         "nonzero": here.nonzero,
         "mask": lambda: here[here > 0],
+        "masked_select": lambda: here.masked_select(here > 0),
+        "put by mask": lambda: here.index_put_((here > 3,), number),
+        "put a number": lambda: here.__setitem__(here.long() - 1, 1.0),
+        "fill by a number of here": lambda: here.masked_fill(here > 3, number),
+        "choose a number of the CPU": lambda: torch.where(here > 0, here, of_cpu),
+        "bincount": lambda: here.long().bincount(),
+        "unique": here.unique,
+        "unique_consecutive": here.unique_consecutive,
+        "repeat": lambda: here.repeat_interleave(here.long()),
         "to the CPU": here.cpu,
         "from it": lambda: there.to("second"),
         "numbers": lambda: torch.tensor([1], device="second"),
-        "nothing": lambda: (there.to("second", non_blocking=True), here + 1, here[here.long() - 1]),
+        "nothing": lambda: (
+            there.to("second", non_blocking=True),
+            here + 1,
+            here * of_cpu,
+            here[here.long() - 1],
+            torch.where(here > 0, here, 0.5),
+            here.masked_fill(here > 3, 0.0),
+            here.__setitem__(here > 3, 0.0),
+            here.__setitem__(slice(1), 1.0),
+            here.repeat_interleave(here.long(), output_size=3),
+        ),
     }
     for name, ask in asked.items():
         second_device.waits.clear()

@@ -67,6 +67,8 @@ def test_names_that_there_are_not_are_told_with_near_ones(fresh_cli, tmp_path):
         (["run", "kd_single_device", "--config", "mine.yaml"], "config mine.yaml: no such file"),
         (["run", "kd_single_device"], "--config: missing"),
         (["run"], "run: name a recipe and a config"),
+        (["run", "tiny"], "recipe tiny: is a config; distill-tune run kd_single_device --config tiny"),
+        (["run", "--config", "tiny", "kd_single_device"], "run: the recipe comes first: distill-tune run"),
         (["cat", "tyny"], "did you mean tiny"),
         (["cp", "tiny", "a.py"], "name the copy so"),
     ]:

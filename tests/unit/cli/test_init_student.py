@@ -11,6 +11,7 @@ from tiny import ROWS
 from tiny_tokenizer import write_tokenizer
 
 from distill_tune.cli.main import main
+from distill_tune.config.files import demo_model_folder
 
 
 @pytest.fixture
@@ -68,13 +69,23 @@ def test_the_layer_that_is_left_out_is_the_one_whose_removal_leaves_the_lowest_l
         main(["init-student", str(teacher), str(tmp_path / str(dropped)), "--layers", layers, "--source", str(rows)])
         perplexities.append(float(capsys.readouterr().out.partition("with all layers, ")[2].split()[0]))
     main(["init-student", str(teacher), str(tmp_path / "student"), "--drop", "2", "--source", str(rows)])
-    _, first, second, summary, *_ = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    first, second, summary, *_ = lines[next(at for at, line in enumerate(lines) if line.startswith("without")) :]
     best = perplexities.index(min(perplexities))
     assert first == f"without layer {best}: perplexity {min(perplexities):.1f}"
     assert second.startswith("without layer ")
     assert summary.startswith("left out 2 of 7 layers: ")
     assert str(best) in summary
     assert json.loads((tmp_path / "student" / "config.json").read_text())["num_hidden_layers"] == 5
+
+
+def test_the_teacher_of_the_demo_makes_a_student(tmp_path, rows, capsys):
+    """It has tokenizer.model alone, as what tiny configs export has."""
+    student = tmp_path / "student"
+    line = [str(demo_model_folder("teacher")), str(student), "--every", "3"]
+    main(["init-student", *line, "--source", str(rows), "--rows", "4"])
+    assert (student / "tokenizer.model").is_file()
+    assert "perplexity on 4 held-out rows: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`plan` on tiny models, and on GPUs that are too small for them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -78,6 +79,8 @@ def test_where_it_does_not_fit_changes_that_do_are_named(write_config, capsys, c
     assert "A10 24 GB: does not fit" in told
     changes = [line.split("   (")[0].split() for line in told.splitlines() if line.startswith("  ") and "=" in line]
     assert ["batch_size=2", "+gradient_accumulation_steps=2"] in changes
+    streamed = next(line for line in told.splitlines() if "teacher_offload=True" in line)
+    assert re.search(r"\([\d.]+ KiB, some \d+ seconds, [\d.]+ KiB pinned in host memory\)", streamed)
     for change in changes:  # what it says is so
         assert peak_of(plan(capsys, "--config", config, "--gpu", "A10", *change)) <= 0.98 * peak
 
@@ -116,6 +119,7 @@ def test_several_processes_share_the_weights(write_config, capsys):
         (["--gpu", "A1000"], "--gpu A1000: not known; there are T4, V100, A10, A10G, "),
         (["kd_raito=1"], "kd_raito: no such key, did you mean kd_ratio?"),
         (["tokenizer.path=nowhere"], "tokenizer.path=nowhere: no such file"),
+        ([f"tokenizer.path={__file__}"], "distill-tune: tokenizer: torchtune.models.llama2.llama2_tokenizer"),
     ],
 )
 def test_mistakes_are_told(write_config, capsys, arguments, message):

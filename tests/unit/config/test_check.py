@@ -3,7 +3,7 @@
 import pytest
 
 from distill_tune.config.check import checked_config
-from distill_tune.config.files import find_recipe
+from distill_tune.config.files import find_config, find_recipe
 from distill_tune.errors import Faults
 
 
@@ -75,3 +75,33 @@ def test_a_strangers_component_is_not_imported_for_it(checked, tmp_path, monkeyp
     assert not (tmp_path / "was_run").exists()
     assert "num_rows" not in checked("dataset=strange.rows", "dataset.source=a").dataset
     assert "does not take num_rows, min_characters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ([], "models/Qwen2.5-0.5B-Instruct: {}; get it: distill-tune download Qwen/Qwen2.5-0.5B-Instruct"),
+        (
+            ["models_dir=/data/hub"],
+            "/data/hub/Qwen2.5-7B-Instruct: {}; get it: distill-tune download Qwen/Qwen2.5-7B-Instruct "
+            "--output /data/hub/Qwen2.5-7B-Instruct",
+        ),
+    ],
+)
+@pytest.mark.parametrize("head", [True, False])
+def test_a_models_folder_that_is_not_there_names_the_command_that_gets_it(tmp_path, monkeypatch, head, overrides, told):
+    monkeypatch.chdir(tmp_path)
+    text = find_config("qwen2_5/7B_to_0.5B_lora").read_text()
+    (tmp_path / "mine.yaml").write_text(text if head else text.partition("\n\n")[2])
+    with pytest.raises(Faults) as faults:
+        checked_config(find_recipe("kd_single_device"), "mine.yaml", overrides)
+    missing = "no such folder, or it has no config.json; name a Hugging Face model folder"
+    assert any(fault.endswith(told.format(missing)) for fault in faults.value.faults)
+
+
+def test_another_folder_names_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Faults) as faults:
+        checked_config(find_recipe("kd_single_device"), "qwen2_5/7B_to_0.5B_lora", ["model.path=models/mine"])
+    (fault,) = [fault for fault in faults.value.faults if fault.startswith("model.path")]
+    assert fault.endswith("name a Hugging Face model folder")

@@ -82,7 +82,7 @@ def test_a_plan_takes_changed_rows_and_counts_them():
     plan, plain = (StepPlan([rows], batch_size=4, augmentations=a) for a in (augmentations, None))
     (batch,) = plan.micro_batches(0, 0)
     assert sorted(batch.lengths) == sorted(plan.shape(0, 0).lengths) != sorted(plain.shape(0, 0).lengths)
-    assert plan.num_supervised(0, 0) == plain.num_supervised(0, 0) == len(batch.supervised)
+    assert plan.num_supervised(0, 0) == plain.num_supervised(0, 0) == len(batch.supervised_positions)
     (again,) = plan.micro_batches(0, 0)
     assert torch.equal(batch.tokens, again.tokens)
     assert plan.identity != plain.identity

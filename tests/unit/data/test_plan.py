@@ -86,7 +86,7 @@ def test_ranks_and_micro_batches_get_about_as_many_tokens():
     assert [len(batch.lengths) for batch in batches] == [8] * 8
     assert sum(sizes) == int(lengths.sum()) == sum(plans[0].shape(0, 0).lengths)
     assert max(sizes) / min(sizes) < 1.15
-    assert plans[0].num_supervised(0, 0) == sum(len(batch.supervised) for batch in batches)
+    assert plans[0].num_supervised(0, 0) == sum(len(batch.supervised_positions) for batch in batches)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -102,7 +102,7 @@ def test_what_does_not_fill_a_last_step_makes_a_shorter_one(packed, batch_size, 
     assert sorted(row for plan in plans for row in seen(plan, 0)) == list(range(len(several[0])))
     last = [plan.micro_batches(0, 1) for plan in plans]
     assert len({len(batches) for batches in last}) == 1
-    supervised = sum(len(batch.supervised) for batches in last for batch in batches)
+    supervised = sum(len(batch.supervised_positions) for batches in last for batch in batches)
     assert {plan.num_supervised(0, 1) for plan in plans} == {supervised} == {3 * len(several[0]) // 7 * 3}
     assert sum(plans[0].shape(0, 1).lengths) == 4 * len(several[0]) // 7 * 3
 
@@ -115,7 +115,7 @@ def test_a_rank_without_a_row_in_a_short_step_has_as_many_micro_batches():
     found = [[rows_in(batch) for batch in plan.micro_batches(0, 1)] for plan in plans]
     assert found == [[[17]], [[16]], [[]], [[]]]
     assert [batch.lengths for batch in plans[3].micro_batches(0, 1)] == [(1,)]
-    assert not len(plans[3].micro_batches(0, 1)[0].supervised)
+    assert not len(plans[3].micro_batches(0, 1)[0].supervised_positions)
 
 
 def test_a_short_step_has_no_empty_micro_batch_on_one_device():

@@ -64,7 +64,10 @@ def test_batches_have_as_many_supervised_positions_for_both(prepared):
     (batch,) = data.StepPlan([rows], batch_size=4).micro_batches(0, 0)
     assert batch.for_teacher is batch.teacher
     assert sum(batch.teacher.lengths) > sum(batch.lengths)
-    assert batch.targets[0, batch.supervised].tolist() == batch.teacher.targets[0, batch.teacher.supervised].tolist()
+    assert (
+        batch.targets[0, batch.supervised_positions].tolist()
+        == batch.teacher.targets[0, batch.teacher.supervised_positions].tolist()
+    )
 
 
 def test_a_shorter_bound_of_one_side_cuts_the_answer_of_both(prepared):

@@ -54,7 +54,7 @@ def test_the_measures_are_those_of_whole_logits(batches):
     student, teacher = build(1), build(2)
     with torch.no_grad():
         logits, teacher_logits = whole_logits(student, batches), whole_logits(teacher, batches)
-    targets = torch.cat([batch.targets[0, batch.supervised] for batch in batches])
+    targets = torch.cat([batch.targets[0, batch.supervised_positions] for batch in batches])
     assert found.perplexity == pytest.approx(math.exp(F.cross_entropy(logits, targets).item()), rel=1e-5)
     kl = F.kl_div(logits.log_softmax(-1), teacher_logits.log_softmax(-1), reduction="batchmean", log_target=True)
     assert found.kl == pytest.approx(kl.item(), rel=1e-4)
@@ -119,7 +119,7 @@ def test_models_read_their_own_prompts_beside_a_teacher_with_another(batches):
 
 def loss_of(model, batch):
     with torch.no_grad():
-        return F.cross_entropy(whole_logits(model, [batch]), batch.targets[0, batch.supervised]).item()
+        return F.cross_entropy(whole_logits(model, [batch]), batch.targets[0, batch.supervised_positions]).item()
 
 
 def test_speed_and_memory_are_told_once_of_models_of_one_shape(batches):

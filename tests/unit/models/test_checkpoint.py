@@ -45,7 +45,7 @@ def component(folder: Path) -> OmegaConf:
 
 
 def ours(folder: Path) -> torch.Tensor:
-    checkpoint = models.Checkpoint.of("model", component(folder), None)
+    checkpoint = models.open_checkpoint("model", component(folder), None)
     model = models.load_model(component(folder), checkpoint, torch.float32, torch.device("cpu"))
     with torch.no_grad():
         return model(TOKENS)
@@ -185,7 +185,7 @@ def test_names_of_other_programs_are_refused_by_name(folder, rename, message, bu
     if builder == "torchtune":
         model = OmegaConf.create({"_component_": "torchtune.models.llama3_2.llama3_2", **TORCHTUNE})
         checkpointer = OmegaConf.create({"checkpoint_dir": str(folder), "model_type": "LLAMA3_2"})
-    checkpoint = models.Checkpoint.of("model", model, checkpointer)
+    checkpoint = models.open_checkpoint("model", model, checkpointer)
     with pytest.raises(UserError, match=f"model does not fit .*{folder}: .*{message}"):
         models.checked_on_meta("model", model, checkpoint)
 
@@ -230,7 +230,7 @@ def test_a_student_whose_weights_are_untied_is_exported_untied(tmp_path):
     folder = write(tmp_path / "model", tie_word_embeddings=True)
     weights = weights_of(folder)
     put(folder, weights | {"lm_head.weight": weights["model.embed_tokens.weight"].flip(0)})
-    checkpoint = models.Checkpoint.of("model", component(folder), None)
+    checkpoint = models.open_checkpoint("model", component(folder), None)
     model = models.load_model(component(folder), checkpoint, torch.float32, torch.device("cpu"))
     training.export_model(model, checkpoint, tmp_path / "exported", torch.float32)
     assert json.loads((tmp_path / "exported" / "config.json").read_text())["tie_word_embeddings"] is False
@@ -248,7 +248,7 @@ def test_a_builder_that_ties_is_told_of_another_output_layer(tmp_path, model_typ
     checkpointer = OmegaConf.create({"checkpoint_dir": str(folder), "model_type": model_type})
 
     def check() -> None:
-        models.checked_on_meta("model", model, models.Checkpoint.of("model", model, checkpointer))
+        models.checked_on_meta("model", model, models.open_checkpoint("model", model, checkpointer))
 
     check()
     put(folder, weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
@@ -279,7 +279,7 @@ def test_a_quantization_config_is_never_ignored(folder, quantization, message, i
     with pytest.raises(
         UserError, match=rf"model\.path={folder}: is {message}.*look plain: .*delete quantization_config"
     ):
-        models.Checkpoint.of("model", component(folder), None)
+        models.open_checkpoint("model", component(folder), None)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_a_quantization_config_is_never_ignored(folder, quantization, message, i
 def test_quantised_weights_are_told_without_a_quantization_config(folder, change, message):
     put(folder, {k: v for n, w in weights_of(folder).items() for k, v in change(n, w).items()})
     with pytest.raises(UserError, match=f"is quantised .*{message}.*has no quantization_config"):
-        models.Checkpoint.of("model", component(folder), None)
+        models.open_checkpoint("model", component(folder), None)
 
 
 def test_the_parts_of_quantised_weights_are_known_by_name():
@@ -472,7 +472,7 @@ def test_a_student_that_starts_from_an_adapter_is_exported_whole_alone(tmp_path,
     student = OmegaConf.create(
         {"_component_": "distill_tune.models.lora_from_hf", "path": str(folder), "lora_attn_modules": ["q_proj"]}
     )
-    checkpoint = models.Checkpoint.of("model", student, None)
+    checkpoint = models.open_checkpoint("model", student, None)
     model = models.load_model(student, checkpoint, torch.float32, torch.device("cpu"))
     assert not training.export_adapter(model, checkpoint, tmp_path / "out")
     assert "no adapter/: it would fit" in capsys.readouterr().out
@@ -493,11 +493,11 @@ def test_a_config_that_is_of_other_weights_is_refused_before_it_is_exported(tmp_
     )
     shape = {"vocab_size": 96, "embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "max_seq_len": 64}
     model = OmegaConf.create({"_component_": "torchtune.models.llama3.llama3", "intermediate_dim": 64, **shape})
-    checkpoint = models.Checkpoint.of("model", model, checkpointer)
+    checkpoint = models.open_checkpoint("model", model, checkpointer)
     # llama3 has an output layer of its own.
     models.checked_on_meta("model", model, checkpoint)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
-    checkpoint = models.Checkpoint.of("model", model, checkpointer)
+    checkpoint = models.open_checkpoint("model", model, checkpointer)
     with pytest.raises(UserError, match=r"config\.json, .* shapes differ: tok_embeddings.weight \[96, 32\].*100"):
         models.checked_on_meta("model", model, checkpoint)

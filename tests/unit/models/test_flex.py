@@ -78,7 +78,7 @@ def test_a_model_of_capped_scores_has_the_gradient_of_a_call_a_row(tmp_path, mon
     """Gemma 2, student after teacher: one of its layers has a window."""
     folder = str(write_architecture(tmp_path / "model", "gemma2", num_hidden_layers=2))
     component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": folder})
-    checkpoint = models.Checkpoint.of("model", component, None)
+    checkpoint = models.open_checkpoint("model", component, None)
     model = models.checked_on_meta("model", component, checkpoint, torch.float32)
     models.load_weights(model, checkpoint, torch.device("cpu"))
 

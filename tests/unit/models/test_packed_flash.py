@@ -121,7 +121,7 @@ def test_what_a_teacher_asked_for_first_a_student_takes_its_gradient_with():
 def test_a_model_with_windows_is_as_near_to_float32_as_by_a_call_a_row(tmp_path, taken, monkeypatch):
     folder = str(write_architecture(tmp_path / "model", "gemma3"))
     component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": folder})
-    checkpoint = models.Checkpoint.of("model", component, None)
+    checkpoint = models.open_checkpoint("model", component, None)
     batch = joined([(torch.arange(3, 3 + n), torch.arange(3, 3 + n)) for n in (4, 21, 7)])
 
     def gradient(dtype):
@@ -143,7 +143,7 @@ def test_a_model_with_windows_is_as_near_to_float32_as_by_a_call_a_row(tmp_path,
 def test_without_packed_rows_keys_are_not_copied_and_the_gradient_is_the_same(tmp_path, monkeypatch):
     folder = str(write_architecture(tmp_path / "model", "llama3"))
     component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": folder})
-    checkpoint = models.Checkpoint.of("model", component, None)
+    checkpoint = models.open_checkpoint("model", component, None)
     model = models.checked_on_meta("model", component, checkpoint, torch.float32)
     models.load_weights(model, checkpoint, torch.device("cpu"))
     copies = []

@@ -24,7 +24,7 @@ def checkpoint(request, tmp_path_factory):
 
 def load(path, dtype=torch.float32, **options):
     component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": path})
-    checkpoint = models.Checkpoint.of("teacher_model", component, None)
+    checkpoint = models.open_checkpoint("teacher_model", component, None)
     model = models.checked_on_meta("teacher_model", component, checkpoint, dtype)
     teacher = teachers.LiveTeacher(model, checkpoint, **options)
     teacher.load(None, CPU)

@@ -23,7 +23,7 @@ def folder(request, tmp_path_factory):
 @pytest.fixture
 def model(folder):
     component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": folder})
-    checkpoint = models.Checkpoint.of("teacher_model", component, None)
+    checkpoint = models.open_checkpoint("teacher_model", component, None)
     model = models.checked_on_meta("teacher_model", component, checkpoint, torch.bfloat16).requires_grad_(False)
     models.load_weights(model, checkpoint, torch.device("cpu"))
     return model

@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 def hidden(folder, quantizer=None):
     component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": folder})
-    checkpoint = models.Checkpoint.of("teacher_model", component, None)
+    checkpoint = models.open_checkpoint("teacher_model", component, None)
     model = models.checked_on_meta("teacher_model", component, checkpoint, torch.bfloat16)
     kind = None if quantizer is None else OmegaConf.create({"_component_": quantizer})
     teacher = teachers.LiveTeacher(model, checkpoint, quantizer=kind)

@@ -82,6 +82,17 @@ def test_what_lies_after_the_step_that_a_run_goes_on_from_is_set_aside(run, caps
     assert run.load() == 3
 
 
+def test_what_was_set_aside_is_deleted_with_what_is_old(run, capsys):
+    folder = run.run.path / "checkpoints"
+    run.checkpoints = training.Checkpoints(run.run, keep_last_n=2)
+    run.checkpoints.begin(1)
+    assert "set aside as step_3.superseded until the next is written (keep_last_n)" in capsys.readouterr().out
+    assert len(list(folder.iterdir())) == 3
+    run.step(2)
+    run.save(2)
+    assert sorted(path.name for path in folder.iterdir()) == ["step_1", "step_2"]
+
+
 def test_of_old_checkpoints_the_last_and_the_best_are_kept(tmp_path):
     run = Run(tmp_path)
     run.checkpoints = training.Checkpoints(run.run, keep_last_n=2, keep_best="val_loss")

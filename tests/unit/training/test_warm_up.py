@@ -42,8 +42,8 @@ def config(**scheduler):
     )
 
 
-@pytest.mark.parametrize("steps", [100, 4])
-def test_a_warm_up_as_long_as_the_run_or_longer_is_told(steps):
+@pytest.mark.parametrize("steps", [99, 4])
+def test_a_warm_up_that_is_longer_than_the_run_is_told(steps):
     (told,) = training.schedule_remarks(config(num_warmup_steps=100), steps)
     assert told.startswith(
         f"lr_scheduler.num_warmup_steps=100: the run has {steps} steps, so the learning rate never reaches "
@@ -52,7 +52,7 @@ def test_a_warm_up_as_long_as_the_run_or_longer_is_told(steps):
     assert max(rates(steps, num_warmup_steps=100)) < 1.0
 
 
-@pytest.mark.parametrize("number", [99, 0, 0.9])
+@pytest.mark.parametrize("number", [100, 0, 0.9])
 def test_a_shorter_one_is_not(number):
     assert training.schedule_remarks(config(num_warmup_steps=number), 100) == []
     assert training.schedule_remarks(OmegaConf.create({"lr_scheduler": None}), 100) == []
