@@ -180,7 +180,7 @@ def test_a_step_that_is_not_finite_on_one_rank_is_applied_on_none(config, cli, s
     assert all(line["loss"] is not None for line in lines_of_metrics)
 
 
-def test_ctrl_c_while_ranks_import_ends_them_with_a_line(config, cli, tmp_path):
+def test_ctrl_c_while_ranks_import_ends_them_with_a_line(config, cli, started, tmp_path):
     recipe = edit_recipe(cli, tmp_path, "kd_distributed", "pass")
     # As long as PyTorch's own import may take on a cold disk.
     put_before(
@@ -188,7 +188,7 @@ def test_ctrl_c_while_ranks_import_ends_them_with_a_line(config, cli, tmp_path):
         "import contextlib\n",
         "import os, time; open('rank_' + os.environ['RANK'], 'w'); time.sleep(100)",
     )
-    process, until = started(tmp_path, 2, recipe=recipe), time.monotonic() + 100
+    process, until = started(2, recipe=recipe), time.monotonic() + 100
     while time.monotonic() < until and not all((tmp_path / f"rank_{rank}").exists() for rank in (0, 1)):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
