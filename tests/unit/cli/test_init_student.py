@@ -68,7 +68,8 @@ def test_the_layer_that_is_left_out_is_the_one_whose_removal_leaves_the_lowest_l
         main(["init-student", str(teacher), str(tmp_path / str(dropped)), "--layers", layers, "--source", str(rows)])
         perplexities.append(float(capsys.readouterr().out.partition("with all layers, ")[2].split()[0]))
     main(["init-student", str(teacher), str(tmp_path / "student"), "--drop", "2", "--source", str(rows)])
-    _, first, second, summary, *_ = capsys.readouterr().out.splitlines()
+    # Before them stand where the tokens are taken from, and how many there are.
+    _, _, first, second, summary, *_ = capsys.readouterr().out.splitlines()
     best = perplexities.index(min(perplexities))
     assert first == f"without layer {best}: perplexity {min(perplexities):.1f}"
     assert second.startswith("without layer ")
