@@ -81,12 +81,10 @@ def compare(
     shapes = {teacher.shape}
     read = [dataclasses.replace(batch, teacher=None) for batch in batches]
     for entrant in others:
-        if entrant.shape in shapes:
-            model, seconds, memory = entrant.load(), None, None
-        else:
-            model, seconds, memory = _timed(entrant, read, device)
+        is_known = entrant.shape in shapes
+        model, *figures = (entrant.load(), None, None) if is_known else _timed(entrant, read, device)
         shapes.add(entrant.shape)
-        yield _measured(entrant, model, loaded, batches, device, common_vocab_size, seconds, memory)
+        yield _measured(entrant, model, loaded, batches, device, common_vocab_size, *figures)
         del model
 
 

@@ -33,9 +33,9 @@ def _llama3(*shape: int, factor: float, **more: Any) -> dict[str, Any]:
         "original_max_position_embeddings": 8192,
         "rope_type": "llama3",
     }
-    settings = {"max_position_embeddings": 131_072, "rope_theta": 500_000.0, "rope_scaling": scaling}
-    ids = {"vocab_size": 128_256, "bos_token_id": 128_000, "eos_token_id": [128_001, 128_008, 128_009]}
-    return _llama(*shape) | settings | ids | more
+    settings: dict[str, Any] = {"max_position_embeddings": 131_072, "rope_theta": 500_000.0, "rope_scaling": scaling}
+    ids: dict[str, Any] = {"vocab_size": 128_256, "bos_token_id": 128_000, "eos_token_id": [128_001, 128_008, 128_009]}
+    return _llama(*shape, **settings | ids | more)
 
 
 def _qwen(kind: str, vocab: int, *shape: int, tied: bool, **more: Any) -> dict[str, Any]:

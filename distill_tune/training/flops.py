@@ -120,9 +120,9 @@ class Utilisation:
         dtype: torch.dtype,
         num_devices: int = 1,
     ) -> None:
-        self._flops = StepFlops(student, teacher)
         peak = peak_flops(device, dtype)
-        self._peak = peak * num_devices if peak else None
+        self._peak = peak * num_devices if peak else 0.0
+        self._flops = StepFlops(student, teacher) if peak else None
 
     def of_step(self, shape: Shape, seconds: float) -> dict[str, float]:
         """``{"model_flops_utilization": share}``, or nothing where the device's peak is not known.
@@ -130,4 +130,4 @@ class Utilisation:
         Args:
             shape: of the step's rows, on all devices.
         """
-        return {} if self._peak is None else {"model_flops_utilization": self._flops.of(shape) / seconds / self._peak}
+        return {"model_flops_utilization": self._flops.of(shape) / seconds / self._peak} if self._flops else {}
