@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from distill_tune.counts import counted
+
 
 class UserError(Exception):
     """A mistake in a config, a file or a row: shown without a traceback, with exit code 2.
@@ -15,8 +17,9 @@ class Faults(UserError):
 
     def __init__(self, where: str, faults: Sequence[str]) -> None:
         self.faults = list(faults)
-        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        super().__init__("\n".join([f"{count} in {where}", *(f"  {fault}" for fault in self.faults)]))
+        super().__init__(
+            "\n".join([f"{counted(len(self.faults), 'fault')} in {where}", *(f"  {fault}" for fault in self.faults)])
+        )
 
 
 class FinishedRun(Exception):

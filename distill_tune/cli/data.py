@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from distill_tune.cli.validate import read_arguments
 from distill_tune.config.check import checked_config
+from distill_tune.counts import counted
 from distill_tune.errors import UserError
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _ends(rows: "TokenisedRows", tokenizer: Any) -> Iterator[str]:
 
     ends = Counter(rows.last_learned.tolist()).most_common()
     for token, count in ends[:_MOST_ENDS]:
-        yield f'"{visible(name_of(tokenizer, token)).strip()}" (id {token}) in {count:,} rows'
+        yield f'"{visible(name_of(tokenizer, token)).strip()}" (id {token}) in {counted(count, "row")}'
     if others := sum(count for _, count in ends[_MOST_ENDS:]):
         yield f"others in {others:,}"
 
@@ -162,11 +163,11 @@ def _print_row(console: "Console", rows: "TokenisedRows", number: int, tokenizer
     if console.is_terminal:
         console.rule(characters="-", style="dim")
     console.print(
-        f"{rows.origin(number)}: {len(row.tokens):,} tokens, {rows.supervised[number]:,} learned", markup=False
+        f"{rows.origin(number)}: {counted(len(row.tokens), 'token')}, {rows.supervised[number]:,} learned", markup=False
     )
     _print_tokens(console, tokenizer, row.tokens, row.labels, whole)
     if row.teacher_tokens is not None:
-        console.print(f"\nthe teacher reads {len(row.teacher_tokens):,} tokens:")
+        console.print(f"\nthe teacher reads {counted(len(row.teacher_tokens), 'token')}:")
         _print_tokens(console, tokenizer, row.teacher_tokens, row.teacher_labels, whole)
     console.print()
 

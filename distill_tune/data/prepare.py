@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.components import instantiate
+from distill_tune.counts import counted
 from distill_tune.cpus import usable_cpus
 from distill_tune.data import row_cache
 from distill_tune.data.conversation import Tokens
@@ -97,7 +98,8 @@ def _prepare(
         print(f"dataset {_name(entry)}: was tokenised before, the tokens are taken from {kept}")
     if rows.num_bad and on_bad_row == "stop":
         raise UserError(
-            f"dataset: {rows.num_bad} bad rows; mend them, or leave them out with on_bad_row=skip{_shown_faults(rows)}"
+            f"dataset: {counted(rows.num_bad, 'bad row')}; mend what is told, or leave such out with on_bad_row=skip"
+            f"{_shown_faults(rows)}"
         )
     if len(rows) == 0:
         cut = (

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy
 import torch
 
+from distill_tune.counts import counted
 from distill_tune.data.batch import Row
 from distill_tune.data.datasets import IGNORE_INDEX
 
@@ -158,19 +159,20 @@ def describe_rows(datasets: Sequence[TokenisedRows]) -> str:
     """For the log: how many rows and tokens, and what was left out; a line more for what of the rows is not read."""
     rows, tokens = sum(map(len, datasets)), sum(len(data.tokens) for data in datasets)
     supervised = sum(int(data.supervised.sum()) for data in datasets)
-    line = f"{rows:,} rows, {tokens:,} tokens, {supervised:,} of them supervised"
+    line = f"{counted(rows, 'row')}, {counted(tokens, 'token')}, {supervised:,} of them supervised"
     if bad := sum(data.num_bad for data in datasets):
-        line += f"; {bad:,} bad rows left out"
+        line += f"; {counted(bad, 'bad row')} left out"
     if cut := sum(data.num_cut for data in datasets):
-        line += f"; {cut:,} rows left out whose answer max_seq_len cuts away"
+        line += f"; {counted(cut, 'row')} left out whose answer max_seq_len cuts away"
     if shortened := sum(data.num_shortened for data in datasets):
         bounds = {data.max_seq_len for data in datasets if data.num_shortened}
         at = f"max_seq_len={bounds.pop()}" if len(bounds) == 1 and None not in bounds else "max_seq_len"
         without_end = sum(data.num_without_end for data in datasets)
         lost = sum(data.num_tokens_cut for data in datasets)
-        line += f"; {shortened:,} rows cut at {at} ({lost:,} tokens), {without_end:,} of them lose their end"
+        line += f"; {counted(shortened, 'row')} cut at {at} ({counted(lost, 'token')})"
+        line += f", {without_end:,} of them without their end"
     if empty := sum(data.num_empty for data in datasets):
-        line += f"; {empty:,} empty answers, which are not learned"
+        line += f"; {counted(empty, 'empty answer')}, not learned"
     lines = [line]
     if dropped := _added(data.dropped for data in datasets):
         lines.append(f"the chat template does not write, so it is not learned: {dropped}")
@@ -180,4 +182,5 @@ def describe_rows(datasets: Sequence[TokenisedRows]) -> str:
 
 
 def _added(counts: Iterable[Mapping[str, int]]) -> str:
-    return ", ".join(f"{name} (in {count:,} rows)" for name, count in sum(map(Counter, counts), Counter()).items())
+    added = sum(map(Counter, counts), Counter())
+    return ", ".join(f"{name} (in {counted(count, 'row')})" for name, count in added.items())

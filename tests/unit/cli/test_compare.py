@@ -85,8 +85,8 @@ def test_rows_of_each_format_are_read_up_to_their_number(tokenizer_folder, row):
 def test_bad_rows_are_left_out_and_named_without_keys_of_a_run(tokenizer_folder, capsys):
     plan = plan_of(tokenizer_folder, [{"messages": TURNS}, {"messages": 3}])
     told = capsys.readouterr().out
-    assert "1 rows, " in told
-    assert "1 bad rows left out" in told
+    assert "1 row, " in told
+    assert "1 bad row left out" in told
     assert "rows.json, row 2: " in told
     assert "on_bad_row" not in told
     assert sum(len(batch.lengths) for batch in plan.epoch()) == 1

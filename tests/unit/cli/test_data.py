@@ -56,10 +56,9 @@ def test_it_counts_what_is_cut_bad_and_left_out(config, capsys):
     shown = told(capsys, config)
     assert "rows.json: 3 rows, " in shown
     assert (
-        "1 bad rows left out; 1 rows left out whose answer max_seq_len cuts away; 1 rows cut at max_seq_len=300"
-        in shown
+        "1 bad row left out; 1 row left out whose answer max_seq_len cuts away; 1 row cut at max_seq_len=300" in shown
     )
-    assert ", 1 of them lose their end\n" in shown
+    assert ", 1 of them without their end\n" in shown
     assert "on_bad_row=stop: a run ends at the bad rows\n" in shown
     assert "rows.json, row 3: no answer" in shown
     assert shown.count('"<|im_end|>" (id 1) in 2 rows') == 1

@@ -91,7 +91,7 @@ def test_a_bad_row_is_named_or_skipped(prepare, tmp_path, component, bad, reason
     assert "on_bad_row=skip" in str(caught.value)
     rows = prepare(component, "skip", source=source)
     assert (len(rows), rows.num_bad) == (2, 1)
-    assert "1 bad rows left out" in describe_rows([rows])
+    assert "1 bad row left out" in describe_rows([rows])
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_an_answer_that_max_seq_len_cuts_away_is_counted_and_skipped(prepare, tm
     long = {"instruction": "What is this? " * 60, "output": "done."}
     rows = prepare(OURS, source=jsonl(tmp_path / "rows.jsonl", GOOD, long))
     assert (len(rows), rows.num_cut) == (1, 1)
-    assert "1 rows left out whose answer max_seq_len cuts away" in describe_rows([rows])
+    assert "1 row left out whose answer max_seq_len cuts away" in describe_rows([rows])
     with pytest.raises(UserError, match=r"has no row to train on \(1 whose answer max_seq_len=64 cuts away: raise"):
         prepare(OURS, source=jsonl(tmp_path / "long.jsonl", long))
 

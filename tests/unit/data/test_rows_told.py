@@ -44,7 +44,7 @@ def test_rows_that_are_cut_are_counted_with_those_that_lose_their_end(tmp_path, 
     rows, _ = prepared(tokenizer, dataset, max_seq_len=90)
     lost = int(whole.lengths.sum() - rows.lengths.sum())
     assert (rows.num_shortened, rows.num_without_end, rows.num_tokens_cut) == (3, 3, lost)
-    told = f"; 3 rows cut at max_seq_len=90 ({lost:,} tokens), 3 of them lose their end"
+    told = f"; 3 rows cut at max_seq_len=90 ({lost:,} tokens), 3 of them without their end"
     assert describe_rows([rows]).endswith(f" of them supervised{told}")
     again, _ = prepared(tokenizer, dataset, max_seq_len=90)  # out of the cache
     assert describe_rows([again]) == describe_rows([rows])
@@ -61,7 +61,7 @@ def test_empty_answers_are_counted_also_out_of_the_cache(tmp_path, tokenizer):
     dataset = {"_component_": "distill_tune.data.chat", "source": str(tmp_path / "rows.json")}
     for _ in range(2):
         rows, _ = prepared(tokenizer, dataset)
-        assert describe_rows([rows, rows]).endswith("supervised; 2 empty answers, which are not learned")
+        assert describe_rows([rows, rows]).endswith("supervised; 2 empty answers, not learned")
 
 
 def test_what_is_cut_behind_the_answer_loses_no_end(tmp_path):
@@ -91,7 +91,7 @@ def test_a_row_whose_whole_answer_is_cut_is_counted_apart(tmp_path, tokenizer):
     path.write_text(json.dumps(found))
     rows, _ = prepared(tokenizer, dataset, max_seq_len=90)
     assert (len(rows), rows.num_cut, rows.num_shortened) == (1, 1, 0)
-    assert "1 rows left out whose answer max_seq_len cuts away" in describe_rows([rows])
+    assert "1 row left out whose answer max_seq_len cuts away" in describe_rows([rows])
 
 
 def test_the_teachers_bound_cuts_the_students_answer_too(tmp_path, tokenizer):
@@ -99,7 +99,7 @@ def test_the_teachers_bound_cuts_the_students_answer_too(tmp_path, tokenizer):
     reading = Reading(teacher_system_prompt="hello there " * 4, teacher_max_seq_len=150)
     rows, _ = prepared(tokenizer, dataset, reading=reading)
     assert (rows.num_shortened, rows.num_without_end) == (1, 1)
-    assert "; 1 rows cut at max_seq_len (" in describe_rows([rows])
+    assert "; 1 row cut at max_seq_len (" in describe_rows([rows])
 
 
 class Rows(list):
@@ -130,8 +130,8 @@ def test_what_the_template_drops_and_what_nobody_reads_is_named_once(tokenizer):
     for _ in range(2):  # then out of the cache
         rows, _ = prepared(tokenizer, component)
         assert describe_rows([rows]).splitlines()[1:] == [
-            "the chat template does not write, so it is not learned: reasoning (in 1 rows)",
-            "nobody reads: source (in 4 rows), id (in 1 rows)",
+            "the chat template does not write, so it is not learned: reasoning (in 1 row)",
+            "nobody reads: source (in 4 rows), id (in 1 row)",
         ]
     assert describe_rows([rows, rows]).splitlines()[2] == "nobody reads: source (in 8 rows), id (in 2 rows)"
 
@@ -141,7 +141,7 @@ def test_bad_rows_are_told_also_where_the_others_come_out_of_the_cache(tmp_path,
     rows, _ = prepared(tokenizer, dataset, on_bad_row="skip")
     assert (len(rows), rows.num_bad) == (2, 1)
     assert "rows.json, row 2: no answer" in rows.faults[0]
-    with pytest.raises(UserError, match=r"dataset: 1 bad rows; mend them, .*=skip\n  .*rows.json, row 2: "):
+    with pytest.raises(UserError, match=r"dataset: 1 bad row; mend what is told, .*=skip\n  .*rows.json, row 2: "):
         prepared(tokenizer, dataset)
 
 
