@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, evaluation, training
-from distill_tune.cli.compare import ModelFolder, require_models, short_name
 from distill_tune.cli.held_out import dataset_of, require_num_rows, tell_rows
+from distill_tune.cli.model_folder import ModelFolder, require_models, short_name
 from distill_tune.config.check import checked_config
 from distill_tune.config.components import check_components
 from distill_tune.config.files import find_config, find_recipe, local_path

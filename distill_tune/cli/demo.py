@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distill_tune.cli.compare import ModelFolder, compare_folders
+from distill_tune.cli.compare import compare_folders
+from distill_tune.cli.model_folder import ModelFolder
 from distill_tune.config.files import local_path
 from distill_tune.errors import UserError
 

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from distill_tune import data, evaluation, models, teachers
-from distill_tune.cli.compare import ModelFolder
+from distill_tune.cli.model_folder import ModelFolder
 
 PARTS = Path(__file__).parents[2] / ".real"
 TEACHER = PARTS / "models" / "SmolLM2-135M-Instruct"

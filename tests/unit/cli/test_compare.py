@@ -13,9 +13,9 @@ from architectures import write_architecture
 from tiny import ROWS
 from tiny_tokenizer import write_tokenizer
 
-from distill_tune.cli.compare import ModelFolder
 from distill_tune.cli.held_out import held_out_plan
 from distill_tune.cli.main import main
+from distill_tune.cli.model_folder import ModelFolder
 from distill_tune.config.files import demo_model_folder
 from distill_tune.data.datasets import dataset_for
 from distill_tune.errors import UserError
