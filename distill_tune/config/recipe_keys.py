@@ -5,6 +5,7 @@ Those of a shipped recipe stand in a table. A copy reads others, too, in ways th
 fault, and what is neither is left to it.
 """
 
+import ast
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -79,7 +80,7 @@ def _text_of(recipe: Path) -> str:
     """
     try:
         content = recipe.read_bytes()
-        compile(content, str(recipe), "exec")
+        ast.parse(content, str(recipe))
     except (SyntaxError, ValueError) as error:
         raise UserError(f"recipe {recipe}: not valid Python: {error}") from error
     text = content.decode("utf-8-sig", errors="replace")
