@@ -2,10 +2,12 @@
 
 import fcntl
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import MEASURED, edit_recipe, metrics_of, model_arguments
 
-KILLS = 30
+KILLS = int(os.environ.get("DISTILL_TUNE_TEST_KILLS", 8))  # at least; more where there is time
 STEPS = ["epochs=2", "max_steps_per_epoch=6", "batch_size=2", "gradient_accumulation_steps=2"]
 RUN = ["run", "kd_single_device", "--config", "config.yaml"]
 
@@ -75,18 +77,21 @@ def assert_same(one: Path, other: Path) -> None:
 
 def test_killed_at_random_moments_a_run_ends_with_the_same_bits(lora, ok, start_cli, tmp_path):
     lora()
+    ok("ls")  # once something has run, the next begins at once
+    started = time.monotonic()
     ok(*RUN, *STEPS, f"output_dir={tmp_path / 'whole'}")
+    seconds = time.monotonic() - started
     draws, kills, resumed = random.Random(7), 0, set()
     for _ in range(10 * KILLS):
         try:
-            done = start_cli(*RUN, *STEPS, "output_dir=out").completed(timeout=draws.uniform(0.2, 1.2))
+            done = start_cli(*RUN, *STEPS, "output_dir=out").completed(timeout=seconds * draws.uniform(0.1, 0.9))
         except subprocess.TimeoutExpired as killed:  # by SIGKILL
             kills += 1
             told, errors = str(killed.output), str(killed.stderr)
         else:
             assert done.returncode == 0, done.stderr
             told, errors = done.stdout, done.stderr
-            if kills >= KILLS:
+            if kills >= KILLS and len(resumed) > 3:
                 break
             assert_same(tmp_path / "whole", tmp_path / "out")
             shutil.rmtree(tmp_path / "out")
