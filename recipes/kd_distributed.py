@@ -136,12 +136,11 @@ def main(cfg: DictConfig) -> None:
     line, stopped_by = None, 0
     history = training.metrics_of_checkpoint(checkpoint) if checkpoint else None
     watch = training.LossWatch(training.read_metrics(history), cfg.get("max_bad_steps", 10))
-    if logger:
-        logger.log_config(config.without_secrets(cfg))
     metrics = training.Metrics(
         run.metrics,
         history,
         logger=logger,
+        config=config.without_secrets(cfg),
         log_every_n_steps=cfg.get("log_every_n_steps") or 1,
         log_peak_memory_stats=cfg.get("log_peak_memory_stats", True),
     )

@@ -29,6 +29,7 @@ class Metrics:
         path: the file.
         history: a checkpoint's copy of it, with which it begins; None for a fresh start.
         logger: any of torchtune.training.metric_logging.
+        config: what ``logger`` hears first.
         log_every_n_steps: how often ``logger`` hears; the file has every step.
         log_peak_memory_stats: whether ``logger`` hears of memory; the file has it.
     """
@@ -38,6 +39,7 @@ class Metrics:
         path: Path,
         history: Path | None = None,
         logger: Any = None,
+        config: Any = None,
         log_every_n_steps: int = 1,
         log_peak_memory_stats: bool = True,
     ) -> None:
@@ -55,6 +57,8 @@ class Metrics:
         os.replace(partial, path)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         self._logger, self._every = logger, log_every_n_steps
+        if logger is not None and config is not None:
+            self._or_without_logger(lambda: logger.log_config(config))
         self._unheard = {"step"} if log_peak_memory_stats else {"step", "peak_memory_bytes"}
 
     def __enter__(self) -> "Metrics":

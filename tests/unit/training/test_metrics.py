@@ -89,6 +89,12 @@ def test_a_logger_that_fails_in_the_middle_is_told_once_and_left_out(tmp_path, c
     assert [line["step"] for line in read_metrics(tmp_path / "m.jsonl")] == [1, 2, 3]
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith("metric_logger: ConnectionError: tracker unreachable; it is left out from here on, ")
+    logger.log_config = lambda config: heard.append(config) or logger.close()
+    heard: list = []
+    with Metrics(tmp_path / "third.jsonl", logger=logger, config={"seed": 1}) as metrics:
+        metrics.write({"step": 7})
+    assert heard == [{"seed": 1}] and (7, {}) not in logger.heard
+    assert capsys.readouterr().err.startswith("metric_logger: ConnectionError: tracker unreachable; it is left out")
     with Metrics(tmp_path / "other.jsonl", logger=Unreachable()):
         pass  # nor does its end keep a run from what comes then
     assert "metric_logger: ConnectionError" in capsys.readouterr().err
