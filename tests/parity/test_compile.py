@@ -12,11 +12,13 @@ from omegaconf import OmegaConf
 from stand_in_offloading import offloading_without_cuda
 from tiny import VOCAB_SIZE, write_model
 from torch._dynamo.utils import counters
+from torch._inductor import metrics
 from torch.nn.attention import flex_attention
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, losses, models, teachers
 from distill_tune.data.batch import joined
+from distill_tune.errors import UserError
 from distill_tune.models import packed_rows
 
 from torchtune.modules import TransformerSelfAttentionLayer
@@ -195,6 +197,18 @@ def test_thirty_steps_of_ever_new_lengths_compile_nothing_after_the_second(folde
     assert bool(counters["graph_break"]) == (attention != "flash")
 
 
+def eager_and_compiled(folder: Path) -> list[torch.nn.Module]:
+    """A model without its output layer, twice."""
+    component = _component("models.from_hf", path=str(folder))
+    checkpoint = models.open_checkpoint("model", component, None)
+    ways = [models.checked_on_meta("model", component, checkpoint) for _ in range(2)]
+    for model in ways:
+        models.load_weights(model, checkpoint, torch.device("cpu"))
+        models.take_output_head(model)
+    models.compile_layers(ways[1])
+    return ways
+
+
 def test_layers_with_windows_and_capped_scores_teach_train_and_validate(tmp_path, monkeypatch):
     """Gemma 2, whose two kinds of layers have more variants than PyTorch compiles; its scores leave the graph."""
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)  # it refuses gradients on a CPU
@@ -205,16 +219,7 @@ def test_layers_with_windows_and_capped_scores_teach_train_and_validate(tmp_path
 
     monkeypatch.setattr(packed_rows, "_row_by_row", capped)
     folder = write_architecture(tmp_path / "gemma2", "gemma2", num_hidden_layers=2)
-    component = _component("models.from_hf", path=str(folder))
-    checkpoint = models.open_checkpoint("model", component, None)
-    ways = []
-    for compile in (False, True):
-        model = models.checked_on_meta("model", component, checkpoint)
-        models.load_weights(model, checkpoint, torch.device("cpu"))
-        models.take_output_head(model)
-        if compile:
-            models.compile_layers(model)
-        ways.append(model)
+    ways = eager_and_compiled(folder)
 
     def values(model, batch):
         inputs = batch.tokens % 90, *batch.attention().values()
@@ -233,6 +238,22 @@ def test_layers_with_windows_and_capped_scores_teach_train_and_validate(tmp_path
         for wanted, found in zip(*(values(model, batch_of_new_lengths(step)) for model in ways), strict=True):
             assert (found - wanted).norm() < 1e-5 * wanted.norm()
     assert all("_flex" in reason for reason in counters["graph_break"])
+
+
+def test_what_inductor_makes_of_a_layer_for_a_cpu_has_its_values_and_gradients(folder, flash, monkeypatch):
+    monkeypatch.delenv("TORCH_COMPILE_BACKEND")
+    try:
+        models.check_compiler(torch.device("cpu"))
+    except UserError as error:
+        pytest.skip(str(error))
+    batch, found = batch_of_new_lengths(0), []
+    for model in eager_and_compiled(folder / "shallow"):
+        hidden = model(batch.tokens, **batch.attention())
+        hidden.backward(torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)))
+        found.append([hidden, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert metrics.generated_kernel_count
+    for ours, theirs in zip(*reversed(found), strict=True):
+        assert (ours - theirs).norm() < 1e-5 * theirs.norm()
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
