@@ -9,4 +9,4 @@ def cache_folder() -> Path | None:
     as of a user whom the machine does not know."""
     others = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(os.path.expanduser(os.environ.get("DISTILL_TUNE_CACHE") or os.path.join(others, "distill_tune")))
-    return None if folder.parts[0].startswith("~") else folder
+    return None if str(folder).startswith("~") else folder

@@ -20,7 +20,7 @@ Value = TypeVar("Value")
 
 CHECKSUMS = "SHA256SUMS"  # as sha256sum writes and checks it
 _locks: list[int] = []  # descriptors
-_SAMPLES, _SAMPLE = 1024, 4096  # blocks, bytes of each
+_SAMPLES, _LEAST_SAMPLES, _SAMPLE = 1024, 64, 4096  # blocks, of each file at least, bytes of each
 _WAITS = (1.0, 5.0, 20.0)  # seconds, between attempts
 # What a network file system answers while its server is away.
 _PASSING = {errno.EAGAIN, errno.EINTR, errno.EIO, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
@@ -56,17 +56,18 @@ def digest(path: Path) -> str:
 
 
 def sampled_digest(paths: Iterable[Path]) -> str:
-    """SHA-256 of files' sizes and of 1,024 blocks of each, evenly spread, both ends among them; of small files, all.
+    """SHA-256 of files' sizes and of some 1,024 blocks of them all, of each at least 64, evenly spread, with both ends.
 
     Tells models that were trained differently from each other without reading each of their hundred GB.
     """
-    sums = hashlib.sha256()
+    paths, sums = list(paths), hashlib.sha256()
+    samples = max(_SAMPLES // max(len(paths), 1), _LEAST_SAMPLES)
     for path in paths:
         with path.open("rb", buffering=0) as stream:
             size = os.fstat(stream.fileno()).st_size
             sums.update(f"{size};".encode())
             last = max(size - _SAMPLE, 0)
-            for start in sorted({last * number // (_SAMPLES - 1) for number in range(_SAMPLES)}):
+            for start in sorted({last * number // (samples - 1) for number in range(samples)}):
                 stream.seek(start)
                 sums.update(stream.read(_SAMPLE))
     return sums.hexdigest()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """Compare students with a teacher on held-out rows: perplexity, agreement, divergence, speed, memory.
 
   distill-tune compare models/Qwen3-8B models/Qwen3-0.6B outputs/distilled/model --source held_out.json
-  distill-tune compare --config mine.yaml outputs/distilled/model [overrides]
+  distill-tune compare --config mine.yaml [RECIPE.py] outputs/distilled/model [overrides]
 
 The first folder is the teacher, the second the student before training, the others what training made of it: models,
 or adapters on their bases. --source takes chats, prompts and answers, or text, as what its rows are; --dataset a

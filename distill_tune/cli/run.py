@@ -30,7 +30,8 @@ Overrides change the config for this run; values are YAML:
   dataset=torchtune.datasets.alpaca_dataset  replace a component
   +model.lora_dropout=0.1                    add what the config does not have
   ~lr_scheduler                              remove a key
-A key that nothing reads is an error, found before anything loads.
+A key that a shipped recipe does not read is an error, found before anything loads. A recipe of yours may read others:
+what is almost a known key is an error there, too, and what it does not name is told.
 
 A distributed recipe gets one process for each GPU of this machine. torchrun's options say it otherwise:
   distill-tune run --nproc_per_node 2 kd_distributed --config CONFIG

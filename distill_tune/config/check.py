@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from distill_tune.config.components import arguments_taken, check_components
 from distill_tune.config.files import configs_folder, find_config
 from distill_tune.config.launch import process_environment
 from distill_tune.config.load import load_config, read_value
-from distill_tune.config.recipe_keys import check_keys, keys_read_otherwise
+from distill_tune.config.recipe_keys import check_keys, keys_read_otherwise, unnamed_keys
 from distill_tune.config.trust import is_known
 from distill_tune.config.values import check_values, components_of
 from distill_tune.errors import Faults
@@ -38,12 +38,12 @@ def checked_config(
         UserError: with all faults.
     """
     path = find_config(config_name)
-    config = load_config(path, overrides)
+    may_import = is_known if imports == "known" else None
+    config, dropped = (load_config(path, overrides), []) if imports == "nothing" else load(path, overrides, may_import)
     source = path.read_text(encoding="utf-8") + "\n".join(overrides)
     faults = check_keys(config, recipe, source, overrides)
     if imports != "nothing":
-        may_import = is_known if imports == "known" else None
-        for line in _drop_arguments_of_replaced(config, OmegaConf.load(path), overrides, may_import):
+        for line in [*dropped, *unnamed_keys(config, recipe, source)]:
             if process_environment(os.environ)["RANK"] == "0":
                 print(line)
         faults += check_components(config, may_import)
@@ -52,6 +52,21 @@ def checked_config(
     if faults := [fault for fault in faults if not (tolerated and tolerated.match(fault))]:
         raise Faults(f"config {path}" + (" and the command line" if overrides else ""), faults)
     return config
+
+
+def load(
+    path: Path, overrides: Sequence[str], may_import: Callable[[str], bool] | None = None
+) -> tuple[DictConfig, list[str]]:
+    """A config in which a component that an override names has no arguments of another that it does not take.
+
+    Args:
+        may_import: whether a module may be; None for all.
+
+    Returns:
+        The config, and a line for each component that lost arguments.
+    """
+    config = load_config(path, overrides)
+    return config, list(_drop_arguments_of_replaced(config, OmegaConf.load(path), overrides, may_import))
 
 
 def _how_to_get_it(fault: str, source: str) -> str:

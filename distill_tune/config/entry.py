@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -33,8 +34,7 @@ def run_recipe(main: Callable[[DictConfig], None], arguments: Sequence[str] | No
 
     A user's mistake ends with its message and exit code 2.
     """
-    # The script that runs; what is called may be another's wrapper, such as torchelastic's @record.
-    recipe = Path(getattr(sys.modules["__main__"], "__file__", None) or inspect.unwrap(main).__code__.co_filename)
+    recipe = _file_of(main)
     parser = argparse.ArgumentParser(prog=recipe.name, usage=f"{recipe.name} --config CONFIG [key=value ...]")
     parser.add_argument("--config", required=True, help="a config's name or path")
     parser.add_argument("overrides", nargs="*", help="key=value, +key=value, ~key")
@@ -56,6 +56,15 @@ def run_recipe(main: Callable[[DictConfig], None], arguments: Sequence[str] | No
         # All is written; threads of gloo and NCCL sometimes abort an interpreter that takes itself down.
         atexit._run_exitfuncs()
         _end_at_once(0)
+
+
+def _file_of(main: Callable[..., Any]) -> Path:
+    """Where ``main`` is written; the script that runs where that is another's wrapper, or no function."""
+    code = getattr(inspect.unwrap(main), "__code__", None)
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    files = [Path(file) for file in (code and code.co_filename, script) if file]
+    starts_one = (file for file in files if file.is_file() and b"run_recipe" in file.read_bytes())
+    return next(starts_one, files[0])
 
 
 class told_without_traceback:

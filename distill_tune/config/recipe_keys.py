@@ -60,6 +60,14 @@ def check_keys(config: DictConfig, recipe: Path, source: str, overrides: Sequenc
     return faults + [f"{key}: missing; the recipe needs it" for key in needed if is_shipped or _needs(text, key)]
 
 
+def unnamed_keys(config: DictConfig, recipe: Path, source: str) -> list[str]:
+    """A line for each key that neither the table nor a copied recipe names, which most likely nothing reads."""
+    if _is_shipped(recipe):
+        return []
+    named = {*KEYS, *_named_in(recipe, _text_of(recipe))[0], *_INTERPOLATION.findall(source)}
+    return [f"{key}: {recipe.name} does not name it; does it read it?" for key in map(str, config) if key not in named]
+
+
 def keys_read_otherwise(recipe: Path) -> set[str]:
     """Known keys that a recipe names in a line that no shipped one has, or in a module of its folder."""
     lines_of_ours = {line for path in recipes_folder().glob("*.py") for line in _text_of(path).splitlines()}

@@ -76,7 +76,13 @@ def _prepare(
     max_seq_len = getattr(tokenizer, "max_seq_len", None)
     if "packed" in arguments:
         arguments["packed"] = False  # packing is the plan's, once lengths are known
-    dataset = instantiate(arguments, tokenizer)
+    try:
+        dataset = instantiate(arguments, tokenizer)
+    except UserError:
+        raise
+    except Exception as error:  # of a user's own component
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"dataset {_name(entry)}: {said}") from error
     max_seq_len = getattr(dataset, "max_seq_len", None) or max_seq_len
     if is_packed and max_seq_len is None:
         raise UserError("dataset.packed=True: needs a length to pack to; set tokenizer.max_seq_len")

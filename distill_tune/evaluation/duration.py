@@ -95,13 +95,15 @@ def _travels(
         from_host += batches * sum(_gathered(model)[0] for model in teacher.models)
     elif not cfg.get("teacher_quantizer"):
         gathers += sum(sum(_gathered(model)) for model in teacher.models if model is not student)
-    if shards == 1:
-        return 0.0, from_host
-    from_others = (shards - 1) / shards
     gradients = 4.0 * sum(p.numel() for p in student.parameters() if p.requires_grad)
+    replicas = int(cfg.get("data_parallel_replicate_dim") or 1)
+    summed = 2 * (replicas - 1) / replicas * gradients / shards  # a ring that sums, then hands round
+    if shards == 1:
+        return steps * summed, from_host
+    from_others = (shards - 1) / shards
     if cfg.get("fsdp_cpu_offload"):
         from_host += (batches * gathers + steps * gradients) / shards
-    return from_others * (batches * gathers + steps * gradients), from_host
+    return from_others * (batches * gathers + steps * gradients) + steps * summed, from_host
 
 
 def _gathered(model: TransformerDecoder) -> tuple[float, float]:

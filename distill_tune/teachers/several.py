@@ -16,8 +16,6 @@ from distill_tune.teachers.teacher import Shard, Teacher
 
 from torchtune.modules import TransformerDecoder
 
-COMBINATIONS = ("mixture", "sum", "by_row")
-
 
 class SeveralTeachers(Teacher):
     """

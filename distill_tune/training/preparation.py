@@ -88,7 +88,8 @@ def open_run(cfg: DictConfig) -> tuple[RunFolder, Checkpoints, Path | None, Trai
     """
     run = RunFolder.of(cfg.output_dir)
     checkpoints = Checkpoints(run, cfg.get("keep_last_n"), cfg.get("keep_best"))
-    resume = cfg.get("resume", cfg.get("resume_from_checkpoint", False))
+    resume = cfg.get("resume")
+    resume = cfg.get("resume_from_checkpoint", False) if resume is None else resume
     if (resume in ("auto", True) or is_restarted()) and (step := run.last_step(cfg)) is not None:
         leave()
         raise FinishedRun(

@@ -67,6 +67,9 @@ class RunFolder:
         return from_main_process(self._last_step(cfg))
 
     def _last_step(self, cfg: DictConfig) -> int | None:
+        has_result = self.model.exists() or self.adapter.exists()
+        if not has_result and any((self.path / "checkpoints").glob("step_*")):
+            return None  # the last checkpoint makes it again
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not there, or not readable
             step = json.loads(self._finished.read_text(encoding="utf-8"))["step"]
             was: Any = OmegaConf.to_container(OmegaConf.load(self._config))
@@ -127,8 +130,9 @@ class RunFolder:
                 partial.write_text(json.dumps({"step": last["step"]}) + "\n", encoding="utf-8")
                 os.replace(partial, self._finished)
         if last:
-            losses = ", ".join(f"{name} {last[name]:.4f}" for name in ("loss", "ce_loss", "kd_loss"))
-            lines.append(f"done: step {last['step']}, {losses}")
+            found = {name: last.get(name) for name in ("loss", "ce_loss", "kd_loss")}
+            losses = [f"{name} {value:.4f}" for name, value in found.items() if value is not None]  # null: not finite
+            lines.append(", ".join([f"done: step {last['step']}", *losses]))
         written = {
             "model": (self.model, "the student, adapters merged; opens with transformers"),
             "adapter": (self.adapter, "the LoRA factors; opens with peft on the base model"),

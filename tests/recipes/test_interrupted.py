@@ -172,6 +172,14 @@ def test_a_finished_run_says_so_before_anything_loads_and_is_not_begun_anew(lora
 
     ok(*line)
     assert "resuming from" in ok(*line, "epochs=2").stdout
+    for exported in ("model", "adapter"):
+        shutil.rmtree(tmp_path / "out" / exported)
+    told = ok(
+        *line, "epochs=2", "resume=null", "+resume_from_checkpoint=True"
+    ).stdout  # null leaves it to the other key
+    assert "step_2" in told and (tmp_path / "out" / "model").is_dir()
+    ok(*line, "epochs=2", "save_every_n_steps=5")  # as config.yaml has it from here on
+    line = [*line, "save_every_n_steps=5"]
     left = files()
     for restarted in ({}, {"SLURM_RESTART_COUNT": "1"}):
         done = cli(*line, "epochs=2", FORBIDDEN="distill_tune.training.build_models", **restarted)

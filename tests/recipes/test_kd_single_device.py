@@ -213,6 +213,7 @@ def test_same_seed_same_bits_and_resumed_the_same_bits_again(write_config, cli, 
     for later in (4, 6, 8):
         shutil.rmtree(tmp_path / "second" / "checkpoints" / f"step_{later}")
     (tmp_path / "second" / "metrics.jsonl").write_text('{"step": 6, "lo')
+    (tmp_path / "second" / "finished.json").unlink()
     run_ok(cli, *settings, "output_dir=second", "resume_from_checkpoint=True")
     first, second = metrics_of(tmp_path / "first"), metrics_of(tmp_path / "second")
     kept = METRICS - {"tokens_per_second", "supervised_tokens_per_second", "peak_memory_bytes", "seconds"}

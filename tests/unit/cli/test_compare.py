@@ -16,7 +16,7 @@ from tiny_tokenizer import write_tokenizer
 from distill_tune.cli.held_out import held_out_plan
 from distill_tune.cli.main import main
 from distill_tune.cli.model_folder import ModelFolder
-from distill_tune.config.files import demo_model_folder
+from distill_tune.config.files import demo_model_folder, find_recipe
 from distill_tune.data.datasets import dataset_for
 from distill_tune.errors import UserError
 from distill_tune.models import load_model
@@ -183,7 +183,10 @@ def test_a_config_gives_teacher_tokenizer_rows_and_dtype(
     write_config, tmp_path, student_folder, rows_file, monkeypatch
 ):
     held_out = {"_component_": "distill_tune.data.instruct", "source": str(rows_file), "split": "train[50:]"}
-    config = write_config(dataset_val=held_out, dtype="bf16", teacher_dtype="fp32")
+    optimizer = {"_component_": "torch.optim.AdamW", "lr": 1e-3, "betas": [0.9, 0.95]}
+    config = write_config(dataset_val=held_out, dtype="bf16", teacher_dtype="fp32", optimizer=optimizer)
+    recipe = tmp_path / "mine.py"  # with a key of its own
+    recipe.write_text(find_recipe("kd_single_device").read_text() + "\nREAD = 'my_key'\n")
     other = shutil.copytree(student_folder, tmp_path / "other")
     loaded = []
     monkeypatch.setattr(
@@ -192,7 +195,8 @@ def test_a_config_gives_teacher_tokenizer_rows_and_dtype(
             loaded.append(dtype) or load_model(component, checkpoint, dtype, device)
         ),
     )
-    teacher, base, trained = table_of("--config", config, other, output=tmp_path / "table.md")
+    replaced = [recipe, other, "optimizer=torch.optim.SGD", "+my_key=1"]
+    teacher, base, trained = table_of("--config", config, *replaced, output=tmp_path / "table.md")
     assert [row[0] for row in (teacher, base, trained)] == ["teacher", "base student", "other"]
     assert base[1:5] == trained[1:5] != teacher[1:5]  # the same weights
     assert trained[5:] == ["same", "same"]

@@ -45,3 +45,5 @@ def test_recipes_configs_and_the_cache_lie_there_too(tmp_path, monkeypatch):
     assert find_recipe("~/a.py") == tmp_path / "a.py"
     monkeypatch.setenv("DISTILL_TUNE_CACHE", "~/cache")
     assert cache_folder() == Path(tmp_path / "cache")
+    monkeypatch.setenv("DISTILL_TUNE_CACHE", ".")
+    assert cache_folder() == Path()

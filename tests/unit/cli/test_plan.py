@@ -85,6 +85,13 @@ def test_where_it_does_not_fit_changes_that_do_are_named(write_config, capsys, c
         assert peak_of(plan(capsys, "--config", config, "--gpu", "A10", *change)) <= 0.98 * peak
 
 
+def test_changes_are_named_where_a_component_is_replaced_too(write_config, capsys, card_of):
+    config = write_config(optimizer={"_component_": "torch.optim.AdamW", "lr": 1e-3, "betas": [0.9, 0.95]})
+    sgd = "optimizer=torch.optim.SGD"
+    card_of(0.97 * peak_of(plan(capsys, "--config", config, "--gpu", "A10", sgd)))
+    assert "batch_size=2 +gradient_accumulation_steps=2" in plan(capsys, "--config", config, "--gpu", "A10", sgd)
+
+
 def test_where_no_change_is_enough_alone_several_are_named(write_config, capsys, monkeypatch, card_of):
     monkeypatch.setattr(
         "distill_tune.cli.smaller._CHANGES", (["enable_activation_checkpointing=True"], ["half the batch"])

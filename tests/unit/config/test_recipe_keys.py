@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from distill_tune.config.files import find_recipe, recipes_folder
 from distill_tune.config.keys import KEYS, Needed
-from distill_tune.config.recipe_keys import check_keys, is_distributed, keys_read_otherwise
+from distill_tune.config.recipe_keys import check_keys, is_distributed, keys_read_otherwise, unnamed_keys
 from distill_tune.config.values import check_values
 from distill_tune.errors import UserError
 from distill_tune.training import preparation
@@ -92,6 +92,14 @@ def test_what_a_copy_no_longer_needs_is_not_missing(copy):
 def test_a_key_that_is_almost_another_is_told_in_a_copy_too(copy, key, told):
     recipe = copy(in_main='cfg.get("my_alpha", 1)')
     assert faults(recipe, lr_scheduler={"num_warmup_steps": 5}, **{key: 1}) == [told]
+
+
+def test_a_key_that_a_copy_does_not_name_is_told(copy):
+    config = OmegaConf.create(ALL | {"my_key": 1, "zzz": 1})
+    recipe = copy("", "cfg.my_key")
+    assert unnamed_keys(config, recipe, "") == ["zzz: mine.py does not name it; does it read it?"]
+    assert unnamed_keys(config, recipe, "path: ${zzz}") == []
+    assert unnamed_keys(config, find_recipe("kd_single_device"), "") == []  # there it is an error
 
 
 def test_a_shipped_recipe_reads_no_key_that_is_not_known():

@@ -2,11 +2,13 @@ import json
 import os
 
 import numpy
+import pytest
 import torch
 from omegaconf import OmegaConf
 
 from distill_tune import config, data
 from distill_tune.data import prepare
+from distill_tune.errors import UserError
 
 
 def prepared(rows_file, student_folder):
@@ -60,3 +62,11 @@ def test_no_more_processes_tokenise_than_the_run_may_use_cpus(tmp_path, student_
         assert len(prepared(file, student_folder)) == 3000
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_what_a_users_own_dataset_raises_is_told_in_a_line(tmp_path, student_folder, monkeypatch):
+    (tmp_path / "my_rows.py").write_text("def rows(tokenizer):\n    raise ValueError('no such\\nsplit')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    component = OmegaConf.create({"_component_": "my_rows.rows"})
+    with pytest.raises(UserError, match="^dataset my_rows.rows: no such split$"):
+        prepare.prepare_rows(component, None, OmegaConf.create())

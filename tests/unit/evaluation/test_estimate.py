@@ -116,3 +116,14 @@ def test_a_step_takes_as_long_as_the_slower_of_products_and_links():
     streamed = seconds_on(gpu, work({"teacher_offload": True}), torch.float32, torch.float32)
     assert streamed.total == streamed.from_host == pytest.approx(work({"teacher_offload": True}).from_host / 32e9 / 0.7)
     assert seconds_on(find_gpu("V100"), work(), torch.bfloat16, torch.float32) is None
+
+
+def test_replicas_hand_round_the_sums_of_their_gradients():
+    def between(replicas: int, shards: int) -> float:
+        cfg = OmegaConf.create({"device": "cpu", "optimizer": ADAMW, "data_parallel_replicate_dim": replicas})
+        return work_of(cfg, *pair(), [SHAPE], 1, shards).between_cards
+
+    gradients = 4 * sum(p.numel() for p in pair()[0].parameters())
+    assert between(1, 1) == 0
+    assert between(4, 1) == pytest.approx(1.5 * gradients)
+    assert between(2, 2) - between(1, 2) == pytest.approx(gradients / 2)

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from distill_tune.config.values import CHECKS
+from distill_tune.config.keys import KEYS
 from distill_tune.data import dates
 from distill_tune.training import RunFolder, TrainingState, day, use_day
 
@@ -68,5 +68,6 @@ def test_config_yaml_has_the_day_and_gives_it_to_a_run_that_is_made_from_it(tmp_
 
 @pytest.mark.parametrize("value", ["1 March", 20260301, "2026-13-01"])
 def test_what_is_no_day_is_a_fault(value):
-    assert "must be a day" in CHECKS["date"](value)
-    assert CHECKS["date"]("2026-03-01") is None is CHECKS["date"](None)
+    fault_of = KEYS["date"].values.fault
+    assert "must be a day" in fault_of(value)
+    assert fault_of("2026-03-01") is None is fault_of(None)

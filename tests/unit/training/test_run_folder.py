@@ -26,6 +26,12 @@ def test_the_line_to_try_a_model_answers_by_its_chat_template_where_it_has_one(
     assert "generated_text" in answered and ("'role': 'assistant'" if template else "Once") in answered
 
 
+def test_a_last_step_without_a_loss_is_told_without_it(tmp_path):
+    """In metrics.jsonl what is not finite is null."""
+    told = RunFolder(tmp_path).finish({"step": 3, "loss": None, "ce_loss": 1.5, "kd_loss": None})
+    assert told.splitlines()[0] == "done: step 3, ce_loss 1.5000"
+
+
 def test_what_the_line_to_try_an_adapter_needs_is_said(tmp_path):
     run = RunFolder(tmp_path)
     run.adapter.mkdir()
