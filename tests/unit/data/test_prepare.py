@@ -68,5 +68,5 @@ def test_what_a_users_own_dataset_raises_is_told_in_a_line(tmp_path, student_fol
     (tmp_path / "my_rows.py").write_text("def rows(tokenizer):\n    raise ValueError('no such\\nsplit')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     component = OmegaConf.create({"_component_": "my_rows.rows"})
-    with pytest.raises(UserError, match="^dataset my_rows.rows: no such split$"):
+    with pytest.raises(UserError, match=r"^dataset my_rows\.rows: no such split$"):
         prepare.prepare_rows(component, None, OmegaConf.create())

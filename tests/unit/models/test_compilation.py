@@ -17,10 +17,8 @@ def test_on_a_cpu_a_compiler_of_cpp_is_needed(monkeypatch):
     from torch._inductor import config
 
     monkeypatch.setattr(compilation, "has_triton_package", lambda: True)
-    with (
-        config.patch({"cpp.cxx": (None, "no-such-compiler")}),
-        pytest.raises(UserError, match=r"compile=True: .* needs a C\+\+ compiler, and finds none: install g"),
-    ):
+    told = r"compile=True: .* needs a C\+\+ compiler, and finds none: install g"
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(UserError, match=told):
         models.check_compiler(torch.device("cpu"))
     models.check_compiler(torch.device("cuda"))
     monkeypatch.setenv("TORCH_COMPILE_BACKEND", "aot_eager")
