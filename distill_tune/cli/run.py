@@ -118,6 +118,8 @@ def torchrun_options(arguments: list[str]) -> Any:
     parser.allow_abbrev = False
     parser.error = _refuse  # type: ignore[method-assign]
     options = parser.parse_args(arguments)
+    if str(options.nproc_per_node).lstrip("-").isdigit() and int(options.nproc_per_node) < 1:
+        raise UserError(f"--nproc_per_node {options.nproc_per_node}: must be at least 1, or gpu, cpu or auto")
     given = {argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in arguments}
     if not given & {"nnodes", "rdzv_backend", "rdzv_endpoint", "master_addr", "master_port", "standalone"}:
         options.standalone = True  # a port of its own, so that two runs on a machine do not meet

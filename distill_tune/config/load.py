@@ -10,6 +10,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill_tune.config.files import demo_model_folder
+from distill_tune.config.keys import KEYS
+from distill_tune.config.kinds import COMPONENT, COMPONENTS
 from distill_tune.errors import Faults, UserError
 
 # `${demo_model:teacher}` in a config: a model that travels with the package.
@@ -20,7 +22,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
     """Read a YAML file and apply overrides to it, in order.
 
     ``key=value`` and ``a.b=value`` set, ``+key=value`` adds what is not there yet, ``~key`` removes. Values are YAML. A
-    component takes its new name directly: ``model=torchtune.models.llama3_2.llama3_2_1b``.
+    component takes its new name directly: ``model=torchtune.models.llama3_2.llama3_2_1b``, and so does a key that is a
+    component and that the file does not have.
 
     Raises:
         UserError: the file is not a YAML mapping; an override cannot be applied; an interpolation cannot be resolved.
@@ -94,7 +97,7 @@ def _apply(config: DictConfig, override: str) -> None:
         present = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         if adds and present is not None:
             raise UserError(f"{override}: {key} is there already; leave out the +")
-        if _is_component(present) and isinstance(value, str):
+        if isinstance(value, str) and (_is_component(present) or (present is None and _takes_component(key))):
             key = f"{key}._component_"
         OmegaConf.update(config, key, value, merge=False, force_add=True)
     except UserError:
@@ -115,6 +118,10 @@ def _remove(config: DictConfig, key: str) -> None:
         del parent[int(last)]
     else:
         raise UserError(f"~{key}: there is no {key} to remove")
+
+
+def _takes_component(key: str) -> bool:
+    return key in KEYS and KEYS[key].kind.fits in (COMPONENT.fits, COMPONENTS.fits)
 
 
 def _is_component(value: Any) -> bool:

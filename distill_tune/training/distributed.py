@@ -212,7 +212,11 @@ def _largest(values: Sequence[float]) -> float:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor gathered; any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    gathered = tensor.full_tensor()
+    # Of shards of different sizes it is a view into padded ones, which files of safetensors cannot have.
+    return gathered.clone() if gathered.untyped_storage().nbytes() > gathered.nbytes else gathered
 
 
 def leave() -> None:

@@ -12,7 +12,7 @@ import torch
 import yaml
 from command_server import Command
 from safetensors.torch import load_file
-from tiny import metrics_of, put_before
+from tiny import VOCAB_SIZE, metrics_of, put_before
 
 TWO = ("run", "--nproc_per_node", "2", "kd_distributed", "--config", "config.yaml")
 
@@ -55,6 +55,18 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("localhost", 0))
         return found.getsockname()[1]
+
+
+def test_shards_of_different_sizes_are_exported_whole(folders, cli, tmp_path):
+    """Three processes share 320 tokens, and LoRA factors of rank 4."""
+    folders()
+    line = ["kd_distributed", "--config", "config.yaml", "max_steps_per_epoch=1", "output_dir=three"]
+    ok(cli("run", "--nproc_per_node", "3", *line))
+    for name in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
+        three = load_file(tmp_path / "three" / name)
+        assert all(torch.isfinite(value).all() for value in three.values())
+    model = load_file(tmp_path / "three" / "model" / "model.safetensors")
+    assert model["model.embed_tokens.weight"].shape[0] == VOCAB_SIZE
 
 
 def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(folders, cli, fresh_cli, tmp_path, rows_file):

@@ -2,7 +2,9 @@
 
 import pytest
 
+from distill_tune.cli.run import torchrun_options
 from distill_tune.config.launch import is_launched, num_processes, process_environment
+from distill_tune.errors import UserError
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
 SRUN = {
@@ -41,3 +43,9 @@ def test_a_batch_script_and_a_plain_shell_are_one_process():
         assert not is_launched(environment)
     assert is_launched(TORCHRUN)
     assert is_launched(SRUN)
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_no_process_is_none_to_start(number):
+    with pytest.raises(UserError, match=f"--nproc_per_node {number}: must be at least 1"):
+        torchrun_options(["--nproc_per_node", number, "kd_distributed", "--config", "tiny"])

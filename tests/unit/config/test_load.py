@@ -71,9 +71,15 @@ def test_the_home_folder_is_read_in_every_path(load, monkeypatch, override, key,
     assert OmegaConf.select(load(override), key) == value
 
 
+def test_a_component_that_the_file_lacks_is_named_as_one_that_it_has(load):
+    config = load("dataset_val=distill_tune.data.instruct", "dataset_val.source=unseen.json", "+kd_loss=my.divergence")
+    assert config.dataset_val == {"_component_": "distill_tune.data.instruct", "source": "unseen.json"}
+    assert config.kd_loss == {"_component_": "my.divergence"}
+
+
 def test_overrides_apply_in_order(load):
     config = load("~model", "model=my.model")
-    assert config.model == "my.model"
+    assert config.model == {"_component_": "my.model"}
     assert "rank" not in load("~model.rank").model
 
 
