@@ -17,7 +17,8 @@ SCENARIOS = ["full", "full_checkpointed", "lora", "lora_checkpointed"]
 def measured() -> dict[str, list[float]]:
     """By scenario the measured peak and the estimate."""
     # The C library gives freed memory back at once, so that what is measured is what is used.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(STEP.parent)}
+    path = os.pathsep.join(filter(None, [str(STEP.parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": path}
     done = subprocess.run([sys.executable, str(STEP), *SCENARIOS], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return {name: [*map(float, line.split())] for name, line in zip(SCENARIOS, done.stdout.splitlines(), strict=True)}
