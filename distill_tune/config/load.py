@@ -97,7 +97,8 @@ def _apply(config: DictConfig, override: str) -> None:
         present = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         if adds and present is not None:
             raise UserError(f"{override}: {key} is there already; leave out the +")
-        if isinstance(value, str) and (_is_component(present) or (present is None and _takes_component(key))):
+        is_new = present is None and _takes_component(key) and "." in str(value)
+        if isinstance(value, str) and (_is_component(present) or is_new):
             key = f"{key}._component_"
         OmegaConf.update(config, key, value, merge=False, force_add=True)
     except UserError:

@@ -65,8 +65,8 @@ def test_no_more_processes_tokenise_than_the_run_may_use_cpus(tmp_path, student_
 
 
 def test_what_a_users_own_dataset_raises_is_told_in_a_line(tmp_path, student_folder, monkeypatch):
-    (tmp_path / "my_rows.py").write_text("def rows(tokenizer):\n    raise ValueError('no such\\nsplit')\n")
+    (tmp_path / "rows_that_raise.py").write_text("def rows(tokenizer):\n    raise ValueError('no such\\nsplit')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    component = OmegaConf.create({"_component_": "my_rows.rows"})
-    with pytest.raises(UserError, match=r"^dataset my_rows\.rows: no such split$"):
+    component = OmegaConf.create({"_component_": "rows_that_raise.rows"})
+    with pytest.raises(UserError, match=r"^dataset rows_that_raise\.rows: no such split$"):
         prepare.prepare_rows(component, None, OmegaConf.create())
