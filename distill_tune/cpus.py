@@ -13,8 +13,12 @@ _QUOTAS = (
 
 def usable_cpus() -> int:
     """Those that Slurm, taskset or a container's cpuset leave to it; a container's share of time, if that is less."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([allowed, *map(_share, _QUOTAS)])
+    return min([visible_cpus(), *map(_share, _QUOTAS)])
+
+
+def visible_cpus() -> int:
+    """Those that Slurm, taskset or a container's cpuset leave to it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _share(files: tuple[Path, ...]) -> int:

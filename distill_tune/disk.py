@@ -91,6 +91,13 @@ def write_checksums(folder: Path, sums: Iterable[tuple[str, str]]) -> None:
     (folder / CHECKSUMS).write_text(text, encoding="utf-8")
 
 
+def write_text(path: Path, text: str) -> None:
+    """A small file that is replaced whole, so that nobody reads half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     """What is wrong with a folder whose files :func:`write_checksums` has listed; None where nothing is.
 

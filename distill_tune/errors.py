@@ -5,6 +5,11 @@ from collections.abc import Sequence
 from distill_tune.counts import counted
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, in a line; its class where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class UserError(Exception):
     """A mistake in a config, a file or a row: shown without a traceback, with exit code 2.
 

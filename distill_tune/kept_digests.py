@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from distill_tune.cache_folder import cache_folder
-from distill_tune.disk import digest
+from distill_tune.disk import digest, write_text
 
 _SMALL = 2**20  # bytes: hashed as fast as looked up
 _JUST_NOW = 2.0  # seconds, in which a file may be changed once more without another time
@@ -31,7 +31,8 @@ def kept_digest(path: Path) -> str:
     found = digest(path)
     if _state_of(path) == before and time.time() - max(before[1:3]) / 1e9 > _JUST_NOW:
         with contextlib.suppress(OSError):  # a cache that cannot be written
-            _keep(place, {"path": str(path), "state": before, "sha256": found})
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_text(place, json.dumps({"path": str(path), "state": before, "sha256": found}))
     return found
 
 
@@ -53,10 +54,3 @@ def _place_of(path: Path) -> Path | None:
     root = cache_folder()
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
     return None if root is None else root / "digests" / f"{name}.json"
-
-
-def _keep(place: Path, found: dict[str, object]) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(found), encoding="utf-8")
-    os.replace(partial, place)

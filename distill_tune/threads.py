@@ -3,7 +3,7 @@
 import os
 from collections.abc import MutableMapping
 
-from distill_tune.cpus import usable_cpus
+from distill_tune.cpus import usable_cpus, visible_cpus
 
 # Rounds, some 10 microseconds: longer than the gaps inside a step, far shorter than what another process holds a core.
 _SPIN_COUNT = "10000"
@@ -24,9 +24,5 @@ def set_threads(num_processes: int, environment: MutableMapping[str, str] = os.e
     One process is left to PyTorch, but where a container's share of time is less than the CPUs that it sees.
     """
     cpus = usable_cpus()
-    if num_processes > 1 or cpus < _visible_cpus():
+    if num_processes > 1 or cpus < visible_cpus():
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cpus // num_processes)))
-
-
-def _visible_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,11 +1,11 @@
 """Rows that a model has not seen, for the commands that measure: read as the recipes read theirs."""
 
 import argparse
-import functools
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,20 +17,16 @@ if TYPE_CHECKING:
 _BATCH_SIZE = 4
 
 
-def _named_as_given(read_rows: Any) -> Any:
+@contextlib.contextmanager
+def _named_as_given(options: argparse.Namespace) -> Iterator[None]:
     """Have what is wrong with rows name the option that they are from, which a config calls dataset."""
-
-    @functools.wraps(read_rows)
-    def read(folder: Path, options: argparse.Namespace, max_seq_len: int) -> "StepPlan":
-        try:
-            return read_rows(folder, options, max_seq_len)
-        except UserError as error:
-            option = "--source" if options.source else "--dataset"
-            if str(error).startswith(("dataset ", "dataset:")) and (options.source or options.dataset):
-                raise UserError(option + str(error).removeprefix("dataset")) from error
-            raise
-
-    return read
+    try:
+        yield
+    except UserError as error:
+        option = "--source" if options.source else "--dataset"
+        if str(error).startswith(("dataset ", "dataset:")) and (options.source or options.dataset):
+            raise UserError(option + str(error).removeprefix("dataset")) from error
+        raise
 
 
 def add_row_options(parser: argparse.ArgumentParser, num_rows: int) -> None:
@@ -49,7 +45,6 @@ def add_row_options(parser: argparse.ArgumentParser, num_rows: int) -> None:
     parser.set_defaults(default_rows=num_rows)
 
 
-@_named_as_given
 def held_out_plan(folder: Path, options: argparse.Namespace, max_seq_len: int) -> "StepPlan":
     """Rows of a source or a dataset, or docstrings, in the tokens of a model folder.
 
@@ -64,15 +59,16 @@ def held_out_plan(folder: Path, options: argparse.Namespace, max_seq_len: int) -
     require_num_rows(options)
     if max_seq_len < 1:
         raise UserError(f"--max-seq-len {max_seq_len}: must be 1 or more")
-    component = dataset_of(options)
-    tokenizer_config = OmegaConf.create(
-        {"_component_": "distill_tune.data.hf_tokenizer", "path": str(folder), "max_seq_len": max_seq_len}
-    )
-    tokenizer = data.hf_tokenizer(str(folder), max_seq_len)
-    prepared, _ = data.prepare_rows(component, tokenizer, tokenizer_config, on_bad_row="skip")
-    if options.source or options.dataset:
-        tell_rows(options.source or options.dataset, prepared)
-    return data.StepPlan(prepared, batch_size=_BATCH_SIZE, shuffle=False)
+    with _named_as_given(options):
+        component = dataset_of(options)
+        tokenizer_config = OmegaConf.create(
+            {"_component_": "distill_tune.data.hf_tokenizer", "path": str(folder), "max_seq_len": max_seq_len}
+        )
+        tokenizer = data.hf_tokenizer(str(folder), max_seq_len)
+        prepared, _ = data.prepare_rows(component, tokenizer, tokenizer_config, on_bad_row="skip")
+        if options.source or options.dataset:
+            tell_rows(options.source or options.dataset, prepared)
+        return data.StepPlan(prepared, batch_size=_BATCH_SIZE, shuffle=False)
 
 
 def require_num_rows(options: argparse.Namespace) -> None:

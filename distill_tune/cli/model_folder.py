@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill_tune.config.files import is_model_folder
 from distill_tune.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def require_models(folders: Sequence[Path]) -> None:
         UserError: one is no model's folder.
     """
     for folder in folders:
-        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        if not is_model_folder(folder):
             raise UserError(f"{folder}: no such folder, or it has no config.json; name a Hugging Face model folder")
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
+import torch
 from omegaconf import DictConfig
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
@@ -98,16 +99,12 @@ class PlannedRun:
 
     def seconds(self, gpu: Gpu) -> duration.Seconds | None:
         """Of the whole run; None where the card cannot compute in its dtype."""
-        import torch
-
         student, teacher = models.computed_in(self.student), self.cfg.get("teacher_dtype") or self.cfg.dtype
         return duration.seconds_on(gpu, self.work, student, training.find_dtype(teacher, torch.device("cpu")))
 
 
 def built_of(cfg: DictConfig) -> Any:
     """Models without weights, as :class:`~distill_tune.training.preparation.Models`."""
-    import torch
-
     device = torch.device("cpu")
     built = training.build_models(cfg, device, needs_weights=False)
     dtype = training.find_dtype(cfg.dtype, device)

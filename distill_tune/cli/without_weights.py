@@ -8,13 +8,12 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from distill_tune.config.check import checked_config
-from distill_tune.config.files import find_config, local_path
+from distill_tune.config.files import find_config, is_model_folder, local_path
 from distill_tune.config.recipe_keys import keys_read_otherwise
 from distill_tune.config.values import check_values
 from distill_tune.errors import Faults
 
 _OF_WEIGHTS = re.compile(r"(teacher_)?(model|checkpointer)(\.\d+)?\.(path|checkpoint_dir|checkpoint_files)\b.*no such ")
-_OF_A_MODEL = ("config.json", "adapter_config.json")
 _PLACES = (("model", "path"), ("teacher_model", "path"), ("checkpointer", "checkpoint_dir"),
            ("teacher_checkpointer", "checkpoint_dir"))  # fmt: skip
 
@@ -48,7 +47,7 @@ def use_published(cfg: DictConfig) -> list[str]:
     names = []
     for entry, key in _entries(cfg):
         path = entry.get(key)
-        is_here = isinstance(path, str) and any((local_path(path) / file).is_file() for file in _OF_A_MODEL)
+        is_here = isinstance(path, str) and is_model_folder(local_path(path))
         if isinstance(path, str) and not is_here and (folder := published_folder(path)):
             entry[key] = str(folder)
             names.append(folder.name)

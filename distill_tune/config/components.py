@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.files import nearest
 from distill_tune.config.values import components_of
-from distill_tune.errors import UserError
+from distill_tune.errors import UserError, one_line
 
 # Arguments that the recipe itself passes, by top-level key: the first so many positional ones, and these by name.
 _PASSED_POSITIONAL = {"dataset": 1, "dataset_val": 1, "optimizer": 1, "lr_scheduler": 1}
@@ -73,8 +73,7 @@ def build(key: str, component: DictConfig | None, default: Any = None, **kwargs:
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{key}: {component['_component_']}: {said}") from error
+        raise UserError(f"{key}: {component['_component_']}: {one_line(error)}") from error
 
 
 def is_served(name: str) -> bool:

@@ -27,6 +27,11 @@ def local_path(name: str) -> Path:
     return Path(os.path.expanduser(name))
 
 
+def is_model_folder(path: str | Path) -> bool:
+    """Whether it has the config.json of a model of Hugging Face, or an adapter's."""
+    return any(os.path.isfile(os.path.join(path, name)) for name in ("config.json", "adapter_config.json"))
+
+
 def recipes_folder() -> Path:
     return _shipped("recipes")
 

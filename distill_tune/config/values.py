@@ -9,11 +9,11 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
+from distill_tune.config.files import is_model_folder
 from distill_tune.config.keys import KEYS, fault_of, is_set
 from distill_tune.config.kinds import ABOVE_0, WARM_UP
 
 # Arguments that name files, wherever a component has them.
-_OF_A_MODEL = ("config.json", "adapter_config.json")
 _FILES = ("path", "merges_file", "vocab_path", "merges_path", "special_tokens_path")
 MOST_LAYERS = 10_000
 # What torchtune's loggers import when they are built.
@@ -152,7 +152,7 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
     elif str(component["_component_"]).endswith(".EarlierCheckpoint") and isinstance(path, str):
         if not os.path.isfile(os.path.join(path, "state.json")):
             yield f"{name}.path={path}: no checkpoint of a run; name a folder checkpoints/step_N"
-    elif isinstance(path, str) and not any(os.path.isfile(os.path.join(path, name)) for name in _OF_A_MODEL):
+    elif isinstance(path, str) and not is_model_folder(path):
         yield f"{name}.path={path}: no such folder, or it has no config.json; name a Hugging Face model folder"
     folder = component.get("checkpoint_dir")
     if isinstance(folder, str):

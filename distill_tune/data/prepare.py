@@ -25,7 +25,7 @@ from distill_tune.data.prompts import PLAIN_READING, Prompt, Reading
 from distill_tune.data.sources import RowError, origin_of, require_unchanged, use_in_torchtune
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.data.turn_text import text_of_turns
-from distill_tune.errors import UserError
+from distill_tune.errors import UserError, one_line
 
 _CHUNK = 256  # rows that a worker takes at a time
 _SHOWN_FAULTS = 5
@@ -81,8 +81,7 @@ def _prepare(
     except UserError:
         raise
     except Exception as error:  # of a user's own component
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"dataset {_name(entry)}: {said}") from error
+        raise UserError(f"dataset {_name(entry)}: {one_line(error)}") from error
     max_seq_len = getattr(dataset, "max_seq_len", None) or max_seq_len
     if is_packed and max_seq_len is None:
         raise UserError("dataset.packed=True: needs a length to pack to; set tokenizer.max_seq_len")

@@ -11,7 +11,7 @@ from typing import Any
 
 from distill_tune.data.file_rows import ContentOnDisk, FileRows, HeldContent, HeldRows, Row, RowError
 from distill_tune.data.json_files import rows_in_parts, rows_of_text
-from distill_tune.errors import UserError
+from distill_tune.errors import UserError, one_line
 
 FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
 _PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
@@ -163,8 +163,7 @@ def _read_saved_dataset(folder: Path) -> "TableRows":
     try:
         return TableRows(datasets.load_from_disk(str(folder)).with_format("arrow")[:])
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"dataset {folder}: not as save_to_disk writes a folder: {reason}") from error
+        raise UserError(f"dataset {folder}: not as save_to_disk writes a folder: {one_line(error)}") from error
 
 
 class TableRows:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy
 
+from distill_tune.config.files import local_path
 from distill_tune.data.file_rows import FileRows, Row, RowError, read_or_told
 from distill_tune.data.hub import require_hub
 from distill_tune.data.row_files import FileOptions, format_of, read_rows, require_format
@@ -190,13 +191,13 @@ def _local(source: str, options: Mapping[str, Any]) -> Folder | None:
         named = sanitize_patterns(data_files or data_dir)
         if any(str(pattern).startswith(_REMOTE) for patterns in named.values() for pattern in patterns):
             return None
-        base = _path(data_dir if data_files and data_dir else "")
-        files = {split: [base / _path(each) for each in names] for split, names in named.items()}
+        base = local_path(data_dir if data_files and data_dir else "")
+        files = {split: [base / local_path(each) for each in names] for split, names in named.items()}
         only = [path for paths in files.values() for path in paths]
         if len(only) == 1 and os.path.isdir(only[0]):
             return read_folder(only[0], name)
         return Folder({split: [file for path in paths for file in _files_at(path)] for split, paths in files.items()})
-    path = _path(source)
+    path = local_path(source)
     if os.path.isdir(path):
         return read_folder(path / (data_dir or ""), name, data_files)
     if not (format_of(path) or source.startswith((".", "/", "~")) or os.path.exists(path)):
@@ -204,10 +205,6 @@ def _local(source: str, options: Mapping[str, Any]) -> Folder | None:
     if data_files or data_dir:
         raise UserError(f"dataset {source}: is no folder; data_files and data_dir are for those")
     return Folder({"train": _files_at(path)})
-
-
-def _path(name: str) -> Path:
-    return Path(os.path.expanduser(name))  # Path.expanduser raises where it finds no home
 
 
 def _files_at(path: Path) -> list[Path]:

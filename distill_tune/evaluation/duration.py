@@ -61,9 +61,9 @@ def work_of(
     """
     flops, again = StepFlops(student, teacher), ModelFlops.of_model(student, trains=False)
     recomputed = sum(again.of_layers(shape) for shape in shapes) if cfg.get("enable_activation_checkpointing") else 0.0
-    of_teacher = sum(map(flops.of_teacher, shapes))
     between, from_host = _travels(cfg, student, teacher, len(shapes), steps, shards)
-    return Work(sum(map(flops.of, shapes)) - of_teacher + recomputed, of_teacher, between, from_host)
+    student_work, teacher_work = sum(map(flops.of_student, shapes)), sum(map(flops.of_teacher, shapes))
+    return Work(student_work + recomputed, teacher_work, between, from_host)
 
 
 def seconds_on(gpu: Gpu, work: Work, student: torch.dtype, teacher: torch.dtype) -> Seconds | None:

@@ -1,10 +1,10 @@
 """The checkpoint that a config names: a Hugging Face folder, an adapter's, or a GGUF file."""
 
-import os
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from distill_tune.config.files import local_path
 from distill_tune.errors import UserError
 from distill_tune.models.checkpoint import Checkpoint, has_weights
 from distill_tune.models.gguf import GGUFCheckpoint
@@ -27,21 +27,20 @@ def open_checkpoint(
     if checkpointer is None:
         if "path" not in model:
             raise UserError(f"{prefix}checkpointer: missing; {model['_component_']} does not know its folder")
-        path = Path(os.path.expanduser(model["path"]))
-        if path.suffix == ".gguf":
-            return GGUFCheckpoint.open(model_key, path)
-        if not needs_weights and not has_weights(path):
-            return Checkpoint.described(model_key, f"{model_key}.path", path)
-        return Checkpoint.read(model_key, f"{model_key}.path", path)
-    key = f"{prefix}checkpointer"
-    component = checkpointer.get("_component_", "FullModelHFCheckpointer")
-    if component.rpartition(".")[2] != "FullModelHFCheckpointer":
-        raise UserError(
-            f"{key}._component_={component}: only Hugging Face folders are read; "
-            "take torchtune.training.FullModelHFCheckpointer"
-        )
-    folder_key, folder = f"{key}.checkpoint_dir", Path(checkpointer["checkpoint_dir"])
-    model_type = checkpointer.get("model_type")
-    if not needs_weights and not has_weights(folder):
-        return Checkpoint.described(key, folder_key, folder, model_type)
-    return Checkpoint.read(key, folder_key, folder, checkpointer.get("checkpoint_files"), model_type)
+        key, folder_key, folder = model_key, f"{model_key}.path", local_path(model["path"])
+        if folder.suffix == ".gguf":
+            return GGUFCheckpoint.open(key, folder)
+        files, model_type = None, None
+    else:
+        key = f"{prefix}checkpointer"
+        component = checkpointer.get("_component_", "FullModelHFCheckpointer")
+        if component.rpartition(".")[2] != "FullModelHFCheckpointer":
+            raise UserError(
+                f"{key}._component_={component}: only Hugging Face folders are read; "
+                "take torchtune.training.FullModelHFCheckpointer"
+            )
+        folder_key, folder = f"{key}.checkpoint_dir", Path(checkpointer["checkpoint_dir"])
+        files, model_type = checkpointer.get("checkpoint_files"), checkpointer.get("model_type")
+    if needs_weights or has_weights(folder):
+        return Checkpoint.read(key, folder_key, folder, files, model_type)
+    return Checkpoint.described(key, folder_key, folder, model_type)

@@ -7,7 +7,7 @@ from torchao.dtypes.nf4tensor import to_nf4
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.config.components import instantiate
-from distill_tune.errors import UserError
+from distill_tune.errors import UserError, one_line
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import conversion_of
 from distill_tune.models.gguf import BlockLinear, GGUFCheckpoint
@@ -87,7 +87,7 @@ def _quantise(layers: nn.Module, quantizer: DictConfig, device: torch.device) ->
         else:
             quantize_(layers, config, device=device)
     except (AssertionError, ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         if "mslk" in reason and device.type == "cuda":
             reason += "; without that package: teacher_quantizer.int4_packing_format=tile_packed_to_4d"
         raise UserError(f"teacher_quantizer: {quantizer['_component_']} on {device}: {reason}") from error

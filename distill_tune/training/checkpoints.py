@@ -42,7 +42,7 @@ class Checkpoints:
         keep_best: str | None = None,
     ) -> None:
         self._run, self._keep_last_n, self._keep_best = run, keep_last_n, keep_best
-        self._folder = run.path / "checkpoints"
+        self._folder = run.checkpoints
         self._best = float("inf")
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: concurrent.futures.Future[str | None] | None = None

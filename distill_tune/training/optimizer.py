@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from distill_tune.config.components import build, find_component, instantiate
-from distill_tune.errors import UserError
+from distill_tune.errors import UserError, one_line
 from distill_tune.models.adapters import adapter_names
 from distill_tune.training.warm_up import with_warm_up_in_steps
 
@@ -133,7 +133,7 @@ def build_lr_scheduler(
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"lr_scheduler: {name}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise UserError(f"lr_scheduler: {name}: {one_line(error)}") from error
     return scheduler
 
 

@@ -20,7 +20,7 @@ import distill_tune
 from distill_tune.config.files import recipes_folder
 from distill_tune.config.secrets import hide_in_arguments
 from distill_tune.data.dates import day_of_run
-from distill_tune.disk import keep_to_oneself
+from distill_tune.disk import keep_to_oneself, write_text
 from distill_tune.errors import UserError
 from distill_tune.training.distributed import from_main_process, is_main_process
 from distill_tune.training.metrics import read_metrics
@@ -51,6 +51,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
     def model(self) -> Path:
         return self.path / "model"
 
@@ -68,7 +72,7 @@ class RunFolder:
 
     def _last_step(self, cfg: DictConfig) -> int | None:
         has_result = self.model.exists() or self.adapter.exists()
-        if not has_result and any((self.path / "checkpoints").glob("step_*")):
+        if not has_result and any(self.checkpoints.glob("step_*")):
             return None  # the last checkpoint makes it again
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not there, or not readable
             step = json.loads(self._finished.read_text(encoding="utf-8"))["step"]
@@ -102,9 +106,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if not keep_to_oneself(self.path):
                 raise UserError(f"output_dir={self.path}: another run is writing there; wait for it, or name another")
-            partial = self.path / ".config.yaml.partial"
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, self._config)
+            write_text(self._config, text)
             self._finished.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"output_dir={self.path}: cannot be written: {error.strerror}") from error
@@ -125,10 +127,8 @@ class RunFolder:
         if last is None:
             *_, last = [None, *read_metrics(self.metrics)]
         if last and is_main_process():
-            partial = self.path / ".finished.json.partial"
             with contextlib.suppress(OSError):  # on a full disk model/ and adapter/ are what matters
-                partial.write_text(json.dumps({"step": last["step"]}) + "\n", encoding="utf-8")
-                os.replace(partial, self._finished)
+                write_text(self._finished, json.dumps({"step": last["step"]}) + "\n")
         if last:
             found = {name: last.get(name) for name in ("loss", "ce_loss", "kd_loss")}
             losses = [f"{name} {value:.4f}" for name, value in found.items() if value is not None]  # null: not finite

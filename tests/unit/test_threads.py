@@ -34,7 +34,7 @@ def test_threads_sleep_soon_unless_the_user_says_how_they_wait(said, found, monk
 )
 def test_cpus_that_may_be_used_are_shared_among_processes(usable, visible, processes, count, monkeypatch):
     monkeypatch.setattr(threads, "usable_cpus", lambda: usable)
-    monkeypatch.setattr(threads, "_visible_cpus", lambda: visible)
+    monkeypatch.setattr(threads, "visible_cpus", lambda: visible)
     environment: dict[str, str] = {}
     threads.set_threads(processes, environment)
     assert environment.get("OMP_NUM_THREADS") == count
