@@ -231,6 +231,11 @@ def encoding_of(kind: str, settings: dict[str, Any]) -> SampledEncoding | TopEnc
     return _ENCODINGS[kind](**settings)
 
 
+def settings_of(encoding: SampledEncoding | TopEncoding | HiddenEncoding) -> dict[str, Any]:
+    """What :func:`encoding_of` makes it of again."""
+    return dataclasses.asdict(encoding)
+
+
 class _Reader:
     """Takes numbers from the bytes of a row."""
 

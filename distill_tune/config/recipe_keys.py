@@ -52,10 +52,15 @@ def check_keys(config: DictConfig, recipe: Path, source: str, overrides: Sequenc
         if key in KEYS:
             if key in asked and KEYS[key].distributed and not is_distributed(recipe):
                 faults.append(f"{key}: {recipe.stem} does not read it; kd_distributed does")
+            if key in asked and is_shipped and KEYS[key].recipe not in (None, recipe.stem):
+                faults.append(f"{key}: {recipe.stem} does not read it; {KEYS[key].recipe} does")
         elif is_shipped:
             faults.append(f"{key}: no such key{_suggest(key, config)}")
         elif near := [*difflib.get_close_matches(key, {*KEYS, *own}, 3, _ALMOST), *_inside(key, config)]:
             faults.append(f"{key}: no such key, did you mean {' or '.join(near)}?")
+    if is_shipped:
+        missing = [key for key in KEYS if KEYS[key].recipe == recipe.stem and config.get(key) is None]
+        faults += [f"{key}: missing; {recipe.stem} needs it: {KEYS[key].meaning}" for key in missing]
     needed = [key for key in sorted(KEYS) if key not in config and isinstance(KEYS[key].default, Needed)]
     return faults + [f"{key}: missing; the recipe needs it" for key in needed if is_shipped or _needs(text, key)]
 

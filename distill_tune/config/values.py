@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from distill_tune.config.files import is_model_folder
+from distill_tune.config.files import is_model_folder, nearest
 from distill_tune.config.keys import KEYS, fault_of, is_set
-from distill_tune.config.kinds import ABOVE_0, WARM_UP
+from distill_tune.config.kinds import ABOVE_0, WARM_UP, Kind, one_of, whole
 
 # Arguments that name files, wherever a component has them.
 _FILES = ("path", "merges_file", "vocab_path", "merges_path", "special_tokens_path")
@@ -58,6 +58,7 @@ def check_values(config: DictConfig, read_otherwise: Set[str] = frozenset()) -> 
                 faults.append(f"{checkpointer}: missing; {model.get('_component_')} does not know its folder")
     if config.get("teacher_quantizer") is not None and config.get("teacher_offload") is True:
         faults.append("teacher_offload=True: streams plain weights alone; leave teacher_quantizer out")
+    faults += _faults_of_cache(config.get("cache"))
     faults += _without_effect(config, read_otherwise)
     hidden_loss = config.get("hidden_loss")
     if isinstance(hidden_loss, DictConfig) and hidden_loss.get("positions") == "all":
@@ -65,6 +66,35 @@ def check_values(config: DictConfig, read_otherwise: Set[str] = frozenset()) -> 
             if config.get(key) is not None:
                 faults.append(f"hidden_loss.positions=all: {key} has teacher and student read different rows")
     return faults
+
+
+# Of the section `cache`: what each may be, and the kinds that heed it.
+_CACHE: dict[str, tuple[Kind, tuple[str, ...]]] = {
+    "kind": (one_of("sampled", "top_k", "hidden"), ()),
+    "draws": (whole(1), ("sampled",)),
+    "proposal_temperature": (ABOVE_0, ("sampled",)),
+    "k": (whole(1), ("top_k",)),
+    "temperature": (ABOVE_0, ("sampled", "top_k")),
+}
+
+
+def _faults_of_cache(cache: Any) -> Iterator[str]:
+    if not isinstance(cache, DictConfig):
+        return
+    if "kind" not in cache:
+        yield f"cache.kind: missing; it {_CACHE['kind'][0].fault(None)}"
+    for name, value in cache.items():
+        if name not in _CACHE:
+            near = nearest(str(name), _CACHE)
+            yield f"cache.{name}: no such key, " + (f"did you mean {near[0]}?" if near else f"take {', '.join(_CACHE)}")
+            continue
+        kind, heeded_by = _CACHE[str(name)]
+        if value is None and name != "kind":
+            continue
+        if fault := kind.fault(value):
+            yield f"cache.{name}={_shown(value)}: {fault}"
+        elif heeded_by and cache.get("kind") not in heeded_by:
+            yield f"cache.{name}={value}: cache.kind={cache.get('kind')} does not heed it; leave it out"
 
 
 def _without_effect(config: DictConfig, read_otherwise: Set[str]) -> Iterator[str]:
@@ -149,6 +179,12 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
             yield f"{name}.path={path}: no such file"
         elif name == "model":
             yield f"{name}.path={path}: a GGUF file can be a teacher; a student needs a Hugging Face model folder"
+    elif component["_component_"] == "distill_tune.teachers.Cached" and isinstance(path, str):
+        if not os.path.isfile(os.path.join(path, "manifest.json")):
+            yield (
+                f"{name}.path={path}: no cache of a teacher; make one from this config with its teacher: "
+                f"distill-tune run teacher_cache --config ... cache.kind=sampled output_dir={path}"
+            )
     elif str(component["_component_"]).endswith(".EarlierCheckpoint") and isinstance(path, str):
         if not os.path.isfile(os.path.join(path, "state.json")):
             yield f"{name}.path={path}: no checkpoint of a run; name a folder checkpoints/step_N"
