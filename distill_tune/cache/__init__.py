@@ -1,5 +1,6 @@
 """A teacher's word on rows, stored: found by what a row contains, whatever the order in which it is asked for."""
 
+from distill_tune.cache.agreement import Agreement
 from distill_tune.cache.encoding import (
     Encoding,
     HiddenEncoding,
@@ -21,6 +22,7 @@ __all__ = [
     "MANIFEST",
     "OUTPUT_LAYER",
     "SHARD_BYTES",
+    "Agreement",
     "CacheReader",
     "CacheWriter",
     "Encoding",

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 import distill_tune
-from distill_tune.cli import cat, compare, cp, data, demo, download, init_student, ls, plan, run, validate
+from distill_tune.cli import cache, cat, compare, cp, data, demo, download, init_student, ls, plan, run, validate
 from distill_tune.cli.caller import left_as_it_was
 from distill_tune.config.entry import told_without_traceback
 from distill_tune.config.streams import telling_of_lost_output
@@ -22,11 +22,12 @@ A recipe is a script, a config its settings; both are yours to copy and edit:
   distill-tune cp tiny mine.yaml                           your own config
   distill-tune validate --config mine.yaml                 check it, without running
   distill-tune data --config mine.yaml                     what of the rows is learned
+  distill-tune cache ls cache                              what a stored teacher holds
   distill-tune plan --config mine.yaml --gpu A100          its memory and hours, without a GPU
 """
 
 
-_READ_THEMSELVES = ("run", "validate", "data", "plan")
+_READ_THEMSELVES = ("run", "validate", "data", "plan", "cache")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"distill-tune {distill_tune.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, ls, cp, cat, validate, data, plan, download, init_student, compare, demo):
+    for command in (run, ls, cp, cat, validate, data, plan, download, init_student, compare, cache, demo):
         command.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
     # These read their arguments themselves: argparse would take torchrun's options and --config for its own.

@@ -13,6 +13,7 @@ import torch
 from tiny import MEASURED, ROWS, metrics_of, put_before
 
 from distill_tune.cache import CacheReader, shard_files
+from distill_tune.cli.main import main as command_line
 from distill_tune.config.files import recipes_folder
 from distill_tune.disk import release_locks
 
@@ -229,3 +230,49 @@ def test_what_cannot_be_stored_is_told_before_the_teacher_loads(run, capsys, tmp
     assert told in capsys.readouterr().err
     assert not shard_files(tmp_path / "cache")
     assert "RANK" not in os.environ
+
+
+@pytest.mark.parametrize("kind", ["sampled", "top_k", "hidden"])
+def test_a_cache_is_shown_and_verified_against_its_teacher_and_not_against_another(run, config, tmp_path, capsys, kind):
+    run("teacher_cache", f"cache.kind={kind}", "output_dir=cache")
+    capsys.readouterr()
+    command_line(["cache", "ls", "cache"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"cache: {kind}, vocab_size 320")
+    assert f"{len(ROWS)} rows, " in shown
+    assert "distill_tune.models.from_hf" in shown
+    command_line(["cache", "verify", "cache", "--config", "config.yaml", "--rows", "40"])
+    told = capsys.readouterr().out
+    assert "all 1 shards are as they were written" in told
+    assert "differ by 0 at most, 0 on average; 100.0% of positions are the same" in told
+    assert "another teacher" not in told
+    with pytest.raises(SystemExit):
+        command_line(["cache", "verify", "cache", "teacher_model.path=${model.path}", "--config", "config.yaml"])
+    told = capsys.readouterr()
+    assert "another teacher than it was made with: content was " in told.out
+    assert "what is stored is not what this teacher says" in told.err
+    (shard,) = shard_files(tmp_path / "cache")
+    content = bytearray(shard.read_bytes())
+    content[-40] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(SystemExit):
+        command_line(["cache", "verify", "cache"])
+    assert "is damaged: its checksum differs; delete the file" in capsys.readouterr().err
+    shard.unlink()
+    run("teacher_cache", f"cache.kind={kind}", "output_dir=cache")
+    command_line(["cache", "verify", "cache"])  # made anew
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["ls", "nowhere"], "nowhere: no cache of a teacher"),
+        (["verify", "nowhere"], "nowhere: no cache of a teacher"),
+        (["verify", "nowhere", "--rows", "0"], "--rows 0: must be a whole number of at least 1"),
+    ],
+)
+def test_what_cannot_be_shown_is_told(arguments, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        command_line(["cache", *arguments])
+    assert told in capsys.readouterr().err
