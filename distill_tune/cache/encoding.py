@@ -10,6 +10,7 @@ A row begins with the number of its positions, 4 bytes. All numbers are little-e
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
@@ -185,11 +186,16 @@ class TopEncoding:
             reader.require_end()
         words, bits = numpy.concatenate(all_words), _id_bits(self.vocab_size)
         ids = (words & (1 << bits) - 1).astype(numpy.int32)
-        of_rest = _log_probs(numpy.concatenate(rests), 16)
-        events = numpy.concatenate([_log_probs(words >> bits, 32 - bits), of_rest[:, None]], 1)
-        events -= numpy.logaddexp.reduce(events, axis=1, keepdims=True)
-        log_probs, log_rest = _float32(events[:, :-1]), _float32(events[:, -1])
-        return TopTokens(torch.from_numpy(ids), log_probs, log_rest, self.temperature, self.vocab_size)
+        log_probs = _log_probs_of(32 - bits)[words >> bits]  # [n, k]
+        log_rest = _log_probs_of(16)[numpy.concatenate(rests)]
+        log_total = numpy.log(numpy.exp(log_probs).sum(-1) + numpy.exp(log_rest))
+        return TopTokens(
+            torch.from_numpy(ids),
+            torch.from_numpy(log_probs - log_total[:, None]),
+            torch.from_numpy(log_rest - log_total),
+            self.temperature,
+            self.vocab_size,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,8 +305,12 @@ def _codes_of_log_probs(log_probs: numpy.ndarray, bits: int) -> numpy.ndarray:
     return numpy.where(log_probs == -numpy.inf, numpy.uint32(0), codes)
 
 
-def _log_probs(codes: numpy.ndarray, bits: int) -> numpy.ndarray:
-    return numpy.where(codes == 0, -numpy.inf, _values(codes, _LEAST_LOG_PROB, 0.0, bits))
+@functools.cache
+def _log_probs_of(bits: int) -> numpy.ndarray:
+    """Of each code, float32."""
+    values = _values(numpy.arange(1 << bits), _LEAST_LOG_PROB, 0.0, bits).astype(numpy.float32)
+    values[0] = -numpy.inf
+    return values
 
 
 def _float32(values: numpy.ndarray) -> torch.Tensor:
