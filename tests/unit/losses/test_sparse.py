@@ -69,6 +69,7 @@ SETTINGS = [
     {},
     {"kd_ratio": 1.0},
     {"temperature": 2.0},
+    {"temperature": 0.7},
     {"temperature": 2.0, "kd_ratio": 1.0},
     {"softcap": 3.0},
     {"softcap": 3.0, "temperature": 0.7},
