@@ -1,7 +1,8 @@
 """Store a teacher's word on every row of a config, to train from without the teacher.
 
     distill-tune run teacher_cache --config tiny cache.kind=sampled output_dir=cache
-    distill-tune run kd_single_device --config tiny teacher_model=distill_tune.teachers.Cached teacher_model.path=cache
+    distill-tune run kd_single_device --config tiny \\
+        'teacher_model={_component_: distill_tune.teachers.Cached, path: cache}'
 
 With the very config that will train: its rows, tokenizer and teacher. Started again, it goes on where it was stopped or
 killed; with more rows, it adds these. On several GPUs the teacher is sharded as kd_distributed shards it.

@@ -28,6 +28,8 @@ _NARROW_COUNTS = 2**6  # more draws than this less one take 4 bytes an entry
 _MOST_ENTROPY = 16.0  # nats; that of 2^20 tokens is 13.9
 _LEAST_LOG_PROB = -32.0
 _LOG_WEIGHTS = (-24.0, 8.0)
+# Distinct tokens of so many draws, as large models give them (arXiv 2503.16870), and how they grow with the draws.
+_DISTINCT_OF_50, _WITH_DRAWS = 12.0, 0.8
 
 Blob = bytes | memoryview
 
@@ -40,6 +42,10 @@ class Encoding(Protocol):
     """
 
     kind: ClassVar[str]
+
+    def bytes_of_position(self) -> tuple[float, float]:
+        """About, and at most."""
+        ...
 
     def encode(self, record: Any, num_positions: Sequence[int]) -> list[bytes]:
         """
@@ -91,6 +97,10 @@ class SampledEncoding:
     @property
     def _id_bits(self) -> int:
         return _id_bits(self.vocab_size) if self._entry_bytes == 3 or self._has_weights else _WIDE_IDS
+
+    def bytes_of_position(self) -> tuple[float, float]:
+        least, some = 2 + numpy.dtype(self._count_dtype).itemsize, _DISTINCT_OF_50 * (self.draws / 50) ** _WITH_DRAWS
+        return least + self._entry_bytes * min(some, self.draws), least + self._entry_bytes * self.draws
 
     @property
     def _count_dtype(self) -> str:
@@ -167,6 +177,9 @@ class TopEncoding:
         """Of a position."""
         return min(self.k, self.vocab_size)
 
+    def bytes_of_position(self) -> tuple[float, float]:
+        return 2.0 + 4.0 * self._entries, 2.0 + 4.0 * self._entries
+
     def encode(self, record: TopTokens, num_positions: Sequence[int]) -> list[bytes]:
         bits = _id_bits(self.vocab_size)
         ids, log_probs = record.ids.cpu().numpy(), record.log_probs.float().cpu().numpy()  # [n, k]
@@ -206,6 +219,9 @@ class HiddenEncoding:
     width: int
 
     kind: ClassVar[str] = "hidden"
+
+    def bytes_of_position(self) -> tuple[float, float]:
+        return 2.0 * self.width, 2.0 * self.width
 
     def encode(self, record: torch.Tensor, num_positions: Sequence[int]) -> list[bytes]:
         hidden = record.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy()

@@ -104,20 +104,22 @@ def _without_effect(config: DictConfig, read_otherwise: Set[str]) -> Iterator[st
         if not is_heeded and is_set(key, config.get(key)):
             yield f"{key}={_shown(config[key])}: nothing heeds it without {' or '.join(entry.beside)}; leave it out"
     teacher = config.get("teacher_model")
-    if config.get("teacher_combination") is not None and isinstance(teacher, DictConfig):
+    kind = str(teacher.get("_component_", "")) if isinstance(teacher, DictConfig) else ""
+    is_stored = kind == _STORED  # from this very config, with the teacher itself in it
+    if config.get("teacher_combination") is not None and isinstance(teacher, DictConfig) and not is_stored:
         yield f"teacher_combination={config['teacher_combination']}: teacher_model names one teacher; give a list"
     if config.get("dataset_temperature") is not None and isinstance(config.get("dataset"), DictConfig):
         yield f"dataset_temperature={config['dataset_temperature']}: dataset names one dataset; give a list"
     if config.get("resume_from_checkpoint") and config.get("resume") is not None:
         told = f"resume_from_checkpoint={config['resume_from_checkpoint']}"
         yield f"{told}: resume={config['resume']} means the same; keep one"
-    kind = str(teacher.get("_component_", "")) if isinstance(teacher, DictConfig) else ""
     for key in ("teacher_quantizer", "teacher_offload"):
-        if config.get(key) and kind.startswith(_KINDS_OF_TEACHER):
+        if config.get(key) and kind.startswith(_KINDS_OF_TEACHER) and not is_stored:
             yield f"{key}: {kind} does not heed it; it is for models"
 
 
 _KINDS_OF_TEACHER = "distill_tune.teachers."
+_STORED = "distill_tune.teachers.Cached"
 _PROMPT_KEYS = ("student_prompt_template", "teacher_prompt_template", "teacher_system_prompt", "teacher_max_seq_len")
 
 
@@ -179,7 +181,7 @@ def _argument_faults(name: str, component: DictConfig) -> Iterator[str]:
             yield f"{name}.path={path}: no such file"
         elif name == "model":
             yield f"{name}.path={path}: a GGUF file can be a teacher; a student needs a Hugging Face model folder"
-    elif component["_component_"] == "distill_tune.teachers.Cached" and isinstance(path, str):
+    elif component["_component_"] == _STORED and isinstance(path, str):
         if not os.path.isfile(os.path.join(path, "manifest.json")):
             yield (
                 f"{name}.path={path}: no cache of a teacher; make one from this config with its teacher: "

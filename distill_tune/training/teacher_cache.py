@@ -1,5 +1,6 @@
 """What recipes/teacher_cache.py does besides asking the teacher: which cache, of what, and what it leaves."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -166,5 +167,5 @@ def finish_cache(folder: Path, manifest: cache.Manifest, plans: Sequence[data.St
     return (
         f"done: {manifest.num_rows:,} rows, {manifest.num_positions:,} supervised tokens, {each:.1f} bytes each\n"
         f"  {folder}  {len(shard_files(folder))} shards of kind {manifest.kind}\n"
-        f"train from it: teacher_model=distill_tune.teachers.Cached teacher_model.path={folder}"
+        f"train from it: {shlex.quote(f'teacher_model={{_component_: distill_tune.teachers.Cached, path: {folder}}}')}"
     )

@@ -18,7 +18,7 @@ from distill_tune.config.files import recipes_folder
 from distill_tune.disk import release_locks
 
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-CACHED = ["teacher_model=distill_tune.teachers.Cached", "teacher_model.path=cache"]
+CACHED = ["teacher_model={_component_: distill_tune.teachers.Cached, path: cache}"]
 
 
 @pytest.fixture
@@ -106,16 +106,14 @@ def test_top_tokens_teach_as_the_live_teachers_do_and_resume_bit_for_bit(run, co
     for mine, its in zip(losses_of(tmp_path / "whole"), losses_of(tmp_path / "live"), strict=True):
         assert mine["kd_loss"] == pytest.approx(its["kd_loss"], rel=2e-3)
     (tmp_path / "cache").rename(tmp_path / "elsewhere")
-    moved = [CACHED[0], "teacher_model.path=elsewhere"]
-    run("kd_single_device", "output_dir=again", *moved, "resume=whole/checkpoints/step_5")
+    moved = CACHED[0].replace("path: cache", "path: elsewhere")
+    run("kd_single_device", "output_dir=again", moved, "resume=whole/checkpoints/step_5")
     assert losses_of(tmp_path / "again") == losses_of(tmp_path / "whole")
 
 
 def test_draws_teach_whatever_the_order_the_packing_and_the_weights(run, config, rows_file, tmp_path, capsys):
     run("teacher_cache", "cache.kind=sampled", "cache.draws=400", "output_dir=cache")
-    assert (
-        "train from it: teacher_model=distill_tune.teachers.Cached teacher_model.path=cache" in capsys.readouterr().out
-    )
+    assert f"train from it: '{CACHED[0]}'" in capsys.readouterr().out
     dataset = {"_component_": "distill_tune.data.instruct", "source": str(rows_file)}
     config(dataset=[dataset | {"weight": 1.0, "packed": True}, dataset | {"weight": 2.0, "split": "train[:9]"}], seed=3)
     run("kd_single_device", "output_dir=live")
@@ -251,6 +249,9 @@ def test_a_cache_is_shown_and_verified_against_its_teacher_and_not_against_anoth
     told = capsys.readouterr()
     assert "another teacher than it was made with: content was " in told.out
     assert "what is stored is not what this teacher says" in told.err
+    with pytest.raises(SystemExit):
+        command_line(["compare", "teacher", "dataset_val=${dataset}", *CACHED, "--config", "config.yaml"])
+    assert "Cached knows no rows but its own; name the teacher itself" in capsys.readouterr().err
     (shard,) = shard_files(tmp_path / "cache")
     content = bytearray(shard.read_bytes())
     content[-40] ^= 1
