@@ -1,7 +1,6 @@
 """`distill-tune data`: rows as student and teacher read them, with what is learned marked."""
 
 import argparse
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,6 @@ _ROWS = 3
 _MOST, _HEAD, _TAIL = 700, 400, 200  # characters of a text that is shown in part
 _LEARNED = "black on bright_green"
 _MOST_ENDS = 3
-_OF_WEIGHTS = re.compile(r"(teacher_)?(model|checkpointer)\b.*no such")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -48,7 +46,7 @@ def _data(options: argparse.Namespace) -> None:
     arguments, row = _take_number(list(options.arguments), "--row")
     arguments, first = _take_number(arguments, "--rows")
     recipe, name, overrides, _ = read_arguments(arguments)
-    cfg = checked_config(recipe, name, overrides, "all", tolerated=_OF_WEIGHTS)
+    cfg = checked_config(recipe, name, overrides, "all", needs_weights=False)
 
     from rich.console import Console
 

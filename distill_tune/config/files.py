@@ -1,10 +1,9 @@
 """Where recipes and configs lie, and which file a name means."""
 
-import difflib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
+from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.errors import UserError
 
 # torchtune's names, for those who come from it.
@@ -77,7 +76,9 @@ def find_recipe(name: str) -> Path:
         raise UserError(f"recipe {name}: torchtune's; here it is {_RECIPES_OF_TORCHTUNE[name]}")
     if name in (names := config_names()) or name in {full.rpartition("/")[2] for full in names}:
         raise UserError(f"recipe {name}: is a config; distill-tune run kd_single_device --config {name}")
-    raise UserError(f"recipe {name}: no such recipe{_near(name, recipe_names())}; `distill-tune ls` lists them all")
+    raise UserError(
+        f"recipe {name}: no such recipe{did_you_mean(nearest(name, recipe_names()))}; `distill-tune ls` lists them all"
+    )
 
 
 def find_config(name: str) -> Path:
@@ -101,7 +102,7 @@ def find_config(name: str) -> Path:
         raise UserError(f"config {name}: several have this name, take one of {', '.join(matches)}")
     if (bare := name.rpartition("/")[2]) in _CONFIGS_OF_TORCHTUNE:
         raise UserError(f"config {name}: torchtune's; here it is {_CONFIGS_OF_TORCHTUNE[bare]}, for every KD recipe")
-    near = _near(name, [*names, *(full.rpartition("/")[2] for full in names)])
+    near = did_you_mean(nearest(name, [*names, *(full.rpartition("/")[2] for full in names)]))
     raise UserError(f"config {name}: no such config{near}; `distill-tune ls` lists them all")
 
 
@@ -112,13 +113,3 @@ def find_recipe_or_config(name: str) -> Path:
         UserError: there is none.
     """
     return find_recipe(name) if name in recipe_names() or name.endswith(".py") else find_config(name)
-
-
-def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """The few names that resemble ``name``, best first."""
-    return difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.6)
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    found = nearest(name, names)
-    return f", did you mean {' or '.join(found)}?" if found else ""
