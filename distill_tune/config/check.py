@@ -9,7 +9,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill_tune.config.components import arguments_taken, check_components
 from distill_tune.config.files import find_config
-from distill_tune.config.launch import process_environment
 from distill_tune.config.load import load_config
 from distill_tune.config.missing_files import missing_files
 from distill_tune.config.nodes import components_of
@@ -17,6 +16,7 @@ from distill_tune.config.recipe_keys import Recipe, check_keys
 from distill_tune.config.trust import is_known
 from distill_tune.config.values import check_values
 from distill_tune.errors import Faults
+from distill_tune.launch import process_environment
 
 _MAY_IMPORT = {"nothing": lambda name: False, "known": is_known, "all": lambda name: True}
 

@@ -38,12 +38,10 @@ def whom_it_waited_for(error: BaseException) -> str:
     return f"{_place(traceback.walk_tb(error.__traceback__))}: a collective did not end in time; {who}"
 
 
-def has_lost_a_rank(error: BaseException) -> bool:
-    """Whether an error means that another rank has ended."""
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST)
-
-
-def where_it_lost_a_rank(error: BaseException) -> str:
+def where_it_lost_a_rank(error: BaseException) -> str | None:
+    """The place, where an error means that another rank has ended; None for any other error."""
+    if not isinstance(error, RuntimeError) or not any(text in str(error) for text in _LOST):
+        return None
     place = _place(traceback.walk_tb(error.__traceback__))
     return f"{place}: the connection to another rank is lost; that rank has failed, and its own output says why"
 
