@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from distill_tune.cli.validate import read_arguments
 from distill_tune.config.check import checked_config
+from distill_tune.config.values import needs_teacher
 from distill_tune.counts import counted
 from distill_tune.errors import UserError
 
@@ -73,7 +74,7 @@ def _teacher_names(cfg: DictConfig) -> tuple[str, ...]:
     """By which rows choose their teacher; no teacher is built."""
     from distill_tune.teachers.build import entries_of
 
-    if cfg.get("teacher_combination") != "by_row" or (cfg.get("kd_ratio", 0.5) == 0 and not cfg.get("hidden_loss")):
+    if cfg.get("teacher_combination") != "by_row" or not needs_teacher(cfg):
         return ()
     return tuple(entry.name for _, entry, _ in entries_of(cfg.teacher_model, cfg.get("teacher_checkpointer")))
 

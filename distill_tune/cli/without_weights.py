@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from distill_tune.config.check import checked_config
-from distill_tune.config.files import find_config, is_model_folder, local_path
-from distill_tune.config.missing_files import MissingFile, missing_files
+from distill_tune.config.files import find_config, is_model_folder
+from distill_tune.config.missing_files import MissingFile, is_model, missing_files
+from distill_tune.config.nodes import components_of
 from distill_tune.errors import Faults
-
-_PLACES = (("model", "path"), ("teacher_model", "path"), ("checkpointer", "checkpoint_dir"),
-           ("teacher_checkpointer", "checkpoint_dir"))  # fmt: skip
 
 
 def config_without_weights(recipe: Path, name: str, overrides: Sequence[str]) -> DictConfig:
@@ -41,22 +38,13 @@ def use_published(cfg: DictConfig) -> list[str]:
     from distill_tune.models.published import published_folder
 
     names = []
-    for entry, key in _entries(cfg):
-        path = entry.get(key)
-        is_here = isinstance(path, str) and is_model_folder(local_path(path))
-        if isinstance(path, str) and not is_here and (folder := published_folder(path)):
-            entry[key] = str(folder)
+    for key, component in components_of(cfg):
+        name = "path" if is_model(key) else "checkpoint_dir"
+        path = component.get(name)
+        if isinstance(path, str) and not is_model_folder(path) and (folder := published_folder(path)):
+            component[name] = str(folder)
             names.append(folder.name)
     return list(dict.fromkeys(names))
-
-
-def _entries(cfg: DictConfig) -> list[tuple[Any, str]]:
-    found = []
-    for name, key in _PLACES:
-        value = cfg.get(name)
-        values = list(value) if isinstance(value, ListConfig) else [value]
-        found += [(entry, key) for entry in values if isinstance(entry, DictConfig)]
-    return found
 
 
 def _is_beside_config(file: MissingFile) -> bool:

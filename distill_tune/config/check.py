@@ -1,7 +1,7 @@
 """A config that a recipe can run: every key, value and argument checked, all faults told at once."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from distill_tune.config.components import arguments_taken, check_components
 from distill_tune.config.files import find_config
 from distill_tune.config.load import load_config
 from distill_tune.config.missing_files import missing_files
-from distill_tune.config.nodes import components_of
+from distill_tune.config.nodes import components_of, nodes_of
 from distill_tune.config.recipe_keys import Recipe, check_keys
 from distill_tune.config.trust import is_known
 from distill_tune.config.values import check_values
@@ -63,31 +63,25 @@ def load(
         The config, and a line for each component that lost arguments.
     """
     config = load_config(path, overrides)
-    in_file = OmegaConf.to_container(OmegaConf.load(path))
+    in_file = dict(nodes_of(OmegaConf.to_container(OmegaConf.load(path))))
     return config, list(_drop_arguments_of_replaced(config, in_file, overrides, may_import))
 
 
 def _drop_arguments_of_replaced(
-    config: DictConfig, in_file: Any, overrides: Sequence[str], may_import: Callable[[str], bool]
+    config: DictConfig, in_file: Mapping[str, Any], overrides: Sequence[str], may_import: Callable[[str], bool]
 ) -> Iterator[str]:
     """Drop what the file gives another component than the command line names, where this one does not take it."""
-    written = tuple(override.lstrip("+") for override in overrides)
+    written = [override.lstrip("+") for override in overrides]
+    given = [override.partition("=")[0] for override in written]
     for key, component in components_of(config):
-        name, old = component["_component_"], _at(in_file, key)
+        name, old = component["_component_"], in_file.get(key)
         is_named = f"{key}={name}" in written or f"{key}._component_={name}" in written
         taken = arguments_taken(key, name) if is_named and may_import(name) else None
-        if taken is None or old.get("_component_") in (None, name):
+        if taken is None or not isinstance(old, dict) or old.get("_component_") in (None, name):
             continue
-        inherited = [a for a in map(str, component) if a in old and a != "_component_"]
-        inherited = [a for a in inherited if not any(w.startswith((f"{key}.{a}=", f"{key}.{a}.")) for w in written)]
-        if dropped := [argument for argument in inherited if argument not in taken]:
+        others = {argument for argument in map(str, component) if argument in old} - taken - {"_component_"}
+        if dropped := [a for a in old if a in others and not any(f"{w}.".startswith(f"{key}.{a}.") for w in given)]:
             for argument in dropped:
                 del component[argument]
             told = f"{key}: {name} does not take {', '.join(dropped)}, which the file gives {old['_component_']}"
             yield f"{told}: left out"
-
-
-def _at(node: Any, key: str) -> dict[str, Any]:
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else node[int(part)] if isinstance(node, list) else None
-    return node if isinstance(node, dict) else {}

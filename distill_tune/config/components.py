@@ -213,10 +213,10 @@ def _mismatch(value: Any, annotation: Any) -> str | None:
     """What a value would have to be, where it does not fit an annotation of plain types; unknown types fit all."""
     kind, arguments = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if kind in (typing.Union, types.UnionType):
-        plain = [option for option in arguments if option in (int, float, bool, str)]
         # In `float | Tensor` a plain value has to be the float; where no option is plain, anything may fit.
-        others = [option for option in arguments if option not in plain and _is_written_in_yaml(option)]
-        mismatches = [_mismatch(value, option) for option in ([*plain, *others] if plain else arguments)]
+        if any(option in (int, float, bool, str) for option in arguments):
+            arguments = tuple(o for o in arguments if o in _IN_WORDS or o is Any or typing.get_origin(o))
+        mismatches = [_mismatch(value, option) for option in arguments]
         return None if None in mismatches else " or ".join(dict.fromkeys(filter(None, mismatches)))
     if kind is typing.Literal:
         choices = list(map(str, arguments))
@@ -228,10 +228,6 @@ def _mismatch(value: Any, annotation: Any) -> str | None:
         return None
     fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
     return None if fits else _IN_WORDS[kind]
-
-
-def _is_written_in_yaml(annotation: Any) -> bool:
-    return annotation in (list, dict, types.NoneType, Any) or typing.get_origin(annotation) is not None
 
 
 def _is_same(value: Any, default: Any) -> bool:

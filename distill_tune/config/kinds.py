@@ -34,12 +34,8 @@ class Kind:
         return self.further(value) if self.fits(value) else f"must be {self.text}{self.hint}"
 
     def or_null(self) -> "Kind":
-        return Kind(
-            f"{self.text} or null",
-            lambda value: value is None or self.fits(value),
-            lambda value: None if value is None else self.further(value),
-            self.hint,
-        )
+        fits = self.fits
+        return dataclasses.replace(self, text=f"{self.text} or null", fits=lambda value: value is None or fits(value))
 
     def or_schedule(self) -> "Kind":
         """Its values are checked once the run's length is known."""

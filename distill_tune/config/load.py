@@ -99,8 +99,6 @@ def _apply(config: DictConfig, override: str) -> None:
         if isinstance(value, str) and (is_component or (is_new and "." in value)):
             key = f"{key}._component_"
         OmegaConf.update(config, key, value, merge=False, force_add=True)
-    except UserError:
-        raise
     except (OmegaConfBaseException, TypeError, AttributeError, AssertionError, ValueError, IndexError) as error:
         raise UserError(f"{override}: cannot be set: {one_line(error)}") from error
 

@@ -15,7 +15,9 @@ def nodes_of(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def children_of(node: Any) -> Iterable[tuple[Any, Any]]:
     """(key or index, value) of what a mapping or a list has."""
-    return node.items() if isinstance(node, DictConfig) else enumerate(node) if isinstance(node, ListConfig) else ()
+    if isinstance(node, DictConfig | dict):
+        return node.items()
+    return enumerate(node) if isinstance(node, ListConfig | list) else ()
 
 
 def is_component(node: Any) -> bool:

@@ -44,6 +44,11 @@ def check_values(config: DictConfig, read_otherwise: Set[str] = frozenset()) -> 
     return [*_of_keys(config), *_of_arguments(config), *_of_several(config), *_without_effect(config, read_otherwise)]
 
 
+def needs_teacher(config: DictConfig) -> bool:
+    """Whether the loss has a part that a teacher gives."""
+    return config.get("kd_ratio", KEYS["kd_ratio"].default) != 0 or config.get("hidden_loss") is not None
+
+
 def _of_keys(config: DictConfig) -> Iterator[str]:
     for key in KEYS:
         if key in config and (fault := KEYS[key].values.fault(config[key])):
@@ -75,18 +80,18 @@ def _of_arguments(config: DictConfig) -> Iterator[str]:
 
 def _of_several(config: DictConfig) -> Iterator[str]:
     """What one key's value asks of another's."""
-    tokens, ratio, hidden_loss = (config.get(key) for key in ("max_tokens_per_batch", "kd_ratio", "hidden_loss"))
+    tokens, hidden_loss = config.get("max_tokens_per_batch"), config.get("hidden_loss")
     if config.get("enable_activation_offloading") is True and config.get("device") in ("cpu", "mps"):
         yield f"enable_activation_offloading=True: needs device=cuda, device is {config['device']}"
     if tokens is not None and config.get("batch_size") is not None:
         yield f"max_tokens_per_batch={tokens}: takes the place of batch_size; set batch_size=null as well"
     if tokens is None and config.get("batch_size", 1) is None:
         yield "batch_size=null: needs max_tokens_per_batch"
-    needs_teacher = ratio != 0 or hidden_loss is not None
-    if needs_teacher and config.get("teacher_model") is None:
-        why = "hidden_loss" if ratio == 0 else f"kd_ratio={_shown(config.get('kd_ratio', KEYS['kd_ratio'].default))}"
+    if needs_teacher(config) and config.get("teacher_model") is None:
+        ratio = config.get("kd_ratio", KEYS["kd_ratio"].default)
+        why = "hidden_loss" if ratio == 0 else f"kd_ratio={_shown(ratio)}"
         yield f"teacher_model: missing; {why} needs a teacher (kd_ratio=0 trains without one)"
-    for key in ("model", "teacher_model") if needs_teacher else ("model",):
+    for key in ("model", "teacher_model") if needs_teacher(config) else ("model",):
         checkpointer, given = key.replace("model", "checkpointer"), config.get(key)
         for model in given if isinstance(given, ListConfig) else [given]:
             if isinstance(model, DictConfig) and not _knows_its_weights(model) and config.get(checkpointer) is None:
