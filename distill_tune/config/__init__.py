@@ -8,6 +8,6 @@ there (missing_files.py). trust.py says what of it would run code from elsewhere
 
 from distill_tune.config.components import build, instantiate
 from distill_tune.config.entry import run_recipe
-from distill_tune.config.secrets import without_secrets
+from distill_tune.secrets import without_secrets
 
 __all__ = ["build", "instantiate", "run_recipe", "without_secrets"]
