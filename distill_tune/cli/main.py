@@ -7,7 +7,7 @@ import distill_tune
 from distill_tune.cli import cat, compare, cp, data, demo, download, init_student, ls, plan, run, validate
 from distill_tune.cli.caller import left_as_it_was
 from distill_tune.config.entry import told_without_traceback
-from distill_tune.config.streams import telling_of_lost_output
+from distill_tune.streams import telling_of_lost_output
 from distill_tune.threads import set_waiting
 
 _DESCRIPTION = """Train a small language model (the student) to follow a large one (the teacher).

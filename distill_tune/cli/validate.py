@@ -11,6 +11,7 @@ from distill_tune.cli.run import num_processes_asked, parse_config, torchrun_opt
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_config, find_recipe
 from distill_tune.config.load import load_config
+from distill_tune.config.missing_files import MissingFile
 from distill_tune.errors import CollectedFaults, Faults, FinishedRun, UserError
 
 _DESCRIPTION = """Check what a run checks before it loads a weight: keys, values, components, paths, shapes, rows.
@@ -65,7 +66,7 @@ def _validate(options: argparse.Namespace) -> None:
     try:
         cfg = checked_config(recipe, name, overrides, "known")
     except Faults as error:
-        if all("no such" in fault and "key" not in fault for fault in error.faults):  # nothing but missing files
+        if all(isinstance(fault, MissingFile) for fault in error.faults):
             _print_sizes(load_config(find_config(name), overrides), num_processes)
         raise
     from distill_tune.config.trust import outside

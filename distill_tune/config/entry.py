@@ -18,13 +18,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from distill_tune.config.check import checked_config
-from distill_tune.config.launch import num_processes, process_environment, stop_with_torchrun
 from distill_tune.config.memory_advice import memory_advice, memory_ran_out
 from distill_tune.config.secrets import hide_secrets
-from distill_tune.config.streams import OutputLost, going_on_without_output, lead_nowhere
-from distill_tune.config.waiting import has_lost_a_rank, has_waited_in_vain, where_it_lost_a_rank, whom_it_waited_for
 from distill_tune.disk import release_locks
 from distill_tune.errors import FinishedRun, UserError
+from distill_tune.launch import num_processes, stop_with_torchrun
+from distill_tune.streams import OutputLost, going_on_without_output, lead_nowhere
+from distill_tune.waiting import has_waited_in_vain, where_it_lost_a_rank, who_tells, whom_it_waited_for
 
 _GRACE, _GRACE_OF_OTHERS = 10, 3  # seconds
 
@@ -92,50 +92,31 @@ class told_without_traceback:
             print(f"distill-tune: stdout: {error.strerror}", file=sys.stderr)
             sys.exit(1)
         status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
-        hangs = has_waited_in_vain(error)
+        has_waited = has_waited_in_vain(error)
         if status == 1 and num_processes() > 1:
             # A lost connection is another's failure: torchrun has time to find that one, and ends this one meanwhile.
             time.sleep(_GRACE_OF_OTHERS)
-        who = _who_tells()
+        who = who_tells()
         if who is None:
             if status != 130:  # a terminal's Ctrl-C ends all alike
                 time.sleep(_GRACE)  # torchrun ends all when one ends: the one that tells must come first
             _end_at_once(status)
-        elif isinstance(error, UserError) and os.environ.get("DISTILL_TUNE_TRACEBACK") != "1":
-            print(f"distill-tune: {who}{hide_secrets(str(error))}", file=sys.stderr)
-        elif isinstance(error, KeyboardInterrupt):
-            print(f"distill-tune: {who}interrupted", file=sys.stderr)
-        elif hangs:
-            print(f"distill-tune: {who}{whom_it_waited_for(error)}", file=sys.stderr)
-        elif has_lost_a_rank(error):
-            print(f"distill-tune: {who}{where_it_lost_a_rank(error)}", file=sys.stderr)
         else:
-            if who:
-                print(f"distill-tune: {who}failed:", file=sys.stderr)
-            print(hide_secrets("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+            print(_told(error, who, has_waited), file=sys.stderr)
         if who:
             _end_at_once(status)
         sys.exit(status)
 
 
-def _who_tells() -> str | None:
-    """What goes before a fault's message: nothing in a lone process, ``rank N:`` in the first of several that fails.
-
-    None where another process tells it.
-    """
-    if num_processes() == 1:
-        return ""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_initialized():  # found by all alike, on each machine
-        return "" if process_environment(os.environ)["LOCAL_RANK"] == "0" else None
-    from torch.distributed.distributed_c10d import _get_default_store
-
-    rank = str(distributed.get_rank())
-    try:
-        told_by = _get_default_store().compare_set("distill_tune/fault", "", rank).decode()
-    except RuntimeError:  # the process that kept the store has ended: it was the first
-        return None
-    return f"rank {rank}: " if told_by == rank else None
+def _told(error: BaseException, who: str, has_waited: bool) -> str:
+    if isinstance(error, UserError) and os.environ.get("DISTILL_TUNE_TRACEBACK") != "1":
+        return f"distill-tune: {who}{hide_secrets(str(error))}"
+    if isinstance(error, KeyboardInterrupt):
+        return f"distill-tune: {who}interrupted"
+    if told := whom_it_waited_for(error) if has_waited else where_it_lost_a_rank(error):
+        return f"distill-tune: {who}{told}"
+    shown = hide_secrets("".join(traceback.format_exception(error))).rstrip("\n")
+    return f"distill-tune: {who}failed:\n{shown}" if who else shown
 
 
 def _end_at_once(status: int) -> None:

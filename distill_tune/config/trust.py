@@ -5,10 +5,10 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
-from distill_tune.config.components import find_component, is_served
-from distill_tune.config.values import components_of
+from distill_tune.config.components import find_component
+from distill_tune.config.nodes import components_of
 
 # Their modules may be imported to look at a signature.
 KNOWN = {"bitsandbytes", "distill_tune", "torch", "torchao", "torchdata", "torchtune", "transformers"}
@@ -41,7 +41,7 @@ def is_known(name: str) -> bool:
 def outside(config: DictConfig) -> Iterator[str]:
     """A line for each component of another package: its key, its name, and the file that would be run."""
     for key, component in components_of(config):
-        name = str(component["_component_"])
+        name = component["_component_"]
         if not is_known(name):
             yield f"{key}: {name}, {_file_of(name.partition('.')[0])}"
         if component.get("trust_remote_code") is True:
@@ -50,17 +50,11 @@ def outside(config: DictConfig) -> Iterator[str]:
 
 def may_be_called(component: Any) -> bool:
     """Whether building a component, with those among its arguments, runs code of known builders alone."""
-    if isinstance(component, ListConfig):
-        return all(may_be_called(entry) for entry in component)
-    if not isinstance(component, DictConfig):
-        return True
-    for _, part in components_of(component, itself=True):
-        name = str(part["_component_"])
-        if part.get("trust_remote_code") is True or not is_known(name):
+    for _, part in components_of(component):
+        name = part["_component_"]
+        if part.get("trust_remote_code") is True or isinstance(part.get(_IMPORTED_BY_NAME), str):
             return False
-        if isinstance(part.get(_IMPORTED_BY_NAME), str):
-            return False
-        if not is_served(name) and not _where_written(find_component(name)).startswith(_BUILDERS):
+        if not is_known(name) or not _where_written(find_component(name)).startswith(_BUILDERS):
             return False
     return True
 
