@@ -46,7 +46,8 @@ def stops_of(folder: Path) -> dict[str, tuple[int, ...]]:
         UserError: a file cannot be read, or names what is no token.
     """
     if folder.suffix == ".gguf":
-        return {folder.name: stops} if (stops := tuple(gguf_ends(folder))) else {}
+        ends = tuple(gguf_ends(folder))
+        return {folder.name: ends} if ends else {}
     found = {}
     for name in (_GENERATION, _CONFIG):
         content = _read(folder / name)
