@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from distill_tune.config.check import checked_config
-from distill_tune.config.files import find_recipe
+from distill_tune.config.files import find_recipe, folders_of_own_modules
 from distill_tune.config.launch import is_heeded, is_launched
 from distill_tune.config.recipe_keys import is_distributed
 from distill_tune.config.reference import help_text
@@ -77,8 +77,7 @@ def _run(options: argparse.Namespace) -> None:
         return
     set_threads(1)
     sys.argv = [str(recipe), "--config", config, *overrides]
-    sys.path.insert(0, str(recipe.resolve().parent))
-    sys.path.insert(1, os.getcwd())  # a user's own components
+    sys.path[:0] = folders_of_own_modules(recipe)
     runpy.run_path(str(recipe), run_name="__main__")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +10,11 @@ from typing import Any, Literal
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.components import arguments_taken, check_components
-from distill_tune.config.files import configs_folder, find_config
+from distill_tune.config.files import configs_folder, find_config, folders_of_own_modules
 from distill_tune.config.launch import process_environment
 from distill_tune.config.load import load_config, read_value
 from distill_tune.config.recipe_keys import check_keys, keys_read_otherwise, unnamed_keys
-from distill_tune.config.trust import is_known
+from distill_tune.config.trust import is_known, missing_outside
 from distill_tune.config.values import check_values, components_of
 from distill_tune.errors import Faults
 
@@ -39,6 +40,8 @@ def checked_config(
     """
     path = find_config(config_name)
     may_import = is_known if imports == "known" else None
+    if imports == "all":
+        sys.path[:0] = [folder for folder in folders_of_own_modules(recipe) if folder not in sys.path]
     config, dropped = (load_config(path, overrides), []) if imports == "nothing" else load(path, overrides, may_import)
     source = path.read_text(encoding="utf-8") + "\n".join(overrides)
     faults = check_keys(config, recipe, source, overrides)
@@ -47,6 +50,7 @@ def checked_config(
             if process_environment(os.environ)["RANK"] == "0":
                 print(line)
         faults += check_components(config, may_import)
+        faults += missing_outside(config, folders_of_own_modules(recipe)) if imports == "known" else []
     faults += check_values(config, keys_read_otherwise(recipe))
     faults = [f"{fault}{_how_to_get_it(fault, source)}" for fault in faults]
     if faults := [fault for fault in faults if not (tolerated and tolerated.match(fault))]:

@@ -2,14 +2,16 @@
 
 import importlib
 import inspect
+import pkgutil
+import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from distill_tune.config.files import nearest
+from distill_tune.config.files import did_you_mean, nearest
 from distill_tune.config.values import components_of
 from distill_tune.errors import UserError, one_line
 
@@ -100,16 +102,26 @@ def find_component(name: str) -> Callable[..., Any]:
             module_name, _, last = module_name.rpartition(".")
             attributes.insert(0, last)
             if not module_name:
-                raise UserError(f"{name}: no module named {last}; is the package installed?") from error
+                raise UserError(f"{name}: {no_module(last)}") from error
     for attribute in attributes:
         if not hasattr(found, attribute):
-            near = nearest(attribute, dir(found))
-            hint = f", did you mean {' or '.join(near)}?" if near else ""
-            raise UserError(f"{name}: {module_name} has no {attribute}{hint}")
+            raise UserError(f"{name}: {has_no(module_name, attribute, dir(found))}")
         found = getattr(found, attribute)
     if not callable(found):
         raise UserError(f"{name}: is a {type(found).__name__}, nothing that can be called")
     return found
+
+
+def no_module(package: str, folders: Sequence[str] = ()) -> str:
+    """What is told of a package that is neither in ``folders`` nor installed."""
+    near = nearest(package, [module.name for module in pkgutil.iter_modules([*folders, *sys.path])])
+    also = f", or did you mean {' or '.join(near)}" if near else ""
+    return f"no module named {package}; is the package installed{also}?"
+
+
+def has_no(module: str, name: str, names: Iterable[str]) -> str:
+    """What is told of a module that has not a name, but ``names``."""
+    return f"{module} has no {name}{did_you_mean(name, names)}"
 
 
 def check_components(config: DictConfig, may_import: Callable[[str], bool] | None = None) -> list[str]:
@@ -195,10 +207,8 @@ def _check_arguments(
         if argument in passed:
             faults.append(f"{key}.{argument}: the recipe passes this itself; leave it out")
         elif argument not in allowed and not takes_any:
-            near = nearest(str(argument), allowed - passed)
-            hint = (
-                f", did you mean {' or '.join(near)}?" if near else f"; it takes {', '.join(sorted(allowed - passed))}"
-            )
+            names = sorted(allowed - passed)
+            hint = did_you_mean(str(argument), names) or f"; it takes {', '.join(names)}"
             faults.append(f"{key}.{argument}: {component['_component_']} has no such argument{hint}")
         elif f"{key}.{argument}" in _MORE_HERE or (value is None and argument in optional):
             continue

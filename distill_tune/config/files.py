@@ -32,6 +32,11 @@ def is_model_folder(path: str | Path) -> bool:
     return any(os.path.isfile(os.path.join(path, name)) for name in ("config.json", "adapter_config.json"))
 
 
+def folders_of_own_modules(recipe: Path) -> list[str]:
+    """Where a user's own components lie: beside the recipe, and in the current folder."""
+    return [str(recipe.resolve().parent), os.getcwd()]
+
+
 def recipes_folder() -> Path:
     return _shipped("recipes")
 
@@ -77,7 +82,8 @@ def find_recipe(name: str) -> Path:
         raise UserError(f"recipe {name}: torchtune's; here it is {_RECIPES_OF_TORCHTUNE[name]}")
     if name in (names := config_names()) or name in {full.rpartition("/")[2] for full in names}:
         raise UserError(f"recipe {name}: is a config; distill-tune run kd_single_device --config {name}")
-    raise UserError(f"recipe {name}: no such recipe{_near(name, recipe_names())}; `distill-tune ls` lists them all")
+    near = did_you_mean(name, recipe_names())
+    raise UserError(f"recipe {name}: no such recipe{near}; `distill-tune ls` lists them all")
 
 
 def find_config(name: str) -> Path:
@@ -101,7 +107,7 @@ def find_config(name: str) -> Path:
         raise UserError(f"config {name}: several have this name, take one of {', '.join(matches)}")
     if (bare := name.rpartition("/")[2]) in _CONFIGS_OF_TORCHTUNE:
         raise UserError(f"config {name}: torchtune's; here it is {_CONFIGS_OF_TORCHTUNE[bare]}, for every KD recipe")
-    near = _near(name, [*names, *(full.rpartition("/")[2] for full in names)])
+    near = did_you_mean(name, [*names, *(full.rpartition("/")[2] for full in names)])
     raise UserError(f"config {name}: no such config{near}; `distill-tune ls` lists them all")
 
 
@@ -119,6 +125,7 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.6)
 
 
-def _near(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """``, did you mean lr?``, or nothing where no name resembles ``name``."""
     found = nearest(name, names)
     return f", did you mean {' or '.join(found)}?" if found else ""

@@ -1,5 +1,7 @@
 """A component in another's place, and what `validate` and `run` see of a config in one list."""
 
+import sys
+
 import pytest
 
 from distill_tune.config.check import checked_config
@@ -105,3 +107,10 @@ def test_another_folder_names_none(tmp_path, monkeypatch):
         checked_config(find_recipe("kd_single_device"), "qwen2_5/7B_to_0.5B_lora", ["model.path=models/mine"])
     (fault,) = [fault for fault in faults.value.faults if fault.startswith("model.path")]
     assert fault.endswith("name a Hugging Face model folder")
+
+
+def test_a_users_own_component_is_found_in_the_current_folder_by_every_command(checked, tmp_path, monkeypatch):
+    (tmp_path / "rows_of_mine.py").write_text("def rows(tokenizer): ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(tmp_path))])
+    assert checked("dataset=rows_of_mine.rows").dataset == {"_component_": "rows_of_mine.rows"}
