@@ -139,6 +139,11 @@ OF_COMPONENTS = [
     ("profiler.enabled=True profiler.outputdir=pr", "has no such argument, did you mean output_dir?"),
     ("optimizer.params=[]", "optimizer.params: the recipe passes this itself; leave it out"),
     ("optimizer=nopackage.Adam", "nopackage.Adam: no module named nopackage; is the package installed"),
+    (
+        "dataset._component_=distill_tune.data.docstrings dataset.source=my.json",
+        "dataset.source: distill_tune.data.docstrings has no such argument; for rows of your own: "
+        "dataset=distill_tune.data.instruct dataset.source=my.json",
+    ),
     ("dataset.train_on_inputs=True", "dataset.train_on_inputs: distill_tune.data.instruct has no such argument"),
     ("dataset=torchtune.datasets.alpaca_dataset dataset.sorce=x", "has no such argument, did you mean source?"),
     ("+loss._component_=torchtune.modules.loss.CEWithChunkedOutputLoss +loss.ignore_index=0", "must be -100"),

@@ -209,6 +209,9 @@ def _check_arguments(
         elif argument not in allowed and not takes_any:
             names = sorted(allowed - passed)
             hint = did_you_mean(str(argument), names) or f"; it takes {', '.join(names)}"
+            if argument == "source" and component["_component_"] == "distill_tune.data.docstrings":
+                of_files = f"{key}=distill_tune.data.instruct {key}.source={value}"
+                hint = f"; for rows of your own: {of_files} (or chat, or text)"
             faults.append(f"{key}.{argument}: {component['_component_']} has no such argument{hint}")
         elif f"{key}.{argument}" in _MORE_HERE or (value is None and argument in optional):
             continue

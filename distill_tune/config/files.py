@@ -19,6 +19,7 @@ _CONFIGS_OF_TORCHTUNE = {
     "1.5_to_0.5B_KD_lora_distributed": "qwen2/1.5B_to_0.5B_lora",
 }
 
+_YAML, _SHOWN = (".yaml", ".yml"), 3
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -93,22 +94,33 @@ def find_config(name: str) -> Path:
         UserError: there is none, or several; the names are listed.
     """
     path = local_path(name)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in _YAML:
         if path.is_file():
             return path
         if (configs_folder() / path).is_file():
             return configs_folder() / path
-        raise UserError(f"config {name}: no such file")
+        raise UserError(f"config {name}: {_told_of(path) or 'no such file'}")
     names = config_names()
     matches = [name] if name in names else [full for full in names if full.rpartition("/")[2] == name]
+    matches = matches or [full for full in names if full.startswith(f"{name}/")]
     if len(matches) == 1:
         return configs_folder() / f"{matches[0]}.yaml"
     if matches:
         raise UserError(f"config {name}: several have this name, take one of {', '.join(matches)}")
+    if told := _told_of(path):
+        raise UserError(f"config {name}: {told}")
     if (bare := name.rpartition("/")[2]) in _CONFIGS_OF_TORCHTUNE:
         raise UserError(f"config {name}: torchtune's; here it is {_CONFIGS_OF_TORCHTUNE[bare]}, for every KD recipe")
     near = did_you_mean(name, [*names, *(full.rpartition("/")[2] for full in names)])
     raise UserError(f"config {name}: no such config{near}; `distill-tune ls` lists them all")
+
+
+def _told_of(path: Path) -> str | None:
+    """Why what is there cannot be a config."""
+    if path.is_dir():
+        found = sorted(file.name for file in path.iterdir() if file.suffix in _YAML and file.is_file())
+        return "is a folder; name a YAML file in it" + (f": {', '.join(found[:_SHOWN])}" if found else "; it has none")
+    return f"is not named as YAML is; a config's name ends in {' or '.join(_YAML)}" if path.exists() else None
 
 
 def find_recipe_or_config(name: str) -> Path:
