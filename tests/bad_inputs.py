@@ -452,9 +452,18 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     (
         "rows: latin-1",
         lambda w: w.rows("rows.json", '[{"instruction": "\u00fc"}]'.encode("latin-1")),
-        "not utf-8 at byte 18",
+        "not utf-8 at byte 18; save it as UTF-8, or name its encoding, such as dataset.encoding=latin-1",
     ),
-    ("rows: UTF-16", lambda w: w.rows("rows.jsonl", json.dumps(GOOD).encode("utf-16")), "not utf-8 at byte 0"),
+    (
+        "rows: GBK",
+        lambda w: w.rows("rows.json", '[{"instruction": "\u4f60\u597d", "output": "\u597d"}]'.encode("gbk")),
+        "or name its encoding, such as dataset.encoding=gbk",
+    ),
+    (
+        "rows: UTF-16",
+        lambda w: w.rows("rows.jsonl", json.dumps(GOOD).encode("utf-16")),
+        "not utf-8 at byte 0; save it as UTF-8, or name its encoding, such as dataset.encoding=utf-16",
+    ),
     (
         "rows: null bytes",
         lambda w: w.rows("rows.jsonl", json.dumps(GOOD).encode() + b"\n\x00\x00\n"),
