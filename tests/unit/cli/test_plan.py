@@ -49,6 +49,20 @@ def test_a_card_is_named_in_any_spelling(write_config, capsys, named, card):
     assert f"\n{card}: fits, " in plan(capsys, "--config", write_config(), "--gpu", named)
 
 
+def test_of_a_size_memory_alone_is_told(write_config, capsys):
+    told = plan(capsys, "--config", write_config(dtype="bf16"), "--gpu", "24GB").splitlines()[-1]
+    assert re.fullmatch(r"any card of 24 GB: fits, \S+ MiB of 24\.0 GiB", told)
+
+
+def test_a_wrong_card_and_a_wrong_config_are_told_in_one_go(write_config, capsys):
+    with pytest.raises(SystemExit):
+        plan(capsys, "--config", write_config(), "kd_raito=1", "--gpu", "4060 Tee", "--gpu", "A100")
+    told = capsys.readouterr().err
+    assert "--gpu 4060 Tee: not known, did you mean 4060 Ti" in told
+    assert "there are T4, V100, A10, " in told
+    assert "kd_raito: no such key" in told
+
+
 def test_a_card_without_bf16_is_told(write_config, capsys):
     config = write_config(dtype="bf16")
     assert "V100 SXM2 32 GB: has no bf16" in plan(capsys, "--config", config, "--gpu", "v100")
