@@ -102,6 +102,10 @@ def _drop_arguments_of_replaced(
         name = component["_component_"]
         if name not in (written.get(key), written.get(f"{key}._component_")) or old.get("_component_") in (None, name):
             continue
+        checkpointer = key.replace("model", "checkpointer")
+        if f"{key}.path" in written and checkpointer in config and not any(w.startswith(checkpointer) for w in written):
+            del config[checkpointer]
+            yield f"{checkpointer}: is of the model that the file names; {key}.path has the new one's weights: left out"
         inherited = [argument for argument in map(str, component) if argument in old and argument != "_component_"]
         inherited = [i for i in inherited if not any(f"{w}.".startswith(f"{key}.{i}.") for w in written)]
         taken = arguments_taken(key, component, may_import)

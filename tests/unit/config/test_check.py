@@ -38,6 +38,19 @@ def test_arguments_of_the_file_that_the_new_component_does_not_take_are_dropped_
         )
 
 
+def test_the_checkpointer_of_a_model_that_is_replaced_by_a_folder_is_left_out(checked, teacher_folder, capsys):
+    of_teacher = [
+        f"teacher_model.{name}" for name in ("_component_=distill_tune.models.from_hf", f"path={teacher_folder}")
+    ]
+    config = checked(*of_teacher)
+    assert "teacher_checkpointer" not in config
+    assert "checkpointer" in config
+    assert (
+        "teacher_checkpointer: is of the model that the file names; teacher_model.path has" in capsys.readouterr().out
+    )
+    assert "teacher_checkpointer" in checked(*of_teacher, "teacher_checkpointer.checkpoint_files=[model.safetensors]")
+
+
 def test_what_both_take_is_kept(checked, capsys):
     config = checked("optimizer=torch.optim.SGD")
     assert config.optimizer == {"_component_": "torch.optim.SGD", "lr": 1e-3}
