@@ -26,7 +26,7 @@ A recipe is a script, a config its settings; both are yours to copy and edit:
 """
 
 
-_READ_THEMSELVES = ("run", "validate", "data", "plan")
+_READ_THEMSELVES = ("run", "validate", "data", "plan", "compare")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     for command in (run, ls, cp, cat, validate, data, plan, download, init_student, compare, demo):
         command.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
-    # These read their arguments themselves: argparse would take torchrun's options and --config for its own.
+    # These read their arguments themselves: argparse would take torchrun's options and --config for its own, and
+    # folders after an option for none.
     reads_itself = arguments[:1] and arguments[0] in _READ_THEMSELVES and arguments[1:2] not in (["-h"], ["--help"])
     options = parser.parse_args(arguments[:1] if reads_itself else arguments)
     options.arguments = arguments[1:]
