@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from distill_tune.cli.validate import read_arguments
 from distill_tune.cli.without_weights import config_without_weights
 from distill_tune.config.files import did_you_mean
+from distill_tune.counts import counted
 from distill_tune.errors import CollectedFaults, UserError
 from distill_tune.sizes import binary
 
@@ -127,7 +128,7 @@ def _print_gpu(gpu: "Gpu", run: "PlannedRun", config_name: str, overrides: Seque
         return
     available = gpu.memory - CONTEXT
     if run.memory.peak <= available:
-        duration = f"; some {_told(seconds)}" if seconds else ""
+        duration = f"; {_told(seconds)}" if seconds else ""
         print(f"{gpu}{count}: fits, {binary(run.memory.peak)} of {binary(gpu.memory)}{duration}")
         return
     print(f"{gpu}{count}: does not fit {binary(gpu.memory)}; it would with")
@@ -135,7 +136,7 @@ def _print_gpu(gpu: "Gpu", run: "PlannedRun", config_name: str, overrides: Seque
     for changes, changed in smaller(run, config_name, overrides, available):
         host = f", {binary(changed.memory.host)} pinned in host memory" if changed.memory.host else ""
         its = changed.seconds(gpu)
-        duration = f", some {_told(its)}" if its else ""
+        duration = f", {_told(its)}" if its else ""
         print(f"  {' '.join(changes)}   ({binary(changed.memory.peak)}{duration}{host})")
         found = True
     if not found:
@@ -146,9 +147,9 @@ def _told(seconds: Any) -> str:
     """A duration, and what of it is waiting."""
     total = seconds.total
     if total < 120:
-        duration = f"{total:,.0f} seconds"
+        duration = f"some {counted(round(total), 'second')}" if total >= 1 else "less than a second"
     else:
-        duration = f"{total / 3600:,.1f} hours" if total >= 3600 else f"{total / 60:,.0f} minutes"
+        duration = f"some {total / 3600:,.1f} hours" if total >= 3600 else f"some {total / 60:,.0f} minutes"
     if seconds.total == seconds.products:
         return duration
     waits_for = "host memory" if seconds.from_host == seconds.total else "the other cards"

@@ -15,6 +15,7 @@ from distill_tune.config.files import find_recipe, folders_of_own_modules
 from distill_tune.config.launch import is_heeded, is_launched
 from distill_tune.config.recipe_keys import is_distributed
 from distill_tune.config.reference import help_text
+from distill_tune.counts import counted
 from distill_tune.errors import UserError
 from distill_tune.threads import set_threads
 
@@ -71,7 +72,7 @@ def _run(options: argparse.Namespace) -> None:
         checked_config(recipe, config, overrides)  # before the recipe imports anything heavy
     if is_distributed(recipe) and not is_launched():
         count = _num_gpus()
-        what = f"one process for each of {count} GPUs" if count else "no GPU here, so one process"
+        what = f"one process for each of {counted(count, 'GPU')}" if count else "no GPU here, so one process"
         print(f"{recipe.stem}: {what} (--nproc_per_node N before the recipe says it otherwise)", flush=True)
         _launch(torchrun_options(["--nproc_per_node", str(count or 1), *arguments]), recipe, config, overrides)
         return

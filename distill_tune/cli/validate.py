@@ -13,6 +13,7 @@ from distill_tune.config.check import checked_config, load
 from distill_tune.config.files import find_config, find_recipe, folders_of_own_modules
 from distill_tune.config.trust import is_known, outside
 from distill_tune.errors import CollectedFaults, Faults, FinishedRun, UserError
+from distill_tune.sizes import binary
 
 _DESCRIPTION = """Check what a run checks before it loads a weight: keys, values, components, paths, shapes, rows.
 
@@ -206,12 +207,10 @@ def _print_sizes(cfg: DictConfig, num_processes: int) -> None:
 
 
 def _size(model: Any, *, trains: bool, shards: int) -> str:
-    from rich import filesize
-
     from distill_tune import models
 
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) if trains else 0
     num_bytes = sum(map(models.num_bytes, model.parameters()))
-    each = f", {filesize.decimal(int(num_bytes / shards))} on each of {shards} processes" if shards > 1 else ""
-    return f"{total:,} parameters, {trainable:,} trainable, {filesize.decimal(int(num_bytes))} for weights{each}"
+    each = f", {binary(num_bytes / shards)} on each of {shards} processes" if shards > 1 else ""
+    return f"{total:,} parameters, {trainable:,} trainable, {binary(num_bytes)} for weights{each}"

@@ -1,5 +1,6 @@
 """What a user gets wrong in a command or a config: the message, exit code 2, no traceback, and how soon."""
 
+import re
 import time
 
 import pytest
@@ -145,7 +146,7 @@ def test_validate_prints_parameters_and_memory_and_writes_nothing(write_config, 
     done = cli("validate", "--config", "config.yaml")
     assert done.returncode == 0, done.stderr
     assert "model: " in done.stdout
-    assert "trainable" in done.stdout
+    assert re.search(r"trainable, [\d.]+ KiB for weights", done.stdout)
     assert "valid for kd_single_device" in done.stdout
     assert not (tmp_path / "out").exists()
     done = cli("validate", "kd_single_device", "--config", "config.yaml", "model.num_layers=3")

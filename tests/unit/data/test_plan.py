@@ -194,6 +194,7 @@ def test_an_epoch_that_is_no_whole_step_is_told(plan, told):
     assert short.steps_per_epoch == 1
     assert short.remarks == [f"{told}: each epoch is one short step"]
     assert StepPlan([rows(8)], **plan).remarks == []
+    assert StepPlan([rows(1)], batch_size=4).remarks[0].startswith("dataset: has 1 row, but one step takes 4 ")
 
 
 def test_validation_takes_every_row_once_in_batches_of_which_the_last_may_be_short():

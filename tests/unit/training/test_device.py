@@ -36,5 +36,5 @@ def test_a_gpu_that_is_not_there_is_told(one_gpu):
 def test_more_ranks_than_gpus_are_told(one_gpu, monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="has 1 GPUs, and more processes were started there; set --nproc_per_node 1"):
+    with pytest.raises(UserError, match="has 1 GPU, and more processes were started there; set --nproc_per_node 1"):
         init_distributed("cuda")
