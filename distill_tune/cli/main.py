@@ -7,6 +7,7 @@ import distill_tune
 from distill_tune.cli import cat, compare, cp, data, demo, download, init_student, ls, plan, run, validate
 from distill_tune.cli.caller import left_as_it_was
 from distill_tune.config.entry import told_without_traceback
+from distill_tune.config.files import did_you_mean
 from distill_tune.config.streams import telling_of_lost_output
 from distill_tune.threads import set_waiting
 
@@ -38,6 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     for command in (run, ls, cp, cat, validate, data, plan, download, init_student, compare, demo):
         command.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands.choices:
+        near = did_you_mean(arguments[0], commands.choices)
+        parser.exit(2, f"distill-tune: {arguments[0]}: no such command{near}; `distill-tune --help` lists them all\n")
     # These read their arguments themselves: argparse would take torchrun's options and --config for its own, and
     # folders after an option for none.
     reads_itself = arguments[:1] and arguments[0] in _READ_THEMSELVES and arguments[1:2] not in (["-h"], ["--help"])
