@@ -1,8 +1,9 @@
 """`distill-tune validate`: every check of a run, without the run."""
 
 import argparse
+import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def _validate(options: argparse.Namespace) -> None:
     except Exception:
         if not keys:  # else it may follow from what is told
             raise
-    if faults := [*of_config, *(fault for fault in of_parts if _key_in(fault) not in keys)]:
+    further = dict.fromkeys(fault for fault in of_parts if _key_in(fault) not in keys)  # rows may be read twice
+    if faults := [*of_config, *further]:
         raise Faults(where, faults)
     if missing := _missing_on_this_machine(cfg):
         print(f"not on this machine: {missing}")
@@ -106,7 +108,7 @@ def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFau
         if may_be_called(cfg.get(key)):
             with faults:
                 build(key, cfg.get(key))
-    checkpoint = state = built = None
+    checkpoint = state = built = steps = None
     with faults:
         try:
             _, _, checkpoint, state = training.open_run(cfg)
@@ -119,29 +121,30 @@ def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFau
         built = training.build_models(cfg, torch.device("cpu"))
     if _has_foreign(cfg, _OF_ROWS, "rows"):
         return
-    with faults, data.local_files_alone():
-        try:
-            if built is None:
-                _read_rows(cfg)
-                return
-            seed = state.seed if state and cfg.get("seed") is None else cfg.get("seed") or 0
-            steps = training.plan_steps(cfg, built, seed, num_processes)
-            if checkpoint and state:
-                state.require_same_plan(checkpoint, steps.identity_with(built), cfg.get("resume_with_changes", False))
-        except data.RowsOnHub as told:
-            print(f"dataset: {told}: its rows are checked by the run, before it loads a model")
+    seed = state.seed if state and cfg.get("seed") is None else cfg.get("seed") or 0
+    with faults, data.local_files_alone(), contextlib.suppress(data.RowsOnHub):
+        steps = training.plan_steps(cfg, built, seed, num_processes) if built else None
+    with faults:
+        if built is None or steps is None:
+            _read_rows(cfg, built.teacher.names if built else (), faults)
+        elif checkpoint and state:
+            state.require_same_plan(checkpoint, steps.identity_with(built), cfg.get("resume_with_changes", False))
 
 
-def _read_rows(cfg: DictConfig) -> None:
-    """Rows that no model is there for."""
+def _read_rows(cfg: DictConfig, teacher_names: Sequence[str], faults: CollectedFaults) -> None:
+    """Each dataset by itself, where no steps can be made of them all."""
     from distill_tune import config, data
     from distill_tune.training.preparation import reading_of
 
-    tokenizer = config.build("tokenizer", cfg.tokenizer)
-    for dataset in filter(None, (cfg.dataset, cfg.get("dataset_val"))):
-        data.prepare_rows(
-            dataset, tokenizer, cfg.tokenizer, on_bad_row=cfg.get("on_bad_row", "stop"), reading=reading_of(cfg, ())
-        )
+    tokenizer, reading = config.build("tokenizer", cfg.tokenizer), reading_of(cfg, teacher_names)
+    for key in ("dataset", "dataset_val"):
+        with faults, data.local_files_alone():
+            try:
+                if cfg.get(key) is not None:
+                    on_bad_row = cfg.get("on_bad_row", "stop")
+                    data.prepare_rows(cfg[key], tokenizer, cfg.tokenizer, on_bad_row=on_bad_row, reading=reading)
+            except data.RowsOnHub as told:
+                print(f"{key}: {told}: its rows are checked by the run, before it loads a model")
 
 
 def _missing_on_this_machine(cfg: DictConfig) -> str | None:

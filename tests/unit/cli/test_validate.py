@@ -62,6 +62,18 @@ def test_keys_models_and_rows_are_told_in_one_go(validate, tmp_path):
     assert told.count("optimizer") == 1
 
 
+def test_both_datasets_are_told_also_where_one_is_on_the_hub(validate):
+    of_validation = "+dataset_val={_component_: distill_tune.data.instruct, source: other.json}"
+    _, told, _ = validate("dataset.source=nowhere.json", of_validation)
+    assert told.splitlines()[1:] == [
+        "  dataset nowhere.json: no such file or folder",
+        "  dataset other.json: no such file or folder",
+    ]
+    out, told, _ = validate("dataset.source=someone/rows", of_validation)
+    assert "dataset: someone/rows is no local file: its rows are checked by the run" in out
+    assert told.splitlines()[1:] == ["  dataset other.json: no such file or folder"]
+
+
 def test_sizes_are_told_of_models_whose_files_are_missing_and_not_beside_other_faults(validate):
     assert "model: " in validate("checkpointer.checkpoint_dir=nowhere")[0]
     assert "model: " not in validate("optimizer.lrr=1")[0]
