@@ -32,17 +32,18 @@ def main():
     parser.add_argument("--in-this-process", metavar="TOOL", help=argparse.SUPPRESS)
     parser.add_argument("--first-hour", action="store_true")
     parser.add_argument("--only", nargs="*", default=[], help="of --first-hour: what has one of these in its name")
+    parser.add_argument("--at-once", type=int, default=1, help="of --first-hour: so many checks and runs at a time")
     parser.add_argument("--folder", type=Path, default=HERE, help="where --first-hour writes its two files")
     options = parser.parse_args()
     if options.first_hour:
         from first_hour.run import first_hour
 
-        first_hour(options.device, options.small, options.folder, options.only)
+        first_hour(options.device, options.small, options.folder, options.only, options.at_once)
         return
     if options.in_this_process:
         from gpu_step import measure
 
-        from distill_tune.config.launch import stop_with_torchrun
+        from distill_tune.launch import stop_with_torchrun
 
         stop_with_torchrun()
         sharded = bool(options.sharded)

@@ -153,7 +153,7 @@ def main(cfg: DictConfig) -> None:
             num_tokens = plan.num_supervised(epoch, step_of_epoch)  # of all ranks
 
             batches, sums = training.halved_if_too_large(
-                accumulate, batches, weights, num_tokens, optimizer=optimizer, say=progress.say
+                accumulate, batches, weights, num_tokens, plan=plan, optimizer=optimizer, say=progress.say
             )
             teacher.release()
             max_norm = cfg.get("clip_grad_norm") or math.inf

@@ -133,7 +133,7 @@ def main(cfg: DictConfig) -> None:
             num_tokens = data.num_supervised(batches)
 
             batches, sums = training.halved_if_too_large(
-                accumulate, batches, weights, num_tokens, optimizer=optimizer, say=progress.say
+                accumulate, batches, weights, num_tokens, plan=plan, optimizer=optimizer, say=progress.say
             )
             grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), cfg.get("clip_grad_norm") or math.inf)
             # The one place of a step where the CPU waits for the device.

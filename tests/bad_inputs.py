@@ -343,6 +343,11 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     ),
     ("config: nested too deeply", lambda w: w.config("a: " + "[" * 5000), "config config.yaml: not valid YAML"),
     ("config: a number as key", lambda w: w.line("7: 8"), "7: no such key"),
+    (
+        "config: a value to come",
+        lambda w: w.line("clip_grad_norm: ???"),
+        "clip_grad_norm=???: has no value yet; give it one",
+    ),
     ("config: nan", lambda w: w.line("clip_grad_norm: .nan"), "clip_grad_norm=nan: must be a number above 0"),
     # Checkpoints
     ("weights: none", lambda w: w.file("model.safetensors", None), "has no weights (model.safetensors or"),

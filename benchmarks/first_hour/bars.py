@@ -29,7 +29,7 @@ def plan_ratios(results: Sequence[Mapping[str, Any]], small: bool) -> list[dict[
     """Of each case that was measured, plan's estimate over the peak of a process."""
     found = []
     for result in results:
-        if result["section"] == STEPS and result["state"] == OK:
+        if result["section"] == STEPS and result["state"] == OK and "torchtune" not in result["name"]:
             figures = result["figures"]
             ratio = figures["expected_bytes"] / figures["peak_bytes"]
             bound = PLAN_WITHIN[small]

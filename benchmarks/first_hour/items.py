@@ -17,9 +17,10 @@ _INT8, _INT4, _NF4 = (
     )
 )
 _INT4_PACKED = _INT4 | {"int4_packing_format": "tile_packed_to_4d"}
-# Single and sharded; the last three on one device alone.
+# Single and sharded; the next three on one device alone; the last by torchtune too.
 CASES = ("long", "long_full")
 SINGLE_CASES = ("alpaca", "long_int4", "long_compiled")
+CASES_OF_TORCHTUNE = ("long", "alpaca")
 
 
 def all_items(small: bool) -> list[Item]:
@@ -90,6 +91,12 @@ def _figures() -> list[Item]:
         *(
             Item(STEPS, case, "first_hour.measures:step", {"case": case}, needs_cuda(case), alone=True)
             for case in (*CASES, *SINGLE_CASES)
+        ),
+        *(
+            Item(
+                STEPS, f"{case}, torchtune", "first_hour.measures:step", {"case": case, "tool": "torchtune"}, alone=True
+            )
+            for case in CASES_OF_TORCHTUNE
         ),
         *(
             Item(STEPS, f"{case}, sharded", "first_hour.measures:sharded_step", {"case": case}, alone=True)

@@ -1,5 +1,6 @@
 """The demo's teacher as teacher_offload and teacher_quantizer load it: its hidden states on some rows."""
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from distill_tune import teachers
 from distill_tune.config.files import demo_model_folder
 from distill_tune.data.batch import joined
 from first_hour.numbers import off
-from first_hour.outcome import Deviation, Settings
+from first_hour.outcome import Deviation, NotMeasured, Settings
 
 FURTHEST = 0.15  # of 128 normal weights in 16 steps: 0.1
 
@@ -36,7 +37,11 @@ def int4(settings: Settings, quantizer: dict[str, Any]) -> Deviation:
 
     Raises:
         RuntimeError: those are further from the weights that were loaded than four bits bring them.
+        NotMeasured: the package that the kind needs is not installed.
     """
+    needs_package = "int4_packing_format" not in quantizer
+    if needs_package and importlib.util.find_spec("mslk") is None:
+        raise NotMeasured("mslk is not installed")
     teacher, plain = _teacher(settings.device, quantizer), _teacher("cpu")
     found, furthest = _hidden(teacher, settings.device), 0.0
     for name, module in plain.model.layers.named_modules():

@@ -16,18 +16,18 @@ from first_hour.outcome import NotMeasured, Settings
 ROUNDS = 3
 
 
-def step(settings: Settings, case: str) -> dict[str, Any]:
-    """A case of benchmarks/gpu.py in this process.
+def step(settings: Settings, case: str, tool: str = "ours") -> dict[str, Any]:
+    """A case of benchmarks/gpu.py in this process, of our step or of ``tool``'s.
 
     Raises:
         NotMeasured: it is larger than the card, as `plan` expected.
     """
     try:
-        return gpu_step.measure("ours", case, settings.device, settings.small)
+        return gpu_step.measure(tool, case, settings.device, settings.small)
     except torch.OutOfMemoryError:
         device = training.find_device(settings.device)
         of_case = gpu_step.case_of(case, settings.small)
-        expected = gpu_step.expected_bytes("ours", of_case, device, settings.small, torch.bfloat16)
+        expected = gpu_step.expected_bytes(tool, of_case, device, settings.small, torch.bfloat16)
         total = torch.cuda.get_device_properties(device).total_memory
         if expected < total:
             raise

@@ -13,13 +13,14 @@ from first_hour.report import counted, words, write
 from first_hour.workers import work_through
 
 
-def first_hour(device: str, small: bool, folder: Path, only: Sequence[str] = ()) -> None:
+def first_hour(device: str, small: bool, folder: Path, only: Sequence[str] = (), at_once: int = 1) -> None:
     """
     Args:
         device: ``cuda`` or ``cpu``.
         small: tiny sizes.
         folder: for the two files.
         only: parts of names; items whose ``section: name`` has none of them are left out.
+        at_once: workers that check and run; what is measured is always alone.
     """
     items = [
         item
@@ -40,6 +41,6 @@ def first_hour(device: str, small: bool, folder: Path, only: Sequence[str] = ())
             raise SystemExit(f"{words(result)}\nWithout a GPU, --device cpu --small shows whether all of it runs.")
 
     with tempfile.TemporaryDirectory() as name, contextlib.suppress(KeyboardInterrupt):  # what there is, is written
-        results = work_through(items, Settings(device, small, Path(name)), told)
+        results = work_through(items, Settings(device, small, Path(name)), told, at_once)
     paths = write(results, device, small, (time.monotonic() - started) / 60, folder)
     print(f"\n{counted(results)}\nresults: {paths[0]}\nto send us: {paths[1]}")

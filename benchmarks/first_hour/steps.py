@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from distill_tune import models, teachers, training
+from distill_tune.data import StepPlan, TokenisedRows
 from distill_tune.data.batch import Batch, joined
 from distill_tune.losses import LossSums
 from distill_tune.training.out_of_memory import halved_if_too_large
@@ -56,7 +57,10 @@ def halved(settings: Settings) -> Deviation:
         gpu_step.fill(model, torch.device(settings.device))
     optimizer = training.build_optimizer(OmegaConf.create(gpu_step.OPTIMIZER), student.parameters())
     lengths = [20] * 6 if settings.small else [1000] * 24
-    batch = joined(gpu_step.rows_of({"lengths": lengths, "supervised": 1.0}, 500)).to(torch.device(settings.device))
+    rows = gpu_step.rows_of({"lengths": lengths, "supervised": 1.0}, 500)
+    batch = joined(rows).to(torch.device(settings.device))
+    tokens, ends = torch.cat([of_row for of_row, _ in rows]), torch.tensor([0, *lengths]).cumsum(0)
+    plan = StepPlan([TokenisedRows(tokens, tokens, ends, packed=False, max_seq_len=None)], batch_size=len(rows))
 
     def accumulate(batches: list[Batch]) -> list[LossSums]:
         optimizer.zero_grad(set_to_none=True)
@@ -71,7 +75,7 @@ def halved(settings: Settings) -> Deviation:
     accumulate([batch])
     wanted = _gradient(student)
     with too_little_memory(lambda: accumulate([batch]), lambda: accumulate(batch.halves())):
-        ran, _ = halved_if_too_large(accumulate, [batch], optimizer=optimizer, say=said.append)
+        ran, _ = halved_if_too_large(accumulate, [batch], plan=plan, optimizer=optimizer, say=said.append)
     if len(ran) != 2 or not said:
         raise RuntimeError("memory did not run out")
     return Deviation(off([_gradient(student)], [wanted]), 1e-2 if dtype == torch.bfloat16 else 1e-5, said[0])

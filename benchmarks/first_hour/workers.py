@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +18,59 @@ BENCHMARKS = Path(__file__).parents[1]
 
 
 def work_through(
-    items: Sequence[Item], settings: Settings, told: Callable[[dict[str, Any]], None]
+    items: Sequence[Item], settings: Settings, told: Callable[[dict[str, Any]], None], at_once: int = 1
 ) -> list[dict[str, Any]]:
     """The outcome of each item, in their order; ``told`` hears of each as it is there.
 
     A worker takes one item after another, and another worker goes on where one has failed, was killed or has hung.
+    ``at_once`` workers share the items whose figures do not suffer by it; those that want to be alone come after them.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
+    lock, stopped = threading.Lock(), threading.Event()
 
     def add(result: dict[str, Any]) -> None:
-        found[result["section"], result["name"]] = result
-        told(result)
+        with lock:
+            found[result["section"], result["name"]] = result
+            told(result)
 
-    remaining = []
     for item in items:
         if item.needs_cuda and settings.device != "cuda":
             add({"section": item.section, "name": item.name, "state": NEEDS_CUDA})
-        else:
-            remaining.append(item)
-    while remaining:
-        before = len(found)
-        fault = _worker(remaining, settings, add)
-        del remaining[: len(found) - before]
-        if fault and remaining:
-            item = remaining.pop(0)
-            add({"section": item.section, "name": item.name, "state": FAILED, **fault})
+    remaining = [item for item in items if (item.section, item.name) not in found]
+    together = [item for item in remaining if not item.alone]
+    with ThreadPoolExecutor(at_once) as pool:
+        shares = [
+            pool.submit(_work_through, together[n::at_once], settings, f"worker_{n}", add, stopped)
+            for n in range(at_once)
+        ]
+        try:
+            for share in shares:
+                share.result()
+        except BaseException:
+            stopped.set()
+            raise
+    _work_through([item for item in remaining if item.alone], settings, "alone", add, stopped)
     return [found[item.section, item.name] for item in items]
+
+
+def _work_through(
+    items: list[Item], settings: Settings, name: str, add: Callable[[dict[str, Any]], None], stopped: threading.Event
+) -> None:
+    """One worker after another in a folder of their own, until no item is left."""
+    settings = dataclasses.replace(settings, folder=settings.folder / name)
+    settings.folder.mkdir()
+    while items and not stopped.is_set():
+        results: list[dict[str, Any]] = []
+
+        def heard(result: dict[str, Any], results: list[dict[str, Any]] = results) -> None:
+            results.append(result)
+            add(result)
+
+        fault = _worker(items, settings, heard)
+        items = items[len(results) :]
+        if fault and items:
+            add({"section": items[0].section, "name": items[0].name, "state": FAILED, **fault})
+            items = items[1:]
 
 
 def _worker(items: Sequence[Item], settings: Settings, add: Callable[[dict[str, Any]], None]) -> dict[str, str] | None:

@@ -12,6 +12,7 @@ from distill_tune.cli.held_out import dataset_of, make_no_more, require_num_rows
 from distill_tune.cli.model_folder import ModelFolder, require_models, short_name
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_recipe, local_path
+from distill_tune.config.values import needs_teacher
 from distill_tune.errors import UserError
 from distill_tune.teachers import EMA, BaseModel, EarlierCheckpoint, HuggingFace, Teacher
 from distill_tune.training.preparation import Models, reading_of
@@ -34,7 +35,7 @@ def compare_run(options: argparse.Namespace) -> tuple[list[Any], int]:
         raise UserError(f"compare: {' and '.join(recipes)}: name one recipe")
     recipe = find_recipe(recipes[0] if recipes else "kd_single_device")
     cfg = checked_config(recipe, options.config, list(filter(_is_override, options.folders)), "all")
-    if cfg.get("kd_ratio", 0.5) == 0 and not cfg.get("hidden_loss"):
+    if not needs_teacher(cfg):
         raise UserError("kd_ratio=0: this run has no teacher to compare with; name folders without --config")
     folders = _folders(options, cfg)
     dataset = dataset_of(options) if options.source or options.dataset else cfg.get("dataset_val")

@@ -1,7 +1,6 @@
 """`distill-tune data`: rows as student and teacher read them, with what is learned marked."""
 
 import argparse
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 
 from distill_tune.cli.validate import read_arguments
 from distill_tune.config.check import checked_config
+from distill_tune.config.values import needs_teacher
 from distill_tune.counts import counted
 from distill_tune.errors import UserError
 
@@ -32,7 +32,6 @@ _ROWS = 3
 _MOST, _HEAD, _TAIL = 700, 400, 200  # characters of a text that is shown in part
 _LEARNED = "black on bright_green"
 _MOST_ENDS = 3
-_OF_WEIGHTS = re.compile(r"(teacher_)?(model|checkpointer)\b.*no such")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -50,7 +49,7 @@ def _data(options: argparse.Namespace) -> None:
     arguments, row = _take_number(list(options.arguments), "--row")
     arguments, first = _take_number(arguments, "--rows")
     recipe, name, overrides, _ = read_arguments(arguments)
-    cfg = checked_config(recipe, name, overrides, "all", tolerated=_OF_WEIGHTS)
+    cfg = checked_config(recipe, name, overrides, "all", needs_weights=False)
 
     from rich.console import Console
 
@@ -79,7 +78,7 @@ def _teacher_names(cfg: DictConfig) -> tuple[str, ...]:
     """By which rows choose their teacher; no teacher is built."""
     from distill_tune.teachers.build import entries_of
 
-    if cfg.get("teacher_combination") != "by_row" or (cfg.get("kd_ratio", 0.5) == 0 and not cfg.get("hidden_loss")):
+    if cfg.get("teacher_combination") != "by_row" or not needs_teacher(cfg):
         return ()
     return tuple(entry.name for _, entry, _ in entries_of(cfg.teacher_model, cfg.get("teacher_checkpointer")))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_tune.cli.validate import read_arguments
 from distill_tune.cli.without_weights import config_without_weights
-from distill_tune.config.files import did_you_mean
+from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.counts import counted
 from distill_tune.errors import CollectedFaults, UserError
 from distill_tune.sizes import binary
@@ -84,7 +84,7 @@ def _find_gpu(name: str) -> "Gpu":
 
     gpu = find_gpu(name)
     if gpu is None:
-        near = did_you_mean(name, gpu_names())
+        near = did_you_mean(nearest(name, gpu_names()))
         raise UserError(
             f"--gpu {name}: not known{near or ';'} there are {', '.join(gpu_names())}, and a size in GB (--gpu 24GB)"
         )

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from distill_tune.cli.run import num_processes_asked, parse_config, torchrun_options
 from distill_tune.config.check import checked_config, load
 from distill_tune.config.files import find_config, find_recipe, folders_of_own_modules
+from distill_tune.config.missing_files import MissingFile
 from distill_tune.config.trust import is_known, outside
 from distill_tune.errors import CollectedFaults, Faults, FinishedRun, UserError
 from distill_tune.sizes import binary
@@ -75,7 +76,7 @@ def _validate(options: argparse.Namespace) -> None:
         cfg, _ = load(path, overrides, is_known)
     if told := list(outside(cfg, folders_of_own_modules(recipe))):
         print("a run would run code from elsewhere, which is not checked here:\n  " + "\n  ".join(told))
-    if all(re.search(r"no such (file|folder)", fault) for fault in of_config):  # sizes need none
+    if all(isinstance(fault, MissingFile) for fault in of_config):  # sizes need none
         _print_sizes(cfg, num_processes)
     keys = set(map(_key_in, of_config))
     try:

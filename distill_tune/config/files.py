@@ -1,22 +1,15 @@
 """Where recipes and configs lie, and which file a name means."""
 
-import difflib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
+from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.errors import UserError
 
-# torchtune's names, for those who come from it.
-_RECIPES_OF_TORCHTUNE = {
-    "knowledge_distillation_single_device": "kd_single_device",
-    "knowledge_distillation_distributed": "kd_distributed",
-}
+# torchtune's configs, but for what they are run on.
 _CONFIGS_OF_TORCHTUNE = {
-    "8B_to_1B_KD_lora_single_device": "llama3_2/8B_to_1B_lora",
-    "8B_to_1B_KD_lora_distributed": "llama3_2/8B_to_1B_lora",
-    "1.5_to_0.5B_KD_lora_single_device": "qwen2/1.5B_to_0.5B_lora",
-    "1.5_to_0.5B_KD_lora_distributed": "qwen2/1.5B_to_0.5B_lora",
+    "8B_to_1B_KD_lora": "llama3_2/8B_to_1B_lora",
+    "1.5_to_0.5B_KD_lora": "qwen2/1.5B_to_0.5B_lora",
 }
 
 _YAML, _SHOWN = (".yaml", ".yml"), 3
@@ -79,12 +72,13 @@ def find_recipe(name: str) -> Path:
         raise UserError(f"recipe {name}: no such file")
     if name in recipe_names():
         return recipes_folder() / f"{name}.py"
-    if name in _RECIPES_OF_TORCHTUNE:
-        raise UserError(f"recipe {name}: torchtune's; here it is {_RECIPES_OF_TORCHTUNE[name]}")
+    if (ours := name.replace("knowledge_distillation_", "kd_")) in recipe_names():
+        raise UserError(f"recipe {name}: torchtune's; here it is {ours}")
     if name in (names := config_names()) or name in {full.rpartition("/")[2] for full in names}:
         raise UserError(f"recipe {name}: is a config; distill-tune run kd_single_device --config {name}")
-    near = did_you_mean(name, recipe_names())
-    raise UserError(f"recipe {name}: no such recipe{near}; `distill-tune ls` lists them all")
+    raise UserError(
+        f"recipe {name}: no such recipe{did_you_mean(nearest(name, recipe_names()))}; `distill-tune ls` lists them all"
+    )
 
 
 def find_config(name: str) -> Path:
@@ -109,9 +103,10 @@ def find_config(name: str) -> Path:
         raise UserError(f"config {name}: several have this name, take one of {', '.join(matches)}")
     if told := _told_of(path):
         raise UserError(f"config {name}: {told}")
-    if (bare := name.rpartition("/")[2]) in _CONFIGS_OF_TORCHTUNE:
+    bare = name.rpartition("/")[2].removesuffix("_single_device").removesuffix("_distributed")
+    if bare in _CONFIGS_OF_TORCHTUNE:
         raise UserError(f"config {name}: torchtune's; here it is {_CONFIGS_OF_TORCHTUNE[bare]}, for every KD recipe")
-    near = did_you_mean(name, [*names, *(full.rpartition("/")[2] for full in names)])
+    near = did_you_mean(nearest(name, [*names, *(full.rpartition("/")[2] for full in names)]))
     raise UserError(f"config {name}: no such config{near}; `distill-tune ls` lists them all")
 
 
@@ -130,14 +125,3 @@ def find_recipe_or_config(name: str) -> Path:
         UserError: there is none.
     """
     return find_recipe(name) if name in recipe_names() or name.endswith(".py") else find_config(name)
-
-
-def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """The few names that resemble ``name``, best first."""
-    return difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.6)
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """``, did you mean lr?``, or nothing where no name resembles ``name``."""
-    found = nearest(name, names)
-    return f", did you mean {' or '.join(found)}?" if found else ""

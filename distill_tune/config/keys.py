@@ -99,9 +99,13 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "loss": Key(COMPONENT, None, "of the rows' own tokens; default cross-entropy"),
     },
     "Steps": {
-        "batch_size": Key(whole(1).or_null(), Needed("plan_steps"), "rows in a micro-batch, on each process"),
+        "batch_size": Key(
+            whole(1).or_null(),
+            Needed("plan_steps"),
+            "rows in a micro-batch of the longest rows, on each process; short ones go together",
+        ),
         "max_tokens_per_batch": Key(whole(1), None, "in place of batch_size: so many tokens in a micro-batch"),
-        "gradient_accumulation_steps": Key(whole(1), 1, "micro-batches in a step"),
+        "gradient_accumulation_steps": Key(whole(1), 1, "micro-batches in a step, or fewer of short rows"),
         "epochs": Key(whole(1), Needed("plan_steps"), "times that the rows are gone through"),
         "max_steps_per_epoch": Key(whole(1), None, "ends an epoch early"),
         "optimizer": Key(COMPONENT, Needed("build_models"), "its parameters are passed by the recipe"),
@@ -144,11 +148,6 @@ SECTIONS: dict[str, dict[str, Key]] = {
     },
 }
 KEYS = {name: key for section in SECTIONS.values() for name, key in section.items()}
-
-
-def fault_of(name: str, value: Any) -> str | None:
-    """What is wrong with a key's value, in words that follow it; None for one that is right."""
-    return KEYS[name].values.fault(value)
 
 
 def is_set(name: str, value: Any) -> bool:

@@ -9,10 +9,10 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
-from distill_tune.config.components import find_component, has_no, is_served, no_module
-from distill_tune.config.values import components_of
+from distill_tune.config.components import find_component, has_no, no_module
+from distill_tune.config.nodes import components_of
 
 # Their modules may be imported to look at a signature.
 KNOWN = {"bitsandbytes", "distill_tune", "torch", "torchao", "torchdata", "torchtune", "transformers"}
@@ -51,7 +51,7 @@ def outside(config: DictConfig, folders: Sequence[str] = ()) -> Iterator[str]:
         folders: that are searched before those of installed packages.
     """
     for key, component in components_of(config):
-        name = str(component["_component_"])
+        name = component["_component_"]
         if not is_known(name):
             yield f"{key}: {name}, {_file_of(name.partition('.')[0], folders)}"
         if component.get("trust_remote_code") is True:
@@ -65,8 +65,8 @@ def missing_outside(config: DictConfig, folders: Sequence[str]) -> Iterator[str]
         folders: that are searched before those of installed packages.
     """
     for key, component in components_of(config):
-        name = str(component["_component_"])
-        if not is_known(name) and not is_served(name) and (fault := _missing(name, folders)):
+        name = component["_component_"]
+        if not is_known(name) and (fault := _missing(name, folders)):
             yield f"{key}._component_={name}: {fault}"
 
 
@@ -97,17 +97,11 @@ def _spec_of(name: str, folders: Sequence[str]) -> ModuleSpec | None:
 
 def may_be_called(component: Any) -> bool:
     """Whether building a component, with those among its arguments, runs code of known builders alone."""
-    if isinstance(component, ListConfig):
-        return all(may_be_called(entry) for entry in component)
-    if not isinstance(component, DictConfig):
-        return True
-    for _, part in components_of(component, itself=True):
-        name = str(part["_component_"])
-        if part.get("trust_remote_code") is True or not is_known(name):
+    for _, part in components_of(component):
+        name = part["_component_"]
+        if part.get("trust_remote_code") is True or isinstance(part.get(_IMPORTED_BY_NAME), str):
             return False
-        if isinstance(part.get(_IMPORTED_BY_NAME), str):
-            return False
-        if not is_served(name) and not _where_written(find_component(name)).startswith(_BUILDERS):
+        if not is_known(name) or not _where_written(find_component(name)).startswith(_BUILDERS):
             return False
     return True
 

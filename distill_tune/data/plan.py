@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import heapq
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,9 +21,10 @@ class StepPlan:
     """Cuts datasets into optimizer steps and those into micro-batches.
 
     A step takes ``batch_size * gradient_accumulation_steps`` sequences from each process; how they are cut into
-    micro-batches changes no gradient, so they are dealt out evenly by their tokens. The last step of an epoch takes
-    what is left, be it less: its loss is divided by its own supervised tokens. Nothing is remembered between calls: a
-    run resumes with the number of its step.
+    micro-batches changes no gradient, so they are dealt out evenly by their tokens, and to as few as have no more
+    tokens than a micro-batch of the longest sequences: a device must hold that one anyway, and short ones take as long
+    to start. The last step of an epoch takes what is left, be it less: its loss is divided by its own supervised
+    tokens. Nothing is remembered between calls but :meth:`take_at_most`: a run resumes with the number of its step.
 
     Args:
         datasets: one or several.
@@ -30,7 +33,7 @@ class StepPlan:
         batch_size: sequences in a micro-batch; None with ``max_tokens_per_batch``.
         max_tokens_per_batch: instead, as many rows in a micro-batch as have so many tokens together. Which rows go
             together is drawn once; their order is new each epoch.
-        gradient_accumulation_steps: micro-batches in a step.
+        gradient_accumulation_steps: micro-batches in a step, where its rows are among the longest.
         seed: of the order.
         shuffle: a new order each epoch, or the order of the files.
         augmentations: change the prompts of rows as they are taken.
@@ -83,6 +86,7 @@ class StepPlan:
         self._ends = numpy.concatenate([end + before for end, before in zip(ends, rows_before, strict=False)])
         self._first_sequence = numpy.cumsum([0, *map(len, ends)])
         self._order: tuple[int, numpy.ndarray] | None = None
+        self._most: list[int] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -182,9 +186,11 @@ class StepPlan:
         """Of any rank's micro-batches in the steps that the longest sequences would make, by what student and teacher
         read: no step of any epoch has a larger one.
         """
-        both = self._tokens, self._tokens_of([rows.teacher or rows for rows in self._datasets])
-        longest = [numpy.argsort(tokens, kind="stable")[::-1][: self._step_size] for tokens in both]
-        return [self._shape(hand) for sequences in longest for hand in self._hands(sequences)]
+        return [self._shape(hand) for tokens in self._readings for hand in self._longest(tokens)]
+
+    def take_at_most(self, tokens: int) -> None:
+        """Micro-batches have no more tokens from now on, but where one sequence alone has: what a device can hold."""
+        self._most = [min(tokens, most) for most in self._most_tokens]
 
     def origin(self, dataset: int, row: int) -> str:
         """The file and number of a row, as a batch's ``places`` have it."""
@@ -208,16 +214,28 @@ class StepPlan:
         return self._hands(sequences)[self._rank :: self._num_ranks]
 
     def _hands(self, sequences: numpy.ndarray) -> list[numpy.ndarray]:
-        """All ranks' micro-batches: no more than are filled, about as many sequences and tokens in each."""
-        hands = self._num_ranks * -(-len(sequences) // (self._batch_size * self._num_ranks))
-        if hands == 1:
-            return [sequences]
-        tokens = self._tokens[sequences]
-        longest_first = sequences[numpy.argsort(tokens, kind="stable")[::-1]]
-        rounds = [longest_first[start : start + hands] for start in range(0, len(sequences), hands)]
-        # Each round goes the other way than the one before, so that nobody always gets the longest.
-        turned = [sequences[:: -1 if number % 2 else 1] for number, sequences in enumerate(rounds)]
-        return [numpy.array([cards[hand] for cards in turned if hand < len(cards)], int) for hand in range(hands)]
+        """All ranks' micro-batches, as few as have no more tokens than they may."""
+        limits = list(zip(self._readings, self._most_tokens, strict=True))
+        least = max(-(-int(tokens[sequences].sum()) // (most * self._num_ranks)) for tokens, most in limits)
+        for rounds in itertools.count(max(1, least)):
+            hands = _dealt_out(sequences, self._tokens, rounds * self._num_ranks)
+            fit = all(int(tokens[hand].sum()) <= most for tokens, most in limits for hand in hands)
+            if fit or len(hands) >= len(sequences):
+                return hands
+        raise AssertionError
+
+    def _longest(self, tokens: numpy.ndarray) -> list[numpy.ndarray]:
+        """All ranks' micro-batches of a step of the longest sequences, ``batch_size`` in each."""
+        sequences = numpy.argsort(tokens, kind="stable")[::-1][: self._step_size]
+        rounds = -(-len(sequences) // (self._batch_size * self._num_ranks))
+        return _dealt_out(sequences, tokens, rounds * self._num_ranks)
+
+    @property
+    def _most_tokens(self) -> list[int]:
+        """Of a micro-batch, as student and teacher read it."""
+        if self._most is None:
+            self._most = [max(int(tokens[hand].sum()) for hand in self._longest(tokens)) for tokens in self._readings]
+        return self._most
 
     def _epoch_order(self, epoch: int) -> numpy.ndarray:
         if self._order is None or self._order[0] != epoch:
@@ -249,6 +267,11 @@ class StepPlan:
             dataset = int(numpy.searchsorted(self._first_sequence, sequence, side="right")) - 1
             start = self._ends[sequence - 1] if sequence else 0
             yield self._datasets[dataset], self._rows[start : self._ends[sequence]]
+
+    @functools.cached_property
+    def _readings(self) -> list[numpy.ndarray]:
+        """Tokens of each sequence as the student reads it, and as the teacher does."""
+        return [self._tokens, self._tokens_of([rows.teacher or rows for rows in self._datasets])]
 
     @functools.cached_property
     def _tokens(self) -> numpy.ndarray:
@@ -301,6 +324,19 @@ class StepPlan:
             ends.append(max(ends[-1] + 1, int(numpy.searchsorted(tokens, used + capacity, side="right"))))
             used = int(tokens[ends[-1] - 1])
         return numpy.array(ends[1:])
+
+
+def _dealt_out(sequences: numpy.ndarray, tokens: numpy.ndarray, hands: int) -> list[numpy.ndarray]:
+    """So many micro-batches, about as many tokens in each: the longest first, each to where the fewest are."""
+    if hands == 1:
+        return [sequences]
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    loads = [(0, hand) for hand in range(hands)]
+    for sequence in sequences[numpy.argsort(tokens[sequences], kind="stable")[::-1]].tolist():
+        load, hand = loads[0]
+        dealt[hand].append(sequence)
+        heapq.heapreplace(loads, (load + int(tokens[sequence]), hand))
+    return [numpy.array(hand, int) for hand in dealt]
 
 
 def num_supervised(batches: Sequence[Batch]) -> int:

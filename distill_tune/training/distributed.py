@@ -22,12 +22,12 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
-from distill_tune.config.launch import process_environment
-from distill_tune.config.waiting import tell_when_a_step_lasts
 from distill_tune.counts import counted
 from distill_tune.errors import UserError
+from distill_tune.launch import process_environment
 from distill_tune.to_device import to_device
 from distill_tune.training.device import find_device
+from distill_tune.waiting import tell_when_a_step_lasts
 
 Value = TypeVar("Value")
 

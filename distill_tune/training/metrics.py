@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from distill_tune.config.secrets import hide_secrets
 from distill_tune.counts import counted
 from distill_tune.disk import retried
+from distill_tune.secrets import hide_secrets
 from distill_tune.training.distributed import is_main_process
 
 

@@ -1,12 +1,13 @@
 """A step that does not fit in memory: once more in halves, else an error that says what costs least."""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from distill_tune.data.batch import Batch
+from distill_tune.data.plan import StepPlan
 from distill_tune.losses import LossSums
 from distill_tune.training.distributed import num_ranks
 
@@ -17,6 +18,7 @@ def halved_if_too_large(
     accumulate: Accumulate,
     batches: list[Batch],
     *arguments: Any,
+    plan: StepPlan,
     optimizer: torch.optim.Optimizer,
     say: Callable[[str], None],
 ) -> tuple[list[Batch], list[LossSums]]:
@@ -27,6 +29,7 @@ def halved_if_too_large(
 
     Args:
         accumulate: forward and backward of some micro-batches, with ``arguments``; the sums of each.
+        plan: makes the micro-batches; hears how many tokens they may have from now on.
 
     Returns:
         The micro-batches that were run, and their sums.
@@ -45,9 +48,8 @@ def halved_if_too_large(
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    say(f"out of memory with micro-batches of {_largest(batches)} tokens: once more with {_largest(halves)}")
+    most = max(sum(half.lengths) for half in halves)
+    largest = max(sum(batch.lengths) for batch in batches)
+    say(f"out of memory with micro-batches of {largest} tokens: once more, and from now on, with {most} at most")
+    plan.take_at_most(most)
     return halves, accumulate(halves, *arguments)
-
-
-def _largest(batches: Sequence[Batch]) -> int:
-    return max(sum(batch.lengths) for batch in batches)

@@ -14,9 +14,10 @@ from omegaconf import DictConfig, ListConfig
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, losses, models, teachers
 from distill_tune.config.components import build
-from distill_tune.config.launch import is_restarted
+from distill_tune.config.values import needs_teacher
 from distill_tune.disk import sampled_digest
 from distill_tune.errors import CollectedFaults, FinishedRun
+from distill_tune.launch import is_restarted
 from distill_tune.training.checkpoints import Checkpoints
 from distill_tune.training.device import find_dtype
 from distill_tune.training.distributed import (
@@ -126,9 +127,8 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
     with faults:
         tokenizer = build("tokenizer", cfg.tokenizer)
     with faults:
-        needs_teacher = cfg.get("kd_ratio", 0.5) != 0 or cfg.get("hidden_loss")
         teacher = teachers.build_teacher(
-            cfg.get("teacher_model") if needs_teacher else None,
+            cfg.get("teacher_model") if needs_teacher(cfg) else None,
             cfg.get("teacher_checkpointer"),
             dtype=find_dtype(cfg.get("teacher_dtype") or cfg.dtype, device),
             combination=cfg.get("teacher_combination", "mixture"),

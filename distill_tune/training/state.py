@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from distill_tune.config.secrets import without_secrets
 from distill_tune.data.dates import day_of_run
 from distill_tune.errors import UserError
+from distill_tune.secrets import without_secrets
 
 # What a checkpoint's tensors belong to. Rows, batches and weights are compared by what they are, not by their names.
 _MATTERS = ("model", "checkpointer", "teacher_model", "teacher_checkpointer", "optimizer._component_")

@@ -95,7 +95,7 @@ def test_nothing_that_an_item_does_ends_the_run(first_hour, tmp_path, monkeypatc
     items.insert(3, outcome.Item("s", "on a card", "of_test:near", needs_cuda=True))
     settings = outcome.Settings("cpu", True, tmp_path)
     started = time.monotonic()
-    found = first_hour("workers").work_through(items, settings, told.append)
+    found = first_hour("workers").work_through(items, settings, told.append, at_once=3)
     assert time.monotonic() - started < 50
     assert [result["name"] for result in found] == [item.name for item in items]
     assert len(told) == len(items)

@@ -51,6 +51,14 @@ def test_it_shows_rows_with_what_is_learned_in_marks(config, capsys):
     assert shown.endswith(f"learned\n{text}\n")
 
 
+def test_what_else_is_wrong_with_a_model_is_told(config, capsys):
+    with pytest.raises(SystemExit):
+        main(["data", "--config", str(config), "model.num_layer=2"])
+    told_of = capsys.readouterr().err
+    assert "model.num_layer: torchtune.models.llama3_2.llama3_2 has no such argument" in told_of
+    assert "nowhere" not in told_of
+
+
 def tokens(shown):
     return int(shown.rpartition(", row 1: ")[2].split()[0])
 

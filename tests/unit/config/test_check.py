@@ -81,6 +81,11 @@ def test_components_in_components_and_lists_may_be_replaced(checked, capsys):
     assert "augmentations.0: distill_tune.training.Linear does not take rate, which" in capsys.readouterr().out
 
 
+def test_a_list_may_be_longer_than_the_files(checked):
+    entries = ", ".join(f"{{_component_: distill_tune.data.DropTokens, rate: 0.{number}}}" for number in (1, 2))
+    assert len(checked(f"augmentations=[{entries}]").augmentations) == 2
+
+
 def test_a_strangers_component_is_not_imported_for_it(checked, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -150,6 +150,37 @@ def test_no_micro_batch_of_any_rank_and_step_is_larger_than_those_of_the_longest
                 assert all(sum(shape.lengths) <= most for shape in plan.shapes(epoch, step))
 
 
+def test_short_rows_go_together_up_to_what_the_longest_take():
+    lengths = [10, 20, 30, 40, 100, 90] + [10] * 18
+    plan = StepPlan([of_lengths(lengths)], batch_size=2, gradient_accumulation_steps=4, shuffle=False)
+    assert max(sum(shape.lengths) for shape in plan.largest_shapes) == 100
+    assert [[sum(shape.lengths) for shape in plan.shapes(0, step)] for step in range(3)] == [
+        [100, 90, 60, 60],
+        [80],
+        [80],
+    ]
+
+
+def test_short_rows_go_together_up_to_what_the_teacher_reads_of_the_longest():
+    settings = {"batch_size": 1, "gradient_accumulation_steps": 4, "shuffle": False}
+    plan = StepPlan([of_lengths([9, 5, 5, 5], [40, 8, 8, 8])], **settings)
+    assert [shape.lengths for shape in plan.shapes(0, 0)] == [(9,), (5,), (5,), (5,)]
+    plan = StepPlan([of_lengths([20, 5, 5, 5], [40, 8, 8, 8])], **settings)
+    assert [shape.teacher_lengths for shape in plan.shapes(0, 0)] == [(40,), (8, 8, 8)]
+    plan = StepPlan([of_lengths([20, 5, 5, 5], [20, 8, 8, 8])], **settings)
+    assert [shape.teacher_lengths for shape in plan.shapes(0, 0)] == [(20,), (8, 8), (8,)]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_what_a_device_can_hold_bounds_later_micro_batches_but_a_row_alone(num_ranks):
+    plan = StepPlan(
+        [of_lengths([50, 10, 10, 10, 10, 10])], batch_size=6 // num_ranks, shuffle=False, num_ranks=num_ranks
+    )
+    plan.take_at_most(30)
+    sizes = [sum(shape.lengths) for shape in plan.shapes(0, 0)]
+    assert max(sizes) == 50 and all(size <= 30 or size == 50 for size in sizes)
+
+
 def test_the_rows_that_are_longest_for_the_teacher_are_among_the_largest():
     plan = StepPlan([of_lengths([9, 2, 2, 2], teacher_lengths=[9, 2, 50, 2])], batch_size=1)
     assert Shape((9,), (8,), (9,)) in plan.largest_shapes

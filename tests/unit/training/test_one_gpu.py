@@ -18,9 +18,8 @@ from tiny import model_arguments
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 
-from distill_tune import training
+from distill_tune import data, training
 from distill_tune.cli.run import _num_gpus, num_processes_asked, torchrun_options
-from distill_tune.data.batch import joined
 from distill_tune.evaluation import memory
 from distill_tune.evaluation.memory import PeakMemory
 from distill_tune.losses import LossSums
@@ -92,9 +91,16 @@ def test_a_checkpoint_has_the_gpus_random_state_and_gives_it_back(gpu, monkeypat
     assert set(checkpoint_contents._random_state()) == {"cpu"}
 
 
+def plan_of(lengths):
+    tokens, ends = torch.ones(sum(lengths), dtype=torch.int32), torch.tensor([0, *lengths]).cumsum(0)
+    rows = data.TokenisedRows(tokens, tokens, ends, packed=False, max_seq_len=None)
+    return data.StepPlan([rows], batch_size=len(lengths), shuffle=False)
+
+
 def test_before_halves_are_tried_what_failed_is_given_back_to_the_device(gpu, monkeypatch):
-    """The allocator can give back only what no traceback and no gradient holds any more."""
-    batches = [joined([(torch.arange(n), torch.arange(n)) for n in (5, 6, 7, 8)])]
+    """The allocator can give back only what no traceback and no gradient holds any more. Later steps are cut alike."""
+    plan = plan_of((5, 6, 7, 8))
+    batches = plan.micro_batches(0, 0)
     weight = nn.Parameter(torch.ones(3))
     held: list[weakref.ref] = []
     alive: list[int] = []
@@ -112,12 +118,13 @@ def test_before_halves_are_tried_what_failed_is_given_back_to_the_device(gpu, mo
     gc.disable()
     try:
         halves, sums = training.halved_if_too_large(
-            accumulate, batches, optimizer=torch.optim.SGD([weight], 0.1), say=lambda line: None
+            accumulate, batches, plan=plan, optimizer=torch.optim.SGD([weight], 0.1), say=lambda line: None
         )
     finally:
         gc.enable()
     assert alive == [0]
     assert [half.lengths for half in halves] == [(5, 6), (7, 8)] and len(sums) == 2
+    assert [sum(batch.lengths) for batch in plan.micro_batches(1, 0)] == [13, 13]
 
 
 @pytest.fixture
