@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy
 
+from distill_tune.counts import counted
 from distill_tune.data.augmentation import Augmentations
 from distill_tune.data.batch import Batch, Row, joined
 from distill_tune.data.shape import Shape
@@ -100,13 +101,13 @@ class StepPlan:
         processes = f" x {self._num_ranks} processes" if self._num_ranks > 1 else ""
         accumulation = f"gradient_accumulation_steps={self._accumulation}{processes}"
         if self._max_tokens:
-            what, takes = "batches", f"max_tokens_per_batch={self._max_tokens}, {accumulation}"
+            what, takes = "batch", f"max_tokens_per_batch={self._max_tokens}, {accumulation}"
         else:
-            what = "packed sequences" if any(rows.packed for rows in self._datasets) else "rows"
+            what = "packed sequence" if any(rows.packed for rows in self._datasets) else "row"
             takes = f"batch_size={self._batch_size} x {accumulation}"
         return [
-            f"dataset: has {len(self._ends)} {what}, but one step takes {self._step_size} ({takes}): each epoch is one "
-            "short step"
+            f"dataset: has {counted(len(self._ends), what)}, but one step takes {self._step_size} ({takes}): each "
+            "epoch is one short step"
         ]
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -31,8 +31,16 @@ def build_optimizer(component: DictConfig, parameters: Iterable[nn.Parameter]) -
         fused["fused"] = True
     try:
         return instantiate(component, trained, **fused)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"optimizer: {component['_component_']}: {error}") from error
+    except (TypeError, ValueError, LookupError, RuntimeError, AssertionError) as error:
+        which = _argument_in(component, str(error))
+        raise UserError(f"optimizer{which}: {component['_component_']}: {one_line(error)}") from error
+
+
+def _argument_in(component: DictConfig, told: str) -> str:
+    """``.lr=-1`` of "Invalid learning rate: -1": the one argument whose value a message ends with."""
+    value = told.rpartition(": ")[2]
+    found = [key for key, held in component.items() if value in map(str, held if OmegaConf.is_list(held) else [held])]
+    return f".{found[0]}={component[found[0]]}" if len(found) == 1 else ""
 
 
 def _can_be_fused(name: str, parameters: list[nn.Parameter]) -> bool:

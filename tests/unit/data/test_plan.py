@@ -150,6 +150,14 @@ def test_no_micro_batch_of_any_rank_and_step_is_larger_than_those_of_the_longest
                 assert all(sum(shape.lengths) <= most for shape in plan.shapes(epoch, step))
 
 
+def test_a_short_last_step_of_the_longest_rows_has_no_larger_micro_batch():
+    plan = StepPlan(
+        [of_lengths([5] * 8 + [100] * 2)], batch_size=2, gradient_accumulation_steps=4, shuffle=False
+    )  # whose last step has both long rows
+    most = max(sum(shape.lengths) for shape in plan.largest_shapes)
+    assert max(sum(shape.lengths) for shape in plan.shapes(0, 1)) <= most
+
+
 def test_short_rows_go_together_up_to_what_the_longest_take():
     lengths = [10, 20, 30, 40, 100, 90] + [10] * 18
     plan = StepPlan([of_lengths(lengths)], batch_size=2, gradient_accumulation_steps=4, shuffle=False)
@@ -225,6 +233,7 @@ def test_an_epoch_that_is_no_whole_step_is_told(plan, told):
     assert short.steps_per_epoch == 1
     assert short.remarks == [f"{told}: each epoch is one short step"]
     assert StepPlan([rows(8)], **plan).remarks == []
+    assert StepPlan([rows(1)], batch_size=4).remarks[0].startswith("dataset: has 1 row, but one step takes 4 ")
 
 
 def test_validation_takes_every_row_once_in_batches_of_which_the_last_may_be_short():
