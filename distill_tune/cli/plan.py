@@ -23,7 +23,8 @@ _DESCRIPTION = """Tell the memory, the work and the hours of a run, without a GP
 
 Memory is told by part and for each process, from the models' shapes and the longest rows of all the data; hours from
 the rows of the first steps, at 40 % of the GPU's data-sheet rate, which a well-fed one reaches, or at 70 % of the rate
-of its links, where what travels between cards of one machine, or from host memory, takes longer. Where the run does
+of its links, where what travels between cards of one machine, or from host memory, takes longer, or where the host does
+that starts the kernels of short micro-batches. Where the run does
 not fit, the cheapest changes that make it fit are named. A GPU is named in any spelling, with its form or memory
 where there are several (h100, "H100 PCIe", a100-40gb, rtx4090), or a size (24GB), of which no hours are told; default:
 those that are common.
@@ -152,5 +153,7 @@ def _told(seconds: Any) -> str:
         duration = f"some {total / 3600:,.1f} hours" if total >= 3600 else f"some {total / 60:,.0f} minutes"
     if seconds.total == seconds.products:
         return duration
-    waits_for = "host memory" if seconds.from_host == seconds.total else "the other cards"
-    return f"{duration}, {1 - seconds.products / seconds.total:.0%} of it waiting for {waits_for}"
+    share = f"{duration}, {1 - seconds.products / seconds.total:.0%} of it"
+    if seconds.host == seconds.total:
+        return f"{share} what the host takes to start kernels (more rows in a micro-batch, compile=True: less)"
+    return f"{share} waiting for {'host memory' if seconds.from_host == seconds.total else 'the other cards'}"
