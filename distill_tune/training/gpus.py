@@ -122,7 +122,7 @@ def find_gpu(name: str) -> Gpu | None:
     Whole words count: what is left of a name beside a card's is another card, a laptop's, or a part of one (MIG). A
     size ("24GB") is a card of which nothing else is known.
     """
-    if size := re.fullmatch(r"(\d+) ?gi?b", name.strip().lower()):
+    if size := re.fullmatch(r"([1-9]\d*) ?gi?b?", name.strip().lower()):
         return Gpu("any card of", int(size[1]), int(size[1]) * 2.0**30, None, None, _PCIE3, _PCIE3)
     wanted, form, gigabytes = _parts(name)
     for gpu in GPUS:
