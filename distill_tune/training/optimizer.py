@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -56,9 +56,21 @@ def check_optimizer(component: DictConfig) -> torch.optim.Optimizer:
     """Build an optimizer for one parameter: its own checks, before a model loads.
 
     Raises:
-        UserError: it refuses its arguments.
+        UserError: it refuses its arguments, is no optimizer, or cannot take a step without being told more.
     """
-    return build_optimizer(component, [nn.Parameter(torch.zeros(1))])
+    name = component["_component_"]
+    target = find_component(name)
+    if inspect.isclass(target) and not issubclass(target, torch.optim.Optimizer):
+        raise UserError(f"optimizer={name}: is no optimizer; name one, such as torch.optim.AdamW")
+    optimizer = build_optimizer(component, [nn.Parameter(torch.zeros(1))])
+    if more := _asked_for(optimizer.step):
+        raise UserError(f"optimizer={name}: has to be told {more} at each step; take one of gradients alone")
+    return optimizer
+
+
+def _asked_for(step: Callable[..., Any]) -> str:
+    needed = [p.name for p in inspect.signature(step).parameters.values() if p.default is p.empty]
+    return ", ".join(name for name in needed if name not in ("args", "kwargs"))
 
 
 def check_lr_scheduler(component: DictConfig | None, optimizer: DictConfig, num_training_steps: int) -> None:
@@ -125,10 +137,8 @@ def build_lr_scheduler(
 
     try:
         scheduler = begun(num_training_steps)
-        if more := [p.name for p in inspect.signature(scheduler.step).parameters.values() if p.default is p.empty]:
-            raise UserError(
-                f"lr_scheduler: {name}: has to be told {', '.join(more)} at each step; take one of steps alone"
-            )
+        if more := _asked_for(scheduler.step):
+            raise UserError(f"lr_scheduler: {name}: has to be told {more} at each step; take one of steps alone")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the optimizer has not stepped
             if all(group["lr"] == 0 for group in optimizer.param_groups):
