@@ -43,7 +43,7 @@ def main():
     if options.in_this_process:
         from gpu_step import measure
 
-        from distill_tune.config.launch import stop_with_torchrun
+        from distill_tune.launch import stop_with_torchrun
 
         stop_with_torchrun()
         sharded = bool(options.sharded)

@@ -114,7 +114,9 @@ OF_COMPONENTS = [
         "torch.optim.AdmW: torch.optim has no AdmW, did you mean AdamW",
     ),
     ("optimizer.lr=abc", "optimizer.lr=abc: must be a number"),
-    ("optimizer.lr=-1", "optimizer: torch.optim.AdamW: Invalid learning rate: -1"),
+    ("optimizer.lr=-1", "optimizer.lr=-1: torch.optim.AdamW: Invalid learning rate: -1"),
+    ("optimizer.betas=[0.9,2]", "optimizer.betas=[0.9, 2]: torch.optim.AdamW: Invalid beta parameter at index 1: 2"),
+    ("optimizer.betas=[0.9]", "optimizer: torch.optim.AdamW: list index out of range"),
     (f"{LOSS}JensenShannon kd_loss.beta=2", "kd_loss: distill_tune.losses.JensenShannon: beta=2: must be from 0 to 1"),
     (f"{LOSS}TopK kd_loss.k=0", "kd_loss: distill_tune.losses.TopK: k=0: must be at least 1"),
     (f"{LOSS}TopK kd_loss.n=5", "kd_loss.n: distill_tune.losses.TopK has no such argument"),
@@ -137,10 +139,23 @@ OF_COMPONENTS = [
         "lr_scheduler._component_=torch.optim.lr_scheduler.OneCycleLR lr_scheduler.max_lr=1 lr_scheduler.total_steps=2",
         "lr_scheduler: torch.optim.lr_scheduler.OneCycleLR: Tried to step 3 times",
     ),
+    ("kd_loss=torch.nn.CrossEntropyLoss", "kd_loss=torch.nn.CrossEntropyLoss: is not called with student, teacher"),
+    ("kd_loss=distill_tune.losses.CrossEntropy", "is not called with student, teacher; needed is a divergence"),
+    ("loss=torch.nn.MSELoss", "loss=torch.nn.MSELoss: is not called with student, targets, memory"),
+    ("optimizer=torch.optim.LBFGS", "LBFGS: has to be told closure at each step"),
+    (
+        "optimizer=torch.optim.lr_scheduler.StepLR optimizer.step_size=3 ~optimizer.lr",
+        "optimizer=torch.optim.lr_scheduler.StepLR: is no optimizer; name one",
+    ),
     ("profiler.x=1", "profiler.x: torchtune.training.setup_torch_profiler has no such argument"),
     ("profiler.enabled=True profiler.outputdir=pr", "has no such argument, did you mean output_dir?"),
     ("optimizer.params=[]", "optimizer.params: the recipe passes this itself; leave it out"),
-    ("optimizer=nopackage.Adam", "nopackage.Adam: no module named nopackage; is the package installed?"),
+    ("optimizer=nopackage.Adam", "nopackage.Adam: no module named nopackage; is the package installed"),
+    (
+        "dataset._component_=distill_tune.data.docstrings dataset.source=my.json",
+        "dataset.source: distill_tune.data.docstrings has no such argument; for rows of your own: "
+        "dataset=distill_tune.data.instruct dataset.source=my.json",
+    ),
     ("dataset.train_on_inputs=True", "dataset.train_on_inputs: distill_tune.data.instruct has no such argument"),
     ("dataset=torchtune.datasets.alpaca_dataset dataset.sorce=x", "has no such argument, did you mean source?"),
     ("+loss._component_=torchtune.modules.loss.CEWithChunkedOutputLoss +loss.ignore_index=0", "must be -100"),
@@ -348,6 +363,11 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     ),
     ("config: nested too deeply", lambda w: w.config("a: " + "[" * 5000), "config config.yaml: not valid YAML"),
     ("config: a number as key", lambda w: w.line("7: 8"), "7: no such key"),
+    (
+        "config: a value to come",
+        lambda w: w.line("clip_grad_norm: ???"),
+        "clip_grad_norm=???: has no value yet; give it one",
+    ),
     ("config: nan", lambda w: w.line("clip_grad_norm: .nan"), "clip_grad_norm=nan: must be a number above 0"),
     # Checkpoints
     ("weights: none", lambda w: w.file("model.safetensors", None), "has no weights (model.safetensors or"),
@@ -457,9 +477,18 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     (
         "rows: latin-1",
         lambda w: w.rows("rows.json", '[{"instruction": "\u00fc"}]'.encode("latin-1")),
-        "not utf-8 at byte 18",
+        "not utf-8 at byte 18; save it as UTF-8, or name its encoding, such as dataset.encoding=latin-1",
     ),
-    ("rows: UTF-16", lambda w: w.rows("rows.jsonl", json.dumps(GOOD).encode("utf-16")), "not utf-8 at byte 0"),
+    (
+        "rows: GBK",
+        lambda w: w.rows("rows.json", '[{"instruction": "\u4f60\u597d", "output": "\u597d"}]'.encode("gbk")),
+        "or name its encoding, such as dataset.encoding=gbk",
+    ),
+    (
+        "rows: UTF-16",
+        lambda w: w.rows("rows.jsonl", json.dumps(GOOD).encode("utf-16")),
+        "not utf-8 at byte 0; save it as UTF-8, or name its encoding, such as dataset.encoding=utf-16",
+    ),
     (
         "rows: null bytes",
         lambda w: w.rows("rows.jsonl", json.dumps(GOOD).encode() + b"\n\x00\x00\n"),

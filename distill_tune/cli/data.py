@@ -1,7 +1,7 @@
 """`distill-tune data`: rows as student and teacher read them, with what is learned marked."""
 
 import argparse
-import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from distill_tune.cli.validate import read_arguments
 from distill_tune.config.check import checked_config
+from distill_tune.config.values import needs_teacher
 from distill_tune.counts import counted
 from distill_tune.errors import UserError
 
@@ -25,12 +26,12 @@ _DESCRIPTION = """Show rows as student and teacher read them, what is learned in
   distill-tune data --config CONFIG --rows 10    the first ten (default: 3)
 
 Only the tokenizer's files and the rows are needed, no model. Where there is no colour, what is learned stands in [[ ]].
+The exit status is 1 where a run would end at bad rows.
 """
 _ROWS = 3
 _MOST, _HEAD, _TAIL = 700, 400, 200  # characters of a text that is shown in part
 _LEARNED = "black on bright_green"
 _MOST_ENDS = 3
-_OF_WEIGHTS = re.compile(r"(teacher_)?(model|checkpointer)\b.*no such")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -48,7 +49,7 @@ def _data(options: argparse.Namespace) -> None:
     arguments, row = _take_number(list(options.arguments), "--row")
     arguments, first = _take_number(arguments, "--rows")
     recipe, name, overrides, _ = read_arguments(arguments)
-    cfg = checked_config(recipe, name, overrides, "all", tolerated=_OF_WEIGHTS)
+    cfg = checked_config(recipe, name, overrides, "all", needs_weights=False)
 
     from rich.console import Console
 
@@ -69,13 +70,15 @@ def _data(options: argparse.Namespace) -> None:
     for rows, numbers in zip(datasets, shown, strict=True):
         for number in numbers:
             _print_row(console, rows, number, tokenizer, whole=row is not None)
+    if row is None and cfg.get("on_bad_row", "stop") == "stop" and any(rows.num_bad for rows in datasets):
+        sys.exit(1)  # a run ends at them
 
 
 def _teacher_names(cfg: DictConfig) -> tuple[str, ...]:
     """By which rows choose their teacher; no teacher is built."""
     from distill_tune.teachers.build import entries_of
 
-    if cfg.get("teacher_combination") != "by_row" or (cfg.get("kd_ratio", 0.5) == 0 and not cfg.get("hidden_loss")):
+    if cfg.get("teacher_combination") != "by_row" or not needs_teacher(cfg):
         return ()
     return tuple(entry.name for _, entry, _ in entries_of(cfg.teacher_model, cfg.get("teacher_checkpointer")))
 

@@ -62,7 +62,12 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _run(console: Any, arguments: list[str]) -> None:
     console.print(f"\n$ {shlex.join(['distill-tune', *arguments])}", style="bold", highlight=False, soft_wrap=True)
-    status = subprocess.run([sys.executable, "-m", "distill_tune", *arguments], check=False).returncode
+    with subprocess.Popen([sys.executable, "-m", "distill_tune", *arguments]) as run:
+        try:
+            status = run.wait()
+        except KeyboardInterrupt:
+            run.wait()  # the terminal has told it, too: it ends its step with a checkpoint for the next call
+            raise
     if status:
         raise UserError(f"demo: the command above ended with {status}; mend what it says, then call the demo again")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from distill_tune.config.files import local_path
-from distill_tune.config.secrets import hide_secrets
 from distill_tune.disk import digest, require_space
 from distill_tune.errors import UserError
+from distill_tune.secrets import hide_secrets
 
 _DESCRIPTION = """Download a model into a folder that a config can name.
 

@@ -77,7 +77,9 @@ class PlannedCache:
                 all_of_it = sum(map(models.num_bytes, model.parameters()))
                 gathered += len(self.shapes) * all_of_it * (self._shards - 1) / self._shards
         dtype = training.find_dtype(self.cfg.get("teacher_dtype") or self.cfg.dtype, torch.device("cpu"))
-        return duration.seconds_on(gpu, duration.Work(0.0, self.work, gathered, streamed), dtype, dtype)
+        passes = len(self.shapes) * sum(len(model.layers) for model in self.built.teacher.models)
+        work = duration.Work(0.0, self.work, gathered, streamed, passes)
+        return duration.seconds_on(gpu, work, dtype, dtype)
 
     @property
     def _shards(self) -> int:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from distill_tune.config.check import checked_config
-from distill_tune.config.files import find_recipe
-from distill_tune.config.launch import is_heeded, is_launched
-from distill_tune.config.recipe_keys import is_distributed
+from distill_tune.config.files import find_recipe, folders_of_own_modules
+from distill_tune.config.recipe_keys import Recipe
 from distill_tune.config.reference import help_text
+from distill_tune.counts import counted
 from distill_tune.errors import UserError
+from distill_tune.launch import is_heeded, is_launched
 from distill_tune.threads import set_threads
 
 _DESCRIPTION = """Run a recipe with a config.
@@ -69,16 +70,15 @@ def _run(options: argparse.Namespace) -> None:
     config, overrides = parse_config(arguments[1:])
     if not is_launched():  # a rank's was checked by what launched it
         checked_config(recipe, config, overrides)  # before the recipe imports anything heavy
-    if is_distributed(recipe) and not is_launched():
+    if not is_launched() and Recipe(recipe).is_distributed:
         count = _num_gpus()
-        what = f"one process for each of {count} GPUs" if count else "no GPU here, so one process"
+        what = f"one process for each of {counted(count, 'GPU')}" if count else "no GPU here, so one process"
         print(f"{recipe.stem}: {what} (--nproc_per_node N before the recipe says it otherwise)", flush=True)
         _launch(torchrun_options(["--nproc_per_node", str(count or 1), *arguments]), recipe, config, overrides)
         return
     set_threads(1)
     sys.argv = [str(recipe), "--config", config, *overrides]
-    sys.path.insert(0, str(recipe.resolve().parent))
-    sys.path.insert(1, os.getcwd())  # a user's own components
+    sys.path[:0] = folders_of_own_modules(recipe)
     runpy.run_path(str(recipe), run_name="__main__")
 
 
@@ -139,7 +139,7 @@ def _run_under_torchrun(arguments: list[str]) -> None:
     recipe = find_recipe(options.training_script)
     config, overrides = parse_config(options.training_script_args)
     checked_config(recipe, config, overrides)
-    if not is_distributed(recipe) and str(options.nproc_per_node) != "1":
+    if not Recipe(recipe).is_distributed and str(options.nproc_per_node) != "1":
         raise UserError(
             f"{recipe.stem} runs on one device; take kd_distributed, which runs its configs on several, "
             "or leave out --nproc_per_node"

@@ -1,16 +1,19 @@
 """Components: what a config names with ``_component_`` is imported, its arguments are checked, and it is called."""
 
+import contextlib
 import importlib
 import inspect
+import pkgutil
+import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from distill_tune.config.files import nearest
-from distill_tune.config.values import components_of
+from distill_tune.config.nearest import did_you_mean, nearest
+from distill_tune.config.nodes import components_of, is_component
 from distill_tune.errors import UserError, one_line
 
 # Arguments that the recipe itself passes, by top-level key: the first so many positional ones, and these by name.
@@ -44,6 +47,17 @@ _SERVED_BY = {
 }
 _SERVED_LOSS_ARGUMENTS = {"ignore_index", "mask_ignored_tokens", "num_output_chunks", "reduction", "tp_enabled"}
 
+# Types that a value of YAML may have.
+_IN_WORDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+    types.NoneType: "null",
+}
+
 
 def instantiate(component: DictConfig, *args: Any, **kwargs: Any) -> Any:
     """Call what ``component`` names, with its own arguments and those given here; nested components come first.
@@ -52,12 +66,9 @@ def instantiate(component: DictConfig, *args: Any, **kwargs: Any) -> Any:
         UserError: it cannot be imported, or refuses its arguments.
     """
     name = component["_component_"]
-    arguments = {str(key): _resolved(value) for key, value in component.items() if key != "_component_"}
-    if name in _SERVED_BY:
-        name = _SERVED_BY[name]
-        arguments = {key: value for key, value in arguments.items() if key not in _SERVED_LOSS_ARGUMENTS}
-    target = find_component(name)
-    return target(*args, **(arguments | kwargs))
+    ignored = {"_component_", *(_SERVED_LOSS_ARGUMENTS if name in _SERVED_BY else ())}
+    arguments = {str(key): _resolved(value) for key, value in component.items() if key not in ignored}
+    return find_component(name)(*args, **(arguments | kwargs))
 
 
 def build(key: str, component: DictConfig | None, default: Any = None, **kwargs: Any) -> Any:
@@ -76,20 +87,15 @@ def build(key: str, component: DictConfig | None, default: Any = None, **kwargs:
         raise UserError(f"{key}: {component['_component_']}: {one_line(error)}") from error
 
 
-def is_served(name: str) -> bool:
-    """Whether a component of torchtune's is served by one of ours."""
-    return name in _SERVED_BY
-
-
 def find_component(name: str) -> Callable[..., Any]:
-    """Import the callable with this dotted name.
+    """Import the callable with this dotted name, or that of ours that serves it.
 
     Raises:
         UserError: there is no such module or name; near names are listed.
     """
-    if name.split(".")[0] == "torchtune":
+    if name.startswith("torchtune."):
         importlib.import_module("distill_tune._torchtune_compat")
-    module_name, attributes = name, list[str]()
+    module_name, attributes = _SERVED_BY.get(name, name), list[str]()
     while True:
         try:
             found = importlib.import_module(module_name)
@@ -100,180 +106,144 @@ def find_component(name: str) -> Callable[..., Any]:
             module_name, _, last = module_name.rpartition(".")
             attributes.insert(0, last)
             if not module_name:
-                raise UserError(f"{name}: no module named {last}; is the package installed?") from error
+                raise UserError(f"{name}: {no_module(last)}") from error
     for attribute in attributes:
         if not hasattr(found, attribute):
-            near = nearest(attribute, dir(found))
-            hint = f", did you mean {' or '.join(near)}?" if near else ""
-            raise UserError(f"{name}: {module_name} has no {attribute}{hint}")
+            raise UserError(f"{name}: {has_no(module_name, attribute, dir(found))}")
         found = getattr(found, attribute)
     if not callable(found):
         raise UserError(f"{name}: is a {type(found).__name__}, nothing that can be called")
     return found
 
 
-def check_components(config: DictConfig, may_import: Callable[[str], bool] | None = None) -> list[str]:
+def no_module(package: str, folders: Sequence[str] = ()) -> str:
+    """What is told of a package that is neither in ``folders`` nor installed."""
+    near = nearest(package, [module.name for module in pkgutil.iter_modules([*folders, *sys.path])])
+    also = f", or did you mean {' or '.join(near)}" if near else ""
+    return f"no module named {package}; is the package installed{also}?"
+
+
+def has_no(module: str, name: str, names: Iterable[str]) -> str:
+    """What is told of a module that has not a name, but ``names``."""
+    return f"{module} has no {name}{did_you_mean(nearest(name, names))}"
+
+
+def check_components(config: DictConfig, may_import: Callable[[str], bool] = lambda name: True) -> list[str]:
     """Faults of every component's name and arguments; imports their modules, builds nothing.
 
     Args:
-        may_import: whether a component of this name is looked at; default all are.
+        may_import: whether a component of this name is looked at.
     """
-    faults = []
+    faults: list[str] = []
     for key, component in components_of(config):
-        name = str(component["_component_"])
-        if is_served(name):
-            faults += _check_served_loss(key, component)
-        elif may_import is None or may_import(name):
+        if may_import(component["_component_"]):
             try:
-                target = find_component(name)
+                faults += _argument_faults(key, component)
             except UserError as error:
                 faults.append(f"{key}._component_={error}")
-                continue
-            if parameters := _parameters(target):
-                faults += _check_arguments(key, component, parameters, _hints(target))
     return faults
 
 
-def arguments_taken(
-    key: str, component: DictConfig, may_import: Callable[[str], bool] | None = None
-) -> set[str] | None:
+def arguments_taken(key: str, name: str) -> set[str] | None:
     """The arguments that a config may give a component; None where any, or where that cannot be told."""
-    name = str(component["_component_"])
-    if is_served(name):
-        return {*_SERVED_LOSS_ARGUMENTS, "sym_kd_ratio"}
-    if may_import is not None and not may_import(name):
-        return None
     try:
-        parameters = _parameters(find_component(name))
+        taken = _arguments_of(key, name)
     except UserError:  # told by check_components
         return None
-    if not parameters:
+    return None if taken is None or taken.others else taken.given
+
+
+class _Arguments(NamedTuple):
+    """
+    Attributes:
+        parameters: of a component, by name.
+        passed: what the recipe itself passes.
+        given: what a config may give.
+        others: whether it takes any other argument as well.
+    """
+
+    parameters: Mapping[str, inspect.Parameter]
+    passed: set[str]
+    given: set[str]
+    others: bool
+
+
+def _arguments_of(key: str, name: str) -> _Arguments | None:
+    """None where it is written in C, without a signature."""
+    component = find_component(name)
+    signature = None
+    for evaluated in (False, True):  # annotations that cannot be evaluated say nothing
+        with contextlib.suppress(Exception):
+            signature = inspect.signature(component, eval_str=evaluated)
+    if signature is None:
         return None
-    passed, allowed, takes_any = _names(key, parameters)
-    return None if takes_any else allowed - passed
+    parameters = signature.parameters
+    top, _, rest = key.partition(".")
+    is_outermost = not rest or rest.isdigit()
+    positional = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    passed = {*positional[: _PASSED_POSITIONAL.get(top, 0)], *_PASSED_BY_NAME.get(top, ())} if is_outermost else set()
+    given = {p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    given |= ENTRY_KEYS.get(top, set()) if is_outermost else set()
+    given |= _SERVED_LOSS_ARGUMENTS if name in _SERVED_BY else set()
+    others = [p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+    if others == ["load_dataset_kwargs"]:
+        given |= _LOAD_DATASET_KEYS
+        others = []
+    return _Arguments(parameters, passed, given - passed, bool(others))
 
 
-def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter] | None:
-    try:
-        return list(inspect.signature(target).parameters.values())
-    except (TypeError, ValueError):  # written in C, without a signature
-        return None
-
-
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else inspect.unwrap(target))
-    except Exception:  # annotations that cannot be evaluated say nothing
-        return {}
-
-
-def _check_served_loss(key: str, component: DictConfig) -> list[str]:
-    faults = []
-    for argument, value in component.items():
-        if argument == "_component_":
+def _argument_faults(key: str, component: DictConfig) -> Iterator[str]:
+    name = component["_component_"]
+    taken = _arguments_of(key, name)
+    if taken is None:
+        return
+    optional = _OPTIONAL_HERE.get(name.rpartition(".")[2], set())
+    for argument in map(str, component):
+        if argument in taken.passed:
+            yield f"{key}.{argument}: the recipe passes this itself; leave it out"
+        elif argument not in taken.given and not taken.others and argument != "_component_":
+            there_are = f"; it takes {', '.join(sorted(taken.given)) or 'none'}"
+            if argument == "source" and name == "distill_tune.data.docstrings":
+                of_files = f"{key}=distill_tune.data.instruct {key}.source={component[argument]}"
+                there_are = f"; for rows of your own: {of_files} (or chat, or text)"
+            near = did_you_mean(nearest(argument, taken.given), otherwise=there_are)
+            yield f"{key}.{argument}: {name} has no such argument{near}"
+    for argument, parameter in taken.parameters.items():
+        if argument not in taken.given:
             continue
-        if argument == "sym_kd_ratio" and "SymmetricKL" in component["_component_"]:
-            continue
-        if argument not in _SERVED_LOSS_ARGUMENTS:
-            faults.append(f"{key}.{argument}: {component['_component_']} takes no such argument")
-        elif argument == "ignore_index" and value != -100:
-            faults.append(f"{key}.{argument}={value}: must be -100, which marks unsupervised tokens everywhere here")
-    return faults
-
-
-def _check_arguments(
-    key: str, component: DictConfig, parameters: Sequence[inspect.Parameter], hints: Mapping[str, Any]
-) -> list[str]:
-    passed, allowed, takes_any = _names(key, parameters)
-    optional = _OPTIONAL_HERE.get(str(component["_component_"]).rpartition(".")[2], set())
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-
-    faults = []
-    for argument, value in component.items():
-        if argument == "_component_":
-            continue
-        if argument in passed:
-            faults.append(f"{key}.{argument}: the recipe passes this itself; leave it out")
-        elif argument not in allowed and not takes_any:
-            near = nearest(str(argument), allowed - passed)
-            hint = (
-                f", did you mean {' or '.join(near)}?" if near else f"; it takes {', '.join(sorted(allowed - passed))}"
-            )
-            faults.append(f"{key}.{argument}: {component['_component_']} has no such argument{hint}")
-        elif f"{key}.{argument}" in _MORE_HERE or (value is None and argument in optional):
-            continue
-        elif argument in defaults and _is_same(_plain(value), defaults[argument]):
-            continue  # whatever its annotation says: `path: str = None`
-        elif not _is_component(value) and (wanted := _mismatch(_plain(value), hints.get(str(argument)))):
-            faults.append(f"{key}.{argument}={_plain(value)}: must be {wanted}")
-    required = [
-        p.name
-        for p in parameters
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in passed
-    ]
-    faults += [
-        f"{key}.{name}: missing; {component['_component_']} needs it"
-        for name in required
-        if name not in component and name not in optional
-    ]
-    return faults
-
-
-def _names(key: str, parameters: Sequence[inspect.Parameter]) -> tuple[set[str], set[str], bool]:
-    """The arguments that the recipe passes, all that there are, and whether any other is taken as well."""
-    top = key.partition(".")[0]
-    is_outermost = key == top or key.removeprefix(f"{top}.").isdigit()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    passed = {p.name for p in positional[: _PASSED_POSITIONAL.get(top, 0)]} if is_outermost else set()
-    passed |= _PASSED_BY_NAME.get(top, set()) if is_outermost else set()
-    allowed = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    takes_any = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
-    if takes_any == ["load_dataset_kwargs"]:
-        allowed |= _LOAD_DATASET_KEYS
-        takes_any = []
-    allowed |= ENTRY_KEYS.get(top, set()) if is_outermost else set()
-    return passed, allowed, bool(takes_any)
+        if argument in component:
+            value = component[argument]
+            value = OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
+            # Whatever its annotation says, a default is right (`path: str = None`); a component is built before.
+            is_right = _is_same(value, parameter.default) or is_component(component[argument])
+            is_right |= f"{key}.{argument}" in _MORE_HERE or (value is None and argument in optional)
+            if not is_right and (wanted := _mismatch(value, parameter.annotation)):
+                yield f"{key}.{argument}={value}: must be {wanted}"
+        elif parameter.default is parameter.empty and argument not in optional:
+            yield f"{key}.{argument}: missing; {name} needs it"
+    if name in _SERVED_BY and (index := component.get("ignore_index", -100)) != -100:
+        yield f"{key}.ignore_index={index}: must be -100, which marks unsupervised tokens everywhere here"
 
 
 def _mismatch(value: Any, annotation: Any) -> str | None:
     """What a value would have to be, where it does not fit an annotation of plain types; unknown types fit all."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        plain = [option for option in arguments if option in (int, float, bool, str)]
+    kind, arguments = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+    if kind in (typing.Union, types.UnionType):
         # In `float | Tensor` a plain value has to be the float; where no option is plain, anything may fit.
-        others = [option for option in arguments if option not in plain and _is_written_in_yaml(option)]
-        options = [*plain, *others] if plain else list(arguments)
-        mismatches = [_mismatch(value, option) for option in options]
+        if any(option in (int, float, bool, str) for option in arguments):
+            arguments = tuple(o for o in arguments if o in _IN_WORDS or o is Any or typing.get_origin(o))
+        mismatches = [_mismatch(value, option) for option in arguments]
         return None if None in mismatches else " or ".join(dict.fromkeys(filter(None, mismatches)))
-    if origin is typing.Literal:
-        if value in arguments:
-            return None
-        near = nearest(value, [str(option) for option in arguments]) if isinstance(value, str) else []
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"one of {', '.join(str(option) for option in arguments)}{hint}"
-    if annotation is list or origin is list:
-        if not isinstance(value, list):
-            return "a list"
-        if not arguments:
-            return None
+    if kind is typing.Literal:
+        choices = list(map(str, arguments))
+        near = did_you_mean(nearest(str(value), choices))
+        return None if value in arguments else f"one of {', '.join(choices)}{near}"
+    if kind is list and isinstance(value, list) and arguments:
         return next((f"a list of {wanted}" for item in value if (wanted := _mismatch(item, arguments[0]))), None)
-    if annotation is dict or origin is dict:
-        return None if isinstance(value, dict) else "a mapping"
-    if annotation is type(None):
-        return None if value is None else "null"
-    if annotation is bool:
-        return None if isinstance(value, bool) else "True or False"
-    if annotation is int:
-        return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
-    if annotation is float:
-        return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
-    if annotation is str:
-        return None if isinstance(value, str) else "text"
-    return None
-
-
-def _is_written_in_yaml(annotation: Any) -> bool:
-    return annotation in (list, dict, type(None), Any) or typing.get_origin(annotation) is not None
+    if not isinstance(kind, type) or kind not in _IN_WORDS:
+        return None
+    fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    return None if fits else _IN_WORDS[kind]
 
 
 def _is_same(value: Any, default: Any) -> bool:
@@ -281,16 +251,8 @@ def _is_same(value: Any, default: Any) -> bool:
     return type(value) is type(default) and bool(value == default)
 
 
-def _is_component(value: Any) -> bool:
-    return isinstance(value, DictConfig) and "_component_" in value
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-
-
 def _resolved(value: Any) -> Any:
-    if _is_component(value):
+    if is_component(value):
         return instantiate(value)
     if isinstance(value, DictConfig):
         return {key: _resolved(item) for key, item in value.items()}

@@ -3,14 +3,9 @@
 import argparse
 import atexit
 import contextlib
-import errno
 import faulthandler
 import inspect
-import os
-import signal
 import sys
-import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +13,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from distill_tune.config.check import checked_config
-from distill_tune.config.launch import num_processes, process_environment, stop_with_torchrun
 from distill_tune.config.memory_advice import memory_advice, memory_ran_out
-from distill_tune.config.secrets import hide_secrets
-from distill_tune.config.streams import OutputLost, going_on_without_output, lead_nowhere
-from distill_tune.config.waiting import has_lost_a_rank, has_waited_in_vain, where_it_lost_a_rank, whom_it_waited_for
 from distill_tune.disk import release_locks
-from distill_tune.errors import FinishedRun, UserError
-
-_GRACE, _GRACE_OF_OTHERS = 10, 3  # seconds
+from distill_tune.ending import end_at_once, told_without_traceback
+from distill_tune.errors import UserError
+from distill_tune.launch import num_processes, stop_with_torchrun
+from distill_tune.streams import going_on_without_output
 
 
 def run_recipe(main: Callable[[DictConfig], None], arguments: Sequence[str] | None = None) -> None:
@@ -55,7 +47,7 @@ def run_recipe(main: Callable[[DictConfig], None], arguments: Sequence[str] | No
     if num_processes() > 1:
         # All is written; threads of gloo and NCCL sometimes abort an interpreter that takes itself down.
         atexit._run_exitfuncs()
-        _end_at_once(0)
+        end_at_once(0)
 
 
 def _file_of(main: Callable[..., Any]) -> Path:
@@ -65,81 +57,3 @@ def _file_of(main: Callable[..., Any]) -> Path:
     files = [Path(file) for file in (code and code.co_filename, script) if file]
     starts_one = (file for file in files if file.is_file() and b"run_recipe" in file.read_bytes())
     return next(starts_one, files[0])
-
-
-class told_without_traceback:
-    """Turns a :class:`UserError` into its message on stderr and exit code 2, and Ctrl-C into a line and 130.
-
-    Of several processes that fail, the first one tells why, with its rank; the others end in silence. With
-    DISTILL_TUNE_TRACEBACK=1 in the environment the traceback is shown, for those who edit a recipe.
-    """
-
-    def __enter__(self) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")  # a user's text may be none that can be written
-
-    def __exit__(self, kind: type | None, error: BaseException | None, where: object) -> bool:
-        if error is None or isinstance(error, SystemExit):
-            return False
-        if isinstance(error, FinishedRun):
-            print(error)
-            return True
-        if isinstance(error, OutputLost):
-            lead_nowhere(sys.stdout)
-            if error.errno == errno.EPIPE:  # as `| head` ends other commands
-                sys.exit(128 + signal.SIGPIPE)
-            print(f"distill-tune: stdout: {error.strerror}", file=sys.stderr)
-            sys.exit(1)
-        status = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
-        hangs = has_waited_in_vain(error)
-        if status == 1 and num_processes() > 1:
-            # A lost connection is another's failure: torchrun has time to find that one, and ends this one meanwhile.
-            time.sleep(_GRACE_OF_OTHERS)
-        who = _who_tells()
-        if who is None:
-            if status != 130:  # a terminal's Ctrl-C ends all alike
-                time.sleep(_GRACE)  # torchrun ends all when one ends: the one that tells must come first
-            _end_at_once(status)
-        elif isinstance(error, UserError) and os.environ.get("DISTILL_TUNE_TRACEBACK") != "1":
-            print(f"distill-tune: {who}{hide_secrets(str(error))}", file=sys.stderr)
-        elif isinstance(error, KeyboardInterrupt):
-            print(f"distill-tune: {who}interrupted", file=sys.stderr)
-        elif hangs:
-            print(f"distill-tune: {who}{whom_it_waited_for(error)}", file=sys.stderr)
-        elif has_lost_a_rank(error):
-            print(f"distill-tune: {who}{where_it_lost_a_rank(error)}", file=sys.stderr)
-        else:
-            if who:
-                print(f"distill-tune: {who}failed:", file=sys.stderr)
-            print(hide_secrets("".join(traceback.format_exception(error))), file=sys.stderr, end="")
-        if who:
-            _end_at_once(status)
-        sys.exit(status)
-
-
-def _who_tells() -> str | None:
-    """What goes before a fault's message: nothing in a lone process, ``rank N:`` in the first of several that fails.
-
-    None where another process tells it.
-    """
-    if num_processes() == 1:
-        return ""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_initialized():  # found by all alike, on each machine
-        return "" if process_environment(os.environ)["LOCAL_RANK"] == "0" else None
-    from torch.distributed.distributed_c10d import _get_default_store
-
-    rank = str(distributed.get_rank())
-    try:
-        told_by = _get_default_store().compare_set("distill_tune/fault", "", rank).decode()
-    except RuntimeError:  # the process that kept the store has ended: it was the first
-        return None
-    return f"rank {rank}: " if told_by == rank else None
-
-
-def _end_at_once(status: int) -> None:
-    """End without waiting for the other processes, which the usual way out of a process group would."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

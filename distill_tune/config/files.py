@@ -1,24 +1,18 @@
 """Where recipes and configs lie, and which file a name means."""
 
-import difflib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
+from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.errors import UserError
 
-# torchtune's names, for those who come from it.
-_RECIPES_OF_TORCHTUNE = {
-    "knowledge_distillation_single_device": "kd_single_device",
-    "knowledge_distillation_distributed": "kd_distributed",
-}
+# torchtune's configs, but for what they are run on.
 _CONFIGS_OF_TORCHTUNE = {
-    "8B_to_1B_KD_lora_single_device": "llama3_2/8B_to_1B_lora",
-    "8B_to_1B_KD_lora_distributed": "llama3_2/8B_to_1B_lora",
-    "1.5_to_0.5B_KD_lora_single_device": "qwen2/1.5B_to_0.5B_lora",
-    "1.5_to_0.5B_KD_lora_distributed": "qwen2/1.5B_to_0.5B_lora",
+    "8B_to_1B_KD_lora": "llama3_2/8B_to_1B_lora",
+    "1.5_to_0.5B_KD_lora": "qwen2/1.5B_to_0.5B_lora",
 }
 
+_YAML, _SHOWN = (".yaml", ".yml"), 3
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -30,6 +24,11 @@ def local_path(name: str) -> Path:
 def is_model_folder(path: str | Path) -> bool:
     """Whether it has the config.json of a model of Hugging Face, or an adapter's."""
     return any(os.path.isfile(os.path.join(path, name)) for name in ("config.json", "adapter_config.json"))
+
+
+def folders_of_own_modules(recipe: Path) -> list[str]:
+    """Where a user's own components lie: beside the recipe, and in the current folder."""
+    return [str(recipe.resolve().parent), os.getcwd()]
 
 
 def recipes_folder() -> Path:
@@ -73,11 +72,13 @@ def find_recipe(name: str) -> Path:
         raise UserError(f"recipe {name}: no such file")
     if name in recipe_names():
         return recipes_folder() / f"{name}.py"
-    if name in _RECIPES_OF_TORCHTUNE:
-        raise UserError(f"recipe {name}: torchtune's; here it is {_RECIPES_OF_TORCHTUNE[name]}")
+    if (ours := name.replace("knowledge_distillation_", "kd_")) in recipe_names():
+        raise UserError(f"recipe {name}: torchtune's; here it is {ours}")
     if name in (names := config_names()) or name in {full.rpartition("/")[2] for full in names}:
         raise UserError(f"recipe {name}: is a config; distill-tune run kd_single_device --config {name}")
-    raise UserError(f"recipe {name}: no such recipe{_near(name, recipe_names())}; `distill-tune ls` lists them all")
+    raise UserError(
+        f"recipe {name}: no such recipe{did_you_mean(nearest(name, recipe_names()))}; `distill-tune ls` lists them all"
+    )
 
 
 def find_config(name: str) -> Path:
@@ -87,22 +88,34 @@ def find_config(name: str) -> Path:
         UserError: there is none, or several; the names are listed.
     """
     path = local_path(name)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in _YAML:
         if path.is_file():
             return path
         if (configs_folder() / path).is_file():
             return configs_folder() / path
-        raise UserError(f"config {name}: no such file")
+        raise UserError(f"config {name}: {_told_of(path) or 'no such file'}")
     names = config_names()
     matches = [name] if name in names else [full for full in names if full.rpartition("/")[2] == name]
+    matches = matches or [full for full in names if full.startswith(f"{name}/")]
     if len(matches) == 1:
         return configs_folder() / f"{matches[0]}.yaml"
     if matches:
         raise UserError(f"config {name}: several have this name, take one of {', '.join(matches)}")
-    if (bare := name.rpartition("/")[2]) in _CONFIGS_OF_TORCHTUNE:
+    if told := _told_of(path):
+        raise UserError(f"config {name}: {told}")
+    bare = name.rpartition("/")[2].removesuffix("_single_device").removesuffix("_distributed")
+    if bare in _CONFIGS_OF_TORCHTUNE:
         raise UserError(f"config {name}: torchtune's; here it is {_CONFIGS_OF_TORCHTUNE[bare]}, for every KD recipe")
-    near = _near(name, [*names, *(full.rpartition("/")[2] for full in names)])
+    near = did_you_mean(nearest(name, [*names, *(full.rpartition("/")[2] for full in names)]))
     raise UserError(f"config {name}: no such config{near}; `distill-tune ls` lists them all")
+
+
+def _told_of(path: Path) -> str | None:
+    """Why what is there cannot be a config."""
+    if path.is_dir():
+        found = sorted(file.name for file in path.iterdir() if file.suffix in _YAML and file.is_file())
+        return "is a folder; name a YAML file in it" + (f": {', '.join(found[:_SHOWN])}" if found else "; it has none")
+    return f"is not named as YAML is; a config's name ends in {' or '.join(_YAML)}" if path.exists() else None
 
 
 def find_recipe_or_config(name: str) -> Path:
@@ -112,13 +125,3 @@ def find_recipe_or_config(name: str) -> Path:
         UserError: there is none.
     """
     return find_recipe(name) if name in recipe_names() or name.endswith(".py") else find_config(name)
-
-
-def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """The few names that resemble ``name``, best first."""
-    return difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.6)
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    found = nearest(name, names)
-    return f", did you mean {' or '.join(found)}?" if found else ""

@@ -158,11 +158,6 @@ SECTIONS: dict[str, dict[str, Key]] = {
 KEYS = {name: key for section in SECTIONS.values() for name, key in section.items()}
 
 
-def fault_of(name: str, value: Any) -> str | None:
-    """What is wrong with a key's value, in words that follow it; None for one that is right."""
-    return KEYS[name].values.fault(value)
-
-
 def is_set(name: str, value: Any) -> bool:
     """Whether a value says something else than the key's absence."""
     default = KEYS[name].default

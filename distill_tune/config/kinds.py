@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Callable
 from datetime import date
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
+
+from distill_tune.config.nodes import is_component
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +34,8 @@ class Kind:
         return self.further(value) if self.fits(value) else f"must be {self.text}{self.hint}"
 
     def or_null(self) -> "Kind":
-        return Kind(
-            f"{self.text} or null",
-            lambda value: value is None or self.fits(value),
-            lambda value: None if value is None else self.further(value),
-            self.hint,
-        )
+        fits = self.fits
+        return dataclasses.replace(self, text=f"{self.text} or null", fits=lambda value: value is None or fits(value))
 
     def or_schedule(self) -> "Kind":
         """Its values are checked once the run's length is known."""
@@ -48,15 +47,15 @@ class Kind:
 
 
 def whole(least: int) -> Kind:
-    return Kind(f"a whole number of at least {least}", lambda value: _is_whole(value) and value >= least)
+    return Kind(f"a whole number of at least {least}", lambda value: type(value) is int and value >= least)
 
 
-def number(least: float, most: float = float("inf")) -> Kind:
-    text = f"a number from {least:g} to {most:g}" if most < float("inf") else f"a number of at least {least:g}"
-    return Kind(text, lambda value: _is_finite(value) and least <= value <= most)
+def number(least: float, most: float = sys.float_info.max) -> Kind:
+    text = f"a number of at least {least:g}" if most == sys.float_info.max else f"a number from {least:g} to {most:g}"
+    return Kind(text, lambda value: type(value) in (int, float) and least <= value <= most)
 
 
-ABOVE_0 = Kind("a number above 0", lambda value: _is_finite(value) and value > 0)
+ABOVE_0 = Kind("a number above 0", lambda value: number(0).fits(value) and value > 0)
 
 
 def one_of(*choices: str) -> Kind:
@@ -70,12 +69,10 @@ def list_of(*choices: str) -> Kind:
     )
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+def _like(text: str, pattern: str, hint: str = "") -> Kind:
+    """Text that a pattern fits."""
+    fits = re.compile(pattern, re.DOTALL).fullmatch
+    return Kind(text, lambda value: isinstance(value, str) and fits(value) is not None, hint=hint)
 
 
 def _is_day(value: Any) -> bool:
@@ -85,9 +82,7 @@ def _is_day(value: Any) -> bool:
         return False
 
 
-def _is_device(value: Any) -> bool:
-    kind, _, index = value.partition(":") if isinstance(value, str) else ("", "", "")
-    return kind in ("cpu", "cuda", "mps", "auto") and (not index or index.isdigit())
+_FP16 = "is not supported: gradients underflow in fp16 without loss scaling; take bf16 or fp32"
 
 
 def _no_folder_for(value: str) -> str | None:
@@ -100,10 +95,6 @@ def _no_folder_for(value: str) -> str | None:
 def _no_checkpoint(value: Any) -> str | None:
     is_named = isinstance(value, str) and value != "auto"
     return "no such folder" if is_named and not os.path.isdir(value) else None
-
-
-def _is_component(value: Any) -> bool:
-    return isinstance(value, DictConfig) and isinstance(value.get("_component_"), str)
 
 
 def _fault_of_list(value: Any) -> str | None:
@@ -129,34 +120,31 @@ def _fault_of_datasets(value: Any) -> str | None:
     return _fault_of_list(value)
 
 
-def _is_component_or_list(value: Any) -> bool:
-    return isinstance(value, ListConfig) or _is_component(value)
-
-
 FLAG = Kind("True or False", lambda value: isinstance(value, bool))
-TEXT = Kind("text", lambda value: isinstance(value, str) and bool(value))
+TEXT = _like("text", ".+")
 DAY = Kind("a day, as 2026-03-01", _is_day)
-DEVICE = Kind("cpu, cuda, cuda:N, mps or auto (the fastest that is there)", _is_device)
+DEVICE = _like("cpu, cuda, cuda:N, mps or auto (the fastest that is there)", r"(cpu|cuda|mps|auto)(:\d+)?")
 DTYPE = Kind(
     "one of bf16, fp32",
     lambda value: value in ("bf16", "fp32", "fp16"),
-    lambda value: {"fp16": "is not supported: gradients underflow in fp16 without loss scaling; take bf16 or fp32"}.get(
-        value
-    ),
+    lambda value: _FP16 if value == "fp16" else None,
 )
 FOLDER_TO_WRITE = Kind("a folder's path", TEXT.fits, _no_folder_for)
 RESUME = Kind(
-    "auto, True, False or a folder checkpoints/step_N",
-    lambda value: isinstance(value, bool | str),
-    _no_checkpoint,
+    "auto, True, False or a folder checkpoints/step_N", lambda value: isinstance(value, bool | str), _no_checkpoint
 )
-TEMPLATE = Kind(
+TEMPLATE = _like(
     "text with {input}",
-    lambda value: isinstance(value, str) and "{" in value and "}" in value,
-    hint=" where the row's own prompt goes, or the name of another column in braces",
+    r".*\{.*\}.*",
+    " where the row's own prompt goes, or the name of another column in braces",
 )
-COMPONENT = Kind("a component", _is_component, hint=": a mapping whose _component_ names what to call")
-COMPONENTS = Kind("a component, or a list of them", _is_component_or_list, _fault_of_list, COMPONENT.hint)
+COMPONENT = Kind("a component", is_component, hint=": a mapping whose _component_ names what to call")
+COMPONENTS = Kind(
+    "a component, or a list of them",
+    lambda value: isinstance(value, ListConfig) or is_component(value),
+    _fault_of_list,
+    COMPONENT.hint,
+)
 TEACHERS = dataclasses.replace(COMPONENTS, further=_fault_of_teachers)
 DATASETS = dataclasses.replace(COMPONENTS, further=_fault_of_datasets)
 LIST_OF_COMPONENTS = Kind("a list of components", lambda value: isinstance(value, ListConfig), _fault_of_list)

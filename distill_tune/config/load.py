@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from distill_tune.config.files import demo_model_folder
 from distill_tune.config.keys import KEYS
 from distill_tune.config.kinds import COMPONENT, COMPONENTS
-from distill_tune.errors import Faults, UserError
+from distill_tune.config.nodes import children_of, nodes_of
+from distill_tune.errors import Faults, UserError, one_line
 
 # `${demo_model:teacher}` in a config: a model that travels with the package.
 OmegaConf.register_resolver("demo_model", lambda name: str(demo_model_folder(name)), replace=True)
@@ -31,7 +32,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
     try:
         config = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, TypeError) as error:
-        raise UserError(f"config {path}: not valid YAML: {_one_line(error)}") from error
+        raise UserError(f"config {path}: not valid YAML: {one_line(error)}") from error
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}") from error
     if not isinstance(config, DictConfig):
@@ -47,28 +48,24 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
-        raise UserError(f"config {path}: {_one_line(error)}") from error
+        raise UserError(f"config {path}: {one_line(error)}") from error
     except RecursionError as error:
         raise UserError(f"config {path}: an interpolation ${{...}} refers to itself") from error
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise Faults(f"config {path}", [f"{key}=???: has no value yet; give it one" for key in missing])
     _expand_home(config)
     if isinstance(profiler := config.get("profiler"), DictConfig):
         profiler.setdefault("_component_", "torchtune.training.setup_torch_profiler")
     return config
 
 
-def _expand_home(node: DictConfig | ListConfig) -> None:
+def _expand_home(config: DictConfig) -> None:
     """Read ``~/`` in every path. What else a value may be never begins so, but for text that a model reads."""
-    keys: list[Any] = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
-    for key in keys:
-        value = node[key]
-        if isinstance(value, DictConfig | ListConfig):
-            _expand_home(value)
-        elif isinstance(value, str) and value.startswith("~") and "/" in value and not _is_text(key):
-            node[key] = os.path.expanduser(value)  # type: ignore[index]
-
-
-def _is_text(key: Any) -> bool:
-    return str(key).endswith(("prompt", "prompt_template"))
+    for _, node in list(nodes_of(config)):
+        for key, value in children_of(node):
+            is_path = isinstance(value, str) and value.startswith("~") and "/" in value
+            if is_path and not str(key).endswith(("prompt", "prompt_template")):
+                node[key] = os.path.expanduser(value)
 
 
 def read_value(override: str) -> Any:
@@ -80,7 +77,7 @@ def read_value(override: str) -> Any:
     try:
         return OmegaConf.from_dotlist([f"value={override.partition('=')[2]}"]).get("value")
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise UserError(f"{override}: the value is not valid YAML: {_one_line(error)}") from error
+        raise UserError(f"{override}: the value is not valid YAML: {one_line(error)}") from error
 
 
 def _apply(config: DictConfig, override: str) -> None:
@@ -97,14 +94,13 @@ def _apply(config: DictConfig, override: str) -> None:
         present = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         if adds and present is not None:
             raise UserError(f"{override}: {key} is there already; leave out the +")
-        is_new = present is None and _takes_component(key) and "." in str(value)
-        if isinstance(value, str) and (_is_component(present) or is_new):
+        is_component = isinstance(present, DictConfig) and "_component_" in present
+        is_new = present is None and key in KEYS and KEYS[key].kind.fits in (COMPONENT.fits, COMPONENTS.fits)
+        if isinstance(value, str) and (is_component or (is_new and "." in value)):
             key = f"{key}._component_"
         OmegaConf.update(config, key, value, merge=False, force_add=True)
-    except UserError:
-        raise
     except (OmegaConfBaseException, TypeError, AttributeError, AssertionError, ValueError, IndexError) as error:
-        raise UserError(f"{override}: cannot be set: {_one_line(error)}") from error
+        raise UserError(f"{override}: cannot be set: {one_line(error)}") from error
 
 
 def _remove(config: DictConfig, key: str) -> None:
@@ -119,15 +115,3 @@ def _remove(config: DictConfig, key: str) -> None:
         del parent[int(last)]
     else:
         raise UserError(f"~{key}: there is no {key} to remove")
-
-
-def _takes_component(key: str) -> bool:
-    return key in KEYS and KEYS[key].kind.fits in (COMPONENT.fits, COMPONENTS.fits)
-
-
-def _is_component(value: Any) -> bool:
-    return isinstance(value, DictConfig) and "_component_" in value
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

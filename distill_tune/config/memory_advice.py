@@ -1,11 +1,8 @@
 """What to change in a config whose run does not fit in memory, the cheapest first."""
 
-import itertools
 from collections.abc import Iterator
 
 from omegaconf import DictConfig
-
-_SHOWN = 3
 
 
 def memory_ran_out(error: BaseException) -> str | None:
@@ -20,7 +17,7 @@ def memory_ran_out(error: BaseException) -> str | None:
 
 def memory_advice(config: DictConfig, is_distributed: bool) -> str:
     """The three settings that cost least of those that the config does not have yet."""
-    settings = itertools.islice(_settings(config, is_distributed), _SHOWN)
+    settings = list(_settings(config, is_distributed))[:3]
     return "; ".join(f"{number}. {text}" for number, text in enumerate(settings, 1))
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import distill_tune
+from distill_tune.config.nodes import components_of
 from distill_tune.config.trust import KNOWN, is_known
-from distill_tune.config.values import components_of
 from distill_tune.data.dates import today
 from distill_tune.data.tokenizer import model_folder_of
 from distill_tune.kept_digests import kept_digest
@@ -55,7 +55,7 @@ def identity_of(arguments: DictConfig, tokenizer_config: DictConfig) -> dict[str
             if (found := _code_of(name)) is None:
                 return None
             code |= found
-        for _, component in components_of(config, itself=True):
+        for _, component in components_of(config):
             if not is_known(str(component["_component_"])):
                 code |= {str(file): kept_digest(file) for file in _paths(component) if file.is_file()}
     return {
@@ -105,7 +105,7 @@ def _asks_for_the_date(file: Path) -> bool:
 
 def _outside_names(config: DictConfig) -> Iterator[str]:
     """Dotted names of components, and of what else the arguments name of modules that are imported by now."""
-    components = {str(component["_component_"]) for _, component in components_of(config, itself=True)}
+    components = {str(component["_component_"]) for _, component in components_of(config)}
     for text in dict.fromkeys(_texts(config)):
         if is_known(text) or not _DOTTED_NAME.fullmatch(text):
             continue

@@ -16,7 +16,7 @@ from distill_tune.data.chat_template import ChatTemplate, Span
 from distill_tune.data.conversation import IGNORE_INDEX, Conversation, Tokens, Turn
 from distill_tune.data.sources import RowError
 from distill_tune.errors import UserError
-from distill_tune.models.tokenizer_files import VOCABULARIES, files_of
+from distill_tune.models.tokenizer_files import VOCABULARIES, files_of, read_tokenizer
 
 from torchtune.data import Message
 
@@ -187,17 +187,14 @@ def model_folder_of(path: Path) -> Path:
 
 
 def _from_folder(path: str, folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
     if not folder.is_dir():
         raise UserError(f"tokenizer.path={path}: no such folder")
     if not files_of(folder, VOCABULARIES):  # of its settings alone transformers makes one that knows no text
         raise UserError(f"tokenizer.path={path}: the folder has no tokenizer.json; is the download complete?")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises plain Exception for a broken file
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"tokenizer.path={path}: cannot be read: {reason}; is the download complete?") from error
+        tokenizer = read_tokenizer(folder)
+    except UserError as error:
+        raise UserError(f"tokenizer.path={path}: {error}; is the download complete?") from error
     if not tokenizer.is_fast:
         raise UserError(
             f"tokenizer.path={path}: transformers reads it as {type(tokenizer).__name__}, which does not say where in "

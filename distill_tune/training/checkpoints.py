@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from distill_tune.config.launch import is_restarted
 from distill_tune.disk import damage, digest, flush, lacking_space, put_in_place, retried, write_checksums
 from distill_tune.errors import UserError
+from distill_tune.launch import is_restarted
 from distill_tune.models.loading import some_names
 from distill_tune.models.tensor_files import shapes_of, write_tensors
 from distill_tune.training.checkpoint_contents import Stateful, copied, lacking_part, own_part_of_rank, tensors_of

@@ -2,8 +2,8 @@
 
 import torch
 
-from distill_tune.config.launch import num_processes
 from distill_tune.errors import UserError
+from distill_tune.launch import num_processes
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -46,7 +46,7 @@ def stops_of(folder: Path) -> dict[str, tuple[int, ...]]:
         UserError: a file cannot be read, or names what is no token.
     """
     if folder.suffix == ".gguf":
-        return {folder.name: tuple(gguf_ends(folder))}
+        return {folder.name: tuple(ends)} if (ends := gguf_ends(folder)) else {}
     found = {}
     for name in (_GENERATION, _CONFIG):
         content = _read(folder / name)

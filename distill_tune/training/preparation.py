@@ -14,10 +14,11 @@ from omegaconf import DictConfig, ListConfig
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, losses, models, teachers
 from distill_tune.config.components import build
-from distill_tune.config.launch import is_restarted
 from distill_tune.config.trust import may_be_called
+from distill_tune.config.values import needs_teacher
 from distill_tune.disk import sampled_digest
 from distill_tune.errors import CollectedFaults, FinishedRun
+from distill_tune.launch import is_restarted
 from distill_tune.training.checkpoints import Checkpoints
 from distill_tune.training.device import find_dtype
 from distill_tune.training.distributed import (
@@ -29,6 +30,7 @@ from distill_tune.training.distributed import (
     rank,
     require_same_on_all_ranks,
 )
+from distill_tune.training.loss_check import check_losses
 from distill_tune.training.optimizer import check_lr_scheduler, check_optimizer
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.schedules import Schedules
@@ -116,9 +118,11 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
         UserError: one of them cannot be built, does not fit its checkpoint, or not the other; the optimizer refuses
             its arguments. What is wrong with each is told together.
     """
-    faults = CollectedFaults("models, tokenizer and optimizer")
+    faults = CollectedFaults("models, tokenizer, losses and optimizer")
     with faults:
         check_optimizer(cfg.optimizer)
+    with faults:
+        check_losses(cfg)
     with faults:
         hidden_loss = build("hidden_loss", cfg.get("hidden_loss"), losses.HiddenLoss([], weight=0))
     with faults:
@@ -127,9 +131,8 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
     with faults:
         tokenizer = build("tokenizer", cfg.tokenizer)
     with faults:
-        needs_teacher = cfg.get("kd_ratio", 0.5) != 0 or cfg.get("hidden_loss")
         teacher = teachers.build_teacher(
-            cfg.get("teacher_model") if needs_teacher else None,
+            cfg.get("teacher_model") if needs_teacher(cfg) else None,
             cfg.get("teacher_checkpointer"),
             dtype=find_dtype(cfg.get("teacher_dtype") or cfg.dtype, device),
             combination=cfg.get("teacher_combination", "mixture"),

@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 import distill_tune
 from distill_tune.config.files import recipes_folder
-from distill_tune.config.secrets import hide_in_arguments
 from distill_tune.data.dates import day_of_run
 from distill_tune.disk import keep_to_oneself, write_text
 from distill_tune.errors import UserError
+from distill_tune.secrets import hide_in_arguments
 from distill_tune.training.distributed import from_main_process, is_main_process
 from distill_tune.training.metrics import read_metrics
 from distill_tune.training.state import changes_between, plain_config
@@ -133,8 +133,9 @@ class RunFolder:
             found = {name: last.get(name) for name in ("loss", "ce_loss", "kd_loss")}
             losses = [f"{name} {value:.4f}" for name, value in found.items() if value is not None]  # null: not finite
             lines.append(", ".join([f"done: step {last['step']}", *losses]))
+        merged = ", adapters merged" if self.adapter.exists() else ""
         written = {
-            "model": (self.model, "the student, adapters merged; opens with transformers"),
+            "model": (self.model, f"the student{merged}; opens with transformers"),
             "adapter": (self.adapter, "the LoRA factors; opens with peft on the base model"),
             "metrics": (self.metrics, "a line a step"),
         }

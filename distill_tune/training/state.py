@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from distill_tune.config.secrets import without_secrets
 from distill_tune.data.dates import day_of_run
 from distill_tune.errors import UserError
+from distill_tune.secrets import without_secrets
 
 # What a checkpoint's tensors belong to. Rows, batches and weights are compared by what they are, not by their names.
 _MATTERS = ("model", "checkpointer", "teacher_model", "teacher_checkpointer", "optimizer._component_")
@@ -34,6 +34,7 @@ class TrainingState:
         num_ranks: that wrote the checkpoint.
         validation: of this step, where it had one.
         date: that the run's chat template writes, as ``2026-03-01``; None of a run that has not set one.
+        limits: of micro-batches, where memory ran out; see :class:`~distill_tune.data.StepPlan`.
     """
 
     step: int
@@ -44,6 +45,7 @@ class TrainingState:
     num_ranks: int = 1
     validation: Mapping[str, float] = dataclasses.field(default_factory=dict)
     date: str | None = None
+    limits: list[int] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingState":
@@ -62,11 +64,19 @@ class TrainingState:
 
     @classmethod
     def after(
-        cls, step: int, seed: int, plan: Mapping[str, Any], cfg: DictConfig, tokens: int, line: Mapping[str, Any]
+        cls,
+        step: int,
+        seed: int,
+        plan: Mapping[str, Any],
+        cfg: DictConfig,
+        tokens: int,
+        line: Mapping[str, Any],
+        limits: list[int] | None = None,
     ) -> "TrainingState":
         """The state after a step whose metrics are ``line``."""
         validation = {name: value for name, value in line.items() if name.startswith("val_")}
-        return cls(step, seed, plan, plain_config(cfg), tokens, validation=validation, date=day_of_run())
+        date = day_of_run()
+        return cls(step, seed, plan, plain_config(cfg), tokens, validation=validation, date=date, limits=limits)
 
     def require_same_config(self, folder: Path, cfg: DictConfig, with_changes: bool) -> None:
         """Print what a config has changed since, where that is harmless.

@@ -7,7 +7,7 @@ import sys
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from distill_tune.config.launch import is_heeded
+from distill_tune.launch import is_heeded
 from distill_tune.training.distributed import leave
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -11,7 +11,6 @@ import distill_tune
 from distill_tune import cache, data, models, teachers
 from distill_tune.cache.shard import shard_files
 from distill_tune.config.files import local_path
-from distill_tune.config.secrets import without_secrets
 from distill_tune.data.dates import day_of_run
 from distill_tune.errors import UserError, one_line
 from distill_tune.models.vocabulary import Vocabulary, written_by
@@ -122,7 +121,7 @@ def describe_cache(cfg: DictConfig, built: Models, steps: Steps, encoding: AnyEn
 
 def _described(cfg: DictConfig, content: str | None) -> dict[str, Any]:
     """What decides on a teacher's word: weights by content, and every setting but where they lie."""
-    plain = plain_config(without_secrets(cfg))
+    plain = plain_config(cfg)
     return {
         "content": content,
         "model": _without_paths(plain["teacher_model"]),

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from on_demo_models import FEW_ROWS, FOLDERS, needed, write_needed
 from real.folders import small_config, write_folder
-from tiny import metrics_of, write_model
-from tiny_gguf import write_gguf
+from tiny import metrics_of
 
 from distill_tune.config.files import config_names, configs_folder, demo_model_folder
 
-SELF_CONTAINED = ("tiny/", "signals/", "migrate/")  # on the demo's models
-OTHERS = [name for name in config_names() if not name.startswith(SELF_CONTAINED)]
+OTHERS = [name for name in config_names() if not name.startswith(FOLDERS)]
 # One of each family, with two models where there is such.
 OF_EACH_FAMILY = [
     "gemma2/9B_to_2B_lora",
@@ -63,14 +62,6 @@ CHATS = [
     }
     for land, city in CAPITALS.items()
 ]
-# What a run on the demo's models needs besides.
-ON_DEMO = ["dataset.num_rows=16", "dataset.min_characters=30"]
-NEEDED = {
-    "signals/mixed_datasets": ["dataset.0.num_rows=16", "dataset.0.min_characters=30", "dataset.1.num_rows=8"],
-    "signals/teacher_of_each_row": ["dataset.source=rows.json"],
-    "signals/earlier_checkpoint": [*ON_DEMO, "teacher_model.path=before/checkpoints/step_3"],
-    "signals/gguf_teacher": [*ON_DEMO, "tokenizer.path=plain/tokenizer.model", "model.path=plain"],
-}
 
 
 @pytest.fixture(scope="session")
@@ -180,17 +171,12 @@ def test_two_processes_train_on_chats(name: str, place: Path, models_dir: Path, 
     check_what_it_leaves(place, models_dir / models_of(name)[0])
 
 
-@pytest.mark.parametrize("name", [name for name in config_names() if name.startswith(SELF_CONTAINED)])
+@pytest.mark.parametrize("name", [name for name in config_names() if name.startswith(FOLDERS)])
 def test_what_runs_on_the_demos_models(name: str, place: Path, tokenizer_file: Path, cli: Callable):
-    settings = [*NEEDED.get(name, ON_DEMO), *FEW, "output_dir=out"]
+    settings = [*needed(name, "before/checkpoints/step_3"), *FEW, "output_dir=out"]
     if name == "signals/earlier_checkpoint":
-        told(cli("run", "kd_single_device", "--config", "tiny", *ON_DEMO, *FEW, "output_dir=before"))
-    if name == "signals/teacher_of_each_row":
-        rows = [row | {"teacher_id": ("large", "small")[number % 2]} for number, row in enumerate(ALPACA)]
-        (place / "rows.json").write_text(json.dumps(rows))
-    if name == "signals/gguf_teacher":
-        folder = write_model(place / "plain", tokenizer_file, seed=5, width=64)
-        write_gguf(folder, place / "teacher.gguf", "Q8_0")
+        told(cli("run", "kd_single_device", "--config", "tiny", *FEW_ROWS, *FEW, "output_dir=before"))
+    write_needed(place, ALPACA, tokenizer_file)
     assert f"{name}: valid for kd_single_device" in told(cli("validate", "--config", name, *settings))
     assert " x 3)" in told(cli("plan", "--config", name, *settings))
     told(cli("run", "kd_single_device", "--config", name, *settings))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from architectures import ARCHITECTURES, write_architecture
-from tiny import ROWS, metrics_of, write_model
-from tiny_gguf import write_gguf
+from on_demo_models import FEW_ROWS, needed, write_needed
+from tiny import ROWS, metrics_of
 
 from distill_tune.config.files import config_names
 
@@ -24,14 +24,6 @@ ALLOWED = {
         ("a copy from the CPU that blocks, teachers/hf.py: out = self._decoder(", 12),
     ],
 }
-SMALL = ["dataset.num_rows=16", "dataset.min_characters=30"]
-# What a user would have at hand.
-NEEDED = {
-    "signals/mixed_datasets": ["dataset.0.num_rows=16", "dataset.0.min_characters=30", "dataset.1.num_rows=8"],
-    "signals/teacher_of_each_row": ["dataset.source=rows.json"],
-    "signals/earlier_checkpoint": [*SMALL, "teacher_model.path=tiny/checkpoints/step_1"],
-    "signals/gguf_teacher": [*SMALL, "tokenizer.path=plain/tokenizer.model", "model.path=plain"],
-}
 FEW = ["batch_size=4", "max_steps_per_epoch=2", "epochs=1", "device=cpu", "optimizer.lr=1e-4"]
 NAMES = [name for name in config_names() if name.startswith(("signals/", "migrate/"))]
 
@@ -44,16 +36,14 @@ def command(config: str, output: str, *overrides: str) -> list[str]:
 def runs(tmp_path_factory, tokenizer_file):
     """Every run in one process: what each of its steps waited for, or a traceback; the folder with their metrics."""
     folder = tmp_path_factory.mktemp("second")
-    rows = [row | {"teacher_id": ("large", "small")[number % 2]} for number, row in enumerate(ROWS)]
-    (folder / "rows.json").write_text(json.dumps(rows))
-    write_gguf(write_model(folder / "plain", tokenizer_file, seed=5, width=64), folder / "teacher.gguf", "Q8_0")
-    commands = {"tiny": command("tiny", "tiny", *SMALL, "save_every_n_steps=1")}
-    commands |= {name: command(name, name, *NEEDED.get(name, SMALL)) for name in NAMES}
+    write_needed(folder, ROWS, tokenizer_file)
+    commands = {"tiny": command("tiny", "tiny", *FEW_ROWS, "save_every_n_steps=1")}
+    commands |= {name: command(name, name, *needed(name, "tiny/checkpoints/step_1")) for name in NAMES}
     for name in ARCHITECTURES:
         write_architecture(folder / f"models/{name}", name, vocab_size=4096, max_position_embeddings=256)
         models = [f"{key}.path=models/{name}" for key in ("model", "teacher_model")]
-        commands[name] = command("signals/gguf_teacher", f"of/{name}", *SMALL, *models)
-    commands["sharded"] = ["kd_distributed", *command("tiny", "sharded", *SMALL)[1:]]
+        commands[name] = command("signals/gguf_teacher", f"of/{name}", *FEW_ROWS, *models)
+    commands["sharded"] = ["kd_distributed", *command("tiny", "sharded", *FEW_ROWS)[1:]]
     script = Path(__file__).parents[1] / "second_device.py"
     done = subprocess.run(
         [sys.executable, script], cwd=folder, input=json.dumps([*commands.values()]), capture_output=True, text=True
@@ -95,7 +85,7 @@ def test_a_sharded_step_runs_where_it_is_and_waits_once(runs):
 
 def test_the_numbers_are_those_of_the_cpu(runs, cli, tmp_path):
     folder, _ = runs
-    assert cli("run", *command("signals/jensen_shannon", "cpu", *SMALL)).returncode == 0
+    assert cli("run", *command("signals/jensen_shannon", "cpu", *FEW_ROWS)).returncode == 0
     for mine, theirs in zip(metrics_of(folder / "signals/jensen_shannon"), metrics_of(tmp_path / "cpu"), strict=True):
         assert [mine[key] for key in ("loss", "grad_norm")] == pytest.approx(
             [theirs[key] for key in ("loss", "grad_norm")], rel=1e-5

@@ -10,7 +10,7 @@ from tiny import model_arguments
 
 import distill_tune
 from distill_tune.config.files import recipes_folder
-from distill_tune.config.secrets import hide_in_arguments, hide_secrets, without_secrets
+from distill_tune.secrets import hide_in_arguments, hide_secrets, without_secrets
 
 CANARIES = {
     "HF_TOKEN": "hf_canaryAAAAAAAAAAAAAAAAAAAA",

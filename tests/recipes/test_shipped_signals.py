@@ -3,13 +3,13 @@
 import sys
 
 import pytest
+from on_demo_models import FEW_ROWS
 from tiny import metrics_of
 
 from distill_tune.cli.main import main
 from distill_tune.config.files import config_names, demo_model_folder
 
 NAMES = [name for name in config_names() if name.startswith(("signals/", "migrate/"))]
-SMALL = ["dataset.num_rows=16", "dataset.min_characters=30"]
 FEW = ["batch_size=4", "max_steps_per_epoch=1", "epochs=2", "device=cpu", "optimizer.lr=1e-4"]
 
 
@@ -37,7 +37,7 @@ def run(tmp_path, monkeypatch):
 )
 def test_a_mapping_optimises_what_the_other_tool_optimises(name, keys, run):
     """loss = (1 - kd_ratio) * CE + kd_ratio * T^2 * KL of each, T^2 where the tool has it."""
-    line = run(name, *SMALL)[0]
+    line = run(name, *FEW_ROWS)[0]
     assert {key: line[key] for key in keys} == keys
     squared = 1 if name == "trl_gkd" else keys["temperature"] ** 2
     wanted = (1 - keys["kd_ratio"]) * line["ce_loss"] + keys["kd_ratio"] * squared * line["kd_loss"]

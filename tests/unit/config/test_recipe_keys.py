@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from distill_tune.config.files import find_recipe, recipes_folder
 from distill_tune.config.keys import KEYS, Needed
-from distill_tune.config.recipe_keys import check_keys, is_distributed, keys_read_otherwise, unnamed_keys
+from distill_tune.config.recipe_keys import Recipe, check_keys
 from distill_tune.config.values import check_values
 from distill_tune.errors import UserError
 from distill_tune.training import preparation
@@ -32,7 +32,7 @@ def copy(tmp_path, monkeypatch):
 
 
 def faults(recipe, overrides=(), **more):
-    return check_keys(OmegaConf.create(ALL | more), recipe, "", overrides)
+    return check_keys(OmegaConf.create(ALL | more), Recipe(recipe), "", overrides)[0]
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,12 @@ def test_what_a_copy_reads_elsewhere_sets_or_asks_for_is_not_missing(copy, at_to
 
 
 def test_what_a_copy_no_longer_needs_is_not_missing(copy):
-    recipe = copy(in_main='cfg.epochs = 3; cfg["device"] = "cpu"')
+    recipe = Recipe(copy(in_main='cfg.epochs = 3; cfg["device"] = "cpu"'))
     config = OmegaConf.create({key: 1 for key in ALL if key not in ("epochs", "device")})
-    assert check_keys(config, recipe, "") == []
+    assert check_keys(config, recipe, "") == ([], [])
     del config["dataset"], config["output_dir"]
-    assert check_keys(config, recipe, "") == [
-        f"{key}: missing; the recipe needs it" for key in ("dataset", "output_dir")
-    ]
+    missing = [f"{key}: missing; the recipe needs it" for key in ("dataset", "output_dir")]
+    assert check_keys(config, recipe, "") == (missing, [])
 
 
 @pytest.mark.parametrize(
@@ -90,26 +89,27 @@ def test_what_a_copy_no_longer_needs_is_not_missing(copy):
     ],
 )
 def test_a_key_that_is_almost_another_is_told_in_a_copy_too(copy, key, told):
-    recipe = copy(in_main='cfg.get("my_alpha", 1)')
-    assert faults(recipe, lr_scheduler={"num_warmup_steps": 5}, **{key: 1}) == [told]
+    recipe = Recipe(copy(in_main='cfg.get("my_alpha", 1)'))
+    config = OmegaConf.create(ALL | {"lr_scheduler": {"num_warmup_steps": 5}, key: 1})
+    assert check_keys(config, recipe, "") == ([told], [])  # and not as one that nothing reads, too
 
 
 def test_a_key_that_a_copy_does_not_name_is_told(copy):
     config = OmegaConf.create(ALL | {"my_key": 1, "zzz": 1})
-    recipe = copy("", "cfg.my_key")
-    assert unnamed_keys(config, recipe, "") == ["zzz: mine.py does not name it; does it read it?"]
-    assert unnamed_keys(config, recipe, "path: ${zzz}") == []
-    assert unnamed_keys(config, find_recipe("kd_single_device"), "") == []  # there it is an error
+    recipe = Recipe(copy("", "cfg.my_key"))
+    assert check_keys(config, recipe, "") == ([], ["zzz: mine.py does not name it; does it read it?"])
+    assert check_keys(config, recipe, "path: ${zzz}") == ([], [])
 
 
 def test_a_shipped_recipe_reads_no_key_that_is_not_known():
-    told = faults(find_recipe("kd_single_device"), zzz=1)
-    assert told == ["zzz: no such key, and nothing would read it"]
+    recipe = Recipe(find_recipe("kd_single_device"))
+    told = check_keys(OmegaConf.create(ALL | {"zzz": 1}), recipe, "")
+    assert told == (["zzz: no such key, and nothing would read it"], [])
 
 
 def test_a_key_that_only_an_interpolation_reads_is_read():
     config = OmegaConf.create(ALL | {"root": "a", "kd_raito": 2})
-    told = check_keys(config, find_recipe("kd_single_device"), "output_dir: ${root}/b")
+    told, _ = check_keys(config, Recipe(find_recipe("kd_single_device")), "output_dir: ${root}/b")
     assert told == ["kd_raito: no such key, did you mean kd_ratio?"]
 
 
@@ -125,18 +125,19 @@ def test_a_key_of_another_recipe_may_stand_in_a_file_but_not_on_the_command_line
 def test_a_key_that_nothing_heeds_beside_the_others_is_left_to_a_copy_that_reads_it_in_its_own_way(copy):
     config = OmegaConf.create({"kd_ratio": 0, "log_every_n_steps": 5})
     told = ["log_every_n_steps=5: nothing heeds it without metric_logger; leave it out"]
-    assert check_values(config, keys_read_otherwise(copy(in_main="cfg.model"))) == told
-    assert check_values(config, keys_read_otherwise(copy(in_main="every = cfg.log_every_n_steps"))) == []
+    assert check_values(config, Recipe(copy(in_main="cfg.model")).reads_otherwise) == told
+    recipe = Recipe(copy(in_main="every = cfg.log_every_n_steps"))
+    assert check_values(config, recipe.reads_otherwise) == []
 
 
 def test_a_file_that_is_no_recipe_is_told(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.py").write_text("def main(cfg:")
     with pytest.raises(UserError, match="not valid Python"):
-        check_keys(OmegaConf.create(), tmp_path / "broken.py", "")
+        Recipe(tmp_path / "broken.py")
     (tmp_path / "other.py").write_text("print(1)")
     with pytest.raises(UserError, match=r"nothing in it calls distill_tune\.config\.run_recipe"):
-        check_keys(OmegaConf.create(), tmp_path / "other.py", "")
+        Recipe(tmp_path / "other.py")
 
 
 def test_a_key_of_one_recipe_is_needed_there_and_refused_where_it_is_asked_of_another():
@@ -157,7 +158,10 @@ def test_a_recipe_may_begin_with_a_byte_order_mark_and_have_a_main_of_any_kind(c
 
 
 def test_a_recipe_is_distributed_where_it_joins_the_others():
-    assert [is_distributed(find_recipe(name)) for name in ("kd_single_device", "kd_distributed")] == [False, True]
+    assert [Recipe(find_recipe(name)).is_distributed for name in ("kd_single_device", "kd_distributed")] == [
+        False,
+        True,
+    ]
 
 
 def reads_in(path: Path) -> dict[str, object]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from on_demo_models import FEW_ROWS, FOLDERS
 from published import PUBLISHED, write_published
 from tiny import ROWS
 
@@ -21,9 +22,6 @@ SIZES = {
     "gemma3/4B_to_270M_lora": (268_098_176, 3_880_263_168),
     "smollm2/1.7B_to_135M_full": (134_515_008, 1_711_376_384),
 }
-# On the demo's models.
-SELF_CONTAINED = ("tiny/", "signals/", "migrate/")
-FEW_ROWS = ["dataset.num_rows=16", "dataset.min_characters=30"]
 # Of those that need a file of the user's.
 NEEDED = {
     "signals/earlier_checkpoint": [
@@ -51,7 +49,7 @@ def text_of(name: str) -> str:
 @pytest.mark.parametrize("recipe", ["kd_single_device", "kd_distributed"])
 @pytest.mark.parametrize("name", config_names())
 def test_it_is_valid_and_its_models_take_the_published_weights(name, recipe, models_dir, tmp_path, capsys):
-    of_models = [] if name.startswith(SELF_CONTAINED) else [f"models_dir={models_dir}", "device=cpu"]
+    of_models = [] if name.startswith(FOLDERS) else [f"models_dir={models_dir}", "device=cpu"]
     few = FEW_ROWS if "  _component_: distill_tune.data.docstrings" in text_of(name) else []
     overrides = NEEDED.get(name, [*of_models, *few])
     if name == "signals/teacher_of_each_row":
@@ -67,7 +65,7 @@ def test_it_is_valid_and_its_models_take_the_published_weights(name, recipe, mod
         assert (student - adapters, teacher) == SIZES[name]
 
 
-@pytest.mark.parametrize("name", [n for n in config_names() if not n.startswith(SELF_CONTAINED)])
+@pytest.mark.parametrize("name", [n for n in config_names() if not n.startswith(FOLDERS)])
 def test_it_begins_with_what_it_does_how_to_get_it_and_how_to_run_it(name):
     head = text_of(name).partition("\n\n")[0]
     assert all(line.startswith("#") for line in head.splitlines())
@@ -77,7 +75,7 @@ def test_it_begins_with_what_it_does_how_to_get_it_and_how_to_run_it(name):
     assert "Memory" in head
 
 
-@pytest.mark.parametrize("name", [n for n in config_names() if not n.startswith(SELF_CONTAINED)])
+@pytest.mark.parametrize("name", [n for n in config_names() if not n.startswith(FOLDERS)])
 def test_it_learns_the_prompt_that_the_exported_template_writes(name):
     config = yaml.safe_load((configs_folder() / f"{name}.yaml").read_text())
     assert config["tokenizer"]["_component_"] == "distill_tune.data.hf_tokenizer"
@@ -90,7 +88,7 @@ def test_validate_tells_the_weights_of_each_process(models_dir, capsys):
     line = ["validate", "--nproc_per_node", "2", "kd_distributed", "--config", "8B_to_1B_lora"]
     main([*line, f"models_dir={models_dir}", "device=cpu"])
     told = capsys.readouterr().out
-    assert "teacher_model: 8,030,261,248 parameters, 0 trainable, 16.1 GB for weights, 8.0 GB on each of 2" in told
+    assert "teacher_model: 8,030,261,248 parameters, 0 trainable, 15.0 GiB for weights, 7.5 GiB on each of 2" in told
 
 
 def test_validate_prints_sizes_even_where_nothing_is_downloaded(capsys):

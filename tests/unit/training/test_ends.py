@@ -2,6 +2,7 @@
 
 import json
 
+import gguf
 import numpy
 import pytest
 from tiny_tokenizer import TEMPLATE, write_tokenizer
@@ -111,6 +112,15 @@ def test_transformers_takes_the_ends_of_generation_config_before_those_of_config
     assert stops_of(folder) == {"config.json": (START,)}
     (folder / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": [1, 106]}, "model_type": "gemma3"}))
     assert stops_of(folder) == {"config.json": (1, 106)}
+
+
+def test_a_gguf_file_that_names_no_end_is_not_told_as_one_that_ends_otherwise(tmp_path):
+    teacher = tmp_path / "teacher.gguf"
+    writer = gguf.GGUFWriter(teacher, "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert told(folder_with(tmp_path / "s", generation=END), teacher) is None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"eos_token_id": "</s>"}'])

@@ -44,9 +44,5 @@ def _hidden(node: Any, key: str = "") -> Any:
 
 def hide_in_arguments(arguments: list[str]) -> list[str]:
     """The command line's overrides, as ``without_secrets`` has their values."""
-    shown = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        is_secret = bool(equals and value and _KEYS.search(key.rpartition(".")[2]))
-        shown.append(f"{key}={_HIDDEN}" if is_secret else hide_secrets(argument))
-    return shown
+    parts = (argument.partition("=") for argument in arguments)
+    return [hide_secrets(f"{key}{equals}{_hidden(value, key.rpartition('.')[2])}") for key, equals, value in parts]

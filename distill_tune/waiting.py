@@ -1,6 +1,7 @@
-"""A collective that did not end, or lost a rank: who waited, at which step and line, and for whom."""
+"""Several processes of which one fails: which tells it, and of a collective that did not end, who waited for whom."""
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -8,6 +9,8 @@ import traceback
 from collections.abc import Iterable
 from types import FrameType
 from typing import Any
+
+from distill_tune.launch import num_processes, process_environment
 
 _KEY = "distill_tune/waiting/"
 _LOST = ("Connection reset by peer", "Connection closed by peer", "Broken pipe")  # as gloo tells it
@@ -17,12 +20,10 @@ def has_waited_in_vain(error: BaseException) -> bool:
     """Whether an error means that a collective has timed out; if so, the other ranks can see that this one waited."""
     if not isinstance(error, RuntimeError) or not any(text in str(error).lower() for text in ("timed out", "timeout")):
         return False
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_initialized():
-        return False
-    with contextlib.suppress(RuntimeError):  # the store's keeper may have ended
-        _store().set(f"{_KEY}{distributed.get_rank()}", "1")
-    return True
+    if (rank := _rank()) is not None:
+        with contextlib.suppress(RuntimeError):  # the store's keeper may have ended
+            _store().set(f"{_KEY}{rank}", "1")
+    return rank is not None
 
 
 def whom_it_waited_for(error: BaseException) -> str:
@@ -38,14 +39,28 @@ def whom_it_waited_for(error: BaseException) -> str:
     return f"{_place(traceback.walk_tb(error.__traceback__))}: a collective did not end in time; {who}"
 
 
-def has_lost_a_rank(error: BaseException) -> bool:
-    """Whether an error means that another rank has ended."""
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST)
-
-
-def where_it_lost_a_rank(error: BaseException) -> str:
+def where_it_lost_a_rank(error: BaseException) -> str | None:
+    """The place, where an error means that another rank has ended; None for any other error."""
+    if not isinstance(error, RuntimeError) or not any(text in str(error) for text in _LOST):
+        return None
     place = _place(traceback.walk_tb(error.__traceback__))
     return f"{place}: the connection to another rank is lost; that rank has failed, and its own output says why"
+
+
+def who_tells() -> str | None:
+    """What goes before a fault's message: nothing in a lone process, ``rank N:`` in the first of several that fails.
+
+    None where another process tells it.
+    """
+    if num_processes() == 1:
+        return ""
+    if (rank := _rank()) is None:  # found by all alike, on each machine
+        return "" if process_environment(os.environ)["LOCAL_RANK"] == "0" else None
+    try:
+        told_by = _store().compare_set("distill_tune/fault", "", str(rank)).decode()
+    except RuntimeError:  # the process that kept the store has ended: it was the first
+        return None
+    return f"rank {rank}: " if told_by == str(rank) else None
 
 
 def tell_when_a_step_lasts(rank: int, seconds: float) -> None:
@@ -88,6 +103,12 @@ def _step(frames: list[tuple[FrameType, int]]) -> tuple[str, str]:
     main = next((frame for frame, _ in reversed(frames) if frame.f_code.co_name == "main"), frames[-1][0])
     step = main.f_locals.get("step")
     return main.f_code.co_filename, f"step {step + 1}, " if isinstance(step, int) else ""
+
+
+def _rank() -> int | None:
+    """None where the processes have not met."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed.get_rank() if distributed is not None and distributed.is_initialized() else None
 
 
 def _store() -> Any:

@@ -3,8 +3,8 @@
 import pytest
 
 from distill_tune.cli.run import torchrun_options
-from distill_tune.config.launch import is_launched, num_processes, process_environment
 from distill_tune.errors import UserError
+from distill_tune.launch import is_launched, num_processes, process_environment
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
 SRUN = {

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from distill_tune.config.streams import going_on_without_output
+from distill_tune.streams import going_on_without_output
 
 
 def unread_pipe() -> int:

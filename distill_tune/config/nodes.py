@@ -1,0 +1,30 @@
+"""A config as a tree: what is in it, by dotted key, and which of it are components."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+
+def nodes_of(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a node and of everything below it."""
+    yield key, node
+    for name, value in children_of(node):
+        yield from nodes_of(value, f"{key}.{name}" if key else str(name))
+
+
+def children_of(node: Any) -> Iterable[tuple[Any, Any]]:
+    """(key or index, value) of what a mapping or a list has."""
+    if isinstance(node, DictConfig | dict):
+        return node.items()
+    return enumerate(node) if isinstance(node, ListConfig | list) else ()
+
+
+def is_component(node: Any) -> bool:
+    """Whether it names with ``_component_`` what to call."""
+    return isinstance(node, DictConfig) and isinstance(node.get("_component_"), str)
+
+
+def components_of(node: Any) -> Iterator[tuple[str, DictConfig]]:
+    """(dotted key, component) of a node, where it is one, and of all below it."""
+    return ((key, value) for key, value in nodes_of(node) if is_component(value))
