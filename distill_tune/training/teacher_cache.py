@@ -90,17 +90,31 @@ def begin_cache(
     """:func:`distill_tune.cache.begin` by the main process; all ranks call it.
 
     Raises:
-        UserError: see there; prompts that change each time.
+        UserError: see there; prompts that change each time; one row that follows two teachers.
     """
     rows = [of_dataset for of_dataset in steps.plan.datasets if of_dataset.teacher is None]
     if cfg.get("augmentations") and rows:
         raise UserError("augmentations: make prompts that no cache has; leave them out, here and in training")
+    require_one_teacher_each(steps.plan.datasets)
     manifest = describe_cache(cfg, built, steps, encoding, seed)
     if is_main_process():
         manifest = cache.begin(folder, manifest)
         if (vocabulary := _vocabulary_of(built)) is not None:
             cache.write_vocabulary(folder, vocabulary)
     return from_main_process(manifest)
+
+
+def require_one_teacher_each(datasets: Sequence[data.TokenisedRows]) -> None:
+    """
+    Raises:
+        UserError: rows of the same content follow different teachers: a row is found by its content.
+    """
+    followed: dict[bytes, int] = {}
+    for rows in datasets:
+        if rows.teacher_ids is not None:
+            for row, (digest, teacher) in enumerate(zip(rows.digests, rows.teacher_ids.tolist(), strict=True)):
+                if followed.setdefault(digest, teacher) != teacher:
+                    raise UserError(f"{rows.origin(row)}: another row has the same content and another teacher_id")
 
 
 def describe_cache(cfg: DictConfig, built: Models, steps: Steps, encoding: AnyEncoding, seed: int) -> cache.Manifest:
@@ -156,9 +170,19 @@ def write_output_layer(folder: Path, signal: Any) -> None:
 
 
 def finish_cache(folder: Path, manifest: cache.Manifest, plans: Sequence[data.StepPlan]) -> str:
-    """Wait for all ranks' shards and list them; what to tell of the cache, and how to train from it."""
+    """Wait for all ranks' shards and list them; what to tell of the cache, and how to train from it.
+
+    Raises:
+        UserError: rows that other processes were to write are not there.
+    """
     wait_for_all()
     if is_main_process():
+        written = cache.CacheWriter(folder)
+        if lacking := sum(written.lacks([row]) for plan in plans for rows in plan.datasets for row in rows.digests):
+            raise UserError(
+                f"output_dir={folder}: lacks {lacking:,} rows that other processes have written; name a folder that "
+                "all machines share"
+            )
         fingerprints = [rows.fingerprint for plan in plans for rows in plan.datasets]
         manifest = cache.finish(folder, manifest, fingerprints)
     manifest = from_main_process(manifest)
