@@ -11,7 +11,7 @@ from distill_tune.data import StepPlan, TokenisedRows
 from distill_tune.disk import release_locks
 from distill_tune.errors import UserError
 from distill_tune.losses import TopTokens
-from distill_tune.training.teacher_cache import require_one_teacher_each, finish_cache
+from distill_tune.training.teacher_cache import finish_cache, require_one_teacher_each
 
 ENCODING = cache.TopEncoding(50, 4)
 
