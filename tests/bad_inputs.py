@@ -16,6 +16,8 @@ AT_ONCE = [
     ("kd_raito=0.1", "kd_raito: no such key, did you mean kd_ratio?"),
     ("mode.apply_lora_to_output=True", "mode: no such key, did you mean model?"),
     ("zzz=1", "zzz: no such key, and nothing would read it"),
+    ("learning_rate=1e-4", "learning_rate: no such key, did you mean optimizer.lr?\n  these are keys of another tool"),
+    ("deepspeed=zero.json", "deepspeed: no such key, and nothing would read it"),
     ("kd_ratio=1.5", "kd_ratio=1.5: must be a number from 0 to 1"),
     ("kd_ratio=half", "kd_ratio=half: must be a number from 0 to 1"),
     ("temperature=0", "temperature=0: must be a number above 0"),

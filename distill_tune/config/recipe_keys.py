@@ -16,6 +16,7 @@ from distill_tune.config.files import recipes_folder
 from distill_tune.config.keys import KEYS, Needed
 from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.config.nodes import nodes_of
+from distill_tune.config.other_tools import OURS, WITHOUT_A_KEY, where_to_read
 from distill_tune.config.trust import KNOWN
 from distill_tune.errors import UserError
 
@@ -23,6 +24,7 @@ _INTERPOLATION = re.compile(r"\$\{\s*([A-Za-z_]\w*)")
 # An attribute that is not called, or text in quotes, up to a dot or bracket in it.
 _NAMES = re.compile(r"""\.([A-Za-z_]\w*)\b(?!\s*\()|["']([A-Za-z_]\w*)(?:[.\[][^"'\n]*)?["']""")
 _READ_OF_CFG = re.compile(r"""\bcfg(?:\.get\(\s*["']|\[["']|\.)([A-Za-z_]\w*)""")
+_LIKE = 0.75  # of difflib, where nothing else can be meant: adapter and date have 0.73
 _ALMOST = 0.8  # of difflib: kd_raito and kd_ratio have 0.88, mode and model 0.89, my_model and model 0.77
 
 
@@ -81,17 +83,22 @@ def check_keys(
     """
     read = recipe.names.union(_INTERPOLATION.findall(source))
     asked = {re.split(r"[.=]", override.lstrip("+~"))[0] for override in overrides}
-    faults, unread = [], []
+    faults, unread, of_others = [], [], []
     for key in map(str, config):
         if key in read:
             continue
         if key in KEYS:
             if key in asked and KEYS[key].distributed and not recipe.is_distributed:
                 faults.append(f"{key}: {recipe.path.stem} does not read it; kd_distributed does")
+        elif recipe.is_shipped and key in (OURS | WITHOUT_A_KEY):
+            near = did_you_mean([OURS[key]] if key in OURS else (), f"; {WITHOUT_A_KEY.get(key)}")
+            of_others.append(f"{key}: no such key{near}")
         elif (near := _meant_by(key, config, recipe)) or recipe.is_shipped:
             faults.append(f"{key}: no such key{did_you_mean(near, otherwise=', and nothing would read it')}")
         else:
             unread.append(f"{key}: {recipe.path.name} does not name it; does it read it?")
+    if of_others:
+        faults += [*of_others[:-1], f"{of_others[-1]}\n  {where_to_read()}"]
     needed = [key for key in sorted(KEYS) if key not in config and isinstance(KEYS[key].default, Needed)]
     return faults + [f"{key}: missing; the recipe needs it" for key in needed if recipe.needs(key)], unread
 
@@ -102,7 +109,7 @@ def _meant_by(key: str, config: DictConfig, recipe: Recipe) -> list[str]:
     inside = [path for last, path in nested.items() if "." in path and (last == key or last.endswith(f"_{key}"))]
     if not recipe.is_shipped:
         return nearest(key, {*KEYS, *recipe.reads}, _ALMOST) or inside
-    return nearest(key, KEYS) or inside or [nested[last] for last in nearest(key, nested)]
+    return nearest(key, KEYS, _LIKE) or inside or [nested[last] for last in nearest(key, nested, _LIKE)]
 
 
 def _names_in(texts: Iterable[str]) -> set[str]:
