@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from distill_tune.config.meant import meant_by
 from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.config.nodes import components_of, is_component
 from distill_tune.errors import UserError, one_line
@@ -136,7 +137,11 @@ def check_components(config: DictConfig, may_import: Callable[[str], bool] = lam
     """
     faults: list[str] = []
     for key, component in components_of(config):
-        if may_import(component["_component_"]):
+        name = component["_component_"]
+        if name.isidentifier() and may_import("distill_tune"):
+            near = did_you_mean(meant_by(key, name))
+            faults.append(f"{key}={name}: must be the dotted name of what to call{near}")
+        elif may_import(name):
             try:
                 faults += _argument_faults(key, component)
             except UserError as error:

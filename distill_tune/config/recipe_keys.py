@@ -91,8 +91,8 @@ def check_keys(
             if key in asked and KEYS[key].distributed and not recipe.is_distributed:
                 faults.append(f"{key}: {recipe.path.stem} does not read it; kd_distributed does")
         elif recipe.is_shipped and key in (OURS | WITHOUT_A_KEY):
-            near = did_you_mean([OURS[key]] if key in OURS else (), f"; {WITHOUT_A_KEY.get(key)}")
-            of_others.append(f"{key}: no such key{near}")
+            ours = did_you_mean([OURS[key]] if key in OURS else (), f"; {WITHOUT_A_KEY.get(key)}")
+            of_others.append(f"{key}: no such key{ours}")
         elif (near := _meant_by(key, config, recipe)) or recipe.is_shipped:
             faults.append(f"{key}: no such key{did_you_mean(near, otherwise=', and nothing would read it')}")
         else:
