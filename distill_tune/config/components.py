@@ -222,12 +222,18 @@ def _argument_faults(key: str, component: DictConfig) -> Iterator[str]:
             # Whatever its annotation says, a default is right (`path: str = None`); a component is built before.
             is_right = _is_same(value, parameter.default) or is_component(component[argument])
             is_right |= f"{key}.{argument}" in _MORE_HERE or (value is None and argument in optional)
-            if not is_right and (wanted := _mismatch(value, parameter.annotation)):
+            if not is_right and (wanted := _mismatch(value, _annotation_of(parameter))):
                 yield f"{key}.{argument}={value}: must be {wanted}"
         elif parameter.default is parameter.empty and argument not in optional:
             yield f"{key}.{argument}: missing; {name} needs it"
     if name in _SERVED_BY and (index := component.get("ignore_index", -100)) != -100:
         yield f"{key}.ignore_index={index}: must be -100, which marks unsupervised tokens everywhere here"
+
+
+def _annotation_of(parameter: inspect.Parameter) -> Any:
+    """Where there is none, the length of a default that is a tuple says what a value must have."""
+    has_none = parameter.annotation is parameter.empty and isinstance(parameter.default, tuple)
+    return tuple[(Any,) * len(parameter.default)] if has_none else parameter.annotation  # type: ignore[misc]
 
 
 def _mismatch(value: Any, annotation: Any) -> str | None:
@@ -245,6 +251,10 @@ def _mismatch(value: Any, annotation: Any) -> str | None:
         return None if value in arguments else f"one of {', '.join(choices)}{near}"
     if kind is list and isinstance(value, list) and arguments:
         return next((f"a list of {wanted}" for item in value if (wanted := _mismatch(item, arguments[0]))), None)
+    if kind is tuple and arguments and ... not in arguments:
+        has_as_many = isinstance(value, list) and len(value) == len(arguments)
+        is_right = has_as_many and not any(map(_mismatch, value, arguments))
+        return None if is_right else f"a list of {len(arguments)} values"
     if not isinstance(kind, type) or kind not in _IN_WORDS:
         return None
     fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
