@@ -42,7 +42,7 @@ AT_ONCE = [
     ("augmentations=3", "augmentations=3: must be a list of components"),
     ("dataset_temperature=0", "dataset_temperature=0: must be a number above 0 or null"),
     ("teacher_model=[]", "teacher_model=[]: is an empty list"),
-    ("+model.path=x.gguf", "model.path=x.gguf: no such file"),
+    ("model=distill_tune.models.from_hf model.path=x.gguf", "model.path=x.gguf: no such file"),
     (
         "teacher_quantizer._component_=distill_tune.teachers.NF4 teacher_offload=True",
         "teacher_offload=True: streams plain weights alone; leave teacher_quantizer out",
@@ -104,6 +104,11 @@ OF_COMPONENTS = [
         "model.num_layer: torchtune.models.llama3_2.llama3_2 has no such argument, did you mean num_layers?",
     ),
     ("model.num_layers=two", "model.num_layers=two: must be a whole number"),
+    (
+        "model.path=nowhere",
+        "1 fault in config config.yaml and the command line\n  model.path: torchtune.models.llama3_2.llama3_2 "
+        "has no such argument; for a model's folder: model=distill_tune.models.from_hf model.path=nowhere\n",
+    ),
     ("~model.vocab_size", "model.vocab_size: missing; torchtune.models.llama3_2.llama3_2 needs it"),
     (
         "optimizer=torch.optim.AdmW",

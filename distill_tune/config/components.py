@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.meant import meant_by
 from distill_tune.config.nearest import did_you_mean, nearest
-from distill_tune.config.nodes import components_of, is_component
+from distill_tune.config.nodes import components_of, is_component, is_model
 from distill_tune.errors import UserError, one_line
 
 # Arguments that the recipe itself passes, by top-level key: the first so many positional ones, and these by name.
@@ -211,6 +211,10 @@ def _argument_faults(key: str, component: DictConfig) -> Iterator[str]:
             if argument == "source" and name == "distill_tune.data.docstrings":
                 of_files = f"{key}=distill_tune.data.instruct {key}.source={component[argument]}"
                 there_are = f"; for rows of your own: {of_files} (or chat, or text)"
+            if argument == "path" and name.startswith("torchtune.models.") and is_model(key):
+                there_are = (
+                    f"; for a model's folder: {key}=distill_tune.models.from_hf {key}.path={component[argument]}"
+                )
             near = did_you_mean(nearest(argument, taken.given), otherwise=there_are)
             yield f"{key}.{argument}: {name} has no such argument{near}"
     for argument, parameter in taken.parameters.items():
