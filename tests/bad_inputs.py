@@ -159,6 +159,7 @@ OF_COMPONENTS = [
         "dataset.source: distill_tune.data.docstrings has no such argument; for rows of your own: "
         "dataset=distill_tune.data.instruct dataset.source=my.json",
     ),
+    ("dataset.on_bad_row=skip", "has no such argument; it is a key of the config itself: on_bad_row=skip"),
     ("dataset.train_on_inputs=True", "dataset.train_on_inputs: distill_tune.data.instruct has no such argument"),
     ("dataset=torchtune.datasets.alpaca_dataset dataset.sorce=x", "has no such argument, did you mean source?"),
     ("+loss._component_=torchtune.modules.loss.CEWithChunkedOutputLoss +loss.ignore_index=0", "must be -100"),
@@ -450,7 +451,11 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     ),
     # Tokenizers
     ("tokenizer: none", lambda w: ["tokenizer.path=nowhere.model"], "tokenizer.path=nowhere.model: no such file"),
-    ("tokenizer: not SentencePiece", lambda w: ["tokenizer.path=config.yaml"], "tokenizer"),
+    (
+        "tokenizer: not SentencePiece",
+        lambda w: ["tokenizer.path=config.yaml"],
+        "tokenizer.path=config.yaml: is no SentencePiece model",
+    ),
     ("tokenizer: a folder for a file", lambda w: ["tokenizer.path=."], "tokenizer.path=.: is a folder"),
     ("tokenizer: of another kind", lambda w: ["tokenizer=torchtune.models.llama3.llama3_tokenizer"], "tokenizer"),
     ("tokenizer.json: none", lambda w: w.tokenizer_json(None), "the folder has no tokenizer.json"),
@@ -600,6 +605,14 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
         "validation: no file",
         lambda w: ["+dataset_val={_component_: distill_tune.data.instruct, source: nowhere.json}"],
         "dataset nowhere.json: no such file",
+    ),
+    (
+        "validation: a bad row",
+        lambda w: [
+            "dataset_val=distill_tune.data.instruct",
+            w.rows("val.json", [GOOD, {**GOOD, "output": ""}])[1].replace("dataset.", "dataset_val."),
+        ],
+        "dataset_val: 1 bad row; mend",
     ),
     (
         "packed without a length",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from distill_tune.config.keys import KEYS
 from distill_tune.config.meant import meant_by
 from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.config.nodes import components_of, is_component, is_model
@@ -85,7 +86,12 @@ def build(key: str, component: DictConfig | None, default: Any = None, **kwargs:
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error
     except Exception as error:
-        raise UserError(f"{key}: {component['_component_']}: {one_line(error)}") from error
+        name, told = component["_component_"], one_line(error)
+        if "could not parse ModelProto" in told:
+            what = f"is no SentencePiece model, which {name} reads: a file such as tokenizer.model"
+            other = "a folder with a tokenizer.json is for distill_tune.data.hf_tokenizer"
+            raise UserError(f"{key}.path={component.get('path')}: {what}; {other}") from error
+        raise UserError(f"{key}: {name}: {told}") from error
 
 
 def find_component(name: str) -> Callable[..., Any]:
@@ -216,6 +222,8 @@ def _argument_faults(key: str, component: DictConfig) -> Iterator[str]:
                     f"; for a model's folder: {key}=distill_tune.models.from_hf {key}.path={component[argument]}"
                 )
             near = did_you_mean(nearest(argument, taken.given), otherwise=there_are)
+            if argument in KEYS:
+                near = f"; it is a key of the config itself: {argument}={component[argument]}"
             yield f"{key}.{argument}: {name} has no such argument{near}"
     for argument, parameter in taken.parameters.items():
         if argument not in taken.given:
