@@ -58,7 +58,7 @@ def _compare(options: argparse.Namespace) -> None:
     from distill_tune import evaluation
 
     console = Console()
-    console.print(evaluation.comparison_table(comparisons))
+    console.print(evaluation.comparison_table(comparisons, console))
     of_teacher, of_base, *trained = comparisons
     sentences = [
         evaluation.gap_sentence(of_teacher, of_base, trained) if trained else "",

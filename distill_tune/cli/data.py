@@ -70,8 +70,17 @@ def _data(options: argparse.Namespace) -> None:
     for rows, numbers in zip(datasets, shown, strict=True):
         for number in numbers:
             _print_row(console, rows, number, tokenizer, whole=row is not None)
-    if row is None and cfg.get("on_bad_row", "stop") == "stop" and any(rows.num_bad for rows in datasets):
-        sys.exit(1)  # a run ends at them
+    if cfg.get("on_bad_row", "stop") == "stop":
+        faults = list[str]()
+        if (validation := cfg.get("dataset_val")) is not None:  # a run ends at its bad rows, too
+            of_validation, _ = data.prepare_rows(
+                validation, tokenizer, cfg.tokenizer, key="dataset_val", on_bad_row="skip", reading=reading
+            )
+            faults = [fault for rows in of_validation for fault in rows.faults]
+        if faults:
+            console.print("dataset_val: a run ends at its bad rows", *faults, sep="\n  ", markup=False)
+        if faults or any(rows.num_bad for rows in datasets):
+            sys.exit(1)
 
 
 def _teacher_names(cfg: DictConfig) -> tuple[str, ...]:

@@ -84,7 +84,6 @@ def _compare(console: Any, folder: Path) -> None:
     else:
         with console.status("comparing on held-out rows"):
             comparisons, answers = _measure(folder)
-    table = evaluation.comparison_table(comparisons)
     teacher, base, *students = comparisons
     sentence = evaluation.gap_sentence(teacher, base, students)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +95,7 @@ def _compare(console: Any, folder: Path) -> None:
     console.print(
         f"\n{_HELD_OUT['num_rows']} held-out rows, from modules that no model was trained on:", highlight=False
     )
-    console.print(table)
+    console.print(evaluation.comparison_table(comparisons, console))
     console.print(sentence, highlight=False)
     console.print()
     for line in _answer_lines(answers):

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -143,7 +144,10 @@ def _read_rows(cfg: DictConfig, teacher_names: Sequence[str], faults: CollectedF
             try:
                 if cfg.get(key) is not None:
                     on_bad_row = cfg.get("on_bad_row", "stop")
-                    data.prepare_rows(cfg[key], tokenizer, cfg.tokenizer, on_bad_row=on_bad_row, reading=reading)
+                    with contextlib.redirect_stdout(io.StringIO()):  # what is told of rows has been told
+                        data.prepare_rows(
+                            cfg[key], tokenizer, cfg.tokenizer, key=key, on_bad_row=on_bad_row, reading=reading
+                        )
             except data.RowsOnHub as told:
                 print(f"{key}: {told}: its rows are checked by the run, before it loads a model")
 

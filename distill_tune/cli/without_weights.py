@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_config, is_model_folder
-from distill_tune.config.missing_files import MissingFile, is_model, missing_files
-from distill_tune.config.nodes import components_of
+from distill_tune.config.missing_files import MissingFile, missing_files
+from distill_tune.config.nodes import components_of, is_model
 from distill_tune.errors import Faults
 
 

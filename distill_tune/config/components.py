@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from distill_tune.config.keys import KEYS
+from distill_tune.config.meant import meant_by
 from distill_tune.config.nearest import did_you_mean, nearest
-from distill_tune.config.nodes import components_of, is_component
+from distill_tune.config.nodes import components_of, is_component, is_model
 from distill_tune.errors import UserError, one_line
 
 # Arguments that the recipe itself passes, by top-level key: the first so many positional ones, and these by name.
@@ -84,7 +86,12 @@ def build(key: str, component: DictConfig | None, default: Any = None, **kwargs:
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error
     except Exception as error:
-        raise UserError(f"{key}: {component['_component_']}: {one_line(error)}") from error
+        name, told = component["_component_"], one_line(error)
+        if "could not parse ModelProto" in told:
+            what = f"is no SentencePiece model, which {name} reads: a file such as tokenizer.model"
+            other = "a folder with a tokenizer.json is for distill_tune.data.hf_tokenizer"
+            raise UserError(f"{key}.path={component.get('path')}: {what}; {other}") from error
+        raise UserError(f"{key}: {name}: {told}") from error
 
 
 def find_component(name: str) -> Callable[..., Any]:
@@ -136,7 +143,11 @@ def check_components(config: DictConfig, may_import: Callable[[str], bool] = lam
     """
     faults: list[str] = []
     for key, component in components_of(config):
-        if may_import(component["_component_"]):
+        name = component["_component_"]
+        if name.isidentifier() and may_import("distill_tune"):
+            near = did_you_mean(meant_by(key, name))
+            faults.append(f"{key}={name}: must be the dotted name of what to call{near}")
+        elif may_import(name):
             try:
                 faults += _argument_faults(key, component)
             except UserError as error:
@@ -206,7 +217,13 @@ def _argument_faults(key: str, component: DictConfig) -> Iterator[str]:
             if argument == "source" and name == "distill_tune.data.docstrings":
                 of_files = f"{key}=distill_tune.data.instruct {key}.source={component[argument]}"
                 there_are = f"; for rows of your own: {of_files} (or chat, or text)"
+            if argument == "path" and name.startswith("torchtune.models.") and is_model(key):
+                there_are = (
+                    f"; for a model's folder: {key}=distill_tune.models.from_hf {key}.path={component[argument]}"
+                )
             near = did_you_mean(nearest(argument, taken.given), otherwise=there_are)
+            if argument in KEYS:
+                near = f"; it is a key of the config itself: {argument}={component[argument]}"
             yield f"{key}.{argument}: {name} has no such argument{near}"
     for argument, parameter in taken.parameters.items():
         if argument not in taken.given:
@@ -217,12 +234,18 @@ def _argument_faults(key: str, component: DictConfig) -> Iterator[str]:
             # Whatever its annotation says, a default is right (`path: str = None`); a component is built before.
             is_right = _is_same(value, parameter.default) or is_component(component[argument])
             is_right |= f"{key}.{argument}" in _MORE_HERE or (value is None and argument in optional)
-            if not is_right and (wanted := _mismatch(value, parameter.annotation)):
+            if not is_right and (wanted := _mismatch(value, _annotation_of(parameter))):
                 yield f"{key}.{argument}={value}: must be {wanted}"
         elif parameter.default is parameter.empty and argument not in optional:
             yield f"{key}.{argument}: missing; {name} needs it"
     if name in _SERVED_BY and (index := component.get("ignore_index", -100)) != -100:
         yield f"{key}.ignore_index={index}: must be -100, which marks unsupervised tokens everywhere here"
+
+
+def _annotation_of(parameter: inspect.Parameter) -> Any:
+    """Where there is none, the length of a default that is a tuple says what a value must have."""
+    has_none = parameter.annotation is parameter.empty and isinstance(parameter.default, tuple)
+    return tuple[(Any,) * len(parameter.default)] if has_none else parameter.annotation  # type: ignore[misc]
 
 
 def _mismatch(value: Any, annotation: Any) -> str | None:
@@ -240,6 +263,10 @@ def _mismatch(value: Any, annotation: Any) -> str | None:
         return None if value in arguments else f"one of {', '.join(choices)}{near}"
     if kind is list and isinstance(value, list) and arguments:
         return next((f"a list of {wanted}" for item in value if (wanted := _mismatch(item, arguments[0]))), None)
+    if kind is tuple and arguments and ... not in arguments:
+        has_as_many = isinstance(value, list) and len(value) == len(arguments)
+        is_right = has_as_many and not any(map(_mismatch, value, arguments))
+        return None if is_right else f"a list of {len(arguments)} values"
     if not isinstance(kind, type) or kind not in _IN_WORDS:
         return None
     fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))

@@ -106,7 +106,7 @@ def find_config(name: str) -> Path:
     bare = name.rpartition("/")[2].removesuffix("_single_device").removesuffix("_distributed")
     if bare in _CONFIGS_OF_TORCHTUNE:
         raise UserError(f"config {name}: torchtune's; here it is {_CONFIGS_OF_TORCHTUNE[bare]}, for every KD recipe")
-    near = did_you_mean(nearest(name, [*names, *(full.rpartition("/")[2] for full in names)]))
+    near = did_you_mean(nearest(name, _spellings_of_configs()))
     raise UserError(f"config {name}: no such config{near}; `distill-tune ls` lists them all")
 
 
@@ -122,6 +122,21 @@ def find_recipe_or_config(name: str) -> Path:
     """The file that a name of `distill-tune ls` means; a recipe's name or a .py file is a recipe.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none; near names of both are listed.
     """
-    return find_recipe(name) if name in recipe_names() or name.endswith(".py") else find_config(name)
+    if name in recipe_names() or name.endswith(".py"):
+        return find_recipe(name)
+    try:
+        return find_config(name)
+    except UserError as error:
+        if "no such config" not in str(error):
+            raise
+        there_are = [*recipe_names(), *_spellings_of_configs()]
+        near = did_you_mean(nearest(name, there_are))
+        raise UserError(f"{name}: no such recipe or config{near}; `distill-tune ls` lists them all") from error
+
+
+def _spellings_of_configs() -> list[str]:
+    """Whole names, and their last parts."""
+    names = config_names()
+    return [*names, *(full.rpartition("/")[2] for full in names)]

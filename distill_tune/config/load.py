@@ -96,7 +96,7 @@ def _apply(config: DictConfig, override: str) -> None:
             raise UserError(f"{override}: {key} is there already; leave out the +")
         is_component = isinstance(present, DictConfig) and "_component_" in present
         is_new = present is None and key in KEYS and KEYS[key].kind.fits in (COMPONENT.fits, COMPONENTS.fits)
-        if isinstance(value, str) and (is_component or (is_new and "." in value)):
+        if isinstance(value, str) and (is_component or (is_new and ("." in value or value.isidentifier()))):
             key = f"{key}._component_"
         OmegaConf.update(config, key, value, merge=False, force_add=True)
     except (OmegaConfBaseException, TypeError, AttributeError, AssertionError, ValueError, IndexError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig
 
 from distill_tune.config.files import configs_folder, is_model_folder
-from distill_tune.config.nodes import components_of
+from distill_tune.config.nodes import components_of, is_model
 
 _OF_TOKENIZERS = ("path", "merges_file", "vocab_path", "merges_path", "special_tokens_path")
 _OF_OTHER_FOLDERS = (".EarlierCheckpoint", ".Cached")  # whose paths are no models' folders
@@ -43,11 +43,6 @@ def missing_files(config: DictConfig, source: str = "") -> Iterator[MissingFile]
         yield fault
 
 
-def is_model(key: str) -> bool:
-    """Whether a component's key is the student's or a teacher's."""
-    return re.fullmatch(r"model|teacher_model(\.\d+)?", key) is not None
-
-
 def _missing(config: DictConfig) -> Iterator[tuple[str, str, str]]:
     """Key, path, and what there is not."""
     for key, component in components_of(config):
@@ -57,7 +52,9 @@ def _missing(config: DictConfig) -> Iterator[tuple[str, str, str]]:
                 if name in texts and not os.path.exists(texts[name]):
                     yield f"{key}.{name}", texts[name], "no such file"
         path = texts.get("path")
-        if path is not None and is_model(key) and not texts["_component_"].endswith(_OF_OTHER_FOLDERS):
+        reads_none = texts["_component_"].startswith("torchtune.models.")  # is told of its arguments
+        is_of_other = texts["_component_"].endswith(_OF_OTHER_FOLDERS)
+        if path is not None and is_model(key) and not (reads_none or is_of_other):
             if path.endswith(".gguf") and not os.path.isfile(path):
                 yield f"{key}.path", path, "no such file"
             elif not path.endswith(".gguf") and not is_model_folder(path):

@@ -1,5 +1,6 @@
 """A config as a tree: what is in it, by dotted key, and which of it are components."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -28,3 +29,8 @@ def is_component(node: Any) -> bool:
 def components_of(node: Any) -> Iterator[tuple[str, DictConfig]]:
     """(dotted key, component) of a node, where it is one, and of all below it."""
     return ((key, value) for key, value in nodes_of(node) if is_component(value))
+
+
+def is_model(key: str) -> bool:
+    """Whether a component's key is the student's or a teacher's."""
+    return re.fullmatch(r"model|teacher_model(\.\d+)?", key) is not None

@@ -7,6 +7,7 @@ fault, and what is neither is left to it, and told.
 
 import ast
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from distill_tune.config.files import recipes_folder
 from distill_tune.config.keys import KEYS, Needed
 from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.config.nodes import nodes_of
+from distill_tune.config.other_tools import OURS, WITHOUT_A_KEY, where_to_read
 from distill_tune.config.trust import KNOWN
 from distill_tune.errors import UserError
 
@@ -23,6 +25,8 @@ _INTERPOLATION = re.compile(r"\$\{\s*([A-Za-z_]\w*)")
 # An attribute that is not called, or text in quotes, up to a dot or bracket in it.
 _NAMES = re.compile(r"""\.([A-Za-z_]\w*)\b(?!\s*\()|["']([A-Za-z_]\w*)(?:[.\[][^"'\n]*)?["']""")
 _READ_OF_CFG = re.compile(r"""\bcfg(?:\.get\(\s*["']|\[["']|\.)([A-Za-z_]\w*)""")
+_IMPORTED = re.compile(r"^\s*(?:from|import)\s+([A-Za-z_]\w*)", re.MULTILINE)
+_LIKE = 0.75  # of difflib, where nothing else can be meant: adapter and date have 0.73
 _ALMOST = 0.8  # of difflib: kd_raito and kd_ratio have 0.88, mode and model 0.89, my_model and model 0.77
 
 
@@ -34,6 +38,7 @@ class Recipe:
         is_distributed: whether it joins other processes: whether it calls ``init_distributed``.
         names: all in a copy, and in the modules of its folder that it may import.
         reads: those of them that are read of ``cfg``.
+        imports_unread: whether it, or such a module, imports one that is not read here and may read any key.
         reads_otherwise: known keys that are named in a line that no shipped recipe has, or in such a module.
     """
 
@@ -59,6 +64,7 @@ class Recipe:
         lines = [line for line in self.text.splitlines() if line not in shipped]
         self.names = _names_in(texts)
         self.reads = {name for text in texts for name in _READ_OF_CFG.findall(text)} - set(dir(DictConfig))
+        self.imports_unread = any(_is_unread(name, path) for text in texts for name in _IMPORTED.findall(text))
         self.reads_otherwise = _names_in([*lines, *beside]) & set(KEYS)
 
     def needs(self, key: str) -> bool:
@@ -81,7 +87,7 @@ def check_keys(
     """
     read = recipe.names.union(_INTERPOLATION.findall(source))
     asked = {re.split(r"[.=]", override.lstrip("+~"))[0] for override in overrides}
-    faults, unread = [], []
+    faults, unread, of_others = list[str](), list[str](), list[str]()
     for key in map(str, config):
         if key in read:
             continue
@@ -90,10 +96,16 @@ def check_keys(
                 faults.append(f"{key}: {recipe.path.stem} does not read it; kd_distributed does")
             if key in asked and recipe.is_shipped and KEYS[key].recipe not in (None, recipe.path.stem):
                 faults.append(f"{key}: {recipe.path.stem} does not read it; {KEYS[key].recipe} does")
+        elif recipe.is_shipped and key in (OURS | WITHOUT_A_KEY):
+            ours = did_you_mean([OURS[key]] if key in OURS else (), f"; {WITHOUT_A_KEY.get(key)}")
+            of_others.append(f"{key}: no such key{ours}")
         elif (near := _meant_by(key, config, recipe)) or recipe.is_shipped:
-            faults.append(f"{key}: no such key{did_you_mean(near, otherwise=', and nothing would read it')}")
+            told = f"{key}: no such key{did_you_mean(near, otherwise=', and nothing would read it')}"
+            (unread if recipe.imports_unread else faults).append(told)
         else:
             unread.append(f"{key}: {recipe.path.name} does not name it; does it read it?")
+    if of_others:
+        faults += [*of_others[:-1], f"{of_others[-1]}\n  {where_to_read()}"]
     if recipe.is_shipped:
         missing = [key for key in KEYS if KEYS[key].recipe == recipe.path.stem and config.get(key) is None]
         faults += [f"{key}: missing; {recipe.path.stem} needs it: {KEYS[key].meaning}" for key in missing]
@@ -107,16 +119,28 @@ def _meant_by(key: str, config: DictConfig, recipe: Recipe) -> list[str]:
     inside = [path for last, path in nested.items() if "." in path and (last == key or last.endswith(f"_{key}"))]
     if not recipe.is_shipped:
         return nearest(key, {*KEYS, *recipe.reads}, _ALMOST) or inside
-    return nearest(key, KEYS) or inside or [nested[last] for last in nearest(key, nested)]
+    return nearest(key, KEYS, _LIKE) or inside or [nested[last] for last in nearest(key, nested, _LIKE)]
 
 
 def _names_in(texts: Iterable[str]) -> set[str]:
     return {name for text in texts for pair in _NAMES.findall(text) for name in pair if name}
 
 
+def _is_unread(package: str, recipe: Path) -> bool:
+    """Whether a package is none of Python's, of those that this one is made for, or of a folder that is searched."""
+    if package in KNOWN | sys.stdlib_module_names | {"numpy", "omegaconf"}:
+        return False
+    places = [place for folder in _folders_of(recipe) for place in (folder / f"{package}.py", folder / package)]
+    return not any(place.is_file() or (place / "__init__.py").is_file() for place in places)
+
+
+def _folders_of(recipe: Path) -> list[Path]:
+    return list(dict.fromkeys((recipe.resolve().parent, Path.cwd())))
+
+
 def _texts_beside(recipe: Path, text: str) -> Iterator[str]:
     words = set(re.findall(r"\w+", text)) - KNOWN - {recipe.stem}
-    for folder in dict.fromkeys((recipe.resolve().parent, Path.cwd())):
+    for folder in _folders_of(recipe):
         for word in sorted(words):
             modules: Iterable[Path] = [folder / f"{word}.py"]
             if (folder / word / "__init__.py").is_file():

@@ -40,8 +40,8 @@ _NAMES_OTHERWISE = r"import \*|^def __getattr__|globals\(|sys\.modules|lazy|exec
 
 
 def is_known(name: str) -> bool:
-    """Whether a component is of a package that this one is made for."""
-    return name.partition(".")[0] in KNOWN
+    """Whether a component is of a package that this one is made for; one without a module is of none."""
+    return name.isidentifier() or name.partition(".")[0] in KNOWN
 
 
 def outside(config: DictConfig, folders: Sequence[str] = ()) -> Iterator[str]:

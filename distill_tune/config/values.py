@@ -9,9 +9,8 @@ from omegaconf import DictConfig, ListConfig
 
 from distill_tune.config.keys import KEYS, is_set
 from distill_tune.config.kinds import ABOVE_0, WARM_UP, Kind, one_of, whole
-from distill_tune.config.missing_files import is_model
 from distill_tune.config.nearest import did_you_mean, nearest
-from distill_tune.config.nodes import components_of, nodes_of
+from distill_tune.config.nodes import components_of, is_model, nodes_of
 
 MOST_LAYERS = 10_000
 # Of arguments, by name: of which keys' components, and what they may be; a type is told with the others of a signature.

@@ -36,6 +36,7 @@ def prepare_rows(
     tokenizer: Any,
     tokenizer_config: DictConfig,
     *,
+    key: str = "dataset",
     on_bad_row: str = "stop",
     reading: Reading = PLAIN_READING,
     check_kept: bool = True,
@@ -46,6 +47,7 @@ def prepare_rows(
         component: a dataset of torchtune's or ours, or a list of such, each with an optional ``weight``.
         tokenizer: passed to the component; rows are cut at its ``max_seq_len`` here, not by it.
         tokenizer_config: what it was made from, part of the cache's key.
+        key: of the config that names the component.
         on_bad_row: ``stop`` names the bad rows and ends; ``skip`` counts them and goes on.
         reading: what teacher and student read before the answer, and which teacher a row follows.
         check_kept: compare tokens that an earlier start has kept with their checksum; another process may have.
@@ -58,7 +60,7 @@ def prepare_rows(
     """
     use_in_torchtune()
     entries = list(component) if isinstance(component, ListConfig) else [component]
-    rows = [_prepare(entry, tokenizer, tokenizer_config, on_bad_row, reading, check_kept) for entry in entries]
+    rows = [_prepare(entry, tokenizer, tokenizer_config, key, on_bad_row, reading, check_kept) for entry in entries]
     weights = [float(entry["weight"]) for entry in entries if "weight" in entry]
     return rows, weights or None
 
@@ -67,6 +69,7 @@ def _prepare(
     entry: DictConfig,
     tokenizer: Any,
     tokenizer_config: DictConfig,
+    key: str,
     on_bad_row: str,
     reading: Reading,
     check_kept: bool,
@@ -103,7 +106,7 @@ def _prepare(
         print(f"dataset {_name(entry)}: was tokenised before, the tokens are taken from {kept}")
     if rows.num_bad and on_bad_row == "stop":
         raise UserError(
-            f"dataset: {counted(rows.num_bad, 'bad row')}; mend what is told, or leave such out with on_bad_row=skip"
+            f"{key}: {counted(rows.num_bad, 'bad row')}; mend what is told, or leave such out with on_bad_row=skip"
             f"{_shown_faults(rows)}"
         )
     if len(rows) == 0:

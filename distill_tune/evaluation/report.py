@@ -1,9 +1,13 @@
 """The comparison as a table: for the terminal and for a file."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from distill_tune.counts import counted
 from distill_tune.evaluation.compare import Comparison, share_of_gap_closed
@@ -12,23 +16,48 @@ from distill_tune.sizes import binary
 _FEW_ROWS = 100
 _NOT_MEASURED = "same"  # as of the model above with as many parameters
 _HEADINGS = ("model", "para-\nmeters", "perplexity", "agreement", "KL to\nteacher", "tokens/s", "peak\nmemory")
+_CAN_GO = 2  # of the last columns, where a terminal is narrow
+_NAME = 16  # columns for a model's name, at least; a longer one goes on in the next line
+_UNBOUNDED = 10_000
 
 
-def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+def comparison_table(comparisons: Sequence[Comparison], console: Console) -> RenderableType:
+    """As wide as the console allows: without memory, then without speed, then a list for each model."""
+    folded = [dataclasses.replace(comparison, name=comparison.name[:_NAME]) for comparison in comparisons]
+    unbounded = console.options.update(width=_UNBOUNDED)
+    for num_columns in range(len(_HEADINGS), len(_HEADINGS) - _CAN_GO - 1, -1):
+        if Measurement.get(console, unbounded, _table(folded, num_columns)).minimum <= console.width:
+            return _table(comparisons, num_columns)
+    return Group(*(part for comparison in comparisons for part in _list(comparison)))
+
+
+def _table(comparisons: Sequence[Comparison], num_columns: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits 80 columns
-    for index, heading in enumerate(_HEADINGS):
+    for index, heading in enumerate(_HEADINGS[:num_columns]):
         if index == 0:
-            table.add_column(heading, overflow="fold")
+            longest = max(len(comparison.name) for comparison in comparisons)
+            table.add_column(heading, overflow="fold", min_width=min(longest, _NAME))
         else:
             table.add_column(heading, justify="right", no_wrap=True)
     for comparison in comparisons:
-        table.add_row(*_cells(comparison))
+        table.add_row(*_cells(comparison)[:num_columns])
     return table
 
 
+def _list(comparison: Comparison) -> tuple[Text, Table]:
+    name, *values = _cells(comparison)
+    table = Table.grid(padding=(0, 1))
+    for heading, value in zip(_in_a_line(_HEADINGS[1:]), values, strict=True):
+        table.add_row(f"  {heading}", value)
+    return Text(name, overflow="fold"), table
+
+
+def _in_a_line(headings: Sequence[str]) -> list[str]:
+    return [heading.replace("-\n", "").replace("\n", " ") for heading in headings]
+
+
 def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
-    headings = [heading.replace("-\n", "").replace("\n", " ") for heading in _HEADINGS]
-    rows = [headings, ("---", *["---:"] * (len(_HEADINGS) - 1)), *map(_cells, comparisons)]
+    rows = [_in_a_line(_HEADINGS), ("---", *["---:"] * (len(_HEADINGS) - 1)), *map(_cells, comparisons)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 

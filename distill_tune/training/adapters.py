@@ -16,6 +16,7 @@ from distill_tune.models.conversion import conversion_of
 from distill_tune.training.distributed import is_main_process
 from distill_tune.training.exported_tokenizer import write_tokenizer
 from distill_tune.training.full_weights import full_weights
+from distill_tune.training.going_on import told_where_to_go_on
 
 
 @torch.no_grad()
@@ -51,11 +52,13 @@ def export_adapter(model: nn.Module, base: Checkpoint, folder: Path, tokenizer: 
         "inference_mode": True,
         "use_dora": any(name.endswith("magnitude") for name in names),
     }
+    tensors = {name: value.contiguous() for name, value in peft_weights.items()}
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in peft_weights.items()}, partial / "adapter_model.safetensors")
-    (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    write_tokenizer(partial, tokenizer, base.folder)
-    put_in_place(partial, folder)
+    with told_where_to_go_on(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(tensors, partial / "adapter_model.safetensors")
+        (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_tokenizer(partial, tokenizer, base.folder)
+        put_in_place(partial, folder)
     return True

@@ -22,6 +22,7 @@ from distill_tune.training.distributed import is_main_process, wait_for_all
 from distill_tune.training.ends import exported_stops
 from distill_tune.training.exported_tokenizer import write_tokenizer
 from distill_tune.training.full_weights import full_weights
+from distill_tune.training.going_on import told_where_to_go_on
 
 from torchtune.modules.peft import get_merged_lora_ckpt
 
@@ -53,7 +54,8 @@ def export_model(model: nn.Module, base: Checkpoint, folder: Path, dtype: torch.
             _merge(weights, shape)
         conversion = conversion_of(model, base.model_type, base.config)
         weights = conversion.to_hf({name: value.to(dtype) for name, value in weights.items()})
-        write_model_folder(folder, weights, conversion.exported_config(), base.folder, dtype, tokenizer)
+        with told_where_to_go_on(folder):
+            write_model_folder(folder, weights, conversion.exported_config(), base.folder, dtype, tokenizer)
     wait_for_all()
 
 

@@ -204,6 +204,7 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
                 dataset,
                 built.tokenizer,
                 cfg.tokenizer,
+                key="dataset" if training_rows else "dataset_val",
                 on_bad_row=cfg.get("on_bad_row", "stop"),
                 reading=reading,
                 check_kept=is_first,

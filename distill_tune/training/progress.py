@@ -61,6 +61,9 @@ class Progress:
             self._told = now
             times = f"{_duration(now - self._started)} elapsed  {left}"
             self.say(f"{self._step(step)}  {'  '.join(_parts(metrics).values())}  {times}")
+            are_quick = now - self._first_ended < _SECONDS_BETWEEN_LINES
+            if step - self._done == _FIRST_STEPS and step < self._total and are_quick:
+                self.say("from here on a line comes at most once a minute; metrics.jsonl has every step")
 
     def say(self, message: str) -> None:
         """A line above the bar."""

@@ -14,6 +14,12 @@ from distill_tune.secrets import without_secrets
 
 # What a checkpoint's tensors belong to. Rows, batches and weights are compared by what they are, not by their names.
 _MATTERS = ("model", "checkpointer", "teacher_model", "teacher_checkpointer", "optimizer._component_")
+# Of these the plan of steps tells whether they make other steps; what it has of them, in their names.
+_DECIDED_BY_PLAN = ("batch_size", "gradient_accumulation_steps", "max_tokens_per_batch")
+_IN_KEYS = {
+    "sequences a step": "sequences a step (batch_size, gradient_accumulation_steps, processes)",
+    "tokens a batch": "max_tokens_per_batch",
+}
 # Where a run writes, and how it is resumed, may be new each time.
 _ABOUT_THE_RUN = ("output_dir", "log_dir", "resume", "resume_from_checkpoint", "resume_with_changes")
 # Where a model's weights are read from: means nothing where their content is known.
@@ -87,7 +93,7 @@ class TrainingState:
         changes = list(changes_between(self.config, plain_config(cfg)))
         matter = {key for key, _ in changes if _is_below(key, _MATTERS) and not self._is_known_by_content(key)}
         _refuse(folder, [text for key, text in changes if key in matter], with_changes)
-        if harmless := [text for key, text in changes if key not in matter]:
+        if harmless := [text for key, text in changes if key not in matter and key not in _DECIDED_BY_PLAN]:
             print(f"changed since {folder.name}: {', '.join(harmless)}")
 
     def _is_known_by_content(self, key: str) -> bool:
@@ -101,7 +107,8 @@ class TrainingState:
         """
         # What an older version has not noted cannot be compared.
         before = {key: self.plan.get(key, value) for key, value in plan.items()}
-        differ = [f"{key} was {before[key]}, is {value}" for key, value in plan.items() if before[key] != value]
+        named = {key: _IN_KEYS.get(key, key) for key in plan}
+        differ = [f"{named[key]} was {before[key]}, is {value}" for key, value in plan.items() if before[key] != value]
         _refuse(folder, differ, with_changes)
 
 

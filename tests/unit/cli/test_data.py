@@ -84,7 +84,20 @@ def test_its_exit_status_is_1_where_a_run_would_end_at_bad_rows(config, capsys):
         main(["data", "--config", str(config)])
     assert end.value.code == 1
     main(["data", "--config", str(config), "on_bad_row=skip"])
-    main(["data", "--config", str(config), "--row", "1"])
+    with pytest.raises(SystemExit) as end:
+        main(["data", "--config", str(config), "--row", "2"])
+    assert end.value.code == 1
+
+
+def test_its_exit_status_is_1_where_rows_for_validation_are_bad(config, capsys, tmp_path):
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    (tmp_path / "good.json").write_text(json.dumps(rows[:1]))
+    good, bad = tmp_path / "good.json", f"dataset_val.source={tmp_path / 'rows.json'}"
+    with pytest.raises(SystemExit) as end:
+        main(["data", "--config", str(config), f"dataset.source={good}", "dataset_val=distill_tune.data.chat", bad])
+    assert end.value.code == 1
+    assert "dataset_val: a run ends at its bad rows\n  " in (shown := capsys.readouterr().out)
+    assert "rows.json, row 3: " in shown
 
 
 def test_one_row_is_shown_whole(config, capsys):

@@ -76,6 +76,8 @@ def test_names_that_there_are_not_are_told_with_near_ones(fresh_cli, tmp_path):
         (["run", "tiny"], "recipe tiny: is a config; distill-tune run kd_single_device --config tiny"),
         (["run", "--config", "tiny", "kd_single_device"], "run: the recipe comes first: distill-tune run"),
         (["cat", "tyny"], "did you mean tiny"),
+        (["cat", "nope"], "nope: no such recipe or config; `distill-tune ls` lists them all"),
+        (["cp", "kd_single", "mine2.py"], "kd_single: no such recipe or config, did you mean kd_single_device?"),
         (["cp", "tiny", "a.py"], "name the copy so"),
     ]:
         started = time.perf_counter()

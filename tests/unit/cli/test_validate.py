@@ -86,6 +86,14 @@ def test_rows_are_told(validate, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_told_of_rows_is_told_once_though_they_are_read_twice(validate, tmp_path):
+    validate()  # keeps the tokens
+    (tmp_path / "bad.json").write_text("[{}]")
+    out, told, status = validate("dataset_val={_component_: distill_tune.data.instruct, source: bad.json}")
+    assert status == 2 and "dataset_val: 1 bad row" in told
+    assert out.count("was tokenised before") == 1
+
+
 def test_rows_of_the_hub_are_not_fetched(validate, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("asks the hub"))
     told, _, status = validate("dataset=torchtune.datasets.alpaca_cleaned_dataset", "~dataset.source")

@@ -94,6 +94,13 @@ def test_a_key_that_is_almost_another_is_told_in_a_copy_too(copy, key, told):
     assert check_keys(config, recipe, "") == ([told], [])  # and not as one that nothing reads, too
 
 
+@pytest.mark.parametrize(("at_top", "is_sure"), [("", True), ("import json", True), ("import my_package", False)])
+def test_a_key_like_another_is_a_line_where_a_copy_imports_what_is_not_read(copy, at_top, is_sure):
+    told = ["models: no such key, did you mean model?"]
+    found = check_keys(OmegaConf.create(ALL | {"models": 3}), Recipe(copy(at_top)), "")
+    assert found == ((told, []) if is_sure else ([], told))
+
+
 def test_a_key_that_a_copy_does_not_name_is_told(copy):
     config = OmegaConf.create(ALL | {"my_key": 1, "zzz": 1})
     recipe = Recipe(copy("", "cfg.my_key"))

@@ -1,0 +1,17 @@
+"""What a resumed run may have changed, and what it is told."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from distill_tune.errors import UserError
+from distill_tune.training import TrainingState
+
+
+def test_a_batch_size_that_makes_other_steps_is_told_once_and_by_its_name(capsys):
+    state = TrainingState(16, 0, {"sequences a step": 4}, {"batch_size": 4, "epochs": 1})
+    state.require_same_config(Path("step_16"), OmegaConf.create({"batch_size": 8, "epochs": 2}), False)
+    assert capsys.readouterr().out == "changed since step_16: epochs 1 -> 2\n"
+    with pytest.raises(UserError, match=r"\(batch_size, gradient_accumulation_steps, processes\) was 4, is 8"):
+        state.require_same_plan(Path("step_16"), {"sequences a step": 8}, False)
