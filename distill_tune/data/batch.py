@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from distill_tune.data.datasets import IGNORE_INDEX
+from distill_tune.data.row_digest import row_digest
 from distill_tune.models.packed_rows import PackedRows
 from distill_tune.to_device import to_device
 
@@ -43,6 +44,7 @@ class Batch:
         teacher: the same answers behind the teacher's own prompts, where it has such; as many supervised positions.
         teacher_ids: of each row, the number of the teacher that it follows.
         places: of each row, its dataset's number and its own in it.
+        digests: of each row, 16 bytes of what the teacher reads, tokens and which of them are learned.
     """
 
     tokens: torch.Tensor
@@ -53,6 +55,7 @@ class Batch:
     teacher: "Batch | None" = None
     teacher_ids: tuple[int, ...] = ()
     places: tuple[tuple[int, int], ...] = ()
+    digests: tuple[bytes, ...] = ()
 
     @property
     def for_teacher(self) -> "Batch":
@@ -118,6 +121,7 @@ class Batch:
             None if self.teacher is None else self.teacher._of_rows(rows),
             tuple(self.teacher_ids[row] for row in rows) if self.teacher_ids else (),
             tuple(self.places[row] for row in rows) if self.places else (),
+            tuple(self.digests[row] for row in rows) if self.digests else (),
         )
 
 
@@ -133,13 +137,19 @@ def joined(rows: Sequence[Row | tuple[torch.Tensor, torch.Tensor]]) -> Batch:
         if row.teacher_tokens is not None and row.teacher_labels is not None
     ]
     learned = [of_row != IGNORE_INDEX for of_row in targets]
+    teacher = joined(of_teacher) if of_teacher else None
     return Batch(
         torch.cat([row.tokens for row in all_rows]).long()[None],
         torch.cat(targets).long()[None],
         torch.cat(learned).nonzero()[:, 0],
         tuple(len(row.tokens) for row in all_rows),
         tuple(int(of_row.sum()) for of_row in learned),
-        joined(of_teacher) if of_teacher else None,
+        teacher,
         tuple(row.teacher_id for row in all_rows),
         tuple(row.place for row in all_rows) if rows else (),
+        teacher.digests if teacher else tuple(map(_digest, all_rows)) if rows else (),
     )
+
+
+def _digest(row: Row) -> bytes:
+    return row_digest(row.tokens.numpy(), row.labels.numpy() != IGNORE_INDEX)

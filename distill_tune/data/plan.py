@@ -87,6 +87,21 @@ class StepPlan:
         self._order: tuple[int, numpy.ndarray] | None = None
         self._most: list[int] | None = None
 
+    @classmethod
+    def of_teacher(cls, plans: "Sequence[StepPlan]", max_tokens: int) -> "StepPlan":
+        """Every row of some plans once, as their teacher reads it, in the order of the files.
+
+        A step is a micro-batch on each rank, of as many rows as have ``max_tokens`` tokens, or of one that has more.
+        """
+        rows = [of_dataset.as_teacher_reads for plan in plans for of_dataset in plan.datasets]
+        most = max(max_tokens, *(int(of_dataset.lengths.max()) for of_dataset in rows))
+        rank, num_ranks = plans[0]._rank, plans[0]._num_ranks
+        return cls(rows, max_tokens_per_batch=most, shuffle=False, rank=rank, num_ranks=num_ranks)
+
+    @property
+    def datasets(self) -> Sequence[TokenisedRows]:
+        return self._datasets
+
     @property
     def steps_per_epoch(self) -> int:
         """The last of them may be short."""
@@ -179,6 +194,11 @@ class StepPlan:
             lengths=tuple(len(row.tokens) for row in taken),
             teacher_lengths=tuple(map(len, of_teacher)),
         )
+
+    def digests(self, epoch: int, step: int) -> list[bytes]:
+        """Of all rows of a step, on all ranks, as their files have them; a batch's are in another order."""
+        found = ((rows.digests, at.tolist()) for rows, at in self._rows_of(self._of_step(epoch, step)))
+        return [digests[row] for digests, at in found for row in at]
 
     @property
     def largest_shapes(self) -> list[Shape]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -12,6 +13,7 @@ import torch
 from distill_tune.counts import counted
 from distill_tune.data.batch import Row
 from distill_tune.data.datasets import IGNORE_INDEX
+from distill_tune.data.row_digest import row_digest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,6 +100,13 @@ class TokenisedRows:
             is_text=None if self.is_text is None else self.is_text[:end],
         )
 
+    @property
+    def as_teacher_reads(self) -> "TokenisedRows":
+        """The same rows behind the teacher's own prompts, where it has such."""
+        if self.teacher is None:
+            return self
+        return dataclasses.replace(self.teacher, teacher_ids=self.teacher_ids, files=self.files, origins=self.origins)
+
     def origin(self, row: int) -> str:
         """File and number of a row, as a user would look it up."""
         if self.origins is None:
@@ -137,6 +146,15 @@ class TokenisedRows:
         learned = (self.labels != IGNORE_INDEX).nonzero()[:, 0].numpy()
         last = learned[numpy.searchsorted(learned, self.offsets[1:].numpy()) - 1]
         return self.tokens.numpy()[last]
+
+    @functools.cached_property
+    def digests(self) -> tuple[bytes, ...]:
+        """Of each row what its teacher reads, as a batch's ``digests`` have it."""
+        if self.teacher is not None:
+            return self.teacher.digests
+        tokens, learned = self.tokens.numpy(), (self.labels != IGNORE_INDEX).numpy()
+        ends = self.offsets.tolist()
+        return tuple(row_digest(tokens[start:end], learned[start:end]) for start, end in itertools.pairwise(ends))
 
     @functools.cached_property
     def fingerprint_of_text(self) -> str | None:

@@ -15,6 +15,7 @@ from distill_tune.losses.signals import (
     TeacherOfEachRow,
     TeacherSignal,
 )
+from distill_tune.losses.sparse import SampledTokens, SparseSignal, TopTokens, unserved
 from distill_tune.losses.token_weights import TargetProbability, TeacherCertainty, TokenWeight
 from distill_tune.losses.top_k import TopK
 
@@ -35,8 +36,10 @@ __all__ = [
     "MixtureOfTeachers",
     "Projection",
     "ReverseKL",
+    "SampledTokens",
     "SkewedForwardKL",
     "SkewedReverseKL",
+    "SparseSignal",
     "SumOfTeachers",
     "SymmetricKL",
     "TargetProbability",
@@ -45,9 +48,11 @@ __all__ = [
     "TeacherSignal",
     "TokenWeight",
     "TopK",
+    "TopTokens",
     "TotalVariation",
     "chunk_bytes_per_row",
     "chunk_rows",
     "distillation_loss",
     "per_token",
+    "unserved",
 ]

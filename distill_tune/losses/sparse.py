@@ -1,0 +1,193 @@
+"""What was kept of a teacher's distribution for each position: tokens drawn from it, or its likeliest and the rest."""
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+
+from distill_tune.losses.divergences import Divergence, ForwardKL
+from distill_tune.losses.token_weights import TeacherCertainty, TokenWeight
+from distill_tune.losses.top_k import TopK
+
+_PART_BYTES = 64 * 2**20  # so much of a float64 distribution is made at a time, while a record is
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledTokens:
+    """Tokens drawn from the teacher: forward KL whose mean over draws, and its gradient's, are those of all tokens.
+
+    Random sampling KD (Anshumann et al. 2025, arXiv 2503.16870). The k likeliest tokens alone would tell the student
+    that no other occurs; drawn tokens tell it of the tail as often as it occurs. With weights w and the teacher's
+    entropy H the divergence is -sum w log q - H, of a single token also below 0, and its gradient sum(w) q - w.
+
+    Attributes:
+        ids: distinct tokens of each row, ``[n, k]``, int32 or int64; 0 with a weight of 0 where a row has fewer.
+        weights: the share of draws that gave the token, or where they came from another distribution, that times
+            p(token) over the other one; never normalised. ``[n, k]``, float32.
+        entropy: of the teacher's whole distribution at ``temperature``, in nats, ``[n]``, float32.
+        temperature: p is softmax(logits / temperature).
+        vocab_size: v, of the logits that it was made from.
+    """
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+    entropy: torch.Tensor
+    temperature: float
+    vocab_size: int
+
+    kind: ClassVar[str] = "sampled"
+
+    @classmethod
+    def drawn(
+        cls,
+        logits: torch.Tensor,
+        draws: int = 50,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        proposal_temperature: float | None = None,
+    ) -> "SampledTokens":
+        """Draws from softmax(logits / proposal_temperature), one from each of ``draws`` equal shares of its mass.
+
+        Stratified so, the mean stays what it is, and a token's count is never further from its expectation than two.
+
+        Args:
+            logits: ``[n, v]``, after any cap; not overwritten.
+            draws: a row; distinct tokens are fewer.
+            generator: of the device of ``logits``.
+            proposal_temperature: default ``temperature``.
+
+        Raises:
+            ValueError: ``draws`` below 1, a temperature not above 0.
+        """
+        proposal_temperature = proposal_temperature or temperature
+        if draws < 1 or temperature <= 0 or proposal_temperature <= 0:
+            raise ValueError(
+                f"draws={draws}, temperature={temperature}, proposal_temperature={proposal_temperature}: "
+                "must be at least 1, and above 0"
+            )
+        n, v = logits.shape
+        ids = torch.zeros(n, draws, dtype=torch.int32, device=logits.device)
+        weights = torch.zeros(n, draws, device=logits.device)
+        entropy = torch.empty(n, device=logits.device)
+        num_distinct = 0
+        rows = max(1, _PART_BYTES // (8 * v))
+        for start in range(0, n, rows):
+            part = slice(start, start + rows)
+            probs = (logits[part].float() / temperature).softmax(-1)
+            entropy[part] = torch.special.entr(probs).sum(-1)
+            proposal = probs
+            if proposal_temperature != temperature:
+                proposal = (logits[part].float() / proposal_temperature).softmax(-1)
+            tokens = _stratified(proposal, draws, generator)
+            is_first = torch.ones_like(tokens, dtype=torch.bool)
+            is_first[:, 1:] = tokens[:, 1:] != tokens[:, :-1]
+            column = is_first.cumsum(-1) - 1
+            ids[part] = ids[part].scatter(1, column, tokens.int())
+            of_draw = weights.new_full(tokens.shape, 1 / draws)
+            if proposal is not probs:
+                of_draw = of_draw * probs.gather(1, tokens) / proposal.gather(1, tokens)
+            weights[part] = weights[part].scatter_add(1, column, of_draw)
+            num_distinct = max(num_distinct, int(column.max()) + 1)
+        # Copies, so that the columns that none needs are given back.
+        return cls(ids[:, :num_distinct].clone(), weights[:, :num_distinct].clone(), entropy, temperature, v)
+
+
+@dataclasses.dataclass(frozen=True)
+class TopTokens:
+    """The teacher's likeliest tokens and the mass of all others: any divergence over these k + 1 events.
+
+    It is what :class:`~distill_tune.losses.TopK` compares, kept. Nothing is renormalised.
+
+    Attributes:
+        ids: distinct tokens of each row, ``[n, k]``, int32 or int64; any with a log-probability of -inf where a row has
+            fewer.
+        log_probs: at ``temperature``, ``[n, k]``, float32.
+        log_rest: of all other tokens together, -inf where there is none, ``[n]``, float32.
+        temperature: p is softmax(logits / temperature).
+        vocab_size: v, of the logits that it was made from.
+    """
+
+    ids: torch.Tensor
+    log_probs: torch.Tensor
+    log_rest: torch.Tensor
+    temperature: float
+    vocab_size: int
+
+    kind: ClassVar[str] = "top_k"
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, k: int = 50, temperature: float = 1.0) -> "TopTokens":
+        """
+        Args:
+            logits: ``[n, v]``, after any cap; not overwritten.
+            k: how many tokens; all of them where the vocabulary has no more.
+
+        Raises:
+            ValueError: ``k`` below 1, a temperature not above 0.
+        """
+        if k < 1 or temperature <= 0:
+            raise ValueError(f"k={k}, temperature={temperature}: must be at least 1, and above 0")
+        n, v = logits.shape
+        rows = max(1, _PART_BYTES // (8 * v))
+        kept = []
+        for start in range(0, n, rows):
+            log_probs = (logits[start : start + rows].float() / temperature).log_softmax(-1)
+            likeliest, ids = log_probs.topk(min(k, v))
+            kept.append((ids.int(), likeliest, log_probs.scatter_(1, ids, -torch.inf).logsumexp(-1)))
+        return cls(*map(torch.cat, zip(*kept, strict=True)), temperature, v)
+
+
+SparseSignal = SampledTokens | TopTokens
+
+
+def unserved(
+    kind: str,
+    divergence: Divergence,
+    token_weight: TokenWeight | None = None,
+    *,
+    temperature: float = 1.0,
+    recorded_temperature: float = 1.0,
+    k: int | None = None,
+    combination: str | None = None,
+) -> str | None:
+    """Why a record of this kind cannot serve a loss, with the kind that could; None where it can.
+
+    Args:
+        kind: ``sampled``, ``top_k``, or any other, which serves everything.
+        k: of a ``top_k`` record.
+        combination: of several teachers, of which this is one: ``mixture``, ``sum``, ``by_row``.
+    """
+    if kind not in (SampledTokens.kind, TopTokens.kind):
+        return None
+    of = f"a {kind} record"
+    if temperature != recorded_temperature:
+        return (
+            f"{of} made at temperature {recorded_temperature:g} serves no other, and the loss is at {temperature:g}: "
+            f"make one at {temperature:g}, or one of kind hidden, which serves any"
+        )
+    if combination == "mixture":
+        return f"{of} does not know what a mixture needs of its tail: combine by sum or by_row, or take kind hidden"
+    name = type(divergence).__name__
+    if kind == SampledTokens.kind and not isinstance(divergence, ForwardKL):
+        return f"{of} serves ForwardKL, not {name}: kind top_k serves it over its k tokens and the rest, hidden exactly"
+    if kind == TopTokens.kind and k is not None and isinstance(divergence, TopK) and divergence.k > k:
+        return f"{of} of {k} tokens cannot serve TopK of {divergence.k}: make one of {divergence.k}, or of kind hidden"
+    if token_weight is None:
+        return None
+    if kind == SampledTokens.kind and isinstance(token_weight, TeacherCertainty):
+        if temperature == 1:
+            return None
+        return f"{of} knows the teacher's certainty at its own temperature alone: take temperature 1, or kind hidden"
+    others = " (TeacherCertainty: sampled as well)" if isinstance(token_weight, TeacherCertainty) else ""
+    return f"{of} does not know what {type(token_weight).__name__} needs of the teacher: take kind hidden{others}"
+
+
+def _stratified(probs: torch.Tensor, draws: int, generator: torch.Generator | None) -> torch.Tensor:
+    """Tokens ``[n, draws]``, ascending, the j-th from the j-th of as many equal shares of a row's mass."""
+    # In float32 the sum over a long tail would stand still: each of its tokens is lost beside 1.
+    below = probs.cumsum(-1, dtype=torch.float64)
+    total = below[:, -1:]
+    shares = torch.arange(draws, device=probs.device, dtype=torch.float64)
+    within = torch.rand(len(probs), draws, dtype=torch.float64, device=probs.device, generator=generator)
+    at = torch.minimum((within + shares) / draws * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(below, at, right=True)
