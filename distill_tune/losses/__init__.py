@@ -15,9 +15,10 @@ from distill_tune.losses.signals import (
     TeacherOfEachRow,
     TeacherSignal,
 )
-from distill_tune.losses.sparse import SampledTokens, SparseSignal, TopTokens, unserved
+from distill_tune.losses.sparse import SampledTokens, SparseSignal, TopTokens
 from distill_tune.losses.token_weights import TargetProbability, TeacherCertainty, TokenWeight
 from distill_tune.losses.top_k import TopK
+from distill_tune.losses.unserved import unserved
 
 __all__ = [
     "AdaptiveKL",

@@ -10,8 +10,10 @@ from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.divergences import Divergence, ForwardKL
 from distill_tune.losses.projection import Projection
 from distill_tune.losses.rows import Mixture, losses_and_gradient
-from distill_tune.losses.signals import SumOfTeachers, TeacherSignal
+from distill_tune.losses.signals import SumOfTeachers, TeacherSignal, added_up, said
+from distill_tune.losses.sparse import SparseSignal
 from distill_tune.losses.token_weights import TokenWeight
+from distill_tune.losses.unserved import require_served
 
 # What the logits of one chunk may take, student and teacher together (other devices as a CPU): enough for products that
 # run at full speed.
@@ -69,7 +71,7 @@ def distillation_loss(
     hidden: torch.Tensor,
     projection: Projection,
     targets: torch.Tensor,
-    signal: TeacherSignal | SumOfTeachers | None = None,
+    signal: TeacherSignal | SparseSignal | SumOfTeachers | None = None,
     *,
     kd_ratio: float = 0.0,
     temperature: float = 1.0,
@@ -83,6 +85,7 @@ def distillation_loss(
 
     1. The rows are cut into chunks whose logits fit CHUNK_BYTES.
     2. A chunk's hidden states go through the student's projection, and the teacher's rows through its own: once.
+       A record has no logits: its tokens are compared with the student's.
     3. Cross-entropy and divergence give their values and, in closed form, the gradient for the student's logits, which
        is written over them. All that is float32; the gradient takes the dtype of the hidden states.
     4. One more product takes it back to the hidden states, and one each to the projection's trainable parameters.
@@ -108,26 +111,26 @@ def distillation_loss(
         token_weight: what each token's divergence is multiplied by; default 1.
 
     Raises:
-        ValueError: ``kd_ratio`` > 0 without a signal; a vocabulary that has not all that is compared.
+        ValueError: ``kd_ratio`` > 0 without a signal; a vocabulary that has not all that is compared; a record that
+            cannot serve this loss, or is of other rows.
     """
     if kd_ratio > 0 and signal is None:
         raise ValueError(f"kd_ratio is {kd_ratio}, but there is no teacher signal")
-    if kd_ratio == 0 or signal is None:
-        terms: list[tuple[float, TeacherSignal]] = []
-    elif isinstance(signal, SumOfTeachers):
-        terms = list(zip(signal.weights, signal.signals, strict=True))
-    else:
-        terms = [(1.0, signal)]
+    divergence = divergence or ForwardKL()
+    terms = [] if kd_ratio == 0 or signal is None else added_up(signal)
     compared = common_vocab_size or projection.vocab_size
     narrowest = min([projection.vocab_size, *(term.vocab_size for _, term in terms)])
     if terms and narrowest < compared:
         raise ValueError(f"common_vocab_size: {compared} tokens are to be compared, a model has logits of {narrowest}")
+    for _, term in terms:
+        if isinstance(term, SparseSignal):
+            require_served(term.within(compared), len(hidden), divergence, token_weight, temperature)
     mixture = Mixture(
         kd_ratio,
         temperature,
         common_vocab_size,
         cross_entropy or CrossEntropy(),
-        divergence or ForwardKL(),
+        divergence,
         token_weight,
         temperature_squared,
         softcap=projection.softcap,
@@ -135,7 +138,7 @@ def distillation_loss(
     )
     trainable = projection.trainable
     differentiate = torch.is_grad_enabled() and (hidden.requires_grad or bool(trainable))
-    signals = [term for _, term in terms]
+    signals = [term.serving(divergence) if isinstance(term, SparseSignal) else term for _, term in terms]
     loss, ce, kd = _ChunkedLoss.apply(projection, mixture, targets, signals, differentiate, hidden, *trainable)
     return LossSums(loss, ce, kd, torch.zeros_like(ce))
 
@@ -157,17 +160,17 @@ class _ChunkedLoss(torch.autograd.Function):
             c = len(chunk)
             with torch.set_grad_enabled(differentiate):
                 logits = projection.logits(chunk, _first(memory, c))  # [c, v]
-            teacher_logits = [
-                signal.logits(start, start + c, _first(of_signal, c))
+            words = [
+                said(signal, start, start + c, _first(of_signal, c))
                 for signal, of_signal in zip(signals, teacher_memory, strict=True)
             ]
             ce, kd, gradient = losses_and_gradient(
-                mixture, logits.detach(), targets[start : start + c], teacher_logits, hidden.dtype
+                mixture, logits.detach(), targets[start : start + c], words, hidden.dtype
             )
             ce_sum, kd_sum = ce_sum + ce, kd_sum + kd
             if differentiate:
                 hidden_gradient[start : start + c] = projection.backward(chunk, logits, gradient, totals)
-            del logits, teacher_logits, gradient  # before the next chunk's are made
+            del logits, words, gradient  # before the next chunk's are made
         ctx.save_for_backward(hidden_gradient, *(g.to(p.dtype) for g, p in zip(totals, trainable, strict=False)))
         ctx.mark_non_differentiable(ce_sum, kd_sum)
         loss = (1 - mixture.kd_ratio) * ce_sum + mixture.kd_weight * kd_sum

@@ -3,14 +3,16 @@
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
+from distill_tune.losses.against_record import against
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.divergences import HUGE, Distribution, Divergence, ForwardKL, distribution
-from distill_tune.losses.signals import capped
-from distill_tune.losses.token_weights import TokenWeight
+from distill_tune.losses.signals import Word, capped
+from distill_tune.losses.sparse import SampledTokens, SparseSignal
+from distill_tune.losses.token_weights import TeacherCertainty, TokenWeight
 
 # So much of a chunk's logits is worked on at a time, in float32: it stays in a CPU's cache from one pass to the next;
 # elsewhere it is enough for kernels at full speed, and what they leave between them is small beside the chunk.
@@ -41,30 +43,34 @@ class Mixture:
         return self.kd_ratio * (self.temperature**2 if self.temperature_squared else 1)
 
 
+# (ce sum, kd sum, gradient ``[b, v]``)
+Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 def losses_and_gradient(
     mixture: Mixture,
     logits: torch.Tensor,
     targets: torch.Tensor,
-    teacher_logits: Sequence[torch.Tensor],
+    words: Sequence[Word],
     dtype: torch.dtype = torch.float32,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> Part:
     """Summed cross-entropy and divergence of some rows, float32, and the mixture's gradient for the logits, ``[c, v]``.
 
     Args:
         logits: the student's, before any cap, ``[c, v]``; overwritten by the gradient where they are of ``dtype``.
         targets: token ids ``[c]``.
-        teacher_logits: of each of the mixture's teachers ``[c, v_t]``, before any cap, overwritten; empty without a
-            divergence.
+        words: what each of the mixture's teachers says: logits ``[c, v_t]``, before any cap, overwritten, or a record
+            of so many rows; empty without a divergence.
         dtype: of the gradient.
     """
     out = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
-    if _has_kernel(mixture, logits):
+    if _has_kernel(mixture, logits, words):
         from distill_tune.losses import triton_rows
 
         ce, kd = triton_rows.losses_and_gradient(
             logits,
             targets,
-            teacher_logits[0] if teacher_logits else None,
+            words[0] if words else None,  # type: ignore[arg-type]
             out,
             kd_ratio=mixture.kd_ratio,
             kd_weight=mixture.kd_weight,
@@ -77,18 +83,18 @@ def losses_and_gradient(
     ce = kd = torch.zeros((), device=logits.device)
     part_bytes = _PART_BYTES.get(logits.device.type, _PART_BYTES["cuda"])
     rows = max(1, part_bytes // (4 * logits.shape[1]))
-    can_share = _can_share(mixture, logits, teacher_logits)
+    in_place = _in_place(mixture, logits, words)
     # Made once for all parts: memory that is new each time costs as much as an exponential.
-    scratch = [] if can_share else [logits.new_empty(rows, logits.shape[1], dtype=torch.float32) for _ in range(3)]
+    scratch = [] if in_place else [logits.new_empty(rows, logits.shape[1], dtype=torch.float32) for _ in range(3)]
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
-        teacher_parts = [of_teacher[part].float() for of_teacher in teacher_logits]
+        of_part = [word[part] for word in words]
         student = logits[part].float()
-        if can_share:
-            ce_part, kd_part, gradient = _shared(mixture, student, targets[part], teacher_parts)
+        if in_place:
+            ce_part, kd_part, gradient = in_place(mixture, student, targets[part], of_part)
         else:
             own = [memory[: len(student)] for memory in scratch]
-            ce_part, kd_part, gradient = _plain(mixture, student, targets[part], teacher_parts, own)
+            ce_part, kd_part, gradient = _plain(mixture, student, targets[part], of_part, own)
         if gradient.data_ptr() != out[part].data_ptr():
             out[part] = gradient
         ce, kd = ce + ce_part, kd + kd_part
@@ -96,13 +102,15 @@ def losses_and_gradient(
 
 
 def _is_usual(mixture: Mixture) -> bool:
-    plain = type(mixture.cross_entropy) is CrossEntropy and type(mixture.divergence) is ForwardKL
-    return plain and mixture.token_weight is None and [share for share, _ in mixture.teachers] == [1.0]
+    """But for the divergence."""
+    plain = type(mixture.cross_entropy) is CrossEntropy and mixture.token_weight is None
+    return plain and [share for share, _ in mixture.teachers] == [1.0]
 
 
-def _has_kernel(mixture: Mixture, logits: torch.Tensor) -> bool:
+def _has_kernel(mixture: Mixture, logits: torch.Tensor, words: Sequence[Word]) -> bool:
     """On CUDA, for the losses that the kernel knows, where Triton is installed (PyTorch's CUDA builds bring it)."""
-    return logits.is_cuda and _is_usual(mixture) and _has_triton()
+    known = type(mixture.divergence) is ForwardKL and all(isinstance(word, torch.Tensor) for word in words)
+    return logits.is_cuda and known and _is_usual(mixture) and _has_triton()
 
 
 @functools.cache
@@ -110,22 +118,57 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _can_share(mixture: Mixture, logits: torch.Tensor, teacher_logits: Sequence[torch.Tensor]) -> bool:
-    """Whether cross-entropy and divergence are of the same student's distribution, over the same tokens."""
+def _in_place(
+    mixture: Mixture, logits: torch.Tensor, words: Sequence[Word]
+) -> Callable[[Mixture, torch.Tensor, torch.Tensor, Sequence[Word]], Part] | None:
+    """What does the work of :func:`_plain` for the usual losses where all is of the same tokens; None for others."""
     v = logits.shape[1]
-    same = all(of_teacher.shape[1] == v for of_teacher in teacher_logits) and mixture.common_vocab_size in (None, v)
-    uncapped = mixture.softcap is None and mixture.teachers[0][1] is None
-    return bool(teacher_logits) and _is_usual(mixture) and same and uncapped
+    if not _is_usual(mixture) or mixture.softcap is not None or mixture.common_vocab_size not in (None, v):
+        return None
+    if not words or isinstance(words[0], SparseSignal):
+        return _scattered
+    same = words[0].shape[1] == v and mixture.teachers[0][1] is None
+    return _shared if same and type(mixture.divergence) is ForwardKL else None
 
 
-def _shared(
-    mixture: Mixture, student: torch.Tensor, targets: torch.Tensor, teachers: Sequence[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _scattered(mixture: Mixture, student: torch.Tensor, targets: torch.Tensor, words: Sequence[Word]) -> Part:
+    """:func:`_plain` for cross-entropy, and a record's divergence where there is one: the student's exponentials, each
+    row times one number, and what the target and the record's tokens have besides."""
+    ce_share = 1 - mixture.kd_ratio if words else 1.0
+    student.sub_(student.amax(-1, keepdim=True))
+    at_target = student.gather(1, targets[:, None])
+    if not words:
+        kd, ce_sum = student.new_zeros(()), student.exp_().sum(-1, keepdim=True)
+        gradient = student.mul_(ce_share / ce_sum)
+    else:
+        record, temperature = words[0], mixture.temperature
+        assert isinstance(record, SparseSignal)
+        of_ce = student.exp() if temperature != 1 and ce_share else None
+        tokens = record.ids.long()
+        scaled = _scaled(student, temperature)
+        found = against(record, mixture.divergence, scaled.gather(1, tokens), scaled.exp_())
+        weight = mixture.kd_weight / temperature  # 1/T from the chain rule through logits / T
+        of_tokens, of_rest, kd = found.of_tokens * weight, found.of_rest * weight, found.values.sum()
+        if temperature == 1:
+            ce_sum = found.total
+            of_tokens += found.tokens * (ce_share / ce_sum)
+            of_rest += ce_share / ce_sum
+        gradient = scaled.mul_(of_rest).scatter_add_(1, tokens, of_tokens)
+        if of_ce is not None:
+            ce_sum = of_ce.sum(-1, keepdim=True)
+            gradient.add_(of_ce.mul_(ce_share / ce_sum))
+        if not ce_share:
+            return kd.new_zeros(()), kd, gradient
+    gradient.scatter_add_(1, targets[:, None], gradient.new_full((len(targets), 1), -ce_share))
+    return (ce_sum.log() - at_target).sum(), kd, gradient
+
+
+def _shared(mixture: Mixture, student: torch.Tensor, targets: torch.Tensor, words: Sequence[Word]) -> Part:
     """:func:`_plain` for cross-entropy and forward KL: as few exponentials a logit as there can be, all in place.
 
     With shifted logits s and t, and Z the sums of their exponentials, KL = sum(e^t (t - s)) / Z_t - log Z_t + log Z_s.
     """
-    teacher = teachers[0]
+    teacher = words[0].float()  # type: ignore[union-attr]
     temperature, has_ce = mixture.temperature, mixture.kd_ratio < 1
     student.sub_(student.amax(-1, keepdim=True)).clamp_(min=-HUGE)
     teacher.sub_(teacher.amax(-1, keepdim=True)).clamp_(min=-HUGE)
@@ -160,9 +203,9 @@ def _plain(
     mixture: Mixture,
     logits: torch.Tensor,
     targets: torch.Tensor,
-    teacher_logits: Sequence[torch.Tensor],
+    words: Sequence[Word],
     scratch: Sequence[torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> Part:
     """(ce sum, kd sum, gradient ``[b, v]``), float32 throughout.
 
     Args:
@@ -179,30 +222,31 @@ def _plain(
     is_same = temperature == 1 and v == logits.shape[-1]  # cross-entropy and divergence see one distribution
     gradient = student = None
     if mixture.kd_ratio < 1:
-        student = distribution(logits if is_same or not teacher_logits else logits.clone(), scratch[0])
+        student = distribution(logits if is_same or not words else logits.clone(), scratch[0])
         values, gradient = mixture.cross_entropy(student, targets, scratch[1])
         ce = values.sum()
         gradient.mul_(1 - mixture.kd_ratio)
-    if teacher_logits and (student is None or not is_same):
+    if words and (student is None or not is_same):
         student = distribution(_scaled(logits[:, :v], temperature), scratch[0][:, :v])
-    for number, ((share, softcap), of_teacher) in enumerate(zip(mixture.teachers, teacher_logits, strict=False), 1):
+    for number, ((share, softcap), word) in enumerate(zip(mixture.teachers, words, strict=False), 1):
         assert student is not None
-        of_teacher = capped(of_teacher[:, :v], softcap)
-        weight, weigh = None, mixture.token_weight
-        if weigh is not None and temperature != 1:
-            weight = weigh(distribution(of_teacher.clone(), scratch[2][:, :v]), targets)
-        teacher = distribution(_scaled(of_teacher, temperature), scratch[2][:, :v])
-        if weigh is not None and temperature == 1:
-            weight = weigh(teacher, targets)
         # A divergence may overwrite what it is given.
-        own = student if number == len(teacher_logits) else Distribution(*(part.clone() for part in student))
-        values, kd_gradient = mixture.divergence(own, teacher)
+        own = student if number == len(words) else Distribution(*(part.clone() for part in student))
+        if isinstance(word, torch.Tensor):
+            of_teacher = capped(word[:, :v].float(), softcap)
+            values, kd_gradient, weight = _with_logits(mixture, own, of_teacher, targets, scratch[2][:, :v])
+        else:
+            tokens = word.ids.long()
+            found = against(word, mixture.divergence, own.log_probs.gather(1, tokens), own.probs)
+            values = found.values
+            kd_gradient = own.probs.mul_(found.of_rest).scatter_add_(1, tokens, found.of_tokens)
+            weight = None if mixture.token_weight is None else _token_weights(mixture.token_weight, word, v)
         if weight is not None:
             values, kd_gradient = values * weight, kd_gradient.mul_(weight[:, None])
         kd = kd + share * values.sum()
         # 1/T from the chain rule through logits / T.
         factor = share * mixture.kd_weight / temperature
-        if gradient is None and is_same and len(teacher_logits) == 1:
+        if gradient is None and is_same and len(words) == 1:
             gradient = kd_gradient.mul_(factor)
             continue
         if gradient is None:  # and not that of a first teacher, whose memory the next one takes
@@ -210,6 +254,30 @@ def _plain(
         gradient[:, :v].add_(kd_gradient, alpha=factor)
     assert gradient is not None
     return ce, kd, gradient if slope is None else gradient.mul_(slope)
+
+
+def _with_logits(
+    mixture: Mixture, student: Distribution, logits: torch.Tensor, targets: torch.Tensor, memory: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """A divergence ``[b]``, its gradient for the student's scaled logits ``[b, v]``, what each token counts ``[b]``.
+
+    Args:
+        logits: the teacher's, overwritten.
+        memory: for its probabilities, ``[b, v]``.
+    """
+    weight, weigh = None, mixture.token_weight
+    if weigh is not None and mixture.temperature != 1:
+        weight = weigh(distribution(logits.clone(), memory), targets)
+    teacher = distribution(_scaled(logits, mixture.temperature), memory)
+    if weigh is not None and mixture.temperature == 1:
+        weight = weigh(teacher, targets)
+    values, gradient = mixture.divergence(student, teacher)
+    return values, gradient, weight
+
+
+def _token_weights(weigh: TokenWeight, record: SparseSignal, v: int) -> torch.Tensor:
+    assert isinstance(weigh, TeacherCertainty) and isinstance(record, SampledTokens)  # no other is served
+    return weigh.of_entropy(record.entropy, v)
 
 
 def _scaled(logits: torch.Tensor, temperature: float) -> torch.Tensor:

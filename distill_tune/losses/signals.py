@@ -7,7 +7,10 @@ from typing import Protocol
 
 import torch
 
+from distill_tune.losses.divergences import ForwardKL
 from distill_tune.losses.projection import Projection
+from distill_tune.losses.sparse import SparseSignal
+from distill_tune.losses.unserved import unserved
 from distill_tune.to_device import to_device
 
 
@@ -141,7 +144,7 @@ class SumOfTeachers:
         weights: of each; their sum is 1.
     """
 
-    signals: Sequence[TeacherSignal]
+    signals: Sequence[TeacherSignal | SparseSignal]
     weights: Sequence[float]
 
 
@@ -180,6 +183,35 @@ class TeacherOfEachRow:
             out[here] = logits[:, : self.vocab_size].float()
         assert out is not None
         return out
+
+
+# What a teacher says of some rows: logits ``[c, v]``, or a record of them.
+Word = torch.Tensor | SparseSignal
+
+
+def said(signal: TeacherSignal | SparseSignal, start: int, stop: int, memory: torch.Tensor | None) -> Word:
+    """Of rows ``start`` to ``stop``; the loss may overwrite logits."""
+    return signal[start:stop] if isinstance(signal, SparseSignal) else signal.logits(start, stop, memory)
+
+
+def added_up(signal: TeacherSignal | SparseSignal | SumOfTeachers) -> list[tuple[float, TeacherSignal | SparseSignal]]:
+    """The signals that each have a divergence of their own, with their shares.
+
+    Raises:
+        ValueError: records in a mixture, or beside another kind of signal where each row has its own teacher.
+    """
+    if isinstance(signal, SumOfTeachers):
+        pairs = zip(signal.weights, signal.signals, strict=True)
+        return [(weight * share, term) for weight, one in pairs for share, term in added_up(one)]
+    records = [one for one in getattr(signal, "signals", ()) if isinstance(one, SparseSignal)]
+    if not records:
+        return [(1.0, signal)]
+    if isinstance(signal, MixtureOfTeachers):
+        raise ValueError(unserved(records[0].kind, ForwardKL(), combination="mixture"))
+    assert isinstance(signal, TeacherOfEachRow)
+    if {type(one) for one in signal.signals} != {type(records[0])}:
+        raise ValueError(f"by_row: a {records[0].kind} record of one teacher needs one of the same kind of each other")
+    return [(1.0, type(records[0]).of_each_row(records, signal.owned))]  # type: ignore[arg-type]
 
 
 def capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:

@@ -5,15 +5,15 @@ from typing import ClassVar
 
 import torch
 
-from distill_tune.losses.divergences import Divergence, ForwardKL
-from distill_tune.losses.token_weights import TeacherCertainty, TokenWeight
+from distill_tune.losses.divergences import HUGE, Distribution, Divergence
+from distill_tune.losses.record import Record
 from distill_tune.losses.top_k import TopK
 
 _PART_BYTES = 64 * 2**20  # so much of a float64 distribution is made at a time, while a record is
 
 
 @dataclasses.dataclass(frozen=True)
-class SampledTokens:
+class SampledTokens(Record):
     """Tokens drawn from the teacher: forward KL whose mean over draws, and its gradient's, are those of all tokens.
 
     Random sampling KD (Anshumann et al. 2025, arXiv 2503.16870). The k likeliest tokens alone would tell the student
@@ -36,6 +36,27 @@ class SampledTokens:
     vocab_size: int
 
     kind: ClassVar[str] = "sampled"
+    fill: ClassVar[float] = 0.0
+
+    @property
+    def is_token(self) -> torch.Tensor:
+        """``[n, k]``; False for what only fills a row."""
+        return self.weights > 0
+
+    def serving(self, divergence: Divergence) -> "SampledTokens":
+        return self
+
+    def compared(self, student: Distribution, divergence: Divergence) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward KL of each row ``[n]``, its gradient for the logits of the tokens and the rest ``[n, k + 1]``.
+
+        Args:
+            student: over the record's tokens and the rest, ``[n, k + 1]``; may be overwritten.
+        """
+        weights = self.weights.float()
+        log_probs = student.log_probs[:, :-1].clamp(min=-HUGE)  # 0 * -inf must be 0
+        gradient = student.probs.mul_(weights.sum(-1, keepdim=True))
+        gradient[:, :-1] -= weights
+        return -torch.linalg.vecdot(weights, log_probs) - self.entropy, gradient
 
     @classmethod
     def drawn(
@@ -93,7 +114,7 @@ class SampledTokens:
 
 
 @dataclasses.dataclass(frozen=True)
-class TopTokens:
+class TopTokens(Record):
     """The teacher's likeliest tokens and the mass of all others: any divergence over these k + 1 events.
 
     It is what :class:`~distill_tune.losses.TopK` compares, kept. Nothing is renormalised.
@@ -114,6 +135,32 @@ class TopTokens:
     vocab_size: int
 
     kind: ClassVar[str] = "top_k"
+    fill: ClassVar[float] = -torch.inf
+
+    @property
+    def is_token(self) -> torch.Tensor:
+        """``[n, k]``; False for what only fills a row."""
+        return self.log_probs > -torch.inf
+
+    def serving(self, divergence: Divergence) -> "TopTokens":
+        """The record with no more tokens than a :class:`TopK` looks at."""
+        if not isinstance(divergence, TopK) or divergence.k >= self.ids.shape[1]:
+            return self
+        log_probs, kept = self.log_probs.topk(divergence.k)
+        others = self.log_probs.scatter(1, kept, -torch.inf)
+        log_rest = torch.cat([others, self.log_rest[:, None]], 1).logsumexp(-1)
+        return dataclasses.replace(self, ids=self.ids.gather(1, kept), log_probs=log_probs, log_rest=log_rest)
+
+    def compared(self, student: Distribution, divergence: Divergence) -> tuple[torch.Tensor, torch.Tensor]:
+        """The divergence of each row ``[n]``, its gradient for the logits of the tokens and the rest ``[n, k + 1]``.
+
+        Args:
+            student: over the record's tokens and the rest, ``[n, k + 1]``; may be overwritten.
+        """
+        log_probs = torch.cat([self.log_probs, self.log_rest[:, None]], 1).float()
+        if isinstance(divergence, TopK):
+            divergence = divergence.divergence
+        return divergence(student, Distribution(log_probs, log_probs.exp()))
 
     @classmethod
     def of(cls, logits: torch.Tensor, k: int = 50, temperature: float = 1.0) -> "TopTokens":
@@ -134,52 +181,11 @@ class TopTokens:
             log_probs = (logits[start : start + rows].float() / temperature).log_softmax(-1)
             likeliest, ids = log_probs.topk(min(k, v))
             kept.append((ids.int(), likeliest, log_probs.scatter_(1, ids, -torch.inf).logsumexp(-1)))
-        return cls(*map(torch.cat, zip(*kept, strict=True)), temperature, v)
+        tokens, likeliest, log_rest = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        return cls(tokens, likeliest, log_rest, temperature, v)
 
 
 SparseSignal = SampledTokens | TopTokens
-
-
-def unserved(
-    kind: str,
-    divergence: Divergence,
-    token_weight: TokenWeight | None = None,
-    *,
-    temperature: float = 1.0,
-    recorded_temperature: float = 1.0,
-    k: int | None = None,
-    combination: str | None = None,
-) -> str | None:
-    """Why a record of this kind cannot serve a loss, with the kind that could; None where it can.
-
-    Args:
-        kind: ``sampled``, ``top_k``, or any other, which serves everything.
-        k: of a ``top_k`` record.
-        combination: of several teachers, of which this is one: ``mixture``, ``sum``, ``by_row``.
-    """
-    if kind not in (SampledTokens.kind, TopTokens.kind):
-        return None
-    of = f"a {kind} record"
-    if temperature != recorded_temperature:
-        return (
-            f"{of} made at temperature {recorded_temperature:g} serves no other, and the loss is at {temperature:g}: "
-            f"make one at {temperature:g}, or one of kind hidden, which serves any"
-        )
-    if combination == "mixture":
-        return f"{of} does not know what a mixture needs of its tail: combine by sum or by_row, or take kind hidden"
-    name = type(divergence).__name__
-    if kind == SampledTokens.kind and not isinstance(divergence, ForwardKL):
-        return f"{of} serves ForwardKL, not {name}: kind top_k serves it over its k tokens and the rest, hidden exactly"
-    if kind == TopTokens.kind and k is not None and isinstance(divergence, TopK) and divergence.k > k:
-        return f"{of} of {k} tokens cannot serve TopK of {divergence.k}: make one of {divergence.k}, or of kind hidden"
-    if token_weight is None:
-        return None
-    if kind == SampledTokens.kind and isinstance(token_weight, TeacherCertainty):
-        if temperature == 1:
-            return None
-        return f"{of} knows the teacher's certainty at its own temperature alone: take temperature 1, or kind hidden"
-    others = " (TeacherCertainty: sampled as well)" if isinstance(token_weight, TeacherCertainty) else ""
-    return f"{of} does not know what {type(token_weight).__name__} needs of the teacher: take kind hidden{others}"
 
 
 def _stratified(probs: torch.Tensor, draws: int, generator: torch.Generator | None) -> torch.Tensor:

@@ -28,7 +28,10 @@ class TeacherCertainty:
 
     def __call__(self, teacher: Distribution, targets: torch.Tensor) -> torch.Tensor:
         entropy = -torch.linalg.vecdot(teacher.probs, teacher.log_probs.clamp(min=-HUGE))  # 0 * -inf must be 0
-        return (1 - entropy / math.log(teacher.probs.shape[-1])).clamp_(0, 1)
+        return self.of_entropy(entropy, teacher.probs.shape[-1])
+
+    def of_entropy(self, entropy: torch.Tensor, vocab_size: int) -> torch.Tensor:
+        return (1 - entropy / math.log(vocab_size)).clamp_(0, 1)
 
 
 class TargetProbability:

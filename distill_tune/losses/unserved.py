@@ -1,0 +1,69 @@
+"""Which losses a stored kind of signal can serve, for checks before anything is loaded."""
+
+from distill_tune.losses.divergences import Divergence, ForwardKL
+from distill_tune.losses.sparse import SampledTokens, SparseSignal, TopTokens
+from distill_tune.losses.token_weights import TeacherCertainty, TokenWeight
+from distill_tune.losses.top_k import TopK
+
+
+def unserved(
+    kind: str,
+    divergence: Divergence,
+    token_weight: TokenWeight | None = None,
+    *,
+    temperature: float = 1.0,
+    recorded_temperature: float = 1.0,
+    k: int | None = None,
+    combination: str | None = None,
+) -> str | None:
+    """Why a record of this kind cannot serve a loss, with the kind that could; None where it can.
+
+    Args:
+        kind: ``sampled``, ``top_k``, or any other, which serves everything.
+        k: of a ``top_k`` record.
+        combination: of several teachers, of which this is one: ``mixture``, ``sum``, ``by_row``.
+    """
+    if kind not in (SampledTokens.kind, TopTokens.kind):
+        return None
+    of = f"a {kind} record"
+    if temperature != recorded_temperature:
+        return (
+            f"{of} made at temperature {recorded_temperature:g} serves no other, and the loss is at {temperature:g}: "
+            f"make one at {temperature:g}, or one of kind hidden, which serves any"
+        )
+    if combination == "mixture":
+        return f"{of} does not know what a mixture needs of its tail: combine by sum or by_row, or take kind hidden"
+    name = type(divergence).__name__
+    if kind == SampledTokens.kind and not isinstance(divergence, ForwardKL):
+        return f"{of} serves ForwardKL, not {name}: kind top_k serves it over its k tokens and the rest, hidden exactly"
+    if kind == TopTokens.kind and k is not None and isinstance(divergence, TopK) and divergence.k > k:
+        return f"{of} of {k} tokens cannot serve TopK of {divergence.k}: make one of {divergence.k}, or of kind hidden"
+    if token_weight is None:
+        return None
+    if kind == SampledTokens.kind and isinstance(token_weight, TeacherCertainty):
+        if temperature == 1:
+            return None
+        return f"{of} knows the teacher's certainty at its own temperature alone: take temperature 1, or kind hidden"
+    others = " (TeacherCertainty: sampled as well)" if isinstance(token_weight, TeacherCertainty) else ""
+    return f"{of} does not know what {type(token_weight).__name__} needs of the teacher: take kind hidden{others}"
+
+
+def require_served(
+    record: SparseSignal, n: int, divergence: Divergence, token_weight: TokenWeight | None, temperature: float
+) -> None:
+    """
+    Raises:
+        ValueError: the record is not of n rows, or cannot serve this loss.
+    """
+    if len(record) != n:
+        raise ValueError(f"a {record.kind} record of {len(record)} rows, where {n} are to be learned")
+    reason = unserved(
+        record.kind,
+        divergence,
+        token_weight,
+        temperature=temperature,
+        recorded_temperature=record.temperature,
+        k=min(record.ids.shape[1], record.vocab_size),
+    )
+    if reason:
+        raise ValueError(reason)
