@@ -1,0 +1,38 @@
+"""A teacher's word on rows, stored: found by what a row contains, whatever the order in which it is asked for."""
+
+from distill_tune.cache.encoding import (
+    Encoding,
+    HiddenEncoding,
+    SampledEncoding,
+    TopEncoding,
+    encoding_of,
+    positions_in,
+)
+from distill_tune.cache.manifest import MANIFEST, Manifest
+from distill_tune.cache.output_layer import OUTPUT_LAYER, read_output_layer, write_output_layer
+from distill_tune.cache.reader import CacheReader
+from distill_tune.cache.recording import encoded
+from distill_tune.cache.shard import damage_of, shard_files
+from distill_tune.cache.writer import SHARD_BYTES, CacheWriter, begin, finish
+
+__all__ = [
+    "MANIFEST",
+    "OUTPUT_LAYER",
+    "SHARD_BYTES",
+    "CacheReader",
+    "CacheWriter",
+    "Encoding",
+    "HiddenEncoding",
+    "Manifest",
+    "SampledEncoding",
+    "TopEncoding",
+    "begin",
+    "damage_of",
+    "encoded",
+    "encoding_of",
+    "finish",
+    "positions_in",
+    "read_output_layer",
+    "shard_files",
+    "write_output_layer",
+]

@@ -1,0 +1,104 @@
+"""manifest.json of a cache: what it holds, of what, and how it was made."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill_tune.disk import flush
+from distill_tune.errors import UserError
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """
+    Attributes:
+        kind: of its records.
+        settings: fields of the kind's :class:`~distill_tune.cache.encoding.Encoding`.
+        seed: of the draws.
+        teacher: content of its weights, dtype, and what else decides on its word.
+        tokenizer: fingerprint of the vocabulary that the rows are written with; None of one that cannot be read.
+        template: fingerprint of the chat template; None where there is none.
+        date: that a template writes.
+        package: version that began it.
+        rows: fingerprints of the datasets that it was last made for.
+        files: of each shard, by name, its bytes, rows and positions; a shard's name has its checksum.
+        finished: all rows of these datasets are there.
+    """
+
+    kind: str
+    settings: Mapping[str, Any]
+    seed: int
+    teacher: Mapping[str, Any]
+    tokenizer: str | None = None
+    template: str | None = None
+    date: str | None = None
+    package: str = ""
+    rows: tuple[str, ...] = ()
+    files: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    finished: bool = False
+    format: int = _FORMAT
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """
+        Raises:
+            UserError: there is none, or one that cannot be read.
+        """
+        try:
+            values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            if values["format"] != _FORMAT:
+                raise UserError(f"{folder}: a cache of format {values['format']}; this version reads {_FORMAT}")
+            return cls(**values | {"rows": tuple(values["rows"])})
+        except FileNotFoundError as error:
+            raise UserError(f"{folder}: no cache of a teacher, which has a {MANIFEST}") from error
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{folder / MANIFEST}: cannot be read: {type(error).__name__}: {error}") from error
+
+    def write(self, folder: Path) -> None:
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        write_whole(folder / MANIFEST, text.encode())
+
+    def differences(self, other: "Manifest") -> Iterator[str]:
+        """What of another's records would not be as these are: ``draws was 50, is 12``."""
+        for name in ("kind", "seed", "tokenizer"):
+            yield from _differing(name, getattr(self, name), getattr(other, name))
+        for mine, its in ((self.settings, other.settings), (self.teacher, other.teacher)):
+            for name in sorted(mine.keys() | its.keys()):
+                yield from _differing(name, mine.get(name), its.get(name))
+
+    @property
+    def num_rows(self) -> int:
+        return sum(file["rows"] for file in self.files.values())
+
+    @property
+    def num_positions(self) -> int:
+        return sum(file["positions"] for file in self.files.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all shards."""
+        return sum(file["bytes"] for file in self.files.values())
+
+
+def _differing(name: str, was: Any, now: Any) -> Iterator[str]:
+    if was != now:
+        yield f"{name} was {was}, is {now}"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file that is there whole or not at all, also after a loss of power."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        flush(partial)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    flush(path.parent)

@@ -1,0 +1,118 @@
+"""Makes rows' records from a teacher's signal."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding, without_positions
+from distill_tune.losses import HiddenStates, SampledTokens, TopTokens, chunk_rows
+from distill_tune.losses.signals import TeacherSignal, capped
+
+_POSITIONS = 256  # of a row that are drawn for together, wherever the row stands
+_COPIES = 4  # of a position's logits that are there at a time
+
+
+class _Piece(NamedTuple):
+    """Some positions of one row: which row, which of its pieces, and which of all positions."""
+
+    row: int
+    number: int
+    start: int
+    stop: int
+
+
+@torch.no_grad()
+def encoded(
+    encoding: SampledEncoding | TopEncoding | HiddenEncoding,
+    signal: Any,
+    digests: Sequence[bytes],
+    num_positions: Sequence[int],
+    seed: int,
+) -> list[bytes]:
+    """The record of each row, as bytes.
+
+    What is drawn for a row is a function of the seed, the row and its logits: whatever stands beside it.
+
+    Args:
+        signal: of the rows' positions, one row after another; of a ``hidden`` encoding :class:`HiddenStates`.
+        num_positions: of each row.
+    """
+    if isinstance(encoding, HiddenEncoding):
+        assert isinstance(signal, HiddenStates)
+        return encoding.encode(signal.hidden, num_positions)
+    records = list(_records(encoding, signal, digests, num_positions, seed))
+    if not records:
+        return [without_positions()] * len(num_positions)
+    return encoding.encode(_joined(records), num_positions)  # type: ignore[arg-type]
+
+
+def _records(
+    encoding: SampledEncoding | TopEncoding,
+    signal: TeacherSignal,
+    digests: Sequence[bytes],
+    num_positions: Sequence[int],
+    seed: int,
+) -> Iterator[Any]:
+    total, device = sum(num_positions), _device_of(signal)
+    most = max(_POSITIONS, chunk_rows(total, signal.logits_per_row * 4 * _COPIES, device))
+    for pieces in _together(list(_pieces(num_positions)), most):
+        start, stop = pieces[0].start, pieces[-1].stop
+        logits = capped(signal.logits(start, stop, signal.memory(stop - start)), signal.softcap)
+        logits = logits[:, : encoding.vocab_size]
+        if isinstance(encoding, TopEncoding):
+            yield TopTokens.of(logits, encoding.k, encoding.temperature)
+            continue
+        for piece in pieces:
+            generator = torch.Generator(logits.device).manual_seed(_seed_of(seed, digests[piece.row], piece.number))
+            of_piece = logits[piece.start - start : piece.stop - start]
+            yield SampledTokens.drawn(
+                of_piece, encoding.draws, encoding.temperature, generator, encoding.proposal_temperature
+            )
+
+
+def _device_of(signal: Any) -> torch.device:
+    hidden = getattr(signal, "hidden", None)
+    return hidden.device if isinstance(hidden, torch.Tensor) else torch.device("cpu")
+
+
+def _pieces(num_positions: Sequence[int]) -> Iterator[_Piece]:
+    first = 0
+    for row, count in enumerate(num_positions):
+        for number, start in enumerate(range(first, first + count, _POSITIONS)):
+            yield _Piece(row, number, start, min(start + _POSITIONS, first + count))
+        first += count
+
+
+def _together(pieces: Sequence[_Piece], most: int) -> Iterator[list[_Piece]]:
+    """Pieces that follow one another, of so many positions at most."""
+    group: list[_Piece] = []
+    for piece in pieces:
+        if group and piece.stop - group[0].start > most:
+            yield group
+            group = []
+        group.append(piece)
+    if group:
+        yield group
+
+
+def _seed_of(seed: int, digest: bytes, number: int) -> int:
+    named = hashlib.blake2b(digest + number.to_bytes(8, "little") + str(seed).encode(), digest_size=8).digest()
+    return int.from_bytes(named, "little") >> 1  # a signed number
+
+
+def _joined(records: Sequence[Any]) -> SampledTokens | TopTokens:
+    """One record of all positions; those with fewer tokens are filled up."""
+    first = records[0]
+    if isinstance(first, TopTokens):
+        names = ("ids", "log_probs", "log_rest")
+        ids, log_probs, log_rest = (torch.cat([getattr(record, name) for record in records]) for name in names)
+        return TopTokens(ids, log_probs, log_rest, first.temperature, first.vocab_size)
+    widest = max(record.ids.shape[1] for record in records)
+    ids, weights = (
+        torch.cat([torch.nn.functional.pad(of, (0, widest - of.shape[1])) for of in parts])
+        for parts in ([record.ids for record in records], [record.weights for record in records])
+    )
+    entropy = torch.cat([record.entropy for record in records])
+    return SampledTokens(ids, weights, entropy, first.temperature, first.vocab_size)

@@ -1,0 +1,218 @@
+"""A cache is written whole, found by what rows contain, and says what is wrong with it."""
+
+import dataclasses
+import json
+import random
+
+import numpy
+import pytest
+import torch
+
+from distill_tune.cache import (
+    MANIFEST,
+    CacheReader,
+    CacheWriter,
+    Manifest,
+    TopEncoding,
+    begin,
+    damage_of,
+    finish,
+    read_output_layer,
+    shard_files,
+    write_output_layer,
+)
+from distill_tune.disk import release_locks
+from distill_tune.errors import UserError
+from distill_tune.losses import AutogradProjection, LinearProjection, TopTokens
+
+ENCODING = TopEncoding(100, 4)
+MADE = Manifest("top_k", dataclasses.asdict(ENCODING), seed=0, teacher={"content": "a", "dtype": "fp32"})
+
+
+@pytest.fixture(autouse=True)
+def _unlocked():
+    yield
+    release_locks()
+
+
+def rows_of(count: int) -> tuple[list[bytes], list[bytes]]:
+    """Digests, and the records of 1 to 5 positions each."""
+    draws = random.Random(0)
+    counts = [draws.randint(1, 5) for _ in range(count)]
+    logits = torch.randn(sum(counts), 100, generator=torch.Generator().manual_seed(0))
+    digests = [draws.randbytes(16) for _ in range(count)]
+    digests[3] = digests[2][:8] + digests[3][8:]  # the half by which they are sorted is not all of it
+    return digests, ENCODING.encode(TopTokens.of(logits, 4), counts)
+
+
+def written(folder, digests, rows, shard_bytes=300):
+    manifest = begin(folder, MADE)
+    writer = CacheWriter(folder, shard_bytes)
+    for digest, row in zip(digests, rows, strict=True):
+        writer.add([digest], [row])
+    writer.close()
+    return finish(folder, manifest, ["rows"])
+
+
+def test_rows_are_found_in_any_order_and_others_are_not(tmp_path):
+    digests, rows = rows_of(40)
+    manifest = written(tmp_path / "cache", digests, rows)
+    assert len(manifest.files) > 5
+    assert (manifest.num_rows, manifest.num_positions) == (40, sum(row[0] for row in rows))
+    assert manifest.num_bytes == sum(path.stat().st_size for path in shard_files(tmp_path / "cache"))
+    reader = CacheReader(tmp_path / "cache")
+    order = random.Random(1).sample(range(40), 40)
+    assert [bytes(row) for row in reader.rows([digests[i] for i in order])] == [rows[i] for i in order]
+    none = [bytes(16), digests[2][:8] + bytes(8), b"\xff" * 16]
+    assert reader.find(none).tolist() == [-1, -1, -1]
+    with pytest.raises(KeyError):
+        reader.rows(none)
+    assert reader.encoding.decode(reader.rows(digests)).ids.shape == (manifest.num_positions, 4)
+
+
+def test_the_same_rows_make_the_same_files(tmp_path):
+    digests, rows = rows_of(40)
+    for name in ("one", "other"):
+        written(tmp_path / name, digests, rows)
+        release_locks()
+    files = [{path.name: path.read_bytes() for path in shard_files(tmp_path / name)} for name in ("one", "other")]
+    assert files[0] == files[1]
+    assert (tmp_path / "one" / MANIFEST).read_text() == (tmp_path / "other" / MANIFEST).read_text()
+
+
+def test_what_was_closed_is_not_written_again_and_what_a_kill_left_is_taken_away(tmp_path):
+    digests, rows = rows_of(40)
+    whole = written(tmp_path / "whole", digests, rows)
+    folder = tmp_path / "cache"
+    begin(folder, MADE)
+    writer = CacheWriter(folder, 300)
+    writer.add(digests[:13], rows[:13])
+    assert not writer.lacks(digests[:13])
+    assert writer.lacks(digests[:14])
+    del writer  # as a kill does
+    (folder / ".records.1.partial").write_bytes(b"half")
+    release_locks()
+    manifest = begin(folder, dataclasses.replace(MADE, package="another version"))
+    writer = CacheWriter(folder, 300)
+    closed = [row for row in range(40) if not writer.lacks([digests[row]])]
+    assert closed == list(range(len(closed)))
+    assert closed
+    writer.add(digests, rows)
+    writer.add(digests, rows)
+    writer.close()
+    done = finish(folder, manifest, ["rows"])
+    assert not list(folder.glob("*.partial")) + list(folder.glob(".*.partial"))
+    assert (done.num_rows, done.num_positions) == (whole.num_rows, whole.num_positions)
+    reader = CacheReader(folder)
+    assert [bytes(row) for row in reader.rows(digests)] == rows
+
+
+def test_an_unfinished_cache_is_not_used(tmp_path):
+    digests, rows = rows_of(5)
+    written(tmp_path, digests, rows)
+    release_locks()
+    begin(tmp_path, MADE)  # more rows are to come
+    with pytest.raises(UserError, match="is not finished; the command that began it goes on"):
+        CacheReader(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"kind": "sampled", "settings": {}}, "kind was top_k, is sampled"),
+        ({"settings": {**MADE.settings, "k": 5}}, "k was 4, is 5"),
+        ({"teacher": {"content": "b", "dtype": "fp32"}}, "content was a, is b"),
+        ({"tokenizer": "other"}, "tokenizer was None, is other"),
+    ],
+)
+def test_a_folder_with_another_cache_is_refused(tmp_path, changed, told):
+    begin(tmp_path, MADE)
+    release_locks()
+    with pytest.raises(UserError, match=told):
+        begin(tmp_path, dataclasses.replace(MADE, **changed))
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match=r"holds metrics\.jsonl, and is no cache; name a new folder"):
+        begin(tmp_path, MADE)
+
+
+def test_a_folder_that_another_run_writes_to_is_refused(tmp_path):
+    begin(tmp_path, MADE)
+    with pytest.raises(UserError, match="another run is writing there"):
+        begin(tmp_path, MADE)
+
+
+def test_damage_is_told_where_it_is(tmp_path):
+    digests, rows = rows_of(40)
+    manifest = written(tmp_path, digests, rows)
+    first, second, third = shard_files(tmp_path)[:3]
+    assert damage_of(first) is None
+    content = bytearray(first.read_bytes())
+    content[content.index(rows[0]) + 6 if rows[0] in content else -10] ^= 1
+    first.write_bytes(content)
+    assert "is damaged: its checksum differs" in damage_of(first)
+    reader = CacheReader(tmp_path)
+    with pytest.raises(UserError, match=rf"{first.name}: row \d+ is damaged"):
+        reader.rows(digests)
+    second.write_bytes(second.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{second.name}: is damaged: it has another size"):
+        CacheReader(tmp_path)
+    second.unlink()
+    with pytest.raises(UserError, match=f"{second.name}: is missing"):
+        CacheReader(tmp_path)
+    third.write_bytes(b"nothing")
+    release_locks()
+    begin(tmp_path, MADE)
+    assert not third.exists()  # its rows are made anew
+    assert len(shard_files(tmp_path)) == len(manifest.files) - 2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [(None, "no cache of a teacher"), ("{", "cannot be read"), ("{}", "cannot be read"), ("[]", "cannot be read")],
+)
+def test_a_folder_without_a_readable_manifest_is_told(tmp_path, text, told):
+    if text is not None:
+        (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(UserError, match=told):
+        CacheReader(tmp_path)
+
+
+def test_a_cache_of_a_later_format_is_told(tmp_path):
+    MADE.write(tmp_path)
+    values = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps(values | {"format": 2}))
+    with pytest.raises(UserError, match="a cache of format 2; this version reads 1"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_an_output_layer_comes_back(tmp_path, softcap):
+    layer = LinearProjection(torch.randn(10, 4).bfloat16(), torch.randn(10), softcap)
+    write_output_layer(tmp_path, layer)
+    back = read_output_layer(tmp_path, torch.device("cpu"))
+    assert torch.equal(back.weight, layer.weight)
+    assert torch.equal(back.bias, layer.bias)
+    assert back.softcap == softcap
+
+
+def test_an_output_layer_that_is_no_matrix_is_refused(tmp_path):
+    with pytest.raises(UserError, match="output layer is quantised, or has an adapter"):
+        write_output_layer(tmp_path, AutogradProjection(lambda hidden: hidden, 4))
+
+
+def test_a_million_rows_are_found_at_once(tmp_path):
+    """By a search in sorted digests; here in a shard of many empty rows."""
+    count = 20_000
+    digests = [number.to_bytes(16, "big") for number in range(count)]  # nearly all have the same first half
+    digests = digests[:50] + [numpy.random.default_rng(i).bytes(16) for i in range(count - 50)]
+    row = ENCODING.encode(TopTokens.of(torch.zeros(1, 100), 4), [1])[0]
+    manifest = begin(tmp_path, MADE)
+    writer = CacheWriter(tmp_path)
+    writer.add(digests, [row] * count)
+    writer.close()
+    finish(tmp_path, manifest, [])
+    assert (CacheReader(tmp_path).find(digests) == numpy.arange(count)).all()
