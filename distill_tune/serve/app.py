@@ -7,9 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import torch
 from anyio import to_thread
-from safetensors.torch import save
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
@@ -18,6 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from distill_tune.cache.encoding import MOST_DRAWS, HiddenEncoding, SampledEncoding, TopEncoding
+from distill_tune.cache.output_layer import output_layer_as_bytes
 from distill_tune.errors import one_line
 from distill_tune.losses import LinearProjection
 from distill_tune.models.vocabulary import Vocabulary
@@ -62,7 +61,6 @@ def application(
         "content": content,
         "vocab_size": scorer.vocab_size,
         "width": scorer.width,
-        "softcap": plain and plain.softcap,
         "kinds": [kind for kind in _SETTINGS if kind != HiddenEncoding.kind or plain is not None],
         "most_tokens_of_row": most_tokens_of_row,
         "most_tokens_of_request": most_tokens_of_request,
@@ -83,7 +81,7 @@ def application(
     async def give_output_layer(request: Request) -> Response:
         if plain is None:
             raise HTTPException(404, "the teacher's output layer is quantised or has an adapter: no kind hidden")
-        return Response(await to_thread.run_sync(_saved, plain), media_type=_BINARY)
+        return Response(await to_thread.run_sync(output_layer_as_bytes, plain), media_type=_BINARY)
 
     async def score(request: Request) -> Response:
         encoding, seed = _asked_for(request.query_params, scorer, about["kinds"])
@@ -163,14 +161,6 @@ async def _body(request: Request, most: int) -> bytes:
         if len(body) > most:
             raise HTTPException(413, f"a body of more than {most} bytes")
     return bytes(body)
-
-
-def _saved(projection: LinearProjection) -> bytes:
-    """The output layer as a safetensors file."""
-    tensors: dict[str, torch.Tensor] = {"weight": projection.weight.detach().cpu().contiguous()}
-    if projection.bias is not None:
-        tensors["bias"] = projection.bias.detach().cpu().contiguous()
-    return save(tensors)
 
 
 async def _tell(request: Request, error: Any) -> Response:

@@ -56,7 +56,9 @@ class Server:
         self._is_secure, self._timeout = parts.scheme == "https", timeout
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
 
-    def ask(self, path: str, body: bytes | None = None, query: Mapping[str, Any] | None = None, type: str = "") -> bytes:
+    def ask(
+        self, path: str, body: bytes | None = None, query: Mapping[str, Any] | None = None, type: str = ""
+    ) -> bytes:
         """The answer's body; GET, or POST with a ``body``.
 
         Args:

@@ -1,19 +1,16 @@
 """What a teacher says of rows, as records."""
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding, encoding_of
-from distill_tune.data.batch import Batch, Row, joined
-from distill_tune.losses import HiddenStates, SampledTokens, TopTokens
-from distill_tune.losses.signals import capped
+from distill_tune.cache.recording import encoded
+from distill_tune.data.batch import Row, joined
 from distill_tune.teachers.teacher import Teacher
 
-_LOGIT_BYTES = 256 * 2**20  # so much of a row's logits is there at a time
 SEED = "seed"  # beside the fields of an encoding
 
 Encoding = SampledEncoding | TopEncoding | HiddenEncoding
@@ -54,53 +51,20 @@ class Scorer:
         Args:
             seed: of what is drawn, with what the row contains.
         """
-        return [blob for part in self._parts(rows) for blob in self._scored(joined(part), encoding, seed)]
+        blobs = []
+        for part in self._parts(rows):
+            batch = joined(part)
+            signal = self.teacher(batch.to(self.device))
+            blobs += encoded(encoding, signal, batch.digests, batch.num_supervised, seed)
+        return blobs
 
     def _parts(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         part: list[Row] = []
+        taken = 0
         for row in rows:
-            if part and sum(len(other.tokens) for other in part) + len(row.tokens) > self.most_tokens:
+            if part and taken + len(row.tokens) > self.most_tokens:
                 yield part
-                part = []
+                part, taken = [], 0
             part.append(row)
+            taken += len(row.tokens)
         yield part
-
-    @torch.no_grad()
-    def _scored(self, batch: Batch, encoding: Encoding, seed: int) -> list[bytes]:
-        signal: HiddenStates = self.teacher(batch.to(self.device))
-        if isinstance(encoding, HiddenEncoding):
-            return encoding.encode(signal.hidden, batch.num_supervised)
-        blobs, start = [], 0
-        for digest, count in zip(batch.digests, batch.num_supervised, strict=True):
-            record = _record(signal, start, start + count, encoding, _generator(self.device, seed, digest))
-            blobs += encoding.encode(record, [count])
-            start += count
-        return blobs
-
-
-def _record(
-    signal: HiddenStates, start: int, stop: int, encoding: SampledEncoding | TopEncoding, generator: torch.Generator
-) -> Any:
-    """Of a row's positions ``start`` to ``stop``."""
-    parts = []
-    rows = max(1, _LOGIT_BYTES // (4 * signal.vocab_size))
-    for first in range(start, max(stop, start + 1), rows):
-        last = min(first + rows, stop)
-        logits = capped(signal.logits(first, last, signal.memory(last - first)), signal.softcap)
-        if isinstance(encoding, TopEncoding):
-            parts.append(TopTokens.of(logits, encoding.k, encoding.temperature))
-        else:
-            temperatures = encoding.temperature, generator, encoding.proposal_temperature
-            parts.append(SampledTokens.drawn(logits, encoding.draws, *temperatures))
-    if len(parts) == 1:
-        return parts[0]
-    ends = [0]
-    for part in parts:
-        ends.append(ends[-1] + len(part))
-    return type(parts[0]).of_each_row(parts, [torch.arange(*ends[n : n + 2]) for n in range(len(parts))])
-
-
-def _generator(device: torch.device, seed: int, digest: bytes) -> torch.Generator:
-    """Of a row: the same wherever it stands, whoever asks."""
-    mixed = hashlib.blake2b(digest, digest_size=8, key=seed.to_bytes(8, "little")).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(mixed, "little") >> 1)

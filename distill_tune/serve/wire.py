@@ -34,8 +34,7 @@ def rows_of(body: bytes, *, vocab_size: int, most_tokens: int) -> list[Row]:
         most_tokens: of a row.
 
     Raises:
-        WireError: other bytes; a row without tokens or without any to learn, of more than ``most_tokens``, or with a token
-            that there is not.
+        WireError: other bytes; a row without tokens, of more than ``most_tokens``, or with a token that there is not.
     """
     found = _tensors(body, {"tokens": numpy.int32, "learned": numpy.uint8, "lengths": numpy.int64})
     tokens, learned, lengths = found["tokens"], found["learned"].copy(), found["lengths"]
@@ -50,8 +49,6 @@ def rows_of(body: bytes, *, vocab_size: int, most_tokens: int) -> list[Row]:
         raise WireError(f"a row has the token {worst}: the teacher knows {vocab_size}, numbered from 0")
     starts = numpy.cumsum([0, *lengths])[:-1]
     learned[starts] = 0  # nothing stands before a row's first token from which it could be predicted
-    if not numpy.add.reduceat(learned > 0, starts).all():
-        raise WireError("a row of which nothing is learned")
     labels = numpy.where(learned > 0, tokens, numpy.int32(IGNORE_INDEX))
     sizes = lengths.tolist()
     parts = (torch.from_numpy(values.copy()).split(sizes) for values in (tokens, labels))

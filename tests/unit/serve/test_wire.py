@@ -45,7 +45,6 @@ def test_rows_arrive_as_they_were_with_the_same_digests():
         (body(lengths=numpy.array([], numpy.int64)), "there must be a row"),
         (body(tokens=numpy.array([5, 6, 99], numpy.int32)), "the token 99: the teacher knows 10"),
         (body(tokens=numpy.array([5, -6, 9], numpy.int32)), "the token -6"),
-        (body(learned=numpy.array([1, 0, 0], numpy.uint8)), "nothing is learned"),
     ],
 )
 def test_a_body_that_is_none_is_told(content, told):
