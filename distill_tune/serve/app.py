@@ -55,13 +55,14 @@ def application(
         token: that every request must bear; None asks for none.
     """
     plain = projection if isinstance(projection, LinearProjection) else None
+    kinds = [kind for kind in _SETTINGS if kind != HiddenEncoding.kind or plain is not None]
     about = {
         "engine": "distill-tune",
         "model": model,
         "content": content,
         "vocab_size": scorer.vocab_size,
         "width": scorer.width,
-        "kinds": [kind for kind in _SETTINGS if kind != HiddenEncoding.kind or plain is not None],
+        "kinds": kinds,
         "most_tokens_of_row": most_tokens_of_row,
         "most_tokens_of_request": most_tokens_of_request,
         "most_log_probs": min(MOST_TOP, scorer.vocab_size),
@@ -84,7 +85,7 @@ def application(
         return Response(await to_thread.run_sync(output_layer_as_bytes, plain), media_type=_BINARY)
 
     async def score(request: Request) -> Response:
-        encoding, seed = _asked_for(request.query_params, scorer, about["kinds"])
+        encoding, seed = _asked_for(request.query_params, scorer, kinds)
         body = await _body(request, _HEADER + _BYTES_A_TOKEN * most_tokens_of_request)
         try:
             rows = rows_of(body, vocab_size=scorer.vocab_size, most_tokens=most_tokens_of_row)

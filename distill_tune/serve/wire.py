@@ -5,6 +5,7 @@ A body is a safetensors file. Rows are ``tokens`` int32 ``[s]``, ``learned`` uin
 their ``lengths`` int64 ``[rows]``.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy
@@ -70,8 +71,8 @@ def records_of(body: bytes, num_rows: int) -> list[memoryview]:
     if len(lengths) != num_rows or (lengths < 0).any() or lengths.sum() != len(found["rows"]):
         raise WireError(f"an answer of {len(lengths)} rows, where {num_rows} were asked for")
     ends = numpy.cumsum([0, *lengths]).tolist()
-    whole = memoryview(found["rows"])
-    return [whole[start:stop] for start, stop in zip(ends, ends[1:], strict=False)]
+    whole = memoryview(found["rows"].tobytes())
+    return [whole[start:stop] for start, stop in itertools.pairwise(ends)]
 
 
 def _tensors(body: bytes, dtypes: Mapping[str, type]) -> dict[str, numpy.ndarray]:
