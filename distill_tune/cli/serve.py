@@ -12,7 +12,7 @@ from distill_tune.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-_DESCRIPTION = """Serve a teacher's word on rows over HTTP, for runs whose teacher_model is distill_tune.teachers.Served.
+_DESCRIPTION = """Serve a teacher over HTTP to runs whose teacher_model is distill_tune.teachers.Served.
 
   distill-tune serve --teacher models/Qwen3-8B --port 8000
   distill-tune serve --teacher models/SmolLM2-1.7B-Q4_0.gguf --port 8000
