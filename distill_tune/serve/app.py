@@ -28,8 +28,14 @@ _BYTES_A_TOKEN = 16  # of a request's body, at most; with a safetensors header
 _HEADER = 4096
 _WAITING = 64  # requests; more are told to come again
 _SETTINGS: dict[str, dict[str, Callable[[str], Any]]] = {
-    SampledEncoding.kind: {"draws": int, "temperature": float, "proposal_temperature": float, SEED: int},
-    TopEncoding.kind: {"k": int, "temperature": float},
+    SampledEncoding.kind: {
+        "draws": int,
+        "temperature": float,
+        "proposal_temperature": float,
+        "vocab_size": int,
+        SEED: int,
+    },
+    TopEncoding.kind: {"k": int, "temperature": float, "vocab_size": int},
     HiddenEncoding.kind: {},
 }
 _BINARY = "application/octet-stream"
@@ -140,6 +146,8 @@ def _asked_for(query: QueryParams, scorer: Scorer, kinds: list[str]) -> tuple[En
             raise HTTPException(400, f"{name}={settings[name]}: must be above 0")
     if settings.get("k", 1) > MOST_TOP:
         raise HTTPException(400, f"k={settings['k']}: must be from 1 to {MOST_TOP}")
+    if not 0 < settings.get("vocab_size", 1) <= scorer.vocab_size:
+        raise HTTPException(400, f"vocab_size={settings['vocab_size']}: must be from 1 to {scorer.vocab_size}")
     seed = settings.get(SEED, 0)
     if not 0 <= seed < 2**63:
         raise HTTPException(400, f"seed={seed}: must be at least 0 and fit 63 bits")

@@ -20,6 +20,10 @@ class NoAnswer(ServerError):
     """A later one may have: no connection, no time, a server that is overloaded or has failed."""
 
 
+class Unreachable(NoAnswer):
+    """There was no connection, or it broke."""
+
+
 class Refused(ServerError):
     """Another one would have none either.
 
@@ -77,10 +81,10 @@ class Server:
         except ssl.SSLError as error:
             raise Refused(0, one_line(error)) from error
         except TimeoutError as error:
-            raise NoAnswer(f"no answer for {self._timeout:g} seconds") from error
+            raise Unreachable(f"no answer for {self._timeout:g} seconds") from error
         except (OSError, http.client.HTTPException) as error:
             told = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-            raise NoAnswer(told) from error
+            raise Unreachable(told) from error
         finally:
             connection.close()
         if answer.status == 200:

@@ -77,6 +77,8 @@ class Steps(NamedTuple):
             for model in files
             if files[model]
         }
+        if built.teacher.content:
+            contents[content_of("teacher_model")] = built.teacher.content[:_SHOWN_DIGITS]
         return self.plan.identity | {"steps an epoch": self.steps_per_epoch} | from_main_process(contents)
 
 
