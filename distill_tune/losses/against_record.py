@@ -28,12 +28,11 @@ def against(record: SparseSignal, divergence: Divergence, logits: torch.Tensor, 
         logits: of the record's tokens ``[b, k]``, less a number of each row.
         exponentials: of the logits of all tokens less that number, ``[b, v]``; those of the record's become 0.
     """
-    is_token, ids = record.is_token, record.ids.long()
-    tokens = exponentials.gather(1, ids).mul_(is_token)
+    ids = record.ids.long()
+    tokens = exponentials.gather(1, ids).mul_(record.is_token)
     # A difference from the total would have no digits where the student is sure.
     rest = exponentials.scatter_add_(1, ids, -tokens).sum(-1, keepdim=True)
     total = rest + tokens.sum(-1, keepdim=True)
-    logits = logits.masked_fill(is_token.logical_not(), -torch.inf)
     student = Distribution(
         torch.cat([logits, rest.log()], 1).sub_(total.log()), torch.cat([tokens, rest], 1).div_(total)
     )

@@ -107,7 +107,7 @@ def _is_usual(mixture: Mixture) -> bool:
     return plain and [share for share, _ in mixture.teachers] == [1.0]
 
 
-def _has_kernel(mixture: Mixture, logits: torch.Tensor, words: Sequence[Word]) -> bool:
+def _has_kernel(mixture: Mixture, logits: torch.Tensor, words: Sequence[Word] = ()) -> bool:
     """On CUDA, for the losses that the kernel knows, where Triton is installed (PyTorch's CUDA builds bring it)."""
     known = type(mixture.divergence) is ForwardKL and all(isinstance(word, torch.Tensor) for word in words)
     return logits.is_cuda and known and _is_usual(mixture) and _has_triton()

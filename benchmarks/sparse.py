@@ -1,0 +1,206 @@
+"""A training step with a record of the teacher, beside plain fine-tuning and the live teacher; how far gradients turn.
+
+    python benchmarks/sparse.py [--steps 12] [--only wide,angles]
+
+``wide`` and ``tiny``: the models of that case of cases.py with random weights, LoRA of rank 8, fp32, AdamW, 4 rows of
+256 tokens, 60 % of them supervised. All ways take each step in turn on the same rows; ratios are medians over the steps
+of what each takes beside plain fine-tuning. Records are made beforehand and lie in memory.
+
+``angles``: on the demo's models and held-out rows, the angle between a record's gradient of forward KL and that of the
+teacher's whole distribution: for the logits of one token (its mean), and for the output layer's weight, summed over all
+rows. Records draw or keep so many tokens.
+"""
+
+import argparse
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from cases import CASES, Case, Shape
+from omegaconf import OmegaConf
+
+from distill_tune import config, data, losses, models, teachers
+from distill_tune.config.files import demo_model_folder, find_config
+from distill_tune.config.load import load_config
+
+from torchtune.models.llama3._component_builders import llama3, lora_llama3
+
+HELD_OUT = {"_component_": "distill_tune.data.docstrings", "num_rows": 40, "held_out": True, "min_characters": 250}
+ROWS, LENGTH, SUPERVISED = 4, 256, 0.6
+WARM_UP = 2
+TOKENS = 50  # drawn, or kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--only", default="tiny,wide,angles")
+    options = parser.parse_args()
+    for name in options.only.split(","):
+        if name == "angles":
+            print_angles()
+        else:
+            print_seconds(CASES[name], options.steps)
+
+
+def print_seconds(case: Case, steps: int) -> None:
+    ways = ways_of(case)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(WARM_UP + steps):
+        order = list(ways)
+        for name in order[number % len(order) :] + order[: number % len(order)]:
+            started = time.perf_counter()
+            ways[name](number)
+            seconds[name].append(time.perf_counter() - started)
+    counted = {name: of_way[WARM_UP:] for name, of_way in seconds.items()}
+    print(f"| {case.name}, vocabulary {case.vocab_size} | seconds a step | beside fine-tuning | least | most |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name, of_way in counted.items():
+        ratios = [mine / plain for mine, plain in zip(of_way, counted["fine-tuning"], strict=True)]
+        spread = f"{statistics.median(ratios):.3f} | {min(ratios):.3f} | {max(ratios):.3f}"
+        print(f"| {name} | {statistics.median(of_way):.3f} | {spread} |", flush=True)
+
+
+def ways_of(case: Case) -> dict[str, Callable[[int], None]]:
+    """What each takes a step with."""
+    torch.manual_seed(0)
+    student = model_of(case.student, case.vocab_size, lora=True)
+    head = models.take_output_head(student)
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    teacher = model_of(case.teacher, case.vocab_size, lora=False).eval()
+    teacher_head = models.take_output_head(teacher)
+    tokens = torch.randint(case.vocab_size, (ROWS, LENGTH))
+    supervised = torch.rand(ROWS, LENGTH) < SUPERVISED
+    targets = torch.randint(case.vocab_size, (int(supervised.sum()),))
+
+    @torch.inference_mode()
+    def live() -> losses.HiddenStates:
+        return losses.HiddenStates(teacher(tokens)[supervised], teacher_head.projection_for_loss())
+
+    signal = live()
+    logits = signal.logits(0, len(targets), signal.memory(len(targets))).clone()
+    records: dict[str, tuple[losses.SparseSignal, float]] = {}
+    for temperature in (1.0, 2.0):
+        records[f"{TOKENS} drawn, T = {temperature:g}"] = (
+            losses.SampledTokens.drawn(logits, TOKENS, temperature),
+            temperature,
+        )
+        records[f"top {TOKENS}, T = {temperature:g}"] = losses.TopTokens.of(logits, TOKENS, temperature), temperature
+    del logits
+
+    def step(signal: Callable[[], object], kd_ratio: float, temperature: float) -> None:
+        of_teacher = signal()
+        sums = losses.distillation_loss(
+            student(tokens)[supervised],
+            head.projection_for_loss(),
+            targets,
+            of_teacher,
+            kd_ratio=kd_ratio,
+            temperature=temperature,
+        )
+        (sums.loss / len(targets)).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return {
+        "fine-tuning": lambda _: step(lambda: None, 0.0, 1.0),
+        **{name: lambda _, of=record: step(lambda: of[0], 0.5, of[1]) for name, record in records.items()},
+        "live teacher, T = 1": lambda _: step(live, 0.5, 1.0),
+        "live teacher, T = 2": lambda _: step(live, 0.5, 2.0),
+    }
+
+
+def model_of(shape: Shape, vocab_size: int, lora: bool) -> torch.nn.Module:
+    sizes = {
+        "vocab_size": vocab_size,
+        "num_layers": shape.layers,
+        "num_heads": shape.heads,
+        "num_kv_heads": shape.heads // 2,
+        "embed_dim": shape.width,
+        "max_seq_len": 4096,
+        "intermediate_dim": shape.intermediate,
+    }
+    if not lora:
+        return llama3(**sizes)
+    projections = ["q_proj", "k_proj", "v_proj", "output_proj"]
+    model = lora_llama3(projections, apply_lora_to_mlp=True, lora_rank=8, lora_alpha=16, **sizes)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora" in name)
+    return model
+
+
+def print_angles() -> None:
+    ways: dict[str, Callable[[torch.Tensor, torch.Generator], losses.SparseSignal]] = {}
+    for count in (3, 12, 50):
+        ways[f"{count} drawn"] = lambda logits, g, m=count: losses.SampledTokens.drawn(logits, m, generator=g)
+    for count in (4, 12, 50):
+        ways[f"top {count} and the rest"] = lambda logits, _, k=count: losses.TopTokens.of(logits, k)
+    print("| record | distinct tokens | degrees, of a token | degrees, of all rows | value beside the whole one |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name, make in ways.items():
+        print(f"| {name} | " + angle_of(make) + " |", flush=True)
+
+
+def angle_of(make: Callable[[torch.Tensor, torch.Generator], losses.SparseSignal]) -> str:
+    generator = torch.Generator().manual_seed(0)
+    distinct, of_token, values, wanted_values = [], [], 0.0, 0.0
+    of_all: tuple[torch.Tensor, ...] = (torch.zeros(()), torch.zeros(()))
+    for hidden, weight, logits in held_out():
+        record = make(logits, generator)
+        value, gradient, of_weight = gradients(hidden, weight, record)
+        wanted_value, wanted, of_weight_wanted = gradients(hidden, weight, losses.DenseLogits(logits))
+        distinct.append(record.is_token.sum(-1).float())
+        of_token.append(degrees(gradient, wanted))
+        of_all = of_all[0] + of_weight, of_all[1] + of_weight_wanted
+        values, wanted_values = values + value, wanted_values + wanted_value
+    mean = [f"{torch.cat(parts).mean():.1f}" for parts in (distinct, of_token)]
+    turned = degrees(*(total.flatten()[None] for total in of_all)).item()
+    return " | ".join([*mean, f"{turned:.2f}", f"{values / wanted_values:.4f}"])
+
+
+@functools.cache
+def held_out() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Of each batch (the student's hidden states ``[n, d]``, its output layer ``[v, d]``, the teacher's logits)."""
+    cfg = load_config(find_config("tiny"))
+    rows, _ = data.prepare_rows(OmegaConf.create(HELD_OUT), config.instantiate(cfg.tokenizer), cfg.tokenizer)
+    signals = []
+    for name in ("student", "teacher"):
+        component = OmegaConf.create(
+            {"_component_": "distill_tune.models.from_hf", "path": str(demo_model_folder(name))}
+        )
+        model = teachers.build_teacher(component, dtype=torch.float32)
+        model.load(None, torch.device("cpu"))
+        signals.append(model)
+    found = []
+    for batch in data.StepPlan(rows, batch_size=8, shuffle=False).epoch():
+        student, teacher = (model(batch) for model in signals)
+        n = len(student.hidden)
+        logits = teacher.logits(0, n, teacher.memory(n)).clone()
+        found.append((student.hidden.clone(), student.projection.weight.detach(), logits))
+    return found
+
+
+def gradients(
+    hidden: torch.Tensor, weight: torch.Tensor, signal: losses.TeacherSignal | losses.SparseSignal
+) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """Forward KL, its gradient for the student's logits ``[n, v]``, and for its output layer ``[v, d]``."""
+    logits = (hidden @ weight.T).requires_grad_()
+    as_they_are = losses.AutogradProjection(lambda x: x, weight.shape[0])
+    sums = losses.distillation_loss(
+        logits, as_they_are, torch.zeros(len(logits), dtype=torch.int64), signal, kd_ratio=1
+    )
+    (gradient,) = torch.autograd.grad(sums.loss, logits)
+    return sums.kd.item(), gradient, gradient.T @ hidden
+
+
+def degrees(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Between rows, ``[n]``."""
+    return torch.nn.functional.cosine_similarity(one, other, dim=-1).clamp(-1, 1).acos() * (180 / math.pi)
+
+
+if __name__ == "__main__":
+    main()
