@@ -11,7 +11,8 @@ import torch
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.batch import Batch
 from distill_tune.data.shape import Shape
-from distill_tune.losses import MixtureOfTeachers, SumOfTeachers, TeacherOfEachRow
+from distill_tune.data.tokenised_rows import TokenisedRows
+from distill_tune.losses import Divergence, MixtureOfTeachers, SumOfTeachers, TeacherOfEachRow, TokenWeight
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.teachers.teacher import Shard, Teacher
 
@@ -49,6 +50,20 @@ class SeveralTeachers(Teacher):
     def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
         for teacher in self._teachers:
             teacher.require_rows(longest, used_tokens)
+
+    def require_loss(
+        self,
+        divergence: Divergence,
+        token_weight: TokenWeight | None,
+        temperature: float | None,
+        combination: str | None = None,
+    ) -> None:
+        for teacher in self._teachers:
+            teacher.require_loss(divergence, token_weight, temperature, self._combination)
+
+    def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
+        for own, teacher in enumerate(self._teachers):
+            teacher.require_signals(datasets, augmented, own if self._combination == "by_row" else None)
 
     def each(self, shape: Shape) -> list[tuple[Teacher, Shape]]:
         rows_of = shape.following if self._combination == "by_row" else lambda number: shape

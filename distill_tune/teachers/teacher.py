@@ -10,6 +10,8 @@ import torch
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.batch import Batch
 from distill_tune.data.shape import Shape
+from distill_tune.data.tokenised_rows import TokenisedRows
+from distill_tune.losses import Divergence, TokenWeight
 from distill_tune.models.checkpoint import Checkpoint
 
 from torchtune.modules import TransformerDecoder
@@ -70,6 +72,33 @@ class Teacher:
 
         Raises:
             UserError: it cannot read so many tokens, or not one of these, or it reads one as another token.
+        """
+
+    def require_loss(
+        self,
+        divergence: Divergence,
+        token_weight: TokenWeight | None,
+        temperature: float | None,
+        combination: str | None = None,
+    ) -> None:
+        """
+        Args:
+            temperature: of the whole run; None where it changes.
+            combination: of several teachers, of which this is one.
+
+        Raises:
+            UserError: its signal cannot serve this loss.
+        """
+
+    def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
+        """
+        Args:
+            datasets: all rows that it will be asked about.
+            augmented: their prompts change each time.
+            number: its own among several teachers that rows choose from: about others' rows it is not asked.
+
+        Raises:
+            UserError: it has no signal for some of them.
         """
 
     def each(self, shape: Shape) -> "list[tuple[Teacher, Shape]]":

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, losses, models, teachers
 from distill_tune.config.components import build
+from distill_tune.config.trust import may_be_called
 from distill_tune.config.values import needs_teacher
 from distill_tune.disk import sampled_digest
 from distill_tune.errors import CollectedFaults, FinishedRun
@@ -141,7 +142,23 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
     faults.tell()
     common_vocab_size = teacher.check(student, student_checkpoint, tokenizer)
     models.match_layers(student, teacher, hidden_loss)
+    _require_loss(cfg, teacher)
     return Models(student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size)
+
+
+def _require_loss(cfg: DictConfig, teacher: teachers.Teacher) -> None:
+    """
+    Raises:
+        UserError: the teacher's signal cannot serve the config's losses; of code from elsewhere the loss itself tells.
+    """
+    if not (may_be_called(cfg.get("kd_loss")) and may_be_called(cfg.get("kd_token_weight"))):
+        return
+    temperature = cfg.get("temperature", 1.0)
+    teacher.require_loss(
+        build("kd_loss", cfg.get("kd_loss"), losses.ForwardKL()),
+        build("kd_token_weight", cfg.get("kd_token_weight")),
+        float(temperature) if isinstance(temperature, int | float) else None,
+    )
 
 
 def reading_of(cfg: DictConfig, teacher_names: Sequence[str]) -> data.Reading:
@@ -207,6 +224,7 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
         require_same_on_all_ranks("dataset", plan.identity)
         models.require_rows("model", built.student, plan.longest, plan.largest_token)
         built.teacher.require_rows(plan.longest_of_teacher, plan.used_tokens)
+        built.teacher.require_signals(rows, training_rows and bool(augmentations))
         return plan
 
     plan = plan_of(cfg.dataset, cfg.batch_size, cfg.get("gradient_accumulation_steps", 1), True)
