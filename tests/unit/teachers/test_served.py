@@ -7,12 +7,11 @@ import random
 import shutil
 import signal
 import threading
-import urllib.request
 
 import pytest
 import torch
 from omegaconf import OmegaConf
-from served import started
+from served import Proxy, started
 from tiny import VOCAB_SIZE, write_model
 from tiny_tokenizer import write_tokenizer
 
@@ -87,45 +86,6 @@ def loss_of(signal, batch, temperature=1.0, divergence=None):
         divergence=divergence or ForwardKL(),
     )
     return sums.loss.item()
-
-
-class Proxy:
-    """Between a run and a server: fails where it is told to."""
-
-    def __init__(self, url, fails):
-        proxy = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def answer(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                proxy.asked += self.path.startswith("/score")
-                how = fails(self.path, proxy.asked)
-                if how == "hang up":
-                    return
-                if how == "overloaded":
-                    self.send_error(503)
-                    return
-                request = urllib.request.Request(url + self.path, body or None, method=self.command)
-                with urllib.request.urlopen(request) as response:
-                    content = response.read()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content[: len(content) // 2] if how == "half" else content)
-
-            do_GET = do_POST = answer
-
-            def log_message(self, *arguments):
-                pass
-
-        self.asked = 0
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture
