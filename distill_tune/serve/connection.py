@@ -1,6 +1,8 @@
 """One request to a server, by the standard library alone."""
 
+import contextlib
 import http.client
+import json
 import ssl
 import urllib.parse
 from collections.abc import Mapping
@@ -89,7 +91,7 @@ class Server:
             connection.close()
         if answer.status == 200:
             return found
-        reason = " ".join(found.decode(errors="replace").split())[:_TOLD]
+        reason = _reason(found.decode(errors="replace"))
         if answer.status in _TRY_AGAIN:
             raise NoAnswer(f"{answer.status}: {reason}")
         raise Refused(answer.status, reason)
@@ -99,3 +101,12 @@ class Server:
             context = ssl.create_default_context()
             return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout, context=context)
         return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+
+
+def _reason(text: str) -> str:
+    """What a server says of a fault: of OpenAI's form and FastAPI's its message alone."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        told = json.loads(text)
+        error = told.get("error", told)
+        text = str(error["message"] if "message" in error else error["detail"])
+    return " ".join(text.split())[:_TOLD]

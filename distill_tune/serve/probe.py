@@ -105,7 +105,7 @@ def require_known_answer(engines: Sequence[Engine], tokens: Tokens, vocab_size: 
     """
     size = engines[0].about.vocab_size
     encoding = TopEncoding(vocab_size if size is None else min(size, vocab_size), min(k, vocab_size))
-    batch = _sentence(tokens)
+    batch = _sentence(engines, tokens)
     try:
         records = [_asked(engine, batch, encoding) for engine in engines]
     except Refused as error:
@@ -131,7 +131,7 @@ def require_temperature(engines: Sequence[Engine], tokens: Tokens, vocab_size: i
     Raises:
         UserError: log-probabilities are not softened by the temperature that is asked for.
     """
-    batch = _sentence(tokens)
+    batch = _sentence(engines, tokens)
     for engine in engines:
         if isinstance(engine, DistillTune):
             continue
@@ -169,8 +169,9 @@ def _asked(engine: Engine, batch: Batch, encoding: TopEncoding) -> TopTokens:
     return encoding.decode(engine.records(batch, encoding, 0))
 
 
-def _sentence(tokens: Tokens) -> Batch:
-    row = torch.tensor(tokens.sentence, dtype=torch.int32)
+def _sentence(engines: Sequence[Engine], tokens: Tokens) -> Batch:
+    most = min(engine.about.most_tokens or len(tokens.sentence) for engine in engines)
+    row = torch.tensor(tokens.sentence[:most], dtype=torch.int32)
     return joined([Row(row, row)])
 
 
