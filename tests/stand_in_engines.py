@@ -6,8 +6,8 @@ Of vLLM (docs.vllm.ai: OpenAI-compatible server; Completions, extra parameters):
 minus infinity as -9999; temperature without effect but with ``--logprobs-mode processed_logprobs``.
 
 Of SGLang (docs.sglang.io: native APIs, sampling parameters): ``/v1/models``; ``/generate`` with ``input_ids``, whose
-answers have in ``meta_info``: ``input_token_logprobs`` and ``input_top_logprobs`` from ``logprob_start_len`` on, each of
-log-probability, id and text, of the first without a log-probability.
+answers have in ``meta_info``: ``input_token_logprobs`` and ``input_top_logprobs`` from ``logprob_start_len`` on, each
+of log-probability, id and text, of the first without a log-probability.
 """
 
 import http.server

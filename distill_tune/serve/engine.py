@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, Protocol
 
 from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding
 from distill_tune.data.batch import Batch
-from distill_tune.serve.connection import NoAnswer, Refused, Server
+from distill_tune.errors import UserError
+from distill_tune.serve.connection import NoAnswer, Server
 
 AnyEncoding = SampledEncoding | TopEncoding | HiddenEncoding
 
@@ -34,7 +35,10 @@ class About(NamedTuple):
 
 
 class Engine(Protocol):
-    """Its methods raise :class:`NoAnswer` and :class:`Refused`; an answer that is none of its form is no answer."""
+    """Its methods raise :class:`~distill_tune.serve.connection.ServerError`.
+
+    An answer that is none of its form is no answer.
+    """
 
     server: Server
     about: About
@@ -66,7 +70,8 @@ def models_of(server: Server, named: str | None) -> dict[str, Any]:
     """The model that a server of OpenAI's form serves, as it tells of it.
 
     Raises:
-        NoAnswer, Refused: it tells of none, or not of the one that is named.
+        NoAnswer, Refused: it tells of none.
+        UserError: it serves others, or several.
     """
     try:
         cards = {str(card["id"]): card for card in asked_for_json(server, "/v1/models")["data"]}
@@ -76,5 +81,5 @@ def models_of(server: Server, named: str | None) -> dict[str, Any]:
         return next(iter(cards.values()))
     if named not in cards:
         what = f"does not serve model={named}" if named else "serves several models: name one with model"
-        raise Refused(404, f"{what}; there are {', '.join(cards) or 'none'}")
+        raise UserError(f"url={server.url}: {what}; there are {', '.join(cards) or 'none'}")
     return cards[named]

@@ -19,7 +19,7 @@ def find_engine(server: Server, engine: str, model: str | None) -> Engine:
         model: of those that the server serves; None where there is one.
 
     Raises:
-        UserError: there is none, or it wants another token.
+        UserError: there is none, it wants another token, or does not serve that model.
     """
     told = f"url={server.url}"
     found: list[str] = []
@@ -31,7 +31,7 @@ def find_engine(server: Server, engine: str, model: str | None) -> Engine:
         except Refused as error:
             if error.status in (401, 403):
                 raise UserError(f"{told}: wants another token, or one ({error}); set token") from error
-            if error.status != _NOT_THERE or name != own.NAME:
+            if error.status != _NOT_THERE:
                 raise UserError(f"{told}: {error}") from error
             found.append(f"{name}: {error}")
         except Unreachable as error:

@@ -137,6 +137,8 @@ class Served(Teacher):
             # Of hidden states the whole layer; else what is left out of a longer vocabulary is padding.
             self._vocab_size = about.vocab_size if self._kind == "hidden" and about.vocab_size else common
             known = require_known_answer(self._engines, self._tokens, self._vocab_size, self._settings.get("k", 1))
+            if self._temperature != 1:
+                require_temperature(self._engines, self._tokens, self._vocab_size, self._temperature)
         except UserError as error:
             raise UserError(f"{_KEY}.{error}" if str(error).startswith("url=") else f"{_KEY}: {error}") from error
         except ServerError as error:
@@ -205,13 +207,6 @@ class Served(Teacher):
         if reason:
             raise UserError(f"{_KEY}.kind={self._kind}: {reason}")
         self._temperature = temperature
-        if temperature != 1:
-            try:
-                require_temperature(self._engines, self._tokens, self._vocab_size, temperature)
-            except ServerError as error:
-                raise UserError(f"{_KEY}.url={self._servers[0].url}: {error}") from error
-            except UserError as error:
-                raise UserError(f"{_KEY}.{error}") from error
 
     def load(
         self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False

@@ -23,7 +23,7 @@ Shard = Callable[[TransformerDecoder], torch.device]
 class Teacher:
     """Gives a signal for each batch. The recipes call, in this order:
 
-    1. :meth:`check`, before anything is loaded: whether it can teach this student.
+    1. :meth:`require_loss` and :meth:`check`, before anything is loaded: whether it can teach this student so.
     2. :meth:`load`: its weights.
     3. :meth:`expect`: which batches will come. Before a step's first, of a teacher that ``may_be_lost``, :meth:`lost`.
        For each batch, the teacher itself: the signal for the supervised positions. :meth:`release` after a step's last.

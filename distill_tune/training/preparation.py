@@ -140,9 +140,9 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
             needs_weights=needs_weights,
         )
     faults.tell()
+    _require_loss(cfg, teacher)
     common_vocab_size = teacher.check(student, student_checkpoint, tokenizer)
     models.match_layers(student, teacher, hidden_loss)
-    _require_loss(cfg, teacher)
     return Models(student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size)
 
 

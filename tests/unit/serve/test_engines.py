@@ -50,8 +50,8 @@ def opened(student_folder):
 
     def open_teacher(server, temperature=1.0, **settings):
         teacher = teachers.Served(server.url, **{"k": K, "retries": 0} | settings)
-        teacher.check(student, checkpoint, None)
         teacher.require_loss(ForwardKL(), None, temperature)
+        teacher.check(student, checkpoint, None)
         teacher.require_rows(40, numpy.arange(3, VOCAB_SIZE))
         teacher.load(None, torch.device("cpu"))
         return teacher

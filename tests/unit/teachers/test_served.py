@@ -49,8 +49,8 @@ def opened(student):
 
     def open_teacher(url, divergence=None, temperature=1.0, **settings):
         teacher = teachers.Served(url, **settings)
-        teacher.check(*student, None)
         teacher.require_loss(divergence or ForwardKL(), None, temperature)
+        teacher.check(*student, None)
         teacher.load(None, torch.device("cpu"))
         return teacher
 
