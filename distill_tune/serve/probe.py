@@ -104,7 +104,8 @@ def require_known_answer(engines: Sequence[Engine], tokens: Tokens, vocab_size: 
         NoAnswer, Refused: there is no answer.
     """
     size = engines[0].about.vocab_size
-    encoding = TopEncoding(vocab_size if size is None else min(size, vocab_size), min(k, vocab_size))
+    most = min([k, vocab_size, *(engine.about.most_log_probs or k for engine in engines)])
+    encoding = TopEncoding(vocab_size if size is None else min(size, vocab_size), most)
     batch = _sentence(engines, tokens)
     try:
         records = [_asked(engine, batch, encoding) for engine in engines]

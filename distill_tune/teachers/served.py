@@ -30,6 +30,7 @@ from torchtune.modules import TransformerDecoder
 
 TOKEN = "DISTILL_TUNE_SERVE_TOKEN"
 _KEY = "teacher_model"
+_LISTED = 50  # log-probabilities of a known sentence
 _KINDS = ("sampled", "top_k", "hidden")
 
 
@@ -136,7 +137,9 @@ class Served(Teacher):
             common = models.common_vocabulary(student, about.vocab_size or models.output_head(student).vocab_size)
             # Of hidden states the whole layer; else what is left out of a longer vocabulary is padding.
             self._vocab_size = about.vocab_size if self._kind == "hidden" and about.vocab_size else common
-            known = require_known_answer(self._engines, self._tokens, self._vocab_size, self._settings.get("k", 1))
+            known = require_known_answer(
+                self._engines, self._tokens, self._vocab_size, self._settings.get("k", _LISTED)
+            )
             if self._temperature != 1:
                 require_temperature(self._engines, self._tokens, self._vocab_size, self._temperature)
         except UserError as error:

@@ -3,6 +3,8 @@
 import json
 import signal
 import socket
+import threading
+import time
 
 import pytest
 import torch
@@ -171,6 +173,20 @@ def test_a_signal_ends_it_with_a_line(start_cli, teacher_folder, number):
     output, errors = command.told()
     assert f"stopped by {signal.Signals(number).name}" in output
     assert errors == ""
+
+
+def test_a_request_under_way_is_answered_before_it_ends(start_cli, teacher_folder):
+    command, url = started(start_cli, "--teacher", teacher_folder)
+    many = joined([Row(torch.ones(100, dtype=torch.int32), torch.ones(100, dtype=torch.int32))] * 400)
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(asked(Server(url), many, "top_k")))
+    asking.start()
+    time.sleep(0.3)
+    assert asking.is_alive()
+    command.send_signal(signal.SIGTERM)
+    asking.join()
+    assert len(answers[0]) == 400 * 99
+    assert command.wait(30) == 0
 
 
 def test_what_it_cannot_serve_is_told(cli, teacher_folder, tmp_path):
