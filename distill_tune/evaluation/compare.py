@@ -5,6 +5,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 
@@ -167,7 +168,9 @@ def _seconds(device: torch.device) -> float:
 def _signal(model: Teacher, batch: Batch) -> TeacherSignal:
     """Of several teachers whose divergences are added up, their mixture."""
     signal = model(batch)
-    return MixtureOfTeachers(signal.signals, signal.weights) if isinstance(signal, SumOfTeachers) else signal
+    if isinstance(signal, SumOfTeachers):
+        return MixtureOfTeachers(cast(Sequence[TeacherSignal], signal.signals), signal.weights)  # of live ones
+    return signal
 
 
 def _logits(signal: TeacherSignal, start: int, stop: int, slot: int) -> torch.Tensor:

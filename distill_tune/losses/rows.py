@@ -45,6 +45,8 @@ class Mixture:
 
 # (ce sum, kd sum, gradient ``[b, v]``)
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+# What makes it: of the student's logits, targets, what the teachers say, and memory to work in, three times ``[b, v]``.
+Work = Callable[[Mixture, torch.Tensor, torch.Tensor, Sequence[Word], Sequence[torch.Tensor]], Part]
 
 
 def losses_and_gradient(
@@ -83,18 +85,15 @@ def losses_and_gradient(
     ce = kd = torch.zeros((), device=logits.device)
     part_bytes = _PART_BYTES.get(logits.device.type, _PART_BYTES["cuda"])
     rows = max(1, part_bytes // (4 * logits.shape[1]))
-    in_place = _in_place(mixture, logits, words)
+    work = _in_place(mixture, logits, words) or _plain
     # Made once for all parts: memory that is new each time costs as much as an exponential.
-    scratch = [] if in_place else [logits.new_empty(rows, logits.shape[1], dtype=torch.float32) for _ in range(3)]
+    scratch = [logits.new_empty(rows, logits.shape[1], dtype=torch.float32) for _ in range(3)]
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
         of_part = [word[part] for word in words]
         student = logits[part].float()
-        if in_place:
-            ce_part, kd_part, gradient = in_place(mixture, student, targets[part], of_part)
-        else:
-            own = [memory[: len(student)] for memory in scratch]
-            ce_part, kd_part, gradient = _plain(mixture, student, targets[part], of_part, own)
+        own = [memory[: len(student)] for memory in scratch]
+        ce_part, kd_part, gradient = work(mixture, student, targets[part], of_part, own)
         if gradient.data_ptr() != out[part].data_ptr():
             out[part] = gradient
         ce, kd = ce + ce_part, kd + kd_part
@@ -118,9 +117,7 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _in_place(
-    mixture: Mixture, logits: torch.Tensor, words: Sequence[Word]
-) -> Callable[[Mixture, torch.Tensor, torch.Tensor, Sequence[Word]], Part] | None:
+def _in_place(mixture: Mixture, logits: torch.Tensor, words: Sequence[Word]) -> Work | None:
     """What does the work of :func:`_plain` for the usual losses where all is of the same tokens; None for others."""
     v = logits.shape[1]
     if not _is_usual(mixture) or mixture.softcap is not None or mixture.common_vocab_size not in (None, v):
@@ -131,7 +128,13 @@ def _in_place(
     return _shared if same and type(mixture.divergence) is ForwardKL else None
 
 
-def _scattered(mixture: Mixture, student: torch.Tensor, targets: torch.Tensor, words: Sequence[Word]) -> Part:
+def _scattered(
+    mixture: Mixture,
+    student: torch.Tensor,
+    targets: torch.Tensor,
+    words: Sequence[Word],
+    scratch: Sequence[torch.Tensor],
+) -> Part:
     """:func:`_plain` for cross-entropy, and a record's divergence where there is one: the student's exponentials, each
     row times one number, and what the target and the record's tokens have besides."""
     ce_share = 1 - mixture.kd_ratio if words else 1.0
@@ -143,27 +146,37 @@ def _scattered(mixture: Mixture, student: torch.Tensor, targets: torch.Tensor, w
     else:
         record, temperature = words[0], mixture.temperature
         assert isinstance(record, SparseSignal)
-        of_ce = student.exp() if temperature != 1 and ce_share else None
-        tokens = record.ids.long()
-        scaled = _scaled(student, temperature)
-        found = against(record, mixture.divergence, scaled.gather(1, tokens), scaled.exp_())
+        tokens, of_ce = record.ids.long(), None
+        at_tokens = student.gather(1, tokens).div_(temperature)
+        if ce_share and temperature not in (1, 2):
+            of_ce = torch.exp(student, out=scratch[0])
+        exponentials = _scaled(student, temperature).exp_()
+        if ce_share and temperature == 2:  # an exponential takes ten times as long as a product
+            of_ce = torch.square(exponentials, out=scratch[0])
+        found = against(record, mixture.divergence, at_tokens, exponentials)
         weight = mixture.kd_weight / temperature  # 1/T from the chain rule through logits / T
         of_tokens, of_rest, kd = found.of_tokens * weight, found.of_rest * weight, found.values.sum()
         if temperature == 1:
             ce_sum = found.total
             of_tokens += found.tokens * (ce_share / ce_sum)
             of_rest += ce_share / ce_sum
-        gradient = scaled.mul_(of_rest).scatter_add_(1, tokens, of_tokens)
+        gradient = exponentials.mul_(of_rest).scatter_add_(1, tokens, of_tokens)
         if of_ce is not None:
             ce_sum = of_ce.sum(-1, keepdim=True)
-            gradient.add_(of_ce.mul_(ce_share / ce_sum))
+            gradient.addcmul_(of_ce, ce_share / ce_sum)
         if not ce_share:
             return kd.new_zeros(()), kd, gradient
     gradient.scatter_add_(1, targets[:, None], gradient.new_full((len(targets), 1), -ce_share))
     return (ce_sum.log() - at_target).sum(), kd, gradient
 
 
-def _shared(mixture: Mixture, student: torch.Tensor, targets: torch.Tensor, words: Sequence[Word]) -> Part:
+def _shared(
+    mixture: Mixture,
+    student: torch.Tensor,
+    targets: torch.Tensor,
+    words: Sequence[Word],
+    scratch: Sequence[torch.Tensor],
+) -> Part:
     """:func:`_plain` for cross-entropy and forward KL: as few exponentials a logit as there can be, all in place.
 
     With shifted logits s and t, and Z the sums of their exponentials, KL = sum(e^t (t - s)) / Z_t - log Z_t + log Z_s.
@@ -175,10 +188,10 @@ def _shared(mixture: Mixture, student: torch.Tensor, targets: torch.Tensor, word
     at_target = student.gather(1, targets[:, None])
     of_ce = None
     if temperature != 1:
-        of_ce = student.exp() if has_ce else None
+        of_ce = torch.exp(student, out=scratch[0]) if has_ce else None
         student.div_(temperature)
         teacher.div_(temperature)
-    difference = teacher - student
+    difference = torch.sub(teacher, student, out=scratch[1])
     student_sum = student.exp_().sum(-1, keepdim=True)
     teacher_sum = teacher.exp_().sum(-1, keepdim=True)
     gap = torch.linalg.vecdot(teacher, difference)[:, None] / teacher_sum
@@ -191,7 +204,7 @@ def _shared(mixture: Mixture, student: torch.Tensor, targets: torch.Tensor, word
         gradient = student.mul_(weight / student_sum).sub_(teacher.mul_(weight / teacher_sum))
         if of_ce is not None:
             ce_sum = of_ce.sum(-1, keepdim=True)
-            gradient.add_(of_ce.mul_((1 - mixture.kd_ratio) / ce_sum))
+            gradient.addcmul_(of_ce, (1 - mixture.kd_ratio) / ce_sum)
     if not has_ce:
         return kd.new_zeros(()), kd, gradient
     share = gradient.new_full(targets[:, None].shape, mixture.kd_ratio - 1)

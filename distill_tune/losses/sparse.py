@@ -117,7 +117,7 @@ class SampledTokens(Record):
 class TopTokens(Record):
     """The teacher's likeliest tokens and the mass of all others: any divergence over these k + 1 events.
 
-    It is what :class:`~distill_tune.losses.TopK` compares, kept. Nothing is renormalised.
+    It is what :class:`~distill_tune.losses.TopK` compares, kept. The tokens alone are never made to add up to 1.
 
     Attributes:
         ids: distinct tokens of each row, ``[n, k]``, int32 or int64; any with a log-probability of -inf where a row has
@@ -157,7 +157,8 @@ class TopTokens(Record):
         Args:
             student: over the record's tokens and the rest, ``[n, k + 1]``; may be overwritten.
         """
-        log_probs = torch.cat([self.log_probs, self.log_rest[:, None]], 1).float()
+        # Of all k + 1 events together: where they were stored in few bits, their sum is no longer 1.
+        log_probs = torch.cat([self.log_probs, self.log_rest[:, None]], 1).float().log_softmax(-1)
         if isinstance(divergence, TopK):
             divergence = divergence.divergence
         return divergence(student, Distribution(log_probs, log_probs.exp()))

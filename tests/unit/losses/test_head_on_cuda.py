@@ -4,7 +4,7 @@ import pytest
 import torch
 from stand_in_cuda import cuda_branches
 
-from distill_tune.losses import CrossEntropy, ForwardKL, LinearProjection, distillation_loss, head, rows
+from distill_tune.losses import CrossEntropy, ForwardKL, LinearProjection, TopTokens, distillation_loss, head, rows
 from distill_tune.losses.divergences import ReverseKL
 from distill_tune.losses.rows import Mixture
 from distill_tune.losses.signals import HiddenStates
@@ -32,7 +32,7 @@ def launched(monkeypatch):
     return calls
 
 
-def step(dtype, weight_dtype, bias=True, softcap=None, **settings):
+def step(dtype, weight_dtype, bias=True, softcap=None, record_of=None, **settings):
     """Loss, both sums, and the gradients of hidden states, weight and bias, all as float32."""
     generator = torch.Generator().manual_seed(0)
 
@@ -42,6 +42,8 @@ def step(dtype, weight_dtype, bias=True, softcap=None, **settings):
     hidden = values(N, D, dtype=dtype).requires_grad_()
     trained = [values(V, D, scale=0.5).requires_grad_(), *([values(V).requires_grad_()] if bias else [])]
     of_teacher = HiddenStates(values(N, 16, dtype=dtype), LinearProjection(values(V_T, 16, dtype=dtype), softcap=30.0))
+    if record_of is not None:
+        of_teacher = record_of(of_teacher.logits(0, N, of_teacher.memory(N))[:, :V], 12)
     targets = torch.randint(V, (N,), generator=generator)
     sums = distillation_loss(
         hidden,
@@ -86,10 +88,17 @@ def test_losses_and_gradients_are_those_of_the_cpu(dtype, weight_dtype, toleranc
     assert_near(found, wanted, tolerance)
 
 
-@pytest.mark.parametrize("without", ["triton", "the usual loss"])
-def test_where_there_is_no_kernel_the_plain_formulas_are_taken(without, launched, monkeypatch):
+@pytest.mark.parametrize(
+    ("without", "settings"),
+    [
+        ("triton", {}),
+        ("the usual loss", {"divergence": ReverseKL()}),
+        ("all logits", {"record_of": lambda logits, k: TopTokens.of(logits, k, 2.0)}),
+    ],
+)
+def test_where_there_is_no_kernel_the_plain_formulas_are_taken(without, settings, launched, monkeypatch):
     monkeypatch.setattr(rows, "_has_triton", lambda: without != "triton")
-    settings = {"kd_ratio": 0.3, "temperature": 2.0} | ({"divergence": ReverseKL()} if without != "triton" else {})
+    settings = {"kd_ratio": 0.3, "temperature": 2.0, **settings}
     wanted = step(torch.bfloat16, torch.float32, **settings)
     with cuda_branches():
         found = step(torch.bfloat16, torch.float32, **settings)

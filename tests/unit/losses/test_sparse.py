@@ -69,6 +69,7 @@ SETTINGS = [
     {},
     {"kd_ratio": 1.0},
     {"temperature": 2.0},
+    {"temperature": 0.7},
     {"temperature": 2.0, "kd_ratio": 1.0},
     {"softcap": 3.0},
     {"softcap": 3.0, "temperature": 0.7},
@@ -247,6 +248,22 @@ def test_tokens_that_only_fill_a_row_count_nothing():
             assert sums.loss.item() == pytest.approx(wanted.loss.item(), rel=1e-6)
             for gradient, right in zip(gradients, wanted_gradients, strict=True):
                 torch.testing.assert_close(gradient, right, rtol=1e-5, atol=1e-6)
+
+
+def test_log_probabilities_that_storage_has_rounded_are_one_distribution():
+    x = example()
+    record = TopTokens.of(x[3], K)
+    coarse = TopTokens(record.ids, (record.log_probs * 8).round() / 8, (record.log_rest * 8).round() / 8, 1.0, V)
+    mass = coarse.log_probs.exp().sum(1) + coarse.log_rest.exp()
+    assert (mass - 1).abs().max() > 0.02
+
+    def formula(q):
+        rest = torch.ones_like(q, dtype=torch.bool).scatter(1, coarse.ids.long(), False)
+        rest = q.where(rest, -torch.inf).logsumexp(-1)
+        events = torch.cat([coarse.log_probs, coarse.log_rest[:, None]], 1).double().log_softmax(-1)
+        return kl(events, torch.cat([q.gather(1, coarse.ids.long()), rest[:, None]], 1))
+
+    assert_exact(ours(x, coarse, kd_ratio=1.0), exact(x, formula, kd_ratio=1.0))
 
 
 def test_each_of_several_records_has_its_share():
