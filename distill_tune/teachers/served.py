@@ -108,7 +108,7 @@ class Served(Teacher):
                 raise UserError(f"{name}={number}: must be at least 1")
         if timeout <= 0 or retries < 0 or seed < 0:
             raise UserError(f"timeout={timeout}, retries={retries}, seed={seed}: must be above 0, and at least 0")
-        self._kind, self._seed = kind, seed
+        self.kind, self._seed = kind, seed
         self._settings = {"draws": draws} if kind == "sampled" else {"k": k} if kind == "top_k" else {}
         self._engine, self._model = engine, model
         token = token or os.environ.get(TOKEN) or None
@@ -136,7 +136,7 @@ class Served(Teacher):
                 self._differing |= self._tokens.differing(engine)
             common = models.common_vocabulary(student, about.vocab_size or models.output_head(student).vocab_size)
             # Of hidden states the whole layer; else what is left out of a longer vocabulary is padding.
-            self._vocab_size = about.vocab_size if self._kind == "hidden" and about.vocab_size else common
+            self._vocab_size = about.vocab_size if self.kind == "hidden" and about.vocab_size else common
             known = require_known_answer(
                 self._engines, self._tokens, self._vocab_size, self._settings.get("k", _LISTED)
             )
@@ -150,17 +150,17 @@ class Served(Teacher):
         if len(set(told)) > 1:
             raise UserError(f"{_KEY}.url: the servers do not serve the same teacher ({', '.join(told)})")
         self.content = hashlib.sha256(told[0].encode()).hexdigest()
-        self.width = about.width if self._kind == "hidden" else 0
-        print(describe(self._engines, self._kind, known))
+        self.width = about.width if self.kind == "hidden" else 0
+        print(describe(self._engines, self.kind, known))
         return common
 
     def _require_kind(self) -> None:
         for engine in self._engines:
             about, told = engine.about, f"url={engine.server.url}"
-            if self._kind not in about.kinds:
+            if self.kind not in about.kinds:
                 raise UserError(
                     f"{told}: {about.engine}, serving {about.model}, gives {', '.join(about.kinds)}, "
-                    f"not kind={self._kind}"
+                    f"not kind={self.kind}"
                 )
             if about.most_log_probs is not None and self._settings.get("k", 0) > about.most_log_probs:
                 raise UserError(
@@ -191,15 +191,15 @@ class Served(Teacher):
         temperature: float | None,
         combination: str | None = None,
     ) -> None:
-        if self._kind == "hidden":
+        if self.kind == "hidden":
             return
         if temperature is None:
             raise UserError(
-                f"{_KEY}.kind={self._kind}: a record serves one temperature, and temperature is a schedule: take kind "
+                f"{_KEY}.kind={self.kind}: a record serves one temperature, and temperature is a schedule: take kind "
                 "hidden, which serves any"
             )
         reason = unserved(
-            self._kind,
+            self.kind,
             divergence,
             token_weight,
             temperature=temperature,
@@ -208,7 +208,7 @@ class Served(Teacher):
             combination=combination,
         )
         if reason:
-            raise UserError(f"{_KEY}.kind={self._kind}: {reason}")
+            raise UserError(f"{_KEY}.kind={self.kind}: {reason}")
         self._temperature = temperature
 
     def load(
@@ -216,12 +216,12 @@ class Served(Teacher):
     ) -> None:
         self._requests = Requests(self._engines, concurrency=self._concurrency, retries=self._retries)
         settings: dict[str, Any] = {"vocab_size": self._vocab_size}
-        if self._kind != "hidden":
+        if self.kind != "hidden":
             self._encoding: AnyEncoding = encoding_of(
-                self._kind, settings | self._settings | {"temperature": self._temperature}
+                self.kind, settings | self._settings | {"temperature": self._temperature}
             )
             return
-        self._encoding = encoding_of(self._kind, settings | {"width": self.width})
+        self._encoding = encoding_of(self.kind, settings | {"width": self.width})
         first: Engine = self._engines[0]
         assert isinstance(first, DistillTune)
         try:

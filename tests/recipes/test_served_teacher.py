@@ -70,6 +70,16 @@ def test_sampled_records_train_and_their_loss_is_the_divergence(write_config, se
     assert [line["kd_loss"] for line in found] == pytest.approx([line["kd_loss"] for line in live], rel=0.05)
 
 
+def test_compare_measures_beside_served_hidden_states_and_refuses_others(served, cli, url, student_folder, rows_file):
+    rows = {"dataset_val": {"_component_": "distill_tune.data.instruct", "source": str(rows_file)}}
+    served(url, kind="hidden", changes=rows)
+    done = cli("compare", "--config", "config.yaml", student_folder, "--rows", 8)
+    assert done.returncode == 0, done.stderr
+    served(url, changes=rows)
+    done = cli("compare", "--config", "config.yaml", student_folder, "--rows", 8)
+    assert "teacher_model.kind=top_k: compare needs whole distributions; take kind=hidden" in done.stderr
+
+
 @pytest.mark.parametrize("in_validation", [False, True])
 def test_a_run_whose_servers_die_leaves_a_checkpoint_and_goes_on_bit_for_bit(
     served, run, cli, url, tmp_path, rows_file, in_validation
