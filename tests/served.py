@@ -24,7 +24,8 @@ class Proxy:
     """Between a run and a server.
 
     Args:
-        fails: how, of the path and the number of scorings asked for: ``hang up``, ``overloaded``, ``half`` an answer.
+        fails: how, of the path and the number of scorings asked for: ``hang up``, ``overloaded``, ``half`` an
+            answer, ``silent`` for a second.
     """
 
     def __init__(self, url, fails):
@@ -35,7 +36,9 @@ class Proxy:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 proxy.asked += self.path.startswith("/score")
                 how = fails(self.path, proxy.asked)
-                if how == "hang up":
+                if how == "silent":
+                    time.sleep(1)
+                if how in ("hang up", "silent"):
                     return
                 if how == "overloaded":
                     self.send_error(503)

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -184,6 +185,15 @@ def test_a_server_that_dies_is_left_out_and_told(url, proxied, opened, no_waits,
     wanted = losses_of(opened(url), all_batches)
     assert losses_of(opened([dying.url, url], retries=2, concurrency=1), all_batches) == wanted
     assert f"teacher at {dying.url}: left out" in capsys.readouterr().out
+
+
+def test_a_server_that_is_silent_counts_as_failed(url, proxied, opened, no_waits):
+    silent = proxied(lambda path, asked: "silent" if asked > 1 else None)
+    all_batches = batches(2)
+    wanted = losses_of(opened(url), all_batches)
+    started = time.monotonic()
+    assert losses_of(opened([silent.url, url], timeout=0.2), all_batches) == wanted
+    assert time.monotonic() - started < 2
 
 
 def test_once_all_have_died_it_is_lost_with_their_reasons(proxied, opened, no_waits):
