@@ -1,5 +1,6 @@
 """A served teacher asked by a run: what is proven before any step, and what failures leave of the loss."""
 
+import dataclasses
 import http.server
 import json
 import os
@@ -177,6 +178,23 @@ def test_halves_of_a_batch_are_asked_for_anew(url, opened):
     first, second = whole.halves()
     assert len(teacher(first)) + len(teacher(second)) == len(whole.supervised_positions)
     assert [one.digests for one in teacher._coming] == [following.digests]
+
+
+@pytest.mark.parametrize("combination", ["by_row", "sum"])
+def test_each_of_several_asks_ahead_for_what_it_reads(proxied, opened, combination):
+    proxies = [proxied(lambda path, asked: None) for _ in range(2)]
+    both = [opened(proxy.url) for proxy in proxies]
+    teacher = teachers.SeveralTeachers(both, [1.0, 1.0], ["a", "b"], combination)
+    assert teacher.may_be_lost
+    before = [proxy.asked for proxy in proxies]
+    all_batches = [dataclasses.replace(batch, teacher_ids=(0, 1)) for batch in batches(3)]
+    teacher.expect(iter(all_batches))
+    for batch in all_batches:
+        assert teacher.lost([batch]) is None
+        first, second = teacher(batch).signals
+        wanted = batch.num_supervised if combination == "by_row" else [sum(batch.num_supervised)] * 2
+        assert [len(first), len(second)] == list(wanted)
+    assert [proxy.asked - asked for proxy, asked in zip(proxies, before, strict=True)] == [3, 3]
 
 
 def test_a_server_that_dies_is_left_out_and_told(url, proxied, opened, no_waits, capsys):
