@@ -52,10 +52,11 @@ class Scorer:
             seed: of what is drawn, with what the row contains.
         """
         blobs = []
-        for part in self._parts(rows):
-            batch = joined(part)
-            signal = self.teacher(batch.to(self.device))
-            blobs += encoded(encoding, signal, batch.digests, batch.num_supervised, seed)
+        with torch.accelerator.device_index(self.device.index):  # each thread has a device of its own
+            for part in self._parts(rows):
+                batch = joined(part)
+                signal = self.teacher(batch.to(self.device))
+                blobs += encoded(encoding, signal, batch.digests, batch.num_supervised, seed)
         return blobs
 
     def _parts(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
