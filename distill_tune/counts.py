@@ -2,5 +2,6 @@
 
 
 def counted(number: int, what: str) -> str:
-    """``1 row``, ``1,200 rows``."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+    """``1 row``, ``1,200 rows``, ``2 batches``."""
+    plural = "es" if what.endswith(("ch", "ss")) else "s"
+    return f"{number:,} {what}{'' if number == 1 else plural}"

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from rich.filesize import decimal
-
 from distill_tune.errors import UserError
+from distill_tune.sizes import binary
 
 Value = TypeVar("Value")
 
@@ -167,7 +166,7 @@ def lacking_space(folder: Path, num_bytes: int) -> str | None:
     free = shutil.disk_usage(there).free
     if free >= num_bytes:
         return None
-    return f"{decimal(num_bytes)} are needed, {there} has {decimal(free)} left"
+    return f"{binary(num_bytes)} are needed, {there} has {binary(free)} left"
 
 
 def require_space(key: str, folder: Path, num_bytes: int) -> None:

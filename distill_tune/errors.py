@@ -1,6 +1,6 @@
 """The one exception that a user sees."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from distill_tune.counts import counted
 
@@ -37,6 +37,9 @@ class CollectedFaults:
     def __init__(self, where: str) -> None:
         self._where = where
         self._faults: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._faults)
 
     def __enter__(self) -> None:
         return None

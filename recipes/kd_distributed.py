@@ -46,6 +46,7 @@ def main(cfg: DictConfig) -> None:
     identity = steps.identity_with(built)
     if state:
         state.require_same_plan(checkpoint, identity, cfg.get("resume_with_changes", False))
+        plan.limits = state.limits
     profiler = training.build_profiler(cfg.get("profiler"))
     logger = config.build("metric_logger", cfg.get("metric_logger")) if training.is_main_process() else None
     run.write_config(cfg, seed)
@@ -221,7 +222,7 @@ def main(cfg: DictConfig) -> None:
             every = cfg.get("save_every_n_steps")
             is_due = step % steps_per_epoch == 0 or (every and step % every == 0)
             if is_due or stopped_by or watch.is_lost or checkpoints.is_best(line):
-                now = training.TrainingState.after(step, seed, identity, cfg, tokens, line)
+                now = training.TrainingState.after(step, seed, identity, cfg, tokens, line, plan.limits)
                 checkpoints.save(now, student, optimizer, teacher, say=progress.say)
             if watch.is_lost:
                 checkpoints.wait(progress.say)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """Compare students with a teacher on held-out rows: perplexity, agreement, divergence, speed, memory.
 
   distill-tune compare models/Qwen3-8B models/Qwen3-0.6B outputs/distilled/model --source held_out.json
-  distill-tune compare --config mine.yaml [RECIPE.py] outputs/distilled/model [overrides]
+  distill-tune compare --config mine.yaml [RECIPE.py] outputs/distilled/model [overrides]    in any order
 
 The first folder is the teacher, the second the student before training, the others what training made of it: models,
 or adapters on their bases. --source takes chats, prompts and answers, or text, as what its rows are; --dataset a
@@ -42,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_row_options(parser, num_rows=200)
     parser.add_argument("--max-seq-len", type=int, default=512, help="rows are cut there (default: 512)")
     parser.add_argument("--output", type=local_path, help="also write the table to this file, as Markdown")
-    parser.set_defaults(function=_compare)
+    parser.set_defaults(function=lambda options: _compare(parser.parse_intermixed_args(options.arguments)))
 
 
 def _compare(options: argparse.Namespace) -> None:

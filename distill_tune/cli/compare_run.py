@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, evaluation, training
-from distill_tune.cli.held_out import dataset_of, require_num_rows, tell_rows
+from distill_tune.cli.held_out import dataset_of, make_no_more, require_num_rows, tell_rows
 from distill_tune.cli.model_folder import ModelFolder, require_models, short_name
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_recipe, local_path
@@ -29,8 +29,11 @@ def compare_run(options: argparse.Namespace) -> tuple[list[Any], int]:
             the student; a folder whose model does not read the rows.
     """
     require_num_rows(options)
-    names_recipe = bool(options.folders) and options.folders[0].endswith(".py")
-    recipe = find_recipe(options.folders.pop(0) if names_recipe else "kd_single_device")
+    recipes = [name for name in options.folders if name.endswith(".py")]
+    options.folders = [name for name in options.folders if name not in recipes]
+    if len(recipes) > 1:
+        raise UserError(f"compare: {' and '.join(recipes)}: name one recipe")
+    recipe = find_recipe(recipes[0] if recipes else "kd_single_device")
     cfg = checked_config(recipe, options.config, list(filter(_is_override, options.folders)), "all")
     if not needs_teacher(cfg):
         raise UserError("kd_ratio=0: this run has no teacher to compare with; name folders without --config")
@@ -74,6 +77,9 @@ def _folders(options: argparse.Namespace, cfg: DictConfig) -> list[Path]:
 
 
 def _plan(cfg: DictConfig, built: Models, dataset: Any, num_rows: int | None) -> data.StepPlan:
+    for entry in dataset if isinstance(dataset, ListConfig) else [dataset]:
+        if num_rows:
+            make_no_more(entry, num_rows)
     rows, _ = data.prepare_rows(
         dataset, built.tokenizer, cfg.tokenizer, on_bad_row="skip", reading=reading_of(cfg, built.teacher.names)
     )

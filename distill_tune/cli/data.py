@@ -1,6 +1,7 @@
 """`distill-tune data`: rows as student and teacher read them, with what is learned marked."""
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ _DESCRIPTION = """Show rows as student and teacher read them, what is learned in
   distill-tune data --config CONFIG --rows 10    the first ten (default: 3)
 
 Only the tokenizer's files and the rows are needed, no model. Where there is no colour, what is learned stands in [[ ]].
+The exit status is 1 where a run would end at bad rows.
 """
 _ROWS = 3
 _MOST, _HEAD, _TAIL = 700, 400, 200  # characters of a text that is shown in part
@@ -68,6 +70,8 @@ def _data(options: argparse.Namespace) -> None:
     for rows, numbers in zip(datasets, shown, strict=True):
         for number in numbers:
             _print_row(console, rows, number, tokenizer, whole=row is not None)
+    if row is None and cfg.get("on_bad_row", "stop") == "stop" and any(rows.num_bad for rows in datasets):
+        sys.exit(1)  # a run ends at them
 
 
 def _teacher_names(cfg: DictConfig) -> tuple[str, ...]:

@@ -135,4 +135,13 @@ def _given(text: str, num_rows: int) -> DictConfig:
         raise Faults("--dataset", faults)
     if "split" in inspect.signature(find_component(component["_component_"])).parameters:
         component.setdefault("split", f"train[:{num_rows}]")
+    make_no_more(component, num_rows)
     return component
+
+
+def make_no_more(component: DictConfig, num_rows: int) -> None:
+    """Bound a dataset that makes its rows, as that of docstrings does."""
+    from distill_tune.config.components import find_component
+
+    if "num_rows" in inspect.signature(find_component(component["_component_"])).parameters:
+        component["num_rows"] = min(component.get("num_rows") or num_rows, num_rows)

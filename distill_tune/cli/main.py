@@ -6,6 +6,7 @@ import sys
 import distill_tune
 from distill_tune.cli import cat, compare, cp, data, demo, download, init_student, ls, plan, run, serve, validate
 from distill_tune.cli.caller import left_as_it_was
+from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.ending import told_without_traceback
 from distill_tune.streams import telling_of_lost_output
 from distill_tune.threads import set_waiting
@@ -27,7 +28,7 @@ A recipe is a script, a config its settings; both are yours to copy and edit:
 """
 
 
-_READ_THEMSELVES = ("run", "validate", "data", "plan")
+_READ_THEMSELVES = ("run", "validate", "data", "plan", "compare")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,7 +40,11 @@ def main(arguments: list[str] | None = None) -> None:
     for command in (run, ls, cp, cat, validate, data, plan, download, init_student, compare, serve, demo):
         command.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
-    # These read their arguments themselves: argparse would take torchrun's options and --config for its own.
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands.choices:
+        near = did_you_mean(nearest(arguments[0], commands.choices))
+        parser.exit(2, f"distill-tune: {arguments[0]}: no such command{near}; `distill-tune --help` lists them all\n")
+    # These read their arguments themselves: argparse would take torchrun's options and --config for its own, and
+    # folders after an option for none.
     reads_itself = arguments[:1] and arguments[0] in _READ_THEMSELVES and arguments[1:2] not in (["-h"], ["--help"])
     options = parser.parse_args(arguments[:1] if reads_itself else arguments)
     options.arguments = arguments[1:]

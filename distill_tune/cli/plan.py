@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from distill_tune.cli.validate import read_arguments
 from distill_tune.cli.without_weights import config_without_weights
-from distill_tune.errors import UserError
+from distill_tune.config.nearest import did_you_mean, nearest
+from distill_tune.counts import counted
+from distill_tune.errors import CollectedFaults, UserError
 from distill_tune.sizes import binary
 
 if TYPE_CHECKING:
@@ -21,9 +23,11 @@ _DESCRIPTION = """Tell the memory, the work and the hours of a run, without a GP
 
 Memory is told by part and for each process, from the models' shapes and the longest rows of all the data; hours from
 the rows of the first steps, at 40 % of the GPU's data-sheet rate, which a well-fed one reaches, or at 70 % of the rate
-of its links, where what travels between cards of one machine, or from host memory, takes longer. Where the run does
+of its links, where what travels between cards of one machine, or from host memory, takes longer, or where the host does
+that starts the kernels of short micro-batches. Where the run does
 not fit, the cheapest changes that make it fit are named. A GPU is named in any spelling, with its form or memory
-where there are several (h100, "H100 PCIe", a100-40gb, rtx4090); default: those that are common.
+where there are several (h100, "H100 PCIe", a100-40gb, rtx4090), or a size (24GB), of which no hours are told; default:
+those that are common.
 
 Of the models' folders config.json is needed, and of one the tokenizer; of the models that the shipped configs name not
 even config.json: what they are is known.
@@ -46,11 +50,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def _plan(options: argparse.Namespace) -> None:
     arguments, names = _take_gpus(list(options.arguments))
     recipe, name, overrides, num_processes = read_arguments(arguments)
-    cfg = config_without_weights(recipe, name, overrides)
+    faults, gpus = CollectedFaults("the command line and the config"), []
+    for named in names or _DEFAULT_GPUS:
+        with faults:
+            gpus.append(_find_gpu(named))
+    with faults:
+        cfg = config_without_weights(recipe, name, overrides)
+    faults.tell()
 
     from distill_tune.cli.planned_run import PlannedRun
 
-    gpus = [_find_gpu(gpu) for gpu in names or _DEFAULT_GPUS]
     run = PlannedRun.of(cfg, num_processes)
     _print_needs(run)
     for gpu in gpus:
@@ -76,7 +85,10 @@ def _find_gpu(name: str) -> "Gpu":
 
     gpu = find_gpu(name)
     if gpu is None:
-        raise UserError(f"--gpu {name}: not known; there are {', '.join(gpu_names())}")
+        near = did_you_mean(nearest(name, gpu_names()))
+        raise UserError(
+            f"--gpu {name}: not known{near or ';'} there are {', '.join(gpu_names())}, and a size in GB (--gpu 24GB)"
+        )
     return gpu
 
 
@@ -111,19 +123,21 @@ def _print_gpu(gpu: "Gpu", run: "PlannedRun", config_name: str, overrides: Seque
     from distill_tune.cli.smaller import smaller
 
     count = f" x {run.num_processes}" if run.num_processes > 1 else ""
-    if (seconds := run.seconds(gpu)) is None:
+    seconds = run.seconds(gpu)
+    if seconds is None and gpu.fp32 is not None:
         print(f"{gpu}{count}: has no bf16; plan with dtype=fp32")
         return
     available = gpu.memory - CONTEXT
     if run.memory.peak <= available:
-        print(f"{gpu}{count}: fits, {binary(run.memory.peak)} of {binary(gpu.memory)}; some {_told(seconds)}")
+        duration = f"; {_told(seconds)}" if seconds else ""
+        print(f"{gpu}{count}: fits, {binary(run.memory.peak)} of {binary(gpu.memory)}{duration}")
         return
     print(f"{gpu}{count}: does not fit {binary(gpu.memory)}; it would with")
     found = False
     for changes, changed in smaller(run, config_name, overrides, available):
         host = f", {binary(changed.memory.host)} pinned in host memory" if changed.memory.host else ""
         its = changed.seconds(gpu)
-        duration = f", some {_told(its)}" if its else ""
+        duration = f", {_told(its)}" if its else ""
         print(f"  {' '.join(changes)}   ({binary(changed.memory.peak)}{duration}{host})")
         found = True
     if not found:
@@ -134,10 +148,12 @@ def _told(seconds: Any) -> str:
     """A duration, and what of it is waiting."""
     total = seconds.total
     if total < 120:
-        duration = f"{total:,.0f} seconds"
+        duration = f"some {counted(round(total), 'second')}" if total >= 1 else "less than a second"
     else:
-        duration = f"{total / 3600:,.1f} hours" if total >= 3600 else f"{total / 60:,.0f} minutes"
+        duration = f"some {total / 3600:,.1f} hours" if total >= 3600 else f"some {total / 60:,.0f} minutes"
     if seconds.total == seconds.products:
         return duration
-    waits_for = "host memory" if seconds.from_host == seconds.total else "the other cards"
-    return f"{duration}, {1 - seconds.products / seconds.total:.0%} of it waiting for {waits_for}"
+    share = f"{duration}, {1 - seconds.products / seconds.total:.0%} of it"
+    if seconds.host == seconds.total:
+        return f"{share} what the host takes to start kernels (more rows in a micro-batch, compile=True: less)"
+    return f"{share} waiting for {'host memory' if seconds.from_host == seconds.total else 'the other cards'}"

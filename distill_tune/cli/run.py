@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from distill_tune.config.check import checked_config
-from distill_tune.config.files import find_recipe
+from distill_tune.config.files import find_recipe, folders_of_own_modules
 from distill_tune.config.recipe_keys import Recipe
 from distill_tune.config.reference import help_text
+from distill_tune.counts import counted
 from distill_tune.errors import UserError
 from distill_tune.launch import is_heeded, is_launched
 from distill_tune.threads import set_threads
@@ -71,14 +72,13 @@ def _run(options: argparse.Namespace) -> None:
         checked_config(recipe, config, overrides)  # before the recipe imports anything heavy
     if not is_launched() and Recipe(recipe).is_distributed:
         count = _num_gpus()
-        what = f"one process for each of {count} GPUs" if count else "no GPU here, so one process"
+        what = f"one process for each of {counted(count, 'GPU')}" if count else "no GPU here, so one process"
         print(f"{recipe.stem}: {what} (--nproc_per_node N before the recipe says it otherwise)", flush=True)
         _launch(torchrun_options(["--nproc_per_node", str(count or 1), *arguments]), recipe, config, overrides)
         return
     set_threads(1)
     sys.argv = [str(recipe), "--config", config, *overrides]
-    sys.path.insert(0, str(recipe.resolve().parent))
-    sys.path.insert(1, os.getcwd())  # a user's own components
+    sys.path[:0] = folders_of_own_modules(recipe)
     runpy.run_path(str(recipe), run_name="__main__")
 
 

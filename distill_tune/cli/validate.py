@@ -1,18 +1,21 @@
 """`distill-tune validate`: every check of a run, without the run."""
 
 import argparse
-from collections.abc import Iterator
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from distill_tune.cli.run import num_processes_asked, parse_config, torchrun_options
-from distill_tune.config.check import checked_config
-from distill_tune.config.files import find_config, find_recipe
-from distill_tune.config.load import load_config
+from distill_tune.config.check import checked_config, load
+from distill_tune.config.files import find_config, find_recipe, folders_of_own_modules
 from distill_tune.config.missing_files import MissingFile
+from distill_tune.config.trust import is_known, outside
 from distill_tune.errors import CollectedFaults, Faults, FinishedRun, UserError
+from distill_tune.sizes import binary
 
 _DESCRIPTION = """Check what a run checks before it loads a weight: keys, values, components, paths, shapes, rows.
 
@@ -63,36 +66,86 @@ def read_arguments(arguments: list[str]) -> tuple[Path, str, list[str], int]:
 
 def _validate(options: argparse.Namespace) -> None:
     recipe, name, overrides, num_processes = read_arguments(list(options.arguments))
-    try:
+    path = find_config(name)
+    where = f"config {path}" + (" and the command line" if overrides else "")
+    of_config, of_parts = CollectedFaults(where), CollectedFaults(where)
+    cfg = None
+    with of_config:
         cfg = checked_config(recipe, name, overrides, "known")
-    except Faults as error:
-        if all(isinstance(fault, MissingFile) for fault in error.faults):
-            _print_sizes(load_config(find_config(name), overrides), num_processes)
-        raise
-    from distill_tune.config.trust import outside
-
-    if told := list(outside(cfg)):
+    if cfg is None:
+        cfg, _ = load(path, overrides, is_known)
+    if told := list(outside(cfg, folders_of_own_modules(recipe))):
         print("a run would run code from elsewhere, which is not checked here:\n  " + "\n  ".join(told))
-    _print_sizes(cfg, num_processes)
-    _build_and_prepare(cfg, name, num_processes)
+    if all(isinstance(fault, MissingFile) for fault in of_config):  # sizes need none
+        _print_sizes(cfg, num_processes)
+    keys = set(map(_key_in, of_config))
+    try:
+        _build_and_prepare(cfg, num_processes, of_parts)
+    except Exception:
+        if not keys:  # else it may follow from what is told
+            raise
+    further = dict.fromkeys(fault for fault in of_parts if _key_in(fault) not in keys)  # rows may be read twice
+    if faults := [*of_config, *further]:
+        raise Faults(where, faults)
     if missing := _missing_on_this_machine(cfg):
         print(f"not on this machine: {missing}")
     print(f"{name}: valid for {recipe.stem}" + (" on a machine that has it" if missing else ""))
 
 
-def _build_and_prepare(cfg: DictConfig, name: str, num_processes: int) -> None:
-    """What a run does before it loads a weight."""
+def _key_in(fault: str) -> str:
+    """The key at the top that a fault is about."""
+    return re.split(r"\W", fault, maxsplit=1)[0]
+
+
+def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFaults) -> None:
+    """What a run does before it loads a weight, as far as it runs no code from elsewhere."""
+    import torch
+
+    from distill_tune import data, training
     from distill_tune.config.components import build
     from distill_tune.config.trust import may_be_called
 
-    faults = CollectedFaults(f"config {find_config(name)}")
     for key in _LOSSES:
         if may_be_called(cfg.get(key)):
             with faults:
                 build(key, cfg.get(key))
+    checkpoint = state = built = steps = None
     with faults:
-        _prepare(cfg, num_processes)
-    faults.tell()
+        try:
+            _, _, checkpoint, state = training.open_run(cfg)
+        except FinishedRun as told:
+            print(told)
+    training.use_day(cfg.get("date"), state)
+    if _has_foreign(cfg, _OF_MODELS, "models and rows"):
+        return
+    with faults:
+        built = training.build_models(cfg, torch.device("cpu"))
+    if _has_foreign(cfg, _OF_ROWS, "rows"):
+        return
+    seed = state.seed if state and cfg.get("seed") is None else cfg.get("seed") or 0
+    with faults, data.local_files_alone(), contextlib.suppress(data.RowsOnHub):
+        steps = training.plan_steps(cfg, built, seed, num_processes) if built else None
+    with faults:
+        if built is None or steps is None:
+            _read_rows(cfg, built.teacher.names if built else (), faults)
+        elif checkpoint and state:
+            state.require_same_plan(checkpoint, steps.identity_with(built), cfg.get("resume_with_changes", False))
+
+
+def _read_rows(cfg: DictConfig, teacher_names: Sequence[str], faults: CollectedFaults) -> None:
+    """Each dataset by itself, where no steps can be made of them all."""
+    from distill_tune import config, data
+    from distill_tune.training.preparation import reading_of
+
+    tokenizer, reading = config.build("tokenizer", cfg.tokenizer), reading_of(cfg, teacher_names)
+    for key in ("dataset", "dataset_val"):
+        with faults, data.local_files_alone():
+            try:
+                if cfg.get(key) is not None:
+                    on_bad_row = cfg.get("on_bad_row", "stop")
+                    data.prepare_rows(cfg[key], tokenizer, cfg.tokenizer, on_bad_row=on_bad_row, reading=reading)
+            except data.RowsOnHub as told:
+                print(f"{key}: {told}: its rows are checked by the run, before it loads a model")
 
 
 def _missing_on_this_machine(cfg: DictConfig) -> str | None:
@@ -107,34 +160,6 @@ def _missing_on_this_machine(cfg: DictConfig) -> str | None:
     except UserError as error:
         return str(error)
     return None
-
-
-def _prepare(cfg: DictConfig, num_processes: int) -> None:
-    """The steps that a run takes before it loads a weight, as far as they run no code from elsewhere."""
-    import torch
-
-    from distill_tune import data, training
-
-    try:
-        _, _, checkpoint, state = training.open_run(cfg)
-    except FinishedRun as told:
-        print(told)
-        checkpoint, state = None, None
-    training.use_day(cfg.get("date"), state)
-    if _has_foreign(cfg, _OF_MODELS, "models and rows"):
-        return
-    built = training.build_models(cfg, torch.device("cpu"))
-    if _has_foreign(cfg, _OF_ROWS, "rows"):
-        return
-    seed = state.seed if state and cfg.get("seed") is None else cfg.get("seed") or 0
-    try:
-        with data.local_files_alone():
-            steps = training.plan_steps(cfg, built, seed, num_processes)
-    except data.RowsOnHub as told:
-        print(f"dataset: {told}: its rows are checked by the run, before it loads a model")
-        return
-    if checkpoint and state:
-        state.require_same_plan(checkpoint, steps.identity_with(built), cfg.get("resume_with_changes", False))
 
 
 def _has_foreign(cfg: DictConfig, keys: tuple[str, ...], what: str) -> bool:
@@ -186,12 +211,10 @@ def _print_sizes(cfg: DictConfig, num_processes: int) -> None:
 
 
 def _size(model: Any, *, trains: bool, shards: int) -> str:
-    from rich import filesize
-
     from distill_tune import models
 
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) if trains else 0
     num_bytes = sum(map(models.num_bytes, model.parameters()))
-    each = f", {filesize.decimal(int(num_bytes / shards))} on each of {shards} processes" if shards > 1 else ""
-    return f"{total:,} parameters, {trainable:,} trainable, {filesize.decimal(int(num_bytes))} for weights{each}"
+    each = f", {binary(num_bytes / shards)} on each of {shards} processes" if shards > 1 else ""
+    return f"{total:,} parameters, {trainable:,} trainable, {binary(num_bytes)} for weights{each}"

@@ -1,6 +1,7 @@
 """A config that a recipe can run: every key, value and argument checked, all faults told at once."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -8,12 +9,12 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from distill_tune.config.components import arguments_taken, check_components
-from distill_tune.config.files import find_config
+from distill_tune.config.files import find_config, folders_of_own_modules
 from distill_tune.config.load import load_config
 from distill_tune.config.missing_files import missing_files
 from distill_tune.config.nodes import components_of, nodes_of
 from distill_tune.config.recipe_keys import Recipe, check_keys
-from distill_tune.config.trust import is_known
+from distill_tune.config.trust import is_known, missing_outside
 from distill_tune.config.values import check_values
 from distill_tune.errors import Faults
 from distill_tune.launch import process_environment
@@ -41,6 +42,8 @@ def checked_config(
         UserError: with all faults.
     """
     path, read, may_import = find_config(config_name), Recipe(recipe), _MAY_IMPORT[imports]
+    if imports == "all":
+        sys.path[:0] = [folder for folder in folders_of_own_modules(recipe) if folder not in sys.path]
     config, dropped = load(path, overrides, may_import)
     source = path.read_text(encoding="utf-8") + "\n".join(overrides)
     faults, unread = check_keys(config, read, source, overrides)
@@ -48,6 +51,7 @@ def checked_config(
         for line in [*dropped, *unread]:
             print(line)
     faults += [*check_components(config, may_import), *check_values(config, read.reads_otherwise)]
+    faults += missing_outside(config, folders_of_own_modules(recipe)) if imports == "known" else []
     faults += [file for file in missing_files(config, source) if needs_weights or not file.is_of_weights]
     if faults:
         raise Faults(f"config {path}" + (" and the command line" if overrides else ""), faults)
@@ -79,6 +83,10 @@ def _drop_arguments_of_replaced(
         taken = arguments_taken(key, name) if is_named and may_import(name) else None
         if taken is None or not isinstance(old, dict) or old.get("_component_") in (None, name):
             continue
+        checkpointer = key.replace("model", "checkpointer")
+        if f"{key}.path" in given and checkpointer in config and not any(w.startswith(checkpointer) for w in given):
+            del config[checkpointer]
+            yield f"{checkpointer}: is of the model that the file names; {key}.path has the new one's weights: left out"
         others = {argument for argument in map(str, component) if argument in old} - taken - {"_component_"}
         if dropped := [a for a in old if a in others and not any(f"{w}.".startswith(f"{key}.{a}.") for w in given)]:
             for argument in dropped:

@@ -3,9 +3,11 @@
 import contextlib
 import importlib
 import inspect
+import pkgutil
+import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -104,15 +106,26 @@ def find_component(name: str) -> Callable[..., Any]:
             module_name, _, last = module_name.rpartition(".")
             attributes.insert(0, last)
             if not module_name:
-                raise UserError(f"{name}: no module named {last}; is the package installed?") from error
+                raise UserError(f"{name}: {no_module(last)}") from error
     for attribute in attributes:
         if not hasattr(found, attribute):
-            near = did_you_mean(nearest(attribute, dir(found)))
-            raise UserError(f"{name}: {module_name} has no {attribute}{near}")
+            raise UserError(f"{name}: {has_no(module_name, attribute, dir(found))}")
         found = getattr(found, attribute)
     if not callable(found):
         raise UserError(f"{name}: is a {type(found).__name__}, nothing that can be called")
     return found
+
+
+def no_module(package: str, folders: Sequence[str] = ()) -> str:
+    """What is told of a package that is neither in ``folders`` nor installed."""
+    near = nearest(package, [module.name for module in pkgutil.iter_modules([*folders, *sys.path])])
+    also = f", or did you mean {' or '.join(near)}" if near else ""
+    return f"no module named {package}; is the package installed{also}?"
+
+
+def has_no(module: str, name: str, names: Iterable[str]) -> str:
+    """What is told of a module that has not a name, but ``names``."""
+    return f"{module} has no {name}{did_you_mean(nearest(name, names))}"
 
 
 def check_components(config: DictConfig, may_import: Callable[[str], bool] = lambda name: True) -> list[str]:
@@ -190,6 +203,9 @@ def _argument_faults(key: str, component: DictConfig) -> Iterator[str]:
             yield f"{key}.{argument}: the recipe passes this itself; leave it out"
         elif argument not in taken.given and not taken.others and argument != "_component_":
             there_are = f"; it takes {', '.join(sorted(taken.given)) or 'none'}"
+            if argument == "source" and name == "distill_tune.data.docstrings":
+                of_files = f"{key}=distill_tune.data.instruct {key}.source={component[argument]}"
+                there_are = f"; for rows of your own: {of_files} (or chat, or text)"
             near = did_you_mean(nearest(argument, taken.given), otherwise=there_are)
             yield f"{key}.{argument}: {name} has no such argument{near}"
     for argument, parameter in taken.parameters.items():

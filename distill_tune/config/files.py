@@ -12,6 +12,7 @@ _CONFIGS_OF_TORCHTUNE = {
     "1.5_to_0.5B_KD_lora": "qwen2/1.5B_to_0.5B_lora",
 }
 
+_YAML, _SHOWN = (".yaml", ".yml"), 3
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -23,6 +24,11 @@ def local_path(name: str) -> Path:
 def is_model_folder(path: str | Path) -> bool:
     """Whether it has the config.json of a model of Hugging Face, or an adapter's."""
     return any(os.path.isfile(os.path.join(path, name)) for name in ("config.json", "adapter_config.json"))
+
+
+def folders_of_own_modules(recipe: Path) -> list[str]:
+    """Where a user's own components lie: beside the recipe, and in the current folder."""
+    return [str(recipe.resolve().parent), os.getcwd()]
 
 
 def recipes_folder() -> Path:
@@ -82,23 +88,34 @@ def find_config(name: str) -> Path:
         UserError: there is none, or several; the names are listed.
     """
     path = local_path(name)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in _YAML:
         if path.is_file():
             return path
         if (configs_folder() / path).is_file():
             return configs_folder() / path
-        raise UserError(f"config {name}: no such file")
+        raise UserError(f"config {name}: {_told_of(path) or 'no such file'}")
     names = config_names()
     matches = [name] if name in names else [full for full in names if full.rpartition("/")[2] == name]
+    matches = matches or [full for full in names if full.startswith(f"{name}/")]
     if len(matches) == 1:
         return configs_folder() / f"{matches[0]}.yaml"
     if matches:
         raise UserError(f"config {name}: several have this name, take one of {', '.join(matches)}")
+    if told := _told_of(path):
+        raise UserError(f"config {name}: {told}")
     bare = name.rpartition("/")[2].removesuffix("_single_device").removesuffix("_distributed")
     if bare in _CONFIGS_OF_TORCHTUNE:
         raise UserError(f"config {name}: torchtune's; here it is {_CONFIGS_OF_TORCHTUNE[bare]}, for every KD recipe")
     near = did_you_mean(nearest(name, [*names, *(full.rpartition("/")[2] for full in names)]))
     raise UserError(f"config {name}: no such config{near}; `distill-tune ls` lists them all")
+
+
+def _told_of(path: Path) -> str | None:
+    """Why what is there cannot be a config."""
+    if path.is_dir():
+        found = sorted(file.name for file in path.iterdir() if file.suffix in _YAML and file.is_file())
+        return "is a folder; name a YAML file in it" + (f": {', '.join(found[:_SHOWN])}" if found else "; it has none")
+    return f"is not named as YAML is; a config's name ends in {' or '.join(_YAML)}" if path.exists() else None
 
 
 def find_recipe_or_config(name: str) -> Path:

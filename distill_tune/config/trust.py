@@ -2,12 +2,16 @@
 
 import functools
 import importlib.util
-from collections.abc import Iterator
+import pkgutil
+import re
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from distill_tune.config.components import find_component
+from distill_tune.config.components import find_component, has_no, no_module
 from distill_tune.config.nodes import components_of
 
 # Their modules may be imported to look at a signature.
@@ -31,6 +35,8 @@ _BUILDERS = (
 )
 # What torchtune's tokenizers and datasets import by a name in text.
 _IMPORTED_BY_NAME = "prompt_template"
+# How a module comes by names that do not stand in it.
+_NAMES_OTHERWISE = r"import \*|^def __getattr__|globals\(|sys\.modules|lazy|exec\("
 
 
 def is_known(name: str) -> bool:
@@ -38,14 +44,55 @@ def is_known(name: str) -> bool:
     return name.partition(".")[0] in KNOWN
 
 
-def outside(config: DictConfig) -> Iterator[str]:
-    """A line for each component of another package: its key, its name, and the file that would be run."""
+def outside(config: DictConfig, folders: Sequence[str] = ()) -> Iterator[str]:
+    """A line for each component of another package: its key, its name, and the file that would be run.
+
+    Args:
+        folders: that are searched before those of installed packages.
+    """
     for key, component in components_of(config):
         name = component["_component_"]
         if not is_known(name):
-            yield f"{key}: {name}, {_file_of(name.partition('.')[0])}"
+            yield f"{key}: {name}, {_file_of(name.partition('.')[0], folders)}"
         if component.get("trust_remote_code") is True:
             yield f"{key}: trust_remote_code=True runs the Python files of {component.get('path')}"
+
+
+def missing_outside(config: DictConfig, folders: Sequence[str]) -> Iterator[str]:
+    """Faults of other packages' components that their files tell: no such package, or nothing of that name in it.
+
+    Args:
+        folders: that are searched before those of installed packages.
+    """
+    for key, component in components_of(config):
+        name = component["_component_"]
+        if not is_known(name) and (fault := _missing(name, folders)):
+            yield f"{key}._component_={name}: {fault}"
+
+
+def _missing(name: str, folders: Sequence[str]) -> str | None:
+    """None also where its files do not tell for sure."""
+    package, *rest = name.split(".")
+    if (spec := _spec_of(package, folders)) is None:
+        return no_module(package, folders)
+    while rest and (below := _spec_of(f"{spec.name}.{rest[0]}", spec.submodule_search_locations or [])):
+        spec, rest = below, rest[1:]
+    if not rest or not str(spec.origin).endswith(".py"):
+        return None
+    text = Path(str(spec.origin)).read_text(encoding="utf-8", errors="replace")
+    if re.search(rf"\b{re.escape(rest[0])}\b|{_NAMES_OTHERWISE}", text, re.MULTILINE):
+        return None
+    names = re.findall(r"^(?:async def |def |class )?(\w+)", text, re.MULTILINE)
+    names += [module.name for module in pkgutil.iter_modules(spec.submodule_search_locations or [])]
+    return has_no(spec.name, rest[0], names)
+
+
+def _spec_of(name: str, folders: Sequence[str]) -> ModuleSpec | None:
+    try:
+        # Of a module in a package importlib.util would import the package.
+        return PathFinder.find_spec(name, folders) or (None if "." in name else importlib.util.find_spec(name))
+    except (ImportError, ValueError, OSError):
+        return None
 
 
 def may_be_called(component: Any) -> bool:
@@ -65,9 +112,6 @@ def _where_written(component: Any) -> str:
     return str(getattr(written, "__module__", ""))
 
 
-def _file_of(package: str) -> str:
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        spec = None
+def _file_of(package: str, folders: Sequence[str]) -> str:
+    spec = _spec_of(package, folders)
     return f"from {spec.origin}" if spec and spec.origin else "which is not installed here"

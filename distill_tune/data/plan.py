@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import heapq
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy
 
+from distill_tune.counts import counted
 from distill_tune.data.augmentation import Augmentations
 from distill_tune.data.batch import Batch, Row, joined
 from distill_tune.data.shape import Shape
@@ -21,9 +21,10 @@ class StepPlan:
 
     A step takes ``batch_size * gradient_accumulation_steps`` sequences from each process; how they are cut into
     micro-batches changes no gradient, so they are dealt out evenly by their tokens, and to as few as have no more
-    tokens than a micro-batch of the longest sequences: a device must hold that one anyway, and short ones take as long
-    to start. The last step of an epoch takes what is left, be it less: its loss is divided by its own supervised
-    tokens. Nothing is remembered between calls but :meth:`take_at_most`: a run resumes with the number of its step.
+    tokens, for student and teacher and to be learned, than a micro-batch of the longest sequences: a device must hold
+    that one anyway, and short ones take as long to start. The last step of an epoch takes what is left, be it less: its
+    loss is divided by its own supervised tokens. Nothing is remembered between calls but :attr:`limits`: a run resumes
+    with these and the number of its step.
 
     Args:
         datasets: one or several.
@@ -39,6 +40,10 @@ class StepPlan:
         dataset_temperature: datasets without weights are taken by their sizes, and weights w as w ** (1 / T): 1 leaves
             them, more evens them out (arXiv 2010.11934, §3.1, has sizes and T = 1 / alpha). Only with several.
         rank, num_ranks: of the processes that share each step, which takes ``num_ranks`` times as many sequences.
+
+    Attributes:
+        limits: what :meth:`take_at_most` has found: tokens that a micro-batch of several sequences may have, read by
+            the student, read by the teacher, and learned; None before.
 
     Raises:
         UserError: a row is longer than ``max_tokens_per_batch``; augmentations that cannot tell what they may change.
@@ -85,7 +90,7 @@ class StepPlan:
         self._ends = numpy.concatenate([end + before for end, before in zip(ends, rows_before, strict=False)])
         self._first_sequence = numpy.cumsum([0, *map(len, ends)])
         self._order: tuple[int, numpy.ndarray] | None = None
-        self._most: list[int] | None = None
+        self.limits: list[int] | None = None
 
     @classmethod
     def of_teacher(cls, plans: "Sequence[StepPlan]", max_tokens: int) -> "StepPlan":
@@ -115,13 +120,13 @@ class StepPlan:
         processes = f" x {self._num_ranks} processes" if self._num_ranks > 1 else ""
         accumulation = f"gradient_accumulation_steps={self._accumulation}{processes}"
         if self._max_tokens:
-            what, takes = "batches", f"max_tokens_per_batch={self._max_tokens}, {accumulation}"
+            what, takes = "batch", f"max_tokens_per_batch={self._max_tokens}, {accumulation}"
         else:
-            what = "packed sequences" if any(rows.packed for rows in self._datasets) else "rows"
+            what = "packed sequence" if any(rows.packed for rows in self._datasets) else "row"
             takes = f"batch_size={self._batch_size} x {accumulation}"
         return [
-            f"dataset: has {len(self._ends)} {what}, but one step takes {self._step_size} ({takes}): each epoch is one "
-            "short step"
+            f"dataset: has {counted(len(self._ends), what)}, but one step takes {self._step_size} ({takes}): each "
+            "epoch is one short step"
         ]
 
     @property
@@ -208,13 +213,14 @@ class StepPlan:
     @property
     def largest_shapes(self) -> list[Shape]:
         """Of any rank's micro-batches in the steps that the longest sequences would make, by what student and teacher
-        read: no step of any epoch has a larger one.
+        read, and by what is learned: no step of any epoch has one that is larger in any of these.
         """
-        return [self._shape(hand) for tokens in self._readings for hand in self._longest(tokens)]
+        return [self._shape(hand) for tokens in self._measures for hand in self._longest(tokens)]
 
-    def take_at_most(self, tokens: int) -> None:
-        """Micro-batches have no more tokens from now on, but where one sequence alone has: what a device can hold."""
-        self._most = [min(tokens, most) for most in self._most_tokens]
+    def take_at_most(self, batches: Sequence[Batch]) -> None:
+        """From now on micro-batches are no larger than the largest of these, which the device could hold."""
+        sizes = [(sum(of.lengths), sum(of.for_teacher.lengths), len(of.supervised_positions)) for of in batches]
+        self.limits = [min(most, max(of)) for most, of in zip(self._most, zip(*sizes, strict=True), strict=True)]
 
     def origin(self, dataset: int, row: int) -> str:
         """The file and number of a row, as a batch's ``places`` have it."""
@@ -238,28 +244,22 @@ class StepPlan:
         return self._hands(sequences)[self._rank :: self._num_ranks]
 
     def _hands(self, sequences: numpy.ndarray) -> list[numpy.ndarray]:
-        """All ranks' micro-batches, as few as have no more tokens than they may."""
-        limits = list(zip(self._readings, self._most_tokens, strict=True))
+        """All ranks' micro-batches, as few as are within the limits."""
+        limits = list(zip(self._measures, self._most, strict=True))
         least = max(-(-int(tokens[sequences].sum()) // (most * self._num_ranks)) for tokens, most in limits)
-        for rounds in itertools.count(max(1, least)):
+        most_rounds = -(-len(sequences) // self._num_ranks)  # a sequence in each
+        for rounds in range(max(1, least), most_rounds):
             hands = _dealt_out(sequences, self._tokens, rounds * self._num_ranks)
-            fit = all(int(tokens[hand].sum()) <= most for tokens, most in limits for hand in hands)
-            if fit or len(hands) >= len(sequences):
+            if all(int(tokens[hand].sum()) <= most for tokens, most in limits for hand in hands):
                 return hands
-        raise AssertionError
+        return _dealt_out(sequences, self._tokens, most_rounds * self._num_ranks)
 
     def _longest(self, tokens: numpy.ndarray) -> list[numpy.ndarray]:
         """All ranks' micro-batches of a step of the longest sequences, ``batch_size`` in each."""
-        sequences = numpy.argsort(tokens, kind="stable")[::-1][: self._step_size]
+        longest_first = numpy.argsort(tokens, kind="stable")[::-1]
+        sequences = numpy.repeat(longest_first, self._repeats[longest_first])[: self._step_size]
         rounds = -(-len(sequences) // (self._batch_size * self._num_ranks))
         return _dealt_out(sequences, tokens, rounds * self._num_ranks)
-
-    @property
-    def _most_tokens(self) -> list[int]:
-        """Of a micro-batch, as student and teacher read it."""
-        if self._most is None:
-            self._most = [max(int(tokens[hand].sum()) for hand in self._longest(tokens)) for tokens in self._readings]
-        return self._most
 
     def _epoch_order(self, epoch: int) -> numpy.ndarray:
         if self._order is None or self._order[0] != epoch:
@@ -270,14 +270,12 @@ class StepPlan:
 
     def _weighted(self, generator: numpy.random.Generator) -> numpy.ndarray:
         """The sequences of an epoch, by number: all of them, or as many of each dataset as its weight asks for."""
-        count = len(self._ends)
         if self._weights is None:
-            return numpy.arange(count)
-        # Rounded so that they add up: an epoch's length must not change with the weights.
-        shares = numpy.cumsum([0.0, *self._weights]) / sum(self._weights)
-        counts = numpy.diff(numpy.rint(shares * count).astype(int))
+            return numpy.arange(len(self._ends))
         taken = []
-        for first, stop, wanted in zip(self._first_sequence, self._first_sequence[1:], counts, strict=False):
+        for first, stop, wanted in zip(
+            self._first_sequence, self._first_sequence[1:], self._taken_of_each, strict=False
+        ):
             rounds = range(-(-int(wanted) // int(stop - first)))
             all_of_it = [
                 first + (generator.permutation(stop - first) if self._shuffle else numpy.arange(stop - first))
@@ -292,20 +290,46 @@ class StepPlan:
             start = self._ends[sequence - 1] if sequence else 0
             yield self._datasets[dataset], self._rows[start : self._ends[sequence]]
 
+    @property
+    def _most(self) -> list[int]:
+        """Tokens that a micro-batch of several sequences may have, as ``limits`` has them."""
+        return [min(of) for of in zip(self._most_of_longest, self.limits or self._most_of_longest, strict=True)]
+
     @functools.cached_property
-    def _readings(self) -> list[numpy.ndarray]:
-        """Tokens of each sequence as the student reads it, and as the teacher does."""
-        return [self._tokens, self._tokens_of([rows.teacher or rows for rows in self._datasets])]
+    def _most_of_longest(self) -> list[int]:
+        return [max(int(tokens[hand].sum()) for hand in self._longest(tokens)) for tokens in self._measures]
+
+    @functools.cached_property
+    def _taken_of_each(self) -> numpy.ndarray:
+        """Sequences of each dataset in an epoch; rounded so that its length does not change with the weights."""
+        sizes = numpy.diff(self._first_sequence)
+        if self._weights is None:
+            return sizes
+        shares = numpy.cumsum([0.0, *self._weights]) / sum(self._weights)
+        return numpy.diff(numpy.rint(shares * sizes.sum()).astype(int))
+
+    @functools.cached_property
+    def _repeats(self) -> numpy.ndarray:
+        """How often an epoch may take each sequence."""
+        sizes = numpy.diff(self._first_sequence)
+        return numpy.repeat(-(-self._taken_of_each // sizes), sizes)
+
+    @functools.cached_property
+    def _measures(self) -> list[numpy.ndarray]:
+        """Of each sequence the tokens that the student reads, that the teacher reads, and that are learned."""
+        of_teacher = [rows.teacher or rows for rows in self._datasets]
+        counts = [rows.lengths for rows in of_teacher], [rows.supervised for rows in self._datasets]
+        return [self._tokens, *map(self._of_sequences, counts)]
 
     @functools.cached_property
     def _tokens(self) -> numpy.ndarray:
         """Of each sequence."""
-        return self._tokens_of(self._datasets)
+        return self._of_sequences([rows.lengths for rows in self._datasets])
 
-    def _tokens_of(self, datasets: Sequence[TokenisedRows]) -> numpy.ndarray:
-        """Of each sequence, with other readings of the same rows."""
-        counts = [rows.lengths[order] for rows, order in zip(datasets, self._orders, strict=True)]
-        return numpy.add.reduceat(numpy.concatenate(counts), [0, *self._ends[:-1]])
+    def _of_sequences(self, counts: Sequence[numpy.ndarray]) -> numpy.ndarray:
+        """What is counted of each dataset's rows, added up in each sequence."""
+        in_order = [of_dataset[order] for of_dataset, order in zip(counts, self._orders, strict=True)]
+        return numpy.add.reduceat(numpy.concatenate(in_order), [0, *self._ends[:-1]])
 
     def _shape(self, sequences: numpy.ndarray) -> Shape:
         rows = list(self._rows_of(sequences))

@@ -1,6 +1,7 @@
 """The rows of one file, with their numbers: JSON, JSON lines, CSV, Parquet, Arrow, packed or not."""
 
 import codecs
+import contextlib
 import csv
 import dataclasses
 import io
@@ -109,16 +110,28 @@ def _content(file: Path) -> bytes:
 
 
 def _text(file: Path, encoding: str) -> str:
+    content = _content(file)
     try:
-        return io.TextIOWrapper(io.BytesIO(_content(file)), encoding=encoding).read()
+        return io.TextIOWrapper(io.BytesIO(content), encoding=encoding).read()
     except LookupError as error:
         raise UserError(f"dataset {file}: encoding={encoding}: there is no such encoding") from error
     except UnicodeError as error:
         where = f" at byte {error.start}" if isinstance(error, UnicodeDecodeError) else f" ({error})"
         raise UserError(
             f"dataset {file}: not {encoding.removesuffix('-sig')}{where}; "
-            f"save it as UTF-8 (or, for CSV, give its encoding)"
+            f"save it as UTF-8, or name its encoding, such as dataset.encoding={_perhaps(content)}"
         ) from error
+
+
+def _perhaps(content: bytes) -> str:
+    """An encoding by which this is text, the likeliest of those that are common."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    for encoding in ("utf-8", "gbk"):
+        with contextlib.suppress(UnicodeDecodeError):
+            content.decode(encoding)
+            return encoding
+    return "latin-1"
 
 
 def _read_csv(file: Path, text: str, delimiter: str) -> HeldRows:

@@ -1,4 +1,4 @@
-"""How long a step takes on a card: its products, and what has to travel meanwhile."""
+"""How long a step takes on a card: its products, what has to travel meanwhile, and what the host does for both."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,6 +17,9 @@ from torchtune.modules import TransformerDecoder
 
 _OF_RATE = 0.4  # of a data sheet's products, which a well-fed card reaches
 _OF_LINK = 0.7  # of a data sheet's link
+# Seconds in which a host starts the kernels of a layer's pass, however few tokens there are: measured beside an H200
+# (benchmarks/RESULTS.md), where it decides over steps of short rows. Backward is as two passes.
+_OF_PASS = 2e-3
 
 
 class Work(NamedTuple):
@@ -27,23 +30,26 @@ class Work(NamedTuple):
         teacher: FLOPs.
         between_cards: bytes that each receives: weights as they are gathered, and the sums of gradients.
         from_host: bytes of weights that are streamed.
+        passes: through a layer of either model.
     """
 
     student: float
     teacher: float
     between_cards: float
     from_host: float
+    passes: float
 
     def times(self, count: float) -> "Work":
         return Work(*(part * count for part in self))
 
 
 class Seconds(NamedTuple):
-    """Of some work on a card; what travels does so while it computes."""
+    """Of some work on a card; what travels, and what the host does, is done while it computes."""
 
     products: float
     between_cards: float
     from_host: float
+    host: float
 
     @property
     def total(self) -> float:
@@ -63,7 +69,9 @@ def work_of(
     recomputed = sum(again.of_layers(shape) for shape in shapes) if cfg.get("enable_activation_checkpointing") else 0.0
     between, from_host = _travels(cfg, student, teacher, len(shapes), steps, shards)
     student_work, teacher_work = sum(map(flops.of_student, shapes)), sum(map(flops.of_teacher, shapes))
-    return Work(student_work + recomputed, teacher_work, between, from_host)
+    of_student = len(student.layers) * (4 if cfg.get("enable_activation_checkpointing") else 3)
+    passes = len(shapes) * (of_student + sum(len(model.layers) for model in teacher.models))
+    return Work(student_work + recomputed, teacher_work, between, from_host, passes)
 
 
 def seconds_on(gpu: Gpu, work: Work, student: torch.dtype, teacher: torch.dtype) -> Seconds | None:
@@ -81,6 +89,7 @@ def seconds_on(gpu: Gpu, work: Work, student: torch.dtype, teacher: torch.dtype)
         (work.student / of_student + work.teacher / of_teacher) / _OF_RATE,
         work.between_cards / gpu.link / _OF_LINK,
         work.from_host / gpu.host / _OF_LINK,
+        work.passes * _OF_PASS,
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
+from distill_tune.counts import counted
 from distill_tune.evaluation.compare import Comparison, share_of_gap_closed
 from distill_tune.sizes import binary
 
@@ -46,7 +47,7 @@ def few_rows(num_rows: int) -> str:
     """A note where there are too few rows for what is told in percent; else nothing."""
     if num_rows >= _FEW_ROWS:
         return ""
-    return f"On {num_rows} rows alone: others would give percentages that are some points higher or lower."
+    return f"On {counted(num_rows, 'row')} alone: others would give percentages that are some points higher or lower."
 
 
 def _cells(comparison: Comparison) -> tuple[str, ...]:

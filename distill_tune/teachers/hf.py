@@ -162,16 +162,30 @@ class HuggingFace(Teacher):
     def __call__(self, batch: Batch) -> HiddenStates:
         batch = batch.for_teacher
         rows = batch.tokens[0].split(list(batch.lengths))
-        tokens = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # [b, s]
-        lengths, width = torch.tensor(batch.lengths), tokens.shape[1]
-        is_token = torch.arange(width) < lengths[:, None]  # [b, s]
-        places = to_device(is_token.flatten().nonzero()[:, 0], tokens.device)  # of the batch's tokens
-        mask = to_device(is_token.long(), tokens.device)
-        out = self._decoder(tokens, attention_mask=mask, output_hidden_states=bool(self._layers))
-        layers = [out.hidden_states[layer].flatten(0, 1)[places] for layer in self._layers]
-        hidden = out.last_hidden_state.flatten(0, 1)[places[batch.supervised_positions]]
+        found: dict[int, list[torch.Tensor]] = {}  # of each row its last hidden states, then those of the layers
+        for group in _padded_together(batch.lengths):
+            tokens = nn.utils.rnn.pad_sequence([rows[row] for row in group], batch_first=True)  # [b, s]
+            lengths = torch.tensor([batch.lengths[row] for row in group])
+            mask = to_device((torch.arange(tokens.shape[1]) < lengths[:, None]).long(), tokens.device)
+            out = self._decoder(tokens, attention_mask=mask, output_hidden_states=bool(self._layers))
+            states = [out.last_hidden_state, *(out.hidden_states[layer] for layer in self._layers)]
+            for place, row in enumerate(group):
+                found[row] = [of[place, : batch.lengths[row]] for of in states]
+        hidden, *layers = (torch.cat(parts) for parts in zip(*(found[row] for row in range(len(rows))), strict=True))
+        hidden = hidden[batch.supervised_positions]
         hidden = hidden if self._scale == 1 else hidden * self._scale
         return HiddenStates(hidden, self._projection, layers, batch.supervised_positions)
+
+
+def _padded_together(lengths: Sequence[int]) -> list[list[int]]:
+    """Which rows are padded to one length: no group has more positions than all rows have tokens."""
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= sum(lengths):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
 
 
 def _decoder_of(model: Any) -> Any:

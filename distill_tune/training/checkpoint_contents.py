@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from distill_tune.counts import counted
 from distill_tune.errors import UserError
 from distill_tune.models.loading import own_part, sharded
 from distill_tune.models.parameters import named_parameters, reshard
@@ -206,8 +207,8 @@ def _read_part(folder: Path) -> dict[str, Any]:
         part["random"] = None  # drawn anew
         if part["opaque"]:
             raise UserError(
-                f"checkpoint {folder}: this optimizer's state can be taken up by {state.num_ranks} processes alone, "
-                f"and {num_ranks()} were started"
+                f"checkpoint {folder}: this optimizer's state can be taken up by {counted(state.num_ranks, 'process')} "
+                f"alone, and {num_ranks()} were started"
             )
     return part
 

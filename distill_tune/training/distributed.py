@@ -22,6 +22,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
+from distill_tune.counts import counted
 from distill_tune.errors import UserError
 from distill_tune.launch import process_environment
 from distill_tune.to_device import to_device
@@ -61,7 +62,7 @@ def init_distributed(device_name: str, timeout_seconds: float = 600) -> torch.de
         device_name = "cuda" if count else "cpu"
     if device_name == "cuda" and local_rank >= count > 0:
         raise UserError(
-            f"device=cuda: {socket.gethostname()} has {count} GPUs, and more processes were started there; "
+            f"device=cuda: {socket.gethostname()} has {counted(count, 'GPU')}, and more processes were started there; "
             f"set --nproc_per_node {count}"
         )
     device = find_device(f"cuda:{local_rank}" if device_name == "cuda" else device_name)

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from distill_tune.counts import counted
 from distill_tune.data.batch import Batch
 from distill_tune.data.plan import StepPlan
 from distill_tune.errors import UserError
@@ -61,9 +62,9 @@ class LossWatch:
 
     def lost(self, step: int) -> UserError:
         return UserError(
-            f"stopped after step {step}: {self._bad_in_a_row} steps in a row (max_bad_steps) had a loss or gradient "
-            "that is not finite; the weights are those before them, in the newest checkpoint; lower optimizer.lr, set "
-            "clip_grad_norm, or mend the rows that were named"
+            f"stopped after step {step}: {counted(self._bad_in_a_row, 'step')} in a row (max_bad_steps) had a loss or "
+            "gradient that is not finite; the weights are those before them, in the newest checkpoint; lower "
+            "optimizer.lr, set clip_grad_norm, or mend the rows that were named"
         )
 
 

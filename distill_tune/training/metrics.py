@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from distill_tune.counts import counted
 from distill_tune.disk import retried
 from distill_tune.secrets import hide_secrets
 from distill_tune.training.distributed import is_main_process
@@ -69,7 +70,9 @@ class Metrics:
             return
         self._append()
         if self._unwritten:
-            print(f"{self._path}: the last {len(self._unwritten)} lines could not be written", file=sys.stderr)
+            print(
+                f"{self._path}: the last {counted(len(self._unwritten), 'line')} could not be written", file=sys.stderr
+            )
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
         if self._logger is not None:

@@ -3,11 +3,11 @@
 import contextlib
 import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -31,8 +31,16 @@ def build_optimizer(component: DictConfig, parameters: Iterable[nn.Parameter]) -
         fused["fused"] = True
     try:
         return instantiate(component, trained, **fused)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"optimizer: {component['_component_']}: {error}") from error
+    except (TypeError, ValueError, LookupError, RuntimeError, AssertionError) as error:
+        which = _argument_in(component, str(error))
+        raise UserError(f"optimizer{which}: {component['_component_']}: {one_line(error)}") from error
+
+
+def _argument_in(component: DictConfig, told: str) -> str:
+    """``.lr=-1`` of "Invalid learning rate: -1": the one argument whose value a message ends with."""
+    value = told.rpartition(": ")[2]
+    found = [key for key, held in component.items() if value in map(str, held if OmegaConf.is_list(held) else [held])]
+    return f".{found[0]}={component[found[0]]}" if len(found) == 1 else ""
 
 
 def _can_be_fused(name: str, parameters: list[nn.Parameter]) -> bool:
@@ -48,9 +56,21 @@ def check_optimizer(component: DictConfig) -> torch.optim.Optimizer:
     """Build an optimizer for one parameter: its own checks, before a model loads.
 
     Raises:
-        UserError: it refuses its arguments.
+        UserError: it refuses its arguments, is no optimizer, or cannot take a step without being told more.
     """
-    return build_optimizer(component, [nn.Parameter(torch.zeros(1))])
+    name = component["_component_"]
+    target = find_component(name)
+    if inspect.isclass(target) and not issubclass(target, torch.optim.Optimizer):
+        raise UserError(f"optimizer={name}: is no optimizer; name one, such as torch.optim.AdamW")
+    optimizer = build_optimizer(component, [nn.Parameter(torch.zeros(1))])
+    if more := _asked_for(optimizer.step):
+        raise UserError(f"optimizer={name}: has to be told {more} at each step; take one of gradients alone")
+    return optimizer
+
+
+def _asked_for(step: Callable[..., Any]) -> str:
+    needed = [p.name for p in inspect.signature(step).parameters.values() if p.default is p.empty]
+    return ", ".join(name for name in needed if name not in ("args", "kwargs"))
 
 
 def check_lr_scheduler(component: DictConfig | None, optimizer: DictConfig, num_training_steps: int) -> None:
@@ -117,10 +137,8 @@ def build_lr_scheduler(
 
     try:
         scheduler = begun(num_training_steps)
-        if more := [p.name for p in inspect.signature(scheduler.step).parameters.values() if p.default is p.empty]:
-            raise UserError(
-                f"lr_scheduler: {name}: has to be told {', '.join(more)} at each step; take one of steps alone"
-            )
+        if more := _asked_for(scheduler.step):
+            raise UserError(f"lr_scheduler: {name}: has to be told {more} at each step; take one of steps alone")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the optimizer has not stepped
             if all(group["lr"] == 0 for group in optimizer.param_groups):

@@ -18,7 +18,7 @@ def halved_if_too_large(
     accumulate: Accumulate,
     batches: list[Batch],
     *arguments: Any,
-    plan: StepPlan,
+    plan: StepPlan | None = None,
     optimizer: torch.optim.Optimizer,
     say: Callable[[str], None],
 ) -> tuple[list[Batch], list[LossSums]]:
@@ -29,7 +29,7 @@ def halved_if_too_large(
 
     Args:
         accumulate: forward and backward of some micro-batches, with ``arguments``; the sums of each.
-        plan: makes the micro-batches; hears how many tokens they may have from now on.
+        plan: makes the micro-batches, from now on no larger ones; None cuts this step alone.
 
     Returns:
         The micro-batches that were run, and their sums.
@@ -48,8 +48,9 @@ def halved_if_too_large(
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    most = max(sum(half.lengths) for half in halves)
-    largest = max(sum(batch.lengths) for batch in batches)
-    say(f"out of memory with micro-batches of {largest} tokens: once more, and from now on, with {most} at most")
-    plan.take_at_most(most)
+    most, largest = (max(sum(batch.lengths) for batch in of) for of in (halves, batches))
+    from_now = "" if plan is None else ", and from now on,"
+    say(f"out of memory with micro-batches of {largest} tokens: once more{from_now} with {most} at most")
+    if plan is not None:
+        plan.take_at_most(halves)
     return halves, accumulate(halves, *arguments)

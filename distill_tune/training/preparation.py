@@ -30,6 +30,7 @@ from distill_tune.training.distributed import (
     rank,
     require_same_on_all_ranks,
 )
+from distill_tune.training.loss_check import check_losses
 from distill_tune.training.optimizer import check_lr_scheduler, check_optimizer
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.schedules import Schedules
@@ -119,9 +120,11 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
         UserError: one of them cannot be built, does not fit its checkpoint, or not the other; the optimizer refuses
             its arguments. What is wrong with each is told together.
     """
-    faults = CollectedFaults("models, tokenizer and optimizer")
+    faults = CollectedFaults("models, tokenizer, losses and optimizer")
     with faults:
         check_optimizer(cfg.optimizer)
+    with faults:
+        check_losses(cfg)
     with faults:
         hidden_loss = build("hidden_loss", cfg.get("hidden_loss"), losses.HiddenLoss([], weight=0))
     with faults:

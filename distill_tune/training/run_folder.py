@@ -133,8 +133,9 @@ class RunFolder:
             found = {name: last.get(name) for name in ("loss", "ce_loss", "kd_loss")}
             losses = [f"{name} {value:.4f}" for name, value in found.items() if value is not None]  # null: not finite
             lines.append(", ".join([f"done: step {last['step']}", *losses]))
+        merged = ", adapters merged" if self.adapter.exists() else ""
         written = {
-            "model": (self.model, "the student, adapters merged; opens with transformers"),
+            "model": (self.model, f"the student{merged}; opens with transformers"),
             "adapter": (self.adapter, "the LoRA factors; opens with peft on the base model"),
             "metrics": (self.metrics, "a line a step"),
         }

@@ -35,6 +35,7 @@ class TrainingState:
         num_ranks: that wrote the checkpoint.
         validation: of this step, where it had one.
         date: that the run's chat template writes, as ``2026-03-01``; None of a run that has not set one.
+        limits: of micro-batches, where memory ran out; see :class:`~distill_tune.data.StepPlan`.
     """
 
     step: int
@@ -45,6 +46,7 @@ class TrainingState:
     num_ranks: int = 1
     validation: Mapping[str, float] = dataclasses.field(default_factory=dict)
     date: str | None = None
+    limits: list[int] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingState":
@@ -63,11 +65,19 @@ class TrainingState:
 
     @classmethod
     def after(
-        cls, step: int, seed: int, plan: Mapping[str, Any], cfg: DictConfig, tokens: int, line: Mapping[str, Any]
+        cls,
+        step: int,
+        seed: int,
+        plan: Mapping[str, Any],
+        cfg: DictConfig,
+        tokens: int,
+        line: Mapping[str, Any],
+        limits: list[int] | None = None,
     ) -> "TrainingState":
         """The state after a step whose metrics are ``line``."""
         validation = {name: value for name, value in line.items() if name.startswith("val_")}
-        return cls(step, seed, plan, plain_config(cfg), tokens, validation=validation, date=day_of_run())
+        date = day_of_run()
+        return cls(step, seed, plan, plain_config(cfg), tokens, validation=validation, date=date, limits=limits)
 
     def require_same_config(self, folder: Path, cfg: DictConfig, with_changes: bool) -> None:
         """Print what a config has changed since, where that is harmless.

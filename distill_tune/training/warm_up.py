@@ -2,6 +2,8 @@
 
 from omegaconf import DictConfig, OmegaConf
 
+from distill_tune.counts import counted
+
 
 def with_warm_up_in_steps(component: DictConfig, num_training_steps: int) -> DictConfig:
     """A schedule whose ``num_warmup_steps`` below 1 has become that share of the run's steps, rounded down."""
@@ -19,7 +21,7 @@ def schedule_remarks(cfg: DictConfig, total_steps: int) -> list[str]:
             rate = cfg.optimizer.get("lr")
             aim = "the optimizer's own" if rate is None else f"optimizer.lr={rate}"
             told.append(
-                f"lr_scheduler.{key}={value}: the run has {total_steps} steps, so the learning rate never reaches "
-                f"{aim}; lower it, or give num_warmup_steps a share of the run, such as 0.03"
+                f"lr_scheduler.{key}={value}: the run has {counted(total_steps, 'step')}, so the learning rate never "
+                f"reaches {aim}; lower it, or give num_warmup_steps a share of the run, such as 0.03"
             )
     return told

@@ -338,6 +338,17 @@ def test_out_of_memory_the_step_is_taken_in_halves_with_the_same_gradient(lora, 
         assert mine_["tokens"] == theirs["tokens"]
 
 
+def test_a_run_whose_memory_ran_out_goes_on_with_the_same_bits(lora, ok, edited, tmp_path):
+    lora()
+    mine = edited("if sum(batch.lengths) > 40 and len(batch.lengths) > 1: raise torch.OutOfMemoryError('CUDA out of')")
+    done = ok(*mine, *STEPS)
+    assert "out of memory with micro-batches of" in done.stdout
+    middle = sorted((tmp_path / "out" / "checkpoints").glob("step_*"))[0]
+    ok(*mine, *STEPS, "output_dir=again", f"resume={middle}")
+    whole, again = (metrics_of(tmp_path / name) for name in ("out", "again"))
+    assert [line["loss"] for line in again] == [line["loss"] for line in whole]
+
+
 def test_where_halves_do_not_fit_either_the_cheapest_settings_are_named(lora, cli, edited, tmp_path):
     lora()
     mine = edited("raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB')")

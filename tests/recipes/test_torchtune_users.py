@@ -126,5 +126,6 @@ def test_a_command_of_theirs_is_told_both_its_mistakes_at_once(cli, tmp_path):
     done = cli("validate", *line[1:])
     assert done.returncode == 0, done.stderr
     assert (
-        "teacher_model: 8,030,261,248 parameters, 0 trainable, 16.1 GB for weights, 8.0 GB on each of 2" in done.stdout
+        "teacher_model: 8,030,261,248 parameters, 0 trainable, 15.0 GiB for weights, 7.5 GiB on each of 2"
+        in done.stdout
     )

@@ -195,8 +195,8 @@ def test_a_config_gives_teacher_tokenizer_rows_and_dtype(
             loaded.append(dtype) or load_model(component, checkpoint, dtype, device)
         ),
     )
-    replaced = [recipe, other, "optimizer=torch.optim.SGD", "+my_key=1"]
-    teacher, base, trained = table_of("--config", config, *replaced, output=tmp_path / "table.md")
+    in_any_order = [other, "optimizer=torch.optim.SGD", "--config", config, recipe, "+my_key=1"]
+    teacher, base, trained = table_of(*in_any_order, output=tmp_path / "table.md")
     assert [row[0] for row in (teacher, base, trained)] == ["teacher", "base student", "other"]
     assert base[1:5] == trained[1:5] != teacher[1:5]  # the same weights
     assert trained[5:] == ["same", "same"]
@@ -208,6 +208,25 @@ def test_a_config_gives_teacher_tokenizer_rows_and_dtype(
         "--config", config, other, "dtype=fp32", "~dataset_val", "--dataset", split, output=tmp_path / "t.md"
     )
     assert [row[:5] for row in rows] == [row[:5] for row in plain]
+
+
+@pytest.mark.parametrize("how", ["of the config", "as an option"])
+def test_of_docstrings_no_more_are_made_than_are_asked_for(write_config, tmp_path, student_folder, monkeypatch, how):
+    asked = []
+
+    def collect(num_rows, **which):
+        asked.append(num_rows)
+        return ROWS[:num_rows]
+
+    monkeypatch.setattr("distill_tune.data.docstring_rows.collect", collect)
+    monkeypatch.setenv("DISTILL_TUNE_CACHE", str(tmp_path / "cache"))
+    dataset = {"_component_": "distill_tune.data.docstrings", "held_out": True}
+    if how == "as an option":
+        named = ["--config", write_config(), "--dataset", json.dumps(dataset)]
+    else:
+        named = ["--config", write_config(dataset_val=dataset | {"num_rows": 30})]
+    table_of(student_folder, *named, "--rows", 5, output=tmp_path / "table.md")
+    assert asked == [5]
 
 
 def test_a_quantised_teacher_is_compared_as_it_trains(write_config, tmp_path, student_folder, rows_file):
@@ -231,6 +250,7 @@ def test_a_quantised_teacher_is_compared_as_it_trains(write_config, tmp_path, st
         ({"kd_ratio": 0}, ["--source", "x.json"], "kd_ratio=0: this run has no teacher"),
         ({}, ["nowhere", "--source", "x.json"], "nowhere: no such folder"),
         ({"output_dir": "none"}, ["--source", "x.json"], "output_dir=none has no model/ yet"),
+        ({}, ["a.py", "b.py"], "compare: a.py and b.py: name one recipe"),
         ({}, ["kd_raito=1"], "kd_raito: no such key, did you mean kd_ratio?"),
     ],
 )

@@ -1,5 +1,6 @@
 """`data` shows what of the rows is learned, from the tokenizer's files and the rows alone."""
 
+import contextlib
 import json
 
 import pytest
@@ -35,7 +36,9 @@ def config(tmp_path, write_config):
 
 
 def told(capsys, config, *arguments):
-    main(["data", "--config", str(config), *map(str, arguments)])
+    """What it prints; its rows are shown whatever its exit status."""
+    with contextlib.suppress(SystemExit):
+        main(["data", "--config", str(config), *map(str, arguments)])
     return capsys.readouterr().out
 
 
@@ -50,7 +53,7 @@ def test_it_shows_rows_with_what_is_learned_in_marks(config, capsys):
 
 def test_what_else_is_wrong_with_a_model_is_told(config, capsys):
     with pytest.raises(SystemExit):
-        told(capsys, config, "model.num_layer=2")
+        main(["data", "--config", str(config), "model.num_layer=2"])
     told_of = capsys.readouterr().err
     assert "model.num_layer: torchtune.models.llama3_2.llama3_2 has no such argument" in told_of
     assert "nowhere" not in told_of
@@ -74,6 +77,14 @@ def test_it_counts_what_is_cut_bad_and_left_out(config, capsys):
     assert int(least) < int(median) < int(most) == 300
     assert "row 1:" in shown and "row 2:" in shown and "row 4:" in shown
     assert " characters ... " in shown  # of a long answer the middle is left out
+
+
+def test_its_exit_status_is_1_where_a_run_would_end_at_bad_rows(config, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["data", "--config", str(config)])
+    assert end.value.code == 1
+    main(["data", "--config", str(config), "on_bad_row=skip"])
+    main(["data", "--config", str(config), "--row", "1"])
 
 
 def test_one_row_is_shown_whole(config, capsys):
@@ -123,7 +134,7 @@ def test_torchtunes_tokenizers_and_several_datasets_are_shown(write_config, rows
 )
 def test_mistakes_are_told(config, capsys, arguments, message):
     with pytest.raises(SystemExit) as end:
-        told(capsys, config, *arguments)
+        main(["data", "--config", str(config), *map(str, arguments)])
     assert end.value.code == 2
     found = capsys.readouterr().err
     assert message in found

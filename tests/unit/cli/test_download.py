@@ -150,5 +150,5 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_byte(download):
         hub.sizes["model-00001-of-00002.safetensors"] = 10**18
         done = download(hub, "huggingface")
     assert done.returncode == 2
-    assert ": 1.0 EB are needed, " in done.stderr and " left; free some" in done.stderr
+    assert ": 931,322,574.6 GiB are needed, " in done.stderr and " left; free some" in done.stderr
     assert not hub.fetched()

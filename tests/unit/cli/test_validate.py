@@ -7,9 +7,8 @@ from bad_inputs import OF_COMPONENTS, OF_FILES, Wrong
 
 from distill_tune.cli.main import main
 
-# Of the machine that runs, which need not be the one that checks; a check does not try to write, nor import what is
-# from elsewhere.
-OF_THE_RUN = ("device: no CUDA", "device: no MPS", "output_dir: not writable", "optimizer=nopackage.Adam")
+# Of the machine that runs, which need not be the one that checks; a check does not try to write.
+OF_THE_RUN = ("device: no CUDA", "device: no MPS", "output_dir: not writable")
 SETTINGS = [(overrides, lambda wrong, line=overrides: line.split(), message) for overrides, message in OF_COMPONENTS]
 CASES = [case for case in (*SETTINGS, *OF_FILES) if case[0] not in OF_THE_RUN]
 
@@ -47,6 +46,39 @@ def test_what_is_wrong_with_each_part_is_told_together(validate):
         assert told.count(message) == 1
 
 
+def test_keys_models_and_rows_are_told_in_one_go(validate, tmp_path):
+    wrong = ["kd_raito=1", "model.num_layers=3", "optimizer.lr=-1", "dataset.source=nowhere.json", "optimizer.epps=1"]
+    _, told, status = validate(*wrong[:-1])
+    assert status == 2
+    assert told.splitlines()[0] == "distill-tune: 4 faults in config config.yaml and the command line"
+    for line, begins in zip(
+        told.splitlines()[1:],
+        ["kd_raito: no such key", "optimizer.lr=-1: ", "model does not fit", "dataset nowhere.json: no such file"],
+        strict=True,
+    ):
+        assert line.startswith(f"  {begins}")
+    _, told, _ = validate(*wrong)  # what an optimizer with a wrong argument says of another is not to be had
+    assert told.splitlines()[0].startswith("distill-tune: 4 faults in")
+    assert told.count("optimizer") == 1
+
+
+def test_both_datasets_are_told_also_where_one_is_on_the_hub(validate):
+    of_validation = "+dataset_val={_component_: distill_tune.data.instruct, source: other.json}"
+    _, told, _ = validate("dataset.source=nowhere.json", of_validation)
+    assert told.splitlines()[1:] == [
+        "  dataset nowhere.json: no such file or folder",
+        "  dataset other.json: no such file or folder",
+    ]
+    out, told, _ = validate("dataset.source=someone/rows", of_validation)
+    assert "dataset: someone/rows is no local file: its rows are checked by the run" in out
+    assert told.splitlines()[1:] == ["  dataset other.json: no such file or folder"]
+
+
+def test_sizes_are_told_of_models_whose_files_are_missing_and_not_beside_other_faults(validate):
+    assert "model: " in validate("checkpointer.checkpoint_dir=nowhere")[0]
+    assert "model: " not in validate("optimizer.lrr=1")[0]
+
+
 def test_rows_are_told(validate, tmp_path):
     told, _, status = validate()
     assert status == 0
@@ -64,13 +96,37 @@ def test_rows_of_the_hub_are_not_fetched(validate, monkeypatch):
 
 
 def test_what_would_run_code_from_elsewhere_is_left_to_the_run(validate, tmp_path):
-    (tmp_path / "mine.py").write_text("open('was_run', 'w')")
+    (tmp_path / "mine.py").write_text("rows = Sgd = open('was_run', 'w')")
     told, _, status = validate("dataset._component_=mine.rows")
     assert status == 0
     assert "dataset: would run code from elsewhere, so rows are checked by the run alone" in told
     told, _, _ = validate("optimizer._component_=mine.Sgd")
     assert "optimizer: would run code from elsewhere, so models and rows are checked by the run alone" in told
     assert not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("mine.rowz", "mine has no rowz, did you mean rows?"),
+        ("minee.rows", "no module named minee; is the package installed, or did you mean mine?"),
+        ("own.reeders.rows", "own has no reeders, did you mean readers?"),
+        ("own.readers.row", "own.readers has no row, did you mean rows?"),
+    ],
+)
+def test_what_a_users_own_module_lacks_is_told_without_an_import(validate, tmp_path, name, fault):
+    for path in (tmp_path / "mine.py", tmp_path / "own" / "__init__.py", tmp_path / "own" / "readers.py"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("open('was_run', 'w')\ndef rows(tokenizer): ...\n")
+    _, told, status = validate(f"dataset._component_={name}")
+    assert status == 2
+    assert f"dataset._component_={name}: {fault}" in told
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_names_that_a_module_may_have_otherwise_are_left_to_the_run(validate, tmp_path):
+    (tmp_path / "mine.py").write_text("from elsewhere import *\n")
+    assert validate("dataset._component_=mine.rows")[2] == 0
 
 
 def test_what_this_machine_lacks_is_told_and_the_rest_is_checked(validate):

@@ -1,5 +1,7 @@
 """A component in another's place, and what `validate` and `run` see of a config in one list."""
 
+import sys
+
 import pytest
 
 from distill_tune.config.check import checked_config
@@ -34,6 +36,19 @@ def test_arguments_of_the_file_that_the_new_component_does_not_take_are_dropped_
             "dataset: distill_tune.data.instruct does not take num_rows, min_characters, which the file gives "
             "distill_tune.data.docstrings: left out\n"
         )
+
+
+def test_the_checkpointer_of_a_model_that_is_replaced_by_a_folder_is_left_out(checked, teacher_folder, capsys):
+    of_teacher = [
+        f"teacher_model.{name}" for name in ("_component_=distill_tune.models.from_hf", f"path={teacher_folder}")
+    ]
+    config = checked(*of_teacher)
+    assert "teacher_checkpointer" not in config
+    assert "checkpointer" in config
+    assert (
+        "teacher_checkpointer: is of the model that the file names; teacher_model.path has" in capsys.readouterr().out
+    )
+    assert "teacher_checkpointer" in checked(*of_teacher, "teacher_checkpointer.checkpoint_files=[model.safetensors]")
 
 
 def test_what_both_take_is_kept(checked, capsys):
@@ -110,3 +125,10 @@ def test_another_folder_names_none(tmp_path, monkeypatch):
         checked_config(find_recipe("kd_single_device"), "qwen2_5/7B_to_0.5B_lora", ["model.path=models/mine"])
     (fault,) = [fault for fault in faults.value.faults if fault.startswith("model.path")]
     assert fault.endswith("name a Hugging Face model folder")
+
+
+def test_a_users_own_component_is_found_in_the_current_folder_by_every_command(checked, tmp_path, monkeypatch):
+    (tmp_path / "rows_of_mine.py").write_text("def rows(tokenizer): ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(tmp_path))])
+    assert checked("dataset=rows_of_mine.rows").dataset == {"_component_": "rows_of_mine.rows"}

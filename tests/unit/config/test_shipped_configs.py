@@ -88,7 +88,7 @@ def test_validate_tells_the_weights_of_each_process(models_dir, capsys):
     line = ["validate", "--nproc_per_node", "2", "kd_distributed", "--config", "8B_to_1B_lora"]
     main([*line, f"models_dir={models_dir}", "device=cpu"])
     told = capsys.readouterr().out
-    assert "teacher_model: 8,030,261,248 parameters, 0 trainable, 16.1 GB for weights, 8.0 GB on each of 2" in told
+    assert "teacher_model: 8,030,261,248 parameters, 0 trainable, 15.0 GiB for weights, 7.5 GiB on each of 2" in told
 
 
 def test_validate_prints_sizes_even_where_nothing_is_downloaded(capsys):

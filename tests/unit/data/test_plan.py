@@ -150,6 +150,14 @@ def test_no_micro_batch_of_any_rank_and_step_is_larger_than_those_of_the_longest
                 assert all(sum(shape.lengths) <= most for shape in plan.shapes(epoch, step))
 
 
+def test_a_short_last_step_of_the_longest_rows_has_no_larger_micro_batch():
+    plan = StepPlan(
+        [of_lengths([5] * 8 + [100] * 2)], batch_size=2, gradient_accumulation_steps=4, shuffle=False
+    )  # whose last step has both long rows
+    most = max(sum(shape.lengths) for shape in plan.largest_shapes)
+    assert max(sum(shape.lengths) for shape in plan.shapes(0, 1)) <= most
+
+
 def test_short_rows_go_together_up_to_what_the_longest_take():
     lengths = [10, 20, 30, 40, 100, 90] + [10] * 18
     plan = StepPlan([of_lengths(lengths)], batch_size=2, gradient_accumulation_steps=4, shuffle=False)
@@ -173,12 +181,34 @@ def test_short_rows_go_together_up_to_what_the_teacher_reads_of_the_longest():
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_what_a_device_can_hold_bounds_later_micro_batches_but_a_row_alone(num_ranks):
-    plan = StepPlan(
-        [of_lengths([50, 10, 10, 10, 10, 10])], batch_size=6 // num_ranks, shuffle=False, num_ranks=num_ranks
-    )
-    plan.take_at_most(30)
+    rows_of_all = of_lengths([50] + [10] * 15, [100] + [20] * 15)
+    plan = StepPlan([rows_of_all], batch_size=16 // num_ranks, shuffle=False, num_ranks=num_ranks)
+    whole = plan.micro_batches(0, 0)
+    assert len(whole) == 1
+    plan.take_at_most(whole[0].halves())
+    again = StepPlan([rows_of_all], batch_size=16 // num_ranks, shuffle=False, num_ranks=num_ranks)
+    again.limits = plan.limits
+    found = [[len(shape.lengths) for shape in each.shapes(0, 0)] for each in (plan, again)]
+    assert found[0] == found[1]
+    assert 2 <= len(found[0]) <= 3 and 0 not in found[0]
+    plan.limits = [30, 60, 30]  # less than the longest row alone
     sizes = [sum(shape.lengths) for shape in plan.shapes(0, 0)]
-    assert max(sizes) == 50 and all(size <= 30 or size == 50 for size in sizes)
+    assert sizes.count(50) == 1 and all(0 < size <= 30 or size == 50 for size in sizes)
+
+
+def test_what_is_learned_of_short_rows_is_bounded_too():
+    long = of_lengths([100] * 4)
+    long = dataclasses.replace(long, labels=torch.where(torch.arange(400) % 100 < 95, -100, long.labels))
+    plan = StepPlan([long, of_lengths([10] * 60)], batch_size=4, gradient_accumulation_steps=8, seed=0)
+    shapes = [shape for step in range(plan.steps_per_epoch) for shape in plan.shapes(0, step)]
+    assert max(shape.num_supervised for shape in shapes) == 9 * 4
+    assert max(shape.num_supervised for shape in plan.largest_shapes) >= 9 * 4
+
+
+def test_rows_that_weights_repeat_are_as_often_among_the_longest():
+    datasets = [of_lengths([1000]), of_lengths([10] * 99)]
+    plan = StepPlan(datasets, weights=[1, 1], batch_size=4, shuffle=False)
+    assert [len(plan.shapes(0, step)) for step in range(plan.steps_per_epoch)] == [1] * 25
 
 
 def test_the_rows_that_are_longest_for_the_teacher_are_among_the_largest():
@@ -225,6 +255,7 @@ def test_an_epoch_that_is_no_whole_step_is_told(plan, told):
     assert short.steps_per_epoch == 1
     assert short.remarks == [f"{told}: each epoch is one short step"]
     assert StepPlan([rows(8)], **plan).remarks == []
+    assert StepPlan([rows(1)], batch_size=4).remarks[0].startswith("dataset: has 1 row, but one step takes 4 ")
 
 
 def test_validation_takes_every_row_once_in_batches_of_which_the_last_may_be_short():

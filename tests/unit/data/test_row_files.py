@@ -127,6 +127,15 @@ def test_a_saved_folder_that_is_not_whole_is_named(tmp_path):
         list(load_dataset(str(tmp_path / "saved")))
 
 
+@pytest.mark.parametrize("encoding", ["gbk", "utf-16", "latin-1"])
+def test_the_encoding_that_is_offered_reads_the_file(tmp_path, encoding):
+    rows = [{"text": "Gr\u00fc\u00dfe" if encoding == "latin-1" else "\u4f60\u597d"}]
+    (tmp_path / "a.jsonl").write_bytes(json.dumps(rows[0], ensure_ascii=False).encode(encoding))
+    with pytest.raises(UserError, match=f"or name its encoding, such as dataset.encoding={encoding}"):
+        list(load_dataset(str(tmp_path / "a.jsonl")))
+    assert list(load_dataset(str(tmp_path / "a.jsonl"), encoding=encoding)) == rows
+
+
 def test_what_would_be_read_otherwise_is_refused(tmp_path):
     (tmp_path / "a.csv").write_bytes(csv(";"))
     assert list(load_dataset(str(tmp_path / "a.csv"), delimiter=";", token="secret", num_proc=2)) == ROWS

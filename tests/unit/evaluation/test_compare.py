@@ -146,5 +146,6 @@ def test_the_gap_is_measured_in_log_perplexity(batches):
 
 
 def test_percentages_on_few_rows_get_a_note():
+    assert few_rows(1).startswith("On 1 row alone")
     assert few_rows(99).startswith("On 99 rows alone")
     assert few_rows(100) == ""

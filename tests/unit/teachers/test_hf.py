@@ -55,6 +55,19 @@ def test_head_and_hidden_states_give_the_models_own_logits(name, tmp_path):
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_short_rows_are_not_padded_to_a_long_one(tmp_path):
+    saved(CONFIGS["gpt2"], tmp_path)
+    teacher = HuggingFace(str(tmp_path))
+    teacher.load(None, torch.device("cpu"))
+    rows = [torch.arange(1, 1 + n) for n in (3, 40, 3, 3, 2, 3)]
+    read = []
+    teacher._decoder.register_forward_pre_hook(lambda module, arguments: read.append(tuple(arguments[0].shape)))
+    together = teacher(joined([(row, row) for row in rows])).hidden
+    assert read == [(1, 40), (5, 3)]
+    alone = torch.cat([teacher(joined([(row, row)])).hidden for row in rows])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
 def test_the_hidden_states_that_are_asked_for_come_along(tmp_path):
     model = saved(CONFIGS["gpt2"], tmp_path)
     teacher = HuggingFace(str(tmp_path))

@@ -37,5 +37,5 @@ def test_more_ranks_than_gpus_are_told(one_gpu, monkeypatch):
     group = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     for name, value in group.items():  # all that it sets, so that nothing of it is left for what is started later
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="has 1 GPUs, and more processes were started there; set --nproc_per_node 1"):
+    with pytest.raises(UserError, match="has 1 GPU, and more processes were started there; set --nproc_per_node 1"):
         init_distributed("cuda")

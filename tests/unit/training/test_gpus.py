@@ -40,11 +40,11 @@ def test_cards_are_known_by_the_names_that_cuda_gives_them(name, card):
     [
         "NVIDIA RTX A1000",
         "NVIDIA GeForce RTX 4090 Laptop GPU",
-        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 5090 D",
         "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
         "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
         "NVIDIA GH200 144G HBM3e",
-        "NVIDIA H20",
+        "NVIDIA GB200",
         "Quadro RTX 6000",
         "Radeon",
         "",
@@ -69,6 +69,14 @@ def test_another_card_is_not_taken_for_one_whose_name_is_part_of_its_own(name):
         ("a6000", "A6000 48 GB"),
         ("l40s", "L40S 48 GB"),
         ("V100", "V100 SXM2 32 GB"),
+        ("3060", "3060 12 GB"),
+        ("4060 Ti 16GB", "4060 Ti 16 GB"),
+        ("4060 Ti", "4060 Ti 8 GB"),
+        ("rtx 4070 ti super", "4070 Ti SUPER 16 GB"),
+        ("RTX 3080 12GB", "3080 12 GB"),
+        ("3060 Ti 8GB", "3060 Ti 8 GB"),
+        ("24GB", "any card of 24 GB"),
+        ("80 GiB", "any card of 80 GB"),
     ],
 )
 def test_cards_are_known_in_any_spelling(written, card):

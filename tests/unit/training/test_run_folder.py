@@ -36,3 +36,11 @@ def test_what_the_line_to_try_an_adapter_needs_is_said(tmp_path):
     run = RunFolder(tmp_path)
     run.adapter.mkdir()
     assert "try it (needs peft: pip install peft): python -c " in run.finish(None)
+
+
+def test_merged_adapters_are_told_of_where_there_are_some(tmp_path):
+    run = RunFolder(tmp_path)
+    run.model.mkdir()
+    assert "model  the student; opens with transformers" in run.finish(None)
+    run.adapter.mkdir()
+    assert "model  the student, adapters merged; opens with transformers" in run.finish(None)
