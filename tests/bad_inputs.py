@@ -1,5 +1,6 @@
 """Wrong inputs, and a part of the message that is told: the cases of tests/recipes/test_bad_input.py."""
 
+import dataclasses
 import http.server
 import io
 import json
@@ -12,6 +13,8 @@ import pyarrow
 import pyarrow.parquet
 import yaml
 from tiny import ROWS, write_model
+
+from distill_tune import cache
 
 # One wrong setting each, told before anything heavy is imported: overrides, and a part of the message.
 AT_ONCE = [
@@ -39,6 +42,7 @@ AT_ONCE = [
         "teacher_model._component_=distill_tune.teachers.EMA teacher_offload=True",
         "teacher_offload: distill_tune.teachers.EMA does not heed it; it is for models",
     ),
+    ("cache.kind=sampled", "cache: kd_single_device does not read it; teacher_cache does"),
     ("teacher_prompt_template=hello", "teacher_prompt_template=hello: must be text with {input}"),
     ("augmentations=3", "augmentations=3: must be a list of components"),
     ("dataset_temperature=0", "dataset_temperature=0: must be a number above 0 or null"),
@@ -336,6 +340,14 @@ class Wrong:
         rows = [dict(row) for row in ROWS]
         change(rows)
         return self.rows("rows.json", rows)
+
+    def cache(self, kind: str, /, *overrides: str, **changes: object) -> list[str]:
+        """A stored teacher that has no row, and overrides that take it."""
+        encoding = cache.encoding_of(kind, {"vocab_size": 320, **({"width": 64} if kind == "hidden" else {})})
+        manifest = cache.Manifest(kind, cache.settings_of(encoding), 0, {}, finished=True)
+        (self.folder / "cache").mkdir()
+        dataclasses.replace(manifest, **changes).write(self.folder / "cache")
+        return [*f"{KIND}Cached +teacher_model.path=cache".split(), *overrides]
 
     def without(self, name: str) -> list[str]:
         shutil.rmtree(self.folder / name)
@@ -734,6 +746,60 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
         "keep_best without validation",
         lambda w: ["+keep_best=val_loss"],
         "keep_best=val_loss: nothing heeds it without dataset_val; leave it out",
+    ),
+    # A stored teacher
+    (
+        "cache: none there",
+        lambda w: f"{KIND}Cached +teacher_model.path=nowhere".split(),
+        "teacher_model.path=nowhere: no cache of a teacher; make one from this config with its teacher",
+    ),
+    ("cache: not finished", lambda w: w.cache("top_k", finished=False), "this cache is not finished"),
+    ("cache: of a later version", lambda w: w.cache("top_k", format=9), "a cache of format 9; this version reads 1"),
+    (
+        "cache: no kind that is known",
+        lambda w: w.cache("top_k", kind="dense"),
+        "kind=dense: must be one of sampled, top_k, hidden",
+    ),
+    (
+        "cache: a shard is gone",
+        lambda w: w.cache("top_k", files={"records-1.safetensors": {"bytes": 9, "rows": 1, "positions": 1}}),
+        "records-1.safetensors: is missing; the command that made the cache makes it anew",
+    ),
+    (
+        "cache: lacks the rows",
+        lambda w: w.cache("top_k"),
+        "lacks 64 of 64 rows",
+    ),
+    (
+        "cache: a divergence that draws do not serve",
+        lambda w: w.cache("sampled", f"{LOSS}ReverseKL"),
+        "a sampled record serves ForwardKL, not ReverseKL: kind top_k serves it over its k tokens and the rest",
+    ),
+    (
+        "cache: another temperature",
+        lambda w: w.cache("top_k", "temperature=2"),
+        "a top_k record made at temperature 1 serves no other, and the loss is at 2: make one at 2, or one of kind "
+        "hidden",
+    ),
+    (
+        "cache: a schedule of temperatures",
+        lambda w: w.cache("sampled", "temperature={_component_: distill_tune.training.Linear, start: 2.0, end: 1.0}"),
+        "temperature is a schedule: take a cache of kind hidden",
+    ),
+    (
+        "cache: a weight that needs the teacher",
+        lambda w: w.cache("top_k", "kd_token_weight=distill_tune.losses.TargetProbability"),
+        "a top_k record does not know what TargetProbability needs of the teacher: take kind hidden",
+    ),
+    (
+        "cache: hidden states of layers",
+        lambda w: w.cache("hidden", *HIDDEN.split()),
+        "hidden_loss: needs a single teacher; teacher_model is a list, or gives no hidden states",
+    ),
+    (
+        "cache: prompts that change",
+        lambda w: w.cache("top_k", "augmentations=[{_component_: distill_tune.data.DropTokens}]"),
+        "augmentations make prompts that no cache has",
     ),
     ("resume said twice", lambda w: ["resume=auto", "resume_from_checkpoint=True"], "means the same; keep one"),
 ]

@@ -1,5 +1,6 @@
 """A teacher's word on rows, stored: found by what a row contains, whatever the order in which it is asked for."""
 
+from distill_tune.cache.agreement import Agreement
 from distill_tune.cache.encoding import (
     Encoding,
     HiddenEncoding,
@@ -7,18 +8,21 @@ from distill_tune.cache.encoding import (
     TopEncoding,
     encoding_of,
     positions_in,
+    settings_of,
 )
 from distill_tune.cache.manifest import MANIFEST, Manifest
 from distill_tune.cache.output_layer import OUTPUT_LAYER, read_output_layer, write_output_layer
 from distill_tune.cache.reader import CacheReader
 from distill_tune.cache.recording import encoded
 from distill_tune.cache.shard import damage_of, shard_files
+from distill_tune.cache.vocabulary_file import fingerprint_of, read_vocabulary, write_vocabulary
 from distill_tune.cache.writer import SHARD_BYTES, CacheWriter, begin, finish
 
 __all__ = [
     "MANIFEST",
     "OUTPUT_LAYER",
     "SHARD_BYTES",
+    "Agreement",
     "CacheReader",
     "CacheWriter",
     "Encoding",
@@ -30,9 +34,13 @@ __all__ = [
     "damage_of",
     "encoded",
     "encoding_of",
+    "fingerprint_of",
     "finish",
     "positions_in",
     "read_output_layer",
+    "read_vocabulary",
+    "settings_of",
     "shard_files",
     "write_output_layer",
+    "write_vocabulary",
 ]

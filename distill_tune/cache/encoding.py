@@ -10,6 +10,7 @@ A row begins with the number of its positions, 4 bytes. All numbers are little-e
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
@@ -27,6 +28,8 @@ _NARROW_COUNTS = 2**6  # more draws than this less one take 4 bytes an entry
 _MOST_ENTROPY = 16.0  # nats; that of 2^20 tokens is 13.9
 _LEAST_LOG_PROB = -32.0
 _LOG_WEIGHTS = (-24.0, 8.0)
+# Distinct tokens of so many draws, as large models give them (arXiv 2503.16870), and how they grow with the draws.
+_DISTINCT_OF_50, _WITH_DRAWS = 12.0, 0.8
 
 Blob = bytes | memoryview
 
@@ -39,6 +42,10 @@ class Encoding(Protocol):
     """
 
     kind: ClassVar[str]
+
+    def bytes_of_position(self) -> tuple[float, float]:
+        """About, and at most."""
+        ...
 
     def encode(self, record: Any, num_positions: Sequence[int]) -> list[bytes]:
         """
@@ -90,6 +97,10 @@ class SampledEncoding:
     @property
     def _id_bits(self) -> int:
         return _id_bits(self.vocab_size) if self._entry_bytes == 3 or self._has_weights else _WIDE_IDS
+
+    def bytes_of_position(self) -> tuple[float, float]:
+        least, some = 2 + numpy.dtype(self._count_dtype).itemsize, _DISTINCT_OF_50 * (self.draws / 50) ** _WITH_DRAWS
+        return least + self._entry_bytes * min(some, self.draws), least + self._entry_bytes * self.draws
 
     @property
     def _count_dtype(self) -> str:
@@ -166,6 +177,9 @@ class TopEncoding:
         """Of a position."""
         return min(self.k, self.vocab_size)
 
+    def bytes_of_position(self) -> tuple[float, float]:
+        return 2.0 + 4.0 * self._entries, 2.0 + 4.0 * self._entries
+
     def encode(self, record: TopTokens, num_positions: Sequence[int]) -> list[bytes]:
         bits = _id_bits(self.vocab_size)
         ids, log_probs = record.ids.cpu().numpy(), record.log_probs.float().cpu().numpy()  # [n, k]
@@ -185,11 +199,16 @@ class TopEncoding:
             reader.require_end()
         words, bits = numpy.concatenate(all_words), _id_bits(self.vocab_size)
         ids = (words & (1 << bits) - 1).astype(numpy.int32)
-        of_rest = _log_probs(numpy.concatenate(rests), 16)
-        events = numpy.concatenate([_log_probs(words >> bits, 32 - bits), of_rest[:, None]], 1)
-        events -= numpy.logaddexp.reduce(events, axis=1, keepdims=True)
-        log_probs, log_rest = _float32(events[:, :-1]), _float32(events[:, -1])
-        return TopTokens(torch.from_numpy(ids), log_probs, log_rest, self.temperature, self.vocab_size)
+        log_probs = _log_probs_of(32 - bits)[words >> bits]  # [n, k]
+        log_rest = _log_probs_of(16)[numpy.concatenate(rests)]
+        log_total = numpy.log(numpy.exp(log_probs).sum(-1) + numpy.exp(log_rest))
+        return TopTokens(
+            torch.from_numpy(ids),
+            torch.from_numpy(log_probs - log_total[:, None]),
+            torch.from_numpy(log_rest - log_total),
+            self.temperature,
+            self.vocab_size,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +219,9 @@ class HiddenEncoding:
     width: int
 
     kind: ClassVar[str] = "hidden"
+
+    def bytes_of_position(self) -> tuple[float, float]:
+        return 2.0 * self.width, 2.0 * self.width
 
     def encode(self, record: torch.Tensor, num_positions: Sequence[int]) -> list[bytes]:
         hidden = record.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy()
@@ -229,6 +251,11 @@ def encoding_of(kind: str, settings: dict[str, Any]) -> SampledEncoding | TopEnc
     if kind not in _ENCODINGS:
         raise ValueError(f"kind={kind}: must be one of {', '.join(_ENCODINGS)}")
     return _ENCODINGS[kind](**settings)
+
+
+def settings_of(encoding: SampledEncoding | TopEncoding | HiddenEncoding) -> dict[str, Any]:
+    """What :func:`encoding_of` makes it of again."""
+    return dataclasses.asdict(encoding)
 
 
 class _Reader:
@@ -294,8 +321,12 @@ def _codes_of_log_probs(log_probs: numpy.ndarray, bits: int) -> numpy.ndarray:
     return numpy.where(log_probs == -numpy.inf, numpy.uint32(0), codes)
 
 
-def _log_probs(codes: numpy.ndarray, bits: int) -> numpy.ndarray:
-    return numpy.where(codes == 0, -numpy.inf, _values(codes, _LEAST_LOG_PROB, 0.0, bits))
+@functools.cache
+def _log_probs_of(bits: int) -> numpy.ndarray:
+    """Of each code, float32."""
+    values = _values(numpy.arange(1 << bits), _LEAST_LOG_PROB, 0.0, bits).astype(numpy.float32)
+    values[0] = -numpy.inf
+    return values
 
 
 def _float32(values: numpy.ndarray) -> torch.Tensor:

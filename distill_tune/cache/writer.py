@@ -18,11 +18,12 @@ def begin(folder: Path, manifest: Manifest) -> Manifest:
     """Make a cache's folder, or go on with the one that is there, of the same teacher and settings.
 
     Returns:
-        The manifest that is there now, not finished.
+        The manifest that is there now: of a cache that was finished, as it was, until :func:`finish` adds to it.
 
     Raises:
         UserError: it cannot be written, another run writes to it, or it is another cache, or no cache.
     """
+    was = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not keep_to_oneself(folder):
@@ -34,7 +35,7 @@ def begin(folder: Path, manifest: Manifest) -> Manifest:
                 raise UserError(
                     f"output_dir={folder}: holds another cache; set it back, or name another folder\n  {told}"
                 )
-            manifest = dataclasses.replace(manifest, date=was.date, package=was.package)
+            manifest = was
         elif others := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
             raise UserError(f"output_dir={folder}: holds {others[0]}, and is no cache; name a new folder")
         for partial in folder.glob(".*.partial"):  # of a run that was killed
@@ -45,7 +46,8 @@ def begin(folder: Path, manifest: Manifest) -> Manifest:
             except UserError as error:
                 print(f"{error}; made anew")
                 path.unlink()
-        manifest.write(folder)
+        if manifest is not was:
+            manifest.write(folder)
     except OSError as error:
         raise UserError(f"output_dir={folder}: cannot be written: {error.strerror}") from error
     return manifest

@@ -13,6 +13,7 @@ from distill_tune.errors import CollectedFaults, UserError
 from distill_tune.sizes import binary
 
 if TYPE_CHECKING:
+    from distill_tune.cli.planned_cache import PlannedCache
     from distill_tune.cli.planned_run import PlannedRun
     from distill_tune.training.gpus import Gpu
 
@@ -20,6 +21,7 @@ _DESCRIPTION = """Tell the memory, the work and the hours of a run, without a GP
 
   distill-tune plan [RECIPE] --config CONFIG [overrides] [--gpu NAME]
   distill-tune plan --nproc_per_node 8 kd_distributed --config CONFIG --gpu H100
+  distill-tune plan teacher_cache --config CONFIG cache.kind=sampled    its disk, too
 
 Memory is told by part and for each process, from the models' shapes and the longest rows of all the data; hours from
 the rows of the first steps, at 40 % of the GPU's data-sheet rate, which a well-fed one reaches, or at 70 % of the rate
@@ -33,6 +35,7 @@ Of the models' folders config.json is needed, and of one the tokenizer; of the m
 even config.json: what they are is known.
 """
 CONTEXT = 1.0 * 2**30  # what CUDA's own context and the allocator's gaps take
+_OF_CACHE = "teacher_cache"
 _DEFAULT_GPUS = ("4090", "A10", "A100", "H100", "H200")
 
 
@@ -58,12 +61,37 @@ def _plan(options: argparse.Namespace) -> None:
         cfg = config_without_weights(recipe, name, overrides)
     faults.tell()
 
+    from distill_tune.cli.planned_cache import PlannedCache
     from distill_tune.cli.planned_run import PlannedRun
 
+    if recipe.stem == _OF_CACHE:
+        _print_cache(PlannedCache.of(cfg, num_processes), gpus)
+        return
     run = PlannedRun.of(cfg, num_processes)
     _print_needs(run)
     for gpu in gpus:
         _print_gpu(gpu, run, name, overrides)
+
+
+def _print_cache(run: "PlannedCache", gpus: Sequence["Gpu"]) -> None:
+    """Of teacher_cache: the teacher's memory, work and hours, and the disk."""
+    weights, workings = run.memory
+    about, most = run.bytes_each
+    print(f"memory of the teacher: {binary(weights)}, and {binary(workings)} to work with")
+    told = f", {binary(most * run.num_positions)} at most" if most > about else ""
+    print(
+        f"disk: some {binary(about * run.num_positions)} for {run.num_positions:,} supervised tokens of "
+        f"{run.num_rows:,} rows, {about:.0f} bytes each{told}"
+    )
+    print(f"work: {run.num_processes * run.work / 1e15:,.3g} PFLOP")
+    for gpu in gpus:
+        needed, available = weights + workings, gpu.memory - CONTEXT
+        if (seconds := run.seconds(gpu)) is None:
+            print(f"{gpu}: has no bf16; plan with dtype=fp32")
+        elif needed > available:
+            print(f"{gpu}: does not fit {binary(gpu.memory)}; take more processes, or teacher_offload=True")
+        else:
+            print(f"{gpu}: fits, {binary(needed)} of {binary(gpu.memory)}; some {_told(seconds)}")
 
 
 def _take_gpus(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -42,7 +42,8 @@ class Key(NamedTuple):
         default: what holds where a config does not have it.
         meaning: in a line.
         beside: keys of which one has to be set as well for this one to be heeded.
-        distributed: whether kd_distributed alone reads it.
+        distributed: whether recipes of several devices alone read it.
+        recipe: of the shipped ones the only one that reads it, and needs it; None for all.
     """
 
     kind: Kind
@@ -50,6 +51,7 @@ class Key(NamedTuple):
     meaning: str
     beside: tuple[str, ...] = ()
     distributed: bool = False
+    recipe: str | None = None
 
     @property
     def values(self) -> Kind:
@@ -73,6 +75,12 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "teacher_dtype": Key(DTYPE, None, "what a teacher's weights are held in; default `dtype`", _TEACHER),
         "teacher_quantizer": Key(COMPONENT, None, "torchao's config, or NF4, for a teacher's weights", _TEACHER),
         "teacher_offload": Key(FLAG, False, "keep a teacher's layers in host memory and copy each in time", _TEACHER),
+        "cache": Key(
+            SETTINGS,
+            None,
+            "what is stored: kind (sampled, top_k, hidden), draws (50), proposal_temperature, k (50), temperature",
+            recipe="teacher_cache",
+        ),
     },
     "Data": {
         "dataset": Key(DATASETS, Needed("plan_steps"), "one dataset or several, each with a weight"),

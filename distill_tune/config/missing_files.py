@@ -11,6 +11,7 @@ from distill_tune.config.files import configs_folder, is_model_folder
 from distill_tune.config.nodes import components_of
 
 _OF_TOKENIZERS = ("path", "merges_file", "vocab_path", "merges_path", "special_tokens_path")
+_OF_OTHER_FOLDERS = (".EarlierCheckpoint", ".Cached")  # whose paths are no models' folders
 _DOWNLOAD = re.compile(r"^# +(distill-tune download \S+/(\S+))$", re.MULTILINE)
 
 
@@ -56,7 +57,7 @@ def _missing(config: DictConfig) -> Iterator[tuple[str, str, str]]:
                 if name in texts and not os.path.exists(texts[name]):
                     yield f"{key}.{name}", texts[name], "no such file"
         path = texts.get("path")
-        if path is not None and is_model(key) and not texts["_component_"].endswith(".EarlierCheckpoint"):
+        if path is not None and is_model(key) and not texts["_component_"].endswith(_OF_OTHER_FOLDERS):
             if path.endswith(".gguf") and not os.path.isfile(path):
                 yield f"{key}.path", path, "no such file"
             elif not path.endswith(".gguf") and not is_model_folder(path):

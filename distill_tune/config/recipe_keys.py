@@ -88,10 +88,15 @@ def check_keys(
         if key in KEYS:
             if key in asked and KEYS[key].distributed and not recipe.is_distributed:
                 faults.append(f"{key}: {recipe.path.stem} does not read it; kd_distributed does")
+            if key in asked and recipe.is_shipped and KEYS[key].recipe not in (None, recipe.path.stem):
+                faults.append(f"{key}: {recipe.path.stem} does not read it; {KEYS[key].recipe} does")
         elif (near := _meant_by(key, config, recipe)) or recipe.is_shipped:
             faults.append(f"{key}: no such key{did_you_mean(near, otherwise=', and nothing would read it')}")
         else:
             unread.append(f"{key}: {recipe.path.name} does not name it; does it read it?")
+    if recipe.is_shipped:
+        missing = [key for key in KEYS if KEYS[key].recipe == recipe.path.stem and config.get(key) is None]
+        faults += [f"{key}: missing; {recipe.path.stem} needs it: {KEYS[key].meaning}" for key in missing]
     needed = [key for key in sorted(KEYS) if key not in config and isinstance(KEYS[key].default, Needed)]
     return faults + [f"{key}: missing; the recipe needs it" for key in needed if recipe.needs(key)], unread
 

@@ -42,7 +42,8 @@ def _default(key: Key) -> str:
 
 def _said(key: Key) -> str:
     beside = f" (with {' or '.join(key.beside)})" if key.beside else ""
-    return key.meaning + beside + ("; kd_distributed" if key.distributed else "")
+    read_by = "kd_distributed" if key.distributed else key.recipe
+    return key.meaning + beside + (f"; {read_by}" if read_by else "")
 
 
 if __name__ == "__main__":

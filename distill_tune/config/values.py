@@ -8,8 +8,9 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from distill_tune.config.keys import KEYS, is_set
-from distill_tune.config.kinds import ABOVE_0, WARM_UP, Kind
+from distill_tune.config.kinds import ABOVE_0, WARM_UP, Kind, one_of, whole
 from distill_tune.config.missing_files import is_model
+from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.config.nodes import components_of, nodes_of
 
 MOST_LAYERS = 10_000
@@ -32,7 +33,17 @@ _PACKAGES = {
     "torchtune.training.metric_logging.MLFlowLogger": "mlflow",
 }
 _KINDS_OF_TEACHER = "distill_tune.teachers."
+_STORED = "distill_tune.teachers.Cached"
 _PROMPT_KEYS = ("student_prompt_template", "teacher_prompt_template", "teacher_system_prompt", "teacher_max_seq_len")
+
+# Of the section `cache`: what each may be, and the kinds that heed it.
+_CACHE: dict[str, tuple[Kind, tuple[str, ...]]] = {
+    "kind": (one_of("sampled", "top_k", "hidden"), ()),
+    "draws": (whole(1), ("sampled",)),
+    "proposal_temperature": (ABOVE_0, ("sampled",)),
+    "k": (whole(1), ("top_k",)),
+    "temperature": (ABOVE_0, ("sampled", "top_k")),
+}
 
 
 def check_values(config: DictConfig, read_otherwise: Set[str] = frozenset()) -> list[str]:
@@ -41,7 +52,8 @@ def check_values(config: DictConfig, read_otherwise: Set[str] = frozenset()) -> 
     Args:
         read_otherwise: keys that a user's recipe reads in lines of its own, and may heed where ours do not.
     """
-    return [*_of_keys(config), *_of_arguments(config), *_of_several(config), *_without_effect(config, read_otherwise)]
+    of_parts = (*_of_keys(config), *_of_cache(config.get("cache")), *_of_arguments(config), *_of_several(config))
+    return [*of_parts, *_without_effect(config, read_otherwise)]
 
 
 def needs_teacher(config: DictConfig) -> bool:
@@ -57,6 +69,25 @@ def _of_keys(config: DictConfig) -> Iterator[str]:
         # At the top level the table tells it.
         if "." in key and isinstance(node, DictConfig) and not isinstance(node.get("_component_", ""), str):
             yield f"{key}._component_={_shown(node['_component_'])}: must be the dotted name of what to call"
+
+
+def _of_cache(cache: Any) -> Iterator[str]:
+    if not isinstance(cache, DictConfig):
+        return
+    if "kind" not in cache:
+        yield f"cache.kind: missing; it {_CACHE['kind'][0].fault(None)}"
+    for name, value in cache.items():
+        if name not in _CACHE:
+            near = did_you_mean(nearest(str(name), _CACHE), otherwise=f"; it has {', '.join(_CACHE)}")
+            yield f"cache.{name}: no such key{near}"
+            continue
+        kind, heeded_by = _CACHE[str(name)]
+        if value is None and name != "kind":
+            continue
+        if fault := kind.fault(value):
+            yield f"cache.{name}={_shown(value)}: {fault}"
+        elif heeded_by and cache.get("kind") not in heeded_by:
+            yield f"cache.{name}={value}: cache.kind={cache.get('kind')} does not heed it; leave it out"
 
 
 def _of_arguments(config: DictConfig) -> Iterator[str]:
@@ -76,6 +107,9 @@ def _of_arguments(config: DictConfig) -> Iterator[str]:
             yield f"{key}.path={path}: a GGUF file can be a teacher; a student needs a Hugging Face model folder"
         if is_model(key) and name.endswith(".EarlierCheckpoint") and not os.path.isfile(f"{path}/state.json"):
             yield f"{key}.path={path}: no checkpoint of a run; name a folder checkpoints/step_N"
+        if is_model(key) and name == _STORED and not os.path.isfile(f"{path}/manifest.json"):
+            told = f"distill-tune run teacher_cache --config ... cache.kind=sampled output_dir={path}"
+            yield f"{key}.path={path}: no cache of a teacher; make one from this config with its teacher: {told}"
 
 
 def _of_several(config: DictConfig) -> Iterator[str]:
@@ -110,16 +144,18 @@ def _without_effect(config: DictConfig, read_otherwise: Set[str]) -> Iterator[st
         is_heeded = not entry.beside or key in read_otherwise or any(config.get(name) for name in entry.beside)
         if not is_heeded and is_set(key, config.get(key)):
             yield f"{key}={_shown(config[key])}: nothing heeds it without {' or '.join(entry.beside)}; leave it out"
+    teacher = config.get("teacher_model")
+    kind = str(teacher.get("_component_", "")) if isinstance(teacher, DictConfig) else ""
+    is_stored = kind == _STORED  # from this very config, with the live teacher's keys in it
     for key, of_several in (("teacher_combination", "teacher_model"), ("dataset_temperature", "dataset")):
-        if config.get(key) is not None and isinstance(config.get(of_several), DictConfig):
+        is_of_live = is_stored and of_several == "teacher_model"
+        if config.get(key) is not None and isinstance(config.get(of_several), DictConfig) and not is_of_live:
             yield f"{key}={config[key]}: {of_several} names one {of_several.removesuffix('_model')}; give a list"
     if config.get("resume_from_checkpoint") and config.get("resume") is not None:
         told = f"resume_from_checkpoint={config['resume_from_checkpoint']}"
         yield f"{told}: resume={config['resume']} means the same; keep one"
-    teacher = config.get("teacher_model")
-    kind = str(teacher.get("_component_", "")) if isinstance(teacher, DictConfig) else ""
     for key in ("teacher_quantizer", "teacher_offload"):
-        if config.get(key) and kind.startswith(_KINDS_OF_TEACHER):
+        if config.get(key) and kind.startswith(_KINDS_OF_TEACHER) and not is_stored:
             yield f"{key}: {kind} does not heed it; it is for models"
 
 

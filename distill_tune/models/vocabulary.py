@@ -1,8 +1,6 @@
 """Whether teacher, student and rows speak of the same tokens."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,12 +71,6 @@ class Vocabulary:
             return None
         tokens = {index: token for token, index in tokenizer.get_vocab().items()}
         return cls(tokens, frozenset(tokenizer.added_tokens_decoder))
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all tokens with their ids, and of which were added."""
-        told = json.dumps([sorted(self.tokens.items()), sorted(self.added)], ensure_ascii=True)
-        return hashlib.sha256(told.encode()).hexdigest()
 
     def differing(self, other: "Vocabulary") -> dict[int, str]:
         """The ids that are other tokens in ``other``, each with what it is there: ``'<a>' is '<b>'``.

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from distill_tune.cache.encoding import MOST_DRAWS, HiddenEncoding, SampledEncoding, TopEncoding
 from distill_tune.cache.output_layer import output_layer_as_bytes
+from distill_tune.cache.vocabulary_file import fingerprint_of
 from distill_tune.errors import one_line
 from distill_tune.losses import LinearProjection
 from distill_tune.models.vocabulary import Vocabulary
@@ -73,7 +74,7 @@ def application(
         "most_tokens_of_request": most_tokens_of_request,
         "most_log_probs": min(MOST_TOP, scorer.vocab_size),
         "most_draws": MOST_DRAWS,
-        "tokenizer": None if vocabulary is None else vocabulary.digest,
+        "tokenizer": None if vocabulary is None else fingerprint_of(vocabulary),
     }
     device, waiting = asyncio.Lock(), asyncio.Semaphore(_WAITING)  # one forward pass at a time
 

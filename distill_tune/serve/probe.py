@@ -9,6 +9,7 @@ import numpy
 import torch
 
 from distill_tune.cache.encoding import TopEncoding
+from distill_tune.cache.vocabulary_file import fingerprint_of
 from distill_tune.data.batch import Batch, Row, joined
 from distill_tune.errors import UserError
 from distill_tune.losses import TopTokens
@@ -51,7 +52,7 @@ class Tokens:
         """
         if not isinstance(engine, DistillTune):
             return {}
-        if engine.tokenizer == self._own.digest:
+        if engine.tokenizer == fingerprint_of(self._own):
             return {}
         told = f"url={engine.server.url}"
         if (its := engine.vocabulary()) is None:

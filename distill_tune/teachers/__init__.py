@@ -1,6 +1,7 @@
 """Where the teacher's signal comes from."""
 
 from distill_tune.teachers.build import build_teacher
+from distill_tune.teachers.cached import Cached
 from distill_tune.teachers.hf import HuggingFace
 from distill_tune.teachers.live import LiveTeacher
 from distill_tune.teachers.load import NF4
@@ -13,6 +14,7 @@ __all__ = [
     "EMA",
     "NF4",
     "BaseModel",
+    "Cached",
     "EarlierCheckpoint",
     "HuggingFace",
     "LiveTeacher",

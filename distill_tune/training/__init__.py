@@ -8,6 +8,7 @@ from distill_tune.training.device import find_device, find_dtype, require_one_pr
 from distill_tune.training.distributed import (
     device_mesh,
     first_of_each_machine_first,
+    from_main_process,
     init_distributed,
     is_main_process,
     leave,
@@ -42,6 +43,15 @@ from distill_tune.training.seed import seed_everything
 from distill_tune.training.sharding import shard_student, shard_teacher
 from distill_tune.training.state import TrainingState
 from distill_tune.training.stop import StopSignals
+from distill_tune.training.teacher_cache import (
+    begin_cache,
+    describe_cache,
+    encoding_for,
+    find_cache,
+    finish_cache,
+    tokens_of_a_batch,
+    write_output_layer,
+)
 from distill_tune.training.tokenizer_check import check_tokenizer
 from distill_tune.training.warm_up import schedule_remarks
 
@@ -58,6 +68,7 @@ __all__ = [
     "StopSignals",
     "TrainingState",
     "Utilisation",
+    "begin_cache",
     "build_lr_scheduler",
     "build_models",
     "build_optimizer",
@@ -65,13 +76,18 @@ __all__ = [
     "check_lr_scheduler",
     "check_optimizer",
     "check_tokenizer",
+    "describe_cache",
     "device_mesh",
     "dtype_to_train_in",
+    "encoding_for",
     "export_adapter",
     "export_model",
+    "find_cache",
     "find_device",
     "find_dtype",
+    "finish_cache",
     "first_of_each_machine_first",
+    "from_main_process",
     "full_weights",
     "halved_if_too_large",
     "init_distributed",
@@ -98,6 +114,8 @@ __all__ = [
     "shard_student",
     "shard_teacher",
     "sum_over_ranks",
+    "tokens_of_a_batch",
     "use_day",
     "whole",
+    "write_output_layer",
 ]

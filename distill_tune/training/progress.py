@@ -19,7 +19,7 @@ _SECONDS_BETWEEN_LINES = 60
 
 
 class Progress:
-    """Shows loss, kd_loss, ce_loss, learning rate, tokens/s, memory and time left.
+    """Shows loss, kd_loss, ce_loss, learning rate, tokens/s, memory and time left; of a cache bytes in place of losses.
 
     Args:
         total: steps of the run.
@@ -79,10 +79,13 @@ class Progress:
 
 
 def _parts(metrics: Mapping[str, float]) -> dict[str, str]:
-    parts = {"loss": f"loss {metrics['loss']:.3f}"}
-    parts |= {name: f"{name} {metrics[f'{name}_loss']:.3f}" for name in ("kd", "ce") if metrics[f"{name}_loss"]}
+    if "bytes_per_token" in metrics:
+        parts = {"bytes": f"{metrics['bytes_per_token']:.1f} bytes/token"}
+    else:
+        parts = {"loss": f"loss {metrics['loss']:.3f}"}
+        parts |= {name: f"{name} {metrics[f'{name}_loss']:.3f}" for name in ("kd", "ce") if metrics[f"{name}_loss"]}
+        parts |= {"lr": f"lr {metrics['lr']:.1e}"}
     return parts | {
-        "lr": f"lr {metrics['lr']:.1e}",
         "speed": f"{metrics['tokens_per_second']:,.0f} tokens/s",
         "memory": f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB",
     }

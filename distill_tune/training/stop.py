@@ -16,12 +16,17 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal
 class StopSignals:
     """While it is entered, a signal lets the step end instead of the process; the same signal again ends that at once.
 
+    Args:
+        then: what the run does when the step is finished.
+        goes_on: how it is gone on with.
+
     Attributes:
         number: of the signal that came; 0 while none has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, then: str = "then a checkpoint", goes_on: str = "resume=auto goes on") -> None:
         self.number = 0
+        self._then, self._goes_on = then, goes_on
         self._before: dict[int, Any] = {}
         self._last_words = ""
 
@@ -41,7 +46,7 @@ class StopSignals:
     def leave(self, step: int, number: int) -> NoReturn:
         """End the run after its last checkpoint, with 128 + the signal's number as a shell would tell it."""
         leave()
-        self._last_words = f"stopped after step {step} by {signal.Signals(number).name}; resume=auto goes on"
+        self._last_words = f"stopped after step {step} by {signal.Signals(number).name}; {self._goes_on}"
         sys.exit(128 + number)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
@@ -51,6 +56,6 @@ class StopSignals:
         # print is not safe in the middle of a print.
         if os.environ.get("RANK", "0") == "0":
             name = signal.Signals(number).name
-            told = f"distill-tune: {name}: finishing the step, then a checkpoint; once more ends now\n"
+            told = f"distill-tune: {name}: finishing the step, {self._then}; once more ends now\n"
             with contextlib.suppress(OSError):  # the terminal is gone
                 os.write(2, ("\n" * os.isatty(2) + told).encode())  # where the progress bar stands, and a terminal's ^C

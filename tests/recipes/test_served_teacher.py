@@ -80,6 +80,18 @@ def test_compare_measures_beside_served_hidden_states_and_refuses_others(served,
     assert "teacher_model.kind=top_k: compare needs whole distributions; take kind=hidden" in done.stderr
 
 
+def test_a_served_teacher_is_stored_from_its_hidden_states(served, run, cli, url):
+    served(url, kind="hidden")
+    wanted = run("served")
+    line = ["run", "teacher_cache", "--config", "config.yaml", "output_dir=cache", "cache.kind=hidden"]
+    done = cli(*line)
+    assert done.returncode == 0, done.stderr
+    stored = ["teacher_model=distill_tune.teachers.Cached", "+teacher_model.path=cache"]
+    assert run("stored", *stored) == wanted
+    served(url)
+    assert "what is served is a record already; take teacher_model.kind=hidden" in cli(*line).stderr
+
+
 @pytest.mark.parametrize("in_validation", [False, True])
 def test_a_run_whose_servers_die_leaves_a_checkpoint_and_goes_on_bit_for_bit(
     served, run, cli, url, tmp_path, rows_file, in_validation

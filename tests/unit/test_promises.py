@@ -17,6 +17,7 @@ FILES = {
         "recipes/test_interrupted_distributed.py",
         "recipes/test_resumed_distributed.py",
         "recipes/test_security.py",
+        "unit/cache/test_killed.py",
         "unit/data/test_failing_files.py",
         "unit/test_properties.py",
         "unit/training/test_checkpoints.py",

@@ -107,13 +107,22 @@ def test_what_was_closed_is_not_written_again_and_what_a_kill_left_is_taken_away
     assert [bytes(row) for row in reader.rows(digests)] == rows
 
 
-def test_an_unfinished_cache_is_not_used(tmp_path):
-    digests, rows = rows_of(5)
-    written(tmp_path, digests, rows)
-    release_locks()
-    begin(tmp_path, MADE)  # more rows are to come
+def test_an_unfinished_cache_is_not_used_and_one_that_grows_is(tmp_path):
+    digests, rows = rows_of(40)
+    begin(tmp_path, MADE)
     with pytest.raises(UserError, match="is not finished; the command that began it goes on"):
         CacheReader(tmp_path)
+    release_locks()
+    written(tmp_path, digests[:10], rows[:10])
+    release_locks()
+    manifest = begin(tmp_path, MADE)
+    assert manifest.finished
+    writer = CacheWriter(tmp_path, 300)
+    writer.add(digests, rows)
+    assert len(CacheReader(tmp_path).rows(digests[:10])) == 10
+    writer.close()
+    assert finish(tmp_path, manifest, []).num_rows == 40
+    assert len(CacheReader(tmp_path).rows(digests)) == 40
 
 
 @pytest.mark.parametrize(

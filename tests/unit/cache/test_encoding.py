@@ -34,6 +34,7 @@ def test_counts_come_back_as_they_were(vocab_size, draws, entry):
     assert [positions_in(row) for row in rows] == POSITIONS
     count = 3 + (draws > 255)
     assert sum(map(len, rows)) == 4 * len(rows) + count * len(of) + entry * int((record.weights > 0).sum())
+    assert sum(map(len, rows)) - 4 * len(rows) <= encoding.bytes_of_position()[1] * len(of)
     back = encoding.decode(rows)
     assert torch.equal((by_token(back) * draws).round(), (by_token(record) * draws).round())
     assert by_token(back)[0, -1] == 1

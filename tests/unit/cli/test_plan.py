@@ -43,6 +43,24 @@ def test_it_tells_data_memory_disk_and_work(write_config, capsys):
 
 
 @pytest.mark.parametrize(
+    ("kind", "told"),
+    [("sampled", "39 bytes each, "), ("top_k", "202 bytes each\n"), ("hidden", "128 bytes each\n")],
+)
+def test_of_a_cache_it_tells_the_teachers_memory_the_disk_and_the_hours(write_config, capsys, card_of, kind, told):
+    config = write_config(dataset_val="${dataset}")
+    of_cache = plan(capsys, "teacher_cache", "--config", config, f"cache.kind={kind}", "--gpu", "A100")
+    assert f"supervised tokens of {2 * len(ROWS)} rows, {told}" in of_cache
+    assert "A100 SXM4 80 GB: fits, " in of_cache
+    assert "optimizer" not in of_cache
+    work = float(re.search(r"work: (\S+) PFLOP", of_cache)[1])
+    doubled = plan(capsys, "--nproc_per_node", 2, "teacher_cache", "--config", config, f"cache.kind={kind}")
+    assert float(re.search(r"work: (\S+) PFLOP", doubled)[1]) == pytest.approx(work, rel=0.2)  # rank 0's, twice
+    card_of(2**20)
+    small = plan(capsys, "teacher_cache", "--config", config, f"cache.kind={kind}", "--gpu", "A10")
+    assert "does not fit 1.0 MiB; take more processes, or teacher_offload=True" in small
+
+
+@pytest.mark.parametrize(
     ("named", "card"), [("h100", "H100 SXM5 80 GB"), ("rtx4090", "4090 24 GB"), ("L40", "L40 48 GB")]
 )
 def test_a_card_is_named_in_any_spelling(write_config, capsys, named, card):

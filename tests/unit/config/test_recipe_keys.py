@@ -140,6 +140,16 @@ def test_a_file_that_is_no_recipe_is_told(tmp_path: Path, monkeypatch):
         Recipe(tmp_path / "other.py")
 
 
+def test_a_key_of_one_recipe_is_needed_there_and_refused_where_it_is_asked_of_another():
+    stored, trained = find_recipe("teacher_cache"), find_recipe("kd_single_device")
+    (told,) = faults(stored)
+    assert told.startswith("cache: missing; teacher_cache needs it")
+    assert faults(stored, ["cache.kind=sampled"], cache={"kind": "sampled"}) == []
+    assert faults(trained, cache={"kind": "sampled"}) == []  # one file serves all
+    told = faults(trained, ["cache.kind=sampled"], cache={"kind": "sampled"})
+    assert told == ["cache: kd_single_device does not read it; teacher_cache does"]
+
+
 def test_a_recipe_may_begin_with_a_byte_order_mark_and_have_a_main_of_any_kind(copy):
     recipe = copy()
     recipe.write_bytes(b"\xef\xbb\xbf" + recipe.read_bytes())
@@ -169,8 +179,10 @@ def reads_in(path: Path) -> dict[str, object]:
 def test_the_table_has_every_key_that_the_recipes_read_with_its_default():
     of_both = reads_in(Path(preparation.__file__)) | reads_in(recipes_folder() / "kd_single_device.py")
     of_all = of_both | reads_in(recipes_folder() / "kd_distributed.py")
-    assert set(of_all) == set(KEYS)
+    of_cache = reads_in(recipes_folder() / "teacher_cache.py")
+    assert set(of_all | of_cache) == set(KEYS)
     assert {key for key in KEYS if KEYS[key].distributed} == set(of_all) - set(of_both)
+    assert {key for key in KEYS if KEYS[key].recipe == "teacher_cache"} == set(of_cache) - set(of_all)
     for key, default in of_all.items():
         told = KEYS[key].default
         if default is Needed:

@@ -1,0 +1,33 @@
+"""The teacher's tokens beside its word, so that they can be compared with a student's without its folder."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from distill_tune.cache.manifest import write_whole
+from distill_tune.models.vocabulary import Vocabulary
+
+_VOCABULARY = "vocabulary.json"
+
+
+def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
+    write_whole(folder / _VOCABULARY, _text_of(vocabulary).encode())
+
+
+def read_vocabulary(folder: Path) -> Vocabulary | None:
+    """None where there is none that can be read."""
+    try:
+        found = json.loads((folder / _VOCABULARY).read_text(encoding="utf-8"))
+        return Vocabulary({int(index): token for index, token in found["tokens"].items()}, frozenset(found["added"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def fingerprint_of(of: Vocabulary | str) -> str:
+    text = of if isinstance(of, str) else _text_of(of)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _text_of(vocabulary: Vocabulary) -> str:
+    tokens = {str(index): vocabulary.tokens[index] for index in sorted(vocabulary.tokens)}
+    return json.dumps({"tokens": tokens, "added": sorted(vocabulary.added)})

@@ -1,0 +1,79 @@
+"""A stored teacher beside the live one, on some of its rows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill_tune import cache, data, training
+from distill_tune.config.check import checked_config
+from distill_tune.config.files import find_recipe
+from distill_tune.counts import counted
+from distill_tune.errors import UserError
+
+_ANOTHER = 0.1  # nats, or share of a hidden state's length, on average: far beyond any rounding
+_NOT_ITS = "what is stored is not what this teacher says"
+
+
+@torch.no_grad()
+def verify(folder: Path, config_name: str, overrides: Sequence[str], num_rows: int) -> None:
+    """Ask a config's teacher again about some rows, evenly spread, and print how far its word is from what is stored.
+
+    Raises:
+        UserError: the cache has none of the rows, or its word is another teacher's.
+    """
+    kind = f"cache.kind={cache.Manifest.read(folder).kind}"
+    cfg = checked_config(find_recipe("teacher_cache"), config_name, [*overrides, kind], "all")
+    reader = cache.CacheReader(folder)
+    device = training.find_device(cfg.device)
+    training.use_day(cfg.get("date") or reader.manifest.date)
+    built = training.build_models(cfg, device)
+    wanted = training.encoding_for(cfg.cache, built, cfg)
+    steps = training.plan_steps(cfg, built, reader.manifest.seed)
+    plans = [steps.plan] + ([steps.plan_val] if steps.plan_val else [])
+    plan = data.StepPlan.of_teacher(plans, training.tokens_of_a_batch(cfg, plans))
+    made = training.describe_cache(cfg, built, steps, reader.encoding, reader.manifest.seed)
+    for difference in reader.manifest.differences(made):
+        print(f"another teacher than it was made with: {difference}")
+    if isinstance(reader.encoding, cache.HiddenEncoding) and wanted != reader.encoding:
+        raise UserError(
+            f"{folder}: {_NOT_ITS}: its hidden states are {wanted}, those that are stored {reader.encoding}"
+        )
+    stored, again, rows = _both(reader, plan, built, device, num_rows)
+    if not rows:
+        raise UserError(f"{folder}: has none of the rows of {config_name}")
+    agreement = cache.Agreement.of(reader.encoding.decode(stored), reader.encoding.decode(again))
+    print(f"{counted(rows, 'row')} again: {agreement}")
+    if not agreement.mean < _ANOTHER:
+        raise UserError(f"{folder}: {_NOT_ITS}")
+
+
+def _both(
+    reader: cache.CacheReader, plan: data.StepPlan, built: Any, device: torch.device, num_rows: int
+) -> tuple[list[memoryview], list[bytes], int]:
+    """Of some rows what is stored and what the teacher says, and how many these are."""
+    built.teacher.load(built.student, device)
+    stored: list[memoryview] = []
+    again: list[bytes] = []
+    missing = 0
+    for step in _spread(plan.steps_per_epoch):
+        (batch,) = plan.micro_batches(0, step)
+        signal = built.teacher(batch.to(device))
+        said = cache.encoded(reader.encoding, signal, batch.digests, batch.num_supervised, reader.manifest.seed)
+        there = (reader.find(batch.digests) >= 0).tolist()
+        missing += there.count(False)
+        stored += reader.rows([digest for digest, is_there in zip(batch.digests, there, strict=True) if is_there])
+        again += [row for row, is_there in zip(said, there, strict=True) if is_there]
+        if len(stored) >= num_rows:
+            break
+    if missing:
+        print(f"{counted(missing, 'row')} of those looked at are not there")
+    return stored, again, len(stored)
+
+
+def _spread(count: int) -> list[int]:
+    """All numbers below ``count``, so that the first few of them are far from one another."""
+    bits = max(1, (count - 1).bit_length())
+    turned = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits))
+    return [number for number in turned if number < count]

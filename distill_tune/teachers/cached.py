@@ -1,0 +1,134 @@
+"""A teacher that need not be there: its word was stored by recipes/teacher_cache.py."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune import models
+from distill_tune.cache import MANIFEST, CacheReader, HiddenEncoding, read_output_layer, read_vocabulary
+from distill_tune.counts import counted
+from distill_tune.data.batch import Batch
+from distill_tune.data.dates import day_of_run
+from distill_tune.data.tokenised_rows import TokenisedRows
+from distill_tune.errors import UserError
+from distill_tune.losses import Divergence, HiddenStates, SparseSignal, TokenWeight, unserved
+from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.models.vocabulary import Vocabulary, written_by
+from distill_tune.teachers.teacher import Shard, Teacher
+from distill_tune.to_device import to_device
+
+from torchtune.modules import TransformerDecoder
+
+_SHOWN = 3
+
+
+class Cached(Teacher):
+    """Finds each row's signal by what the row contains: order, packing, weights and number of processes are free.
+
+    Args:
+        path: the folder that teacher_cache has written.
+
+    Raises:
+        UserError: there is no cache, or none that is whole.
+    """
+
+    dtype: torch.dtype = torch.float32
+
+    def __init__(self, path: str) -> None:
+        self._told = f"teacher_model.path={path}"
+        try:
+            self._cache = CacheReader(Path(os.path.expanduser(path)))
+        except UserError as error:
+            raise UserError(f"{self._told}: {error}") from error
+        self._encoding = self._cache.encoding
+        self._differing: dict[int, str] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        return self._encoding.vocab_size
+
+    def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
+        self.files = [self._cache.folder / MANIFEST]  # which names all others by their content
+        rows, its = written_by(tokenizer) or Vocabulary.of(checkpoint.folder), read_vocabulary(self._cache.folder)
+        if rows is not None and its is not None:
+            writer = getattr(tokenizer, "folder", checkpoint.folder)
+            told = f"{self._told}: its teacher's tokenizer is not that of {writer}; distillation by logits needs one"
+            self._differing = rows.require_same_ordinary(its, told)
+        return models.common_vocabulary(student, self.vocab_size)
+
+    def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
+        models.require_same_tokens(self._differing, used_tokens, self._cache.folder)
+
+    def require_loss(
+        self,
+        divergence: Divergence,
+        token_weight: TokenWeight | None,
+        temperature: float | None,
+        combination: str | None = None,
+    ) -> None:
+        if isinstance(self._encoding, HiddenEncoding):
+            return
+        kind, recorded = self._encoding.kind, self._encoding.temperature
+        if temperature is None:
+            raise UserError(
+                f"{self._told}: a {kind} record made at temperature {recorded:g} serves no other, and temperature is a "
+                "schedule: take a cache of kind hidden, which serves any"
+            )
+        reason = unserved(
+            kind,
+            divergence,
+            token_weight,
+            temperature=temperature,
+            recorded_temperature=recorded,
+            k=getattr(self._encoding, "k", None),
+            combination=combination,
+        )
+        if reason:
+            raise UserError(f"{self._told}: {reason}")
+
+    def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
+        if augmented and any(rows.teacher is None for rows in datasets):
+            raise UserError(
+                f"{self._told}: augmentations make prompts that no cache has; leave them out, or give the teacher "
+                "a prompt of its own"
+            )
+        missing, total = list[str](), 0
+        for rows in datasets:
+            asked = numpy.arange(len(rows))
+            if number is not None and rows.teacher_ids is not None:
+                asked = (rows.teacher_ids == number).nonzero()[:, 0].numpy()
+            total += len(asked)
+            lacking = asked[self._cache.find([rows.digests[row] for row in asked.tolist()]) < 0]
+            missing += [rows.origin(row) for row in lacking.tolist()]
+        if not missing:
+            return
+        more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
+        date, today = self._cache.manifest.date, day_of_run()
+        as_of = f" (it was made with date={date}, which a chat template may write)" if date not in (None, today) else ""
+        raise UserError(
+            f"{self._told}: lacks {len(missing):,} of {counted(total, 'row')}{as_of}: {'; '.join(missing[:_SHOWN])}"
+            f"{more}; add them with the teacher at hand: distill-tune run teacher_cache with this dataset and "
+            f"output_dir={self._cache.folder}"
+        )
+
+    def load(
+        self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False
+    ) -> None:
+        if isinstance(self._encoding, HiddenEncoding):
+            self._projection = read_output_layer(self._cache.folder, device)
+
+    def __call__(self, batch: Batch) -> SparseSignal | HiddenStates:
+        batch = batch.for_teacher
+        record = self._encoding.decode(self._cache.rows(batch.digests))
+        device, num_positions = batch.tokens.device, len(batch.supervised_positions)
+        if len(record) != num_positions:
+            raise UserError(f"{self._told}: has {len(record)} positions of rows with {num_positions}; make it anew")
+        if isinstance(record, torch.Tensor):
+            hidden = to_device(record, device).to(self._projection.weight.dtype)
+            return HiddenStates(hidden, self._projection, (), batch.supervised_positions)
+        return record.to(device)

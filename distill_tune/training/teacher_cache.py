@@ -1,0 +1,199 @@
+"""What recipes/teacher_cache.py does besides asking the teacher: which cache, of what, and what it leaves."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+import distill_tune
+from distill_tune import cache, data, models, teachers
+from distill_tune.cache.shard import shard_files
+from distill_tune.config.files import local_path
+from distill_tune.data.dates import day_of_run
+from distill_tune.errors import UserError, one_line
+from distill_tune.models.vocabulary import Vocabulary, written_by
+from distill_tune.training.distributed import from_main_process, is_main_process, wait_for_all
+from distill_tune.training.preparation import Models, Steps
+from distill_tune.training.state import content_of, plain_config
+
+_PATHS = ("path", "checkpoint_dir", "checkpoint_files", "output_dir", "name")  # mean nothing where content is known
+_FIELDS = {"sampled": ("draws", "temperature", "proposal_temperature"), "top_k": ("k", "temperature"), "hidden": ()}
+_FOLLOWS_STUDENT = (teachers.EMA, teachers.BaseModel, teachers.EarlierCheckpoint)
+
+AnyEncoding = cache.SampledEncoding | cache.TopEncoding | cache.HiddenEncoding
+
+
+def find_cache(output_dir: str) -> tuple[Path, cache.Manifest | None]:
+    """The folder of a cache, and the manifest of what is there already.
+
+    Raises:
+        UserError: a manifest that cannot be read.
+    """
+    folder = local_path(output_dir)
+    return folder, from_main_process(cache.Manifest.read(folder) if (folder / cache.MANIFEST).exists() else None)
+
+
+def encoding_for(settings: DictConfig, built: Models, cfg: DictConfig) -> AnyEncoding:
+    """How records of the ``cache`` section's kind are kept.
+
+    Raises:
+        UserError: no teacher, one that follows the student, or one of which nothing of this kind can be kept.
+    """
+    teacher = built.teacher
+    if cfg.get("teacher_model") is None or type(teacher) is teachers.Teacher:
+        raise UserError("teacher_model: missing, or kd_ratio=0 trains without it: there is nothing to store")
+    for one, _ in teacher.each(data.Shape((), ())):
+        if isinstance(one, teachers.Cached):
+            raise UserError("teacher_model: distill_tune.teachers.Cached is a cache already; name the teacher itself")
+        if isinstance(one, teachers.Served) and one.kind != cache.HiddenEncoding.kind:
+            raise UserError(
+                f"teacher_model.kind={one.kind}: what is served is a record already; take teacher_model.kind=hidden, "
+                "of which any kind can be stored"
+            )
+        if isinstance(one, _FOLLOWS_STUDENT):
+            raise UserError(f"teacher_model: {type(one).__name__} follows the student; it cannot be stored before")
+    is_several = isinstance(teacher, teachers.SeveralTeachers)
+    combination = cfg.get("teacher_combination", "mixture") if is_several else None
+    if combination == "sum":
+        raise UserError("teacher_combination=sum: each teacher has a word of its own; make a cache of each one alone")
+    kind, size = settings["kind"], built.common_vocab_size or models.output_head(built.student).vocab_size
+    if kind == cache.HiddenEncoding.kind:
+        if is_several:
+            raise UserError(
+                f"cache.kind=hidden: of several teachers ({combination}) take sampled or top_k, or one each"
+            )
+        return cache.HiddenEncoding(teacher.vocab_size, teacher.width)  # type: ignore[attr-defined]
+    chosen = {name: settings[name] for name in _FIELDS[kind] if settings.get(name) is not None}
+    if "temperature" not in chosen:
+        chosen["temperature"] = cfg.get("temperature", 1.0)
+        if not isinstance(chosen["temperature"], int | float):
+            raise UserError(
+                f"temperature: a schedule, and a {kind} record serves one temperature; take cache.kind=hidden, or "
+                "cache.temperature"
+            )
+    for name in ("temperature", "proposal_temperature"):
+        if name in chosen:
+            chosen[name] = float(chosen[name])
+    try:
+        return cache.encoding_of(kind, {"vocab_size": size} | chosen)
+    except ValueError as error:
+        raise UserError(f"cache.{one_line(error)}") from error
+
+
+def tokens_of_a_batch(cfg: DictConfig, plans: Sequence[data.StepPlan]) -> int:
+    """As many as training has in a micro-batch of the longest rows: what the device is known to hold."""
+    if cfg.get("max_tokens_per_batch") is not None:
+        return int(cfg.max_tokens_per_batch)
+    return int(cfg.batch_size) * max(plan.longest_of_teacher for plan in plans)
+
+
+def begin_cache(
+    folder: Path, cfg: DictConfig, built: Models, steps: Steps, encoding: AnyEncoding, seed: int
+) -> cache.Manifest:
+    """:func:`distill_tune.cache.begin` by the main process; all ranks call it.
+
+    Raises:
+        UserError: see there; prompts that change each time; one row that follows two teachers.
+    """
+    rows = [of_dataset for of_dataset in steps.plan.datasets if of_dataset.teacher is None]
+    if cfg.get("augmentations") and rows:
+        raise UserError("augmentations: make prompts that no cache has; leave them out, here and in training")
+    require_one_teacher_each(steps.plan.datasets)
+    manifest = describe_cache(cfg, built, steps, encoding, seed)
+    if is_main_process():
+        manifest = cache.begin(folder, manifest)
+        if (vocabulary := _vocabulary_of(built)) is not None:
+            cache.write_vocabulary(folder, vocabulary)
+    return from_main_process(manifest)
+
+
+def require_one_teacher_each(datasets: Sequence[data.TokenisedRows]) -> None:
+    """
+    Raises:
+        UserError: rows of the same content follow different teachers: a row is found by its content.
+    """
+    followed: dict[bytes, int] = {}
+    for rows in datasets:
+        if rows.teacher_ids is not None:
+            for row, (digest, teacher) in enumerate(zip(rows.digests, rows.teacher_ids.tolist(), strict=True)):
+                if followed.setdefault(digest, teacher) != teacher:
+                    raise UserError(f"{rows.origin(row)}: another row has the same content and another teacher_id")
+
+
+def describe_cache(cfg: DictConfig, built: Models, steps: Steps, encoding: AnyEncoding, seed: int) -> cache.Manifest:
+    """The manifest of a cache that this config would make. All ranks call it."""
+    vocabulary = _vocabulary_of(built)
+    template = getattr(getattr(built.tokenizer, "transformers_tokenizer", None), "chat_template", None)
+    return cache.Manifest(
+        kind=encoding.kind,
+        settings=cache.settings_of(encoding),
+        seed=seed,
+        teacher=_described(cfg, steps.identity_with(built).get(content_of("teacher_model"))),
+        tokenizer=None if vocabulary is None else cache.fingerprint_of(vocabulary),
+        template=None if template is None else cache.fingerprint_of(str(template)),
+        date=day_of_run(),
+        package=distill_tune.__version__,
+    )
+
+
+def _described(cfg: DictConfig, content: str | None) -> dict[str, Any]:
+    """What decides on a teacher's word: weights by content, and every setting but where they lie."""
+    plain = plain_config(cfg)
+    return {
+        "content": content,
+        "model": _without_paths(plain["teacher_model"]),
+        "dtype": cfg.get("teacher_dtype") or cfg.dtype,
+        "quantizer": plain.get("teacher_quantizer"),
+        "combination": plain.get("teacher_combination"),
+    }
+
+
+def _without_paths(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _without_paths(value) for key, value in node.items() if key not in _PATHS}
+    return [_without_paths(value) for value in node] if isinstance(node, list) else node
+
+
+def _vocabulary_of(built: Models) -> Vocabulary | None:
+    """Of the teacher, or of what writes the rows; None where neither can be read."""
+    for folder in built.teacher.folders:
+        if (found := Vocabulary.of(folder)) is not None:
+            return found
+    return written_by(built.tokenizer) or Vocabulary.of(built.student_checkpoint.folder)
+
+
+def write_output_layer(folder: Path, signal: Any) -> None:
+    """The teacher's, by the main process, where it is not there yet. It must be gathered.
+
+    Raises:
+        UserError: it is no plain matrix.
+    """
+    if is_main_process() and not (folder / cache.OUTPUT_LAYER).exists():
+        cache.write_output_layer(folder, signal.projection)
+
+
+def finish_cache(folder: Path, manifest: cache.Manifest, plans: Sequence[data.StepPlan]) -> str:
+    """Wait for all ranks' shards and list them; what to tell of the cache, and how to train from it.
+
+    Raises:
+        UserError: rows that other processes were to write are not there.
+    """
+    wait_for_all()
+    if is_main_process():
+        written = cache.CacheWriter(folder)
+        if lacking := sum(written.lacks([row]) for plan in plans for rows in plan.datasets for row in rows.digests):
+            raise UserError(
+                f"output_dir={folder}: lacks {lacking:,} rows that other processes have written; name a folder that "
+                "all machines share"
+            )
+        fingerprints = [rows.fingerprint for plan in plans for rows in plan.datasets]
+        manifest = cache.finish(folder, manifest, fingerprints)
+    manifest = from_main_process(manifest)
+    each = manifest.num_bytes / max(1, manifest.num_positions)
+    return (
+        f"done: {manifest.num_rows:,} rows, {manifest.num_positions:,} supervised tokens, {each:.1f} bytes each\n"
+        f"  {folder}  {len(shard_files(folder))} shards of kind {manifest.kind}\n"
+        f"train from it: {shlex.quote(f'teacher_model={{_component_: distill_tune.teachers.Cached, path: {folder}}}')}"
+    )

@@ -1,0 +1,279 @@
+"""A teacher's word stored by recipes/teacher_cache.py, and trained from without the teacher."""
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import MEASURED, ROWS, metrics_of, put_before
+
+from distill_tune.cache import CacheReader, shard_files
+from distill_tune.cli.main import main as command_line
+from distill_tune.config.files import recipes_folder
+from distill_tune.disk import release_locks
+
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+CACHED = ["teacher_model={_component_: distill_tune.teachers.Cached, path: cache}"]
+
+
+@pytest.fixture
+def config(write_config, student_folder, teacher_folder, tmp_path, monkeypatch):
+    """config.yaml of models from their folders, of which the teacher's is the test's own."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+
+    def write(**changes):
+        models = {
+            "model": {"_component_": "distill_tune.models.from_hf", "path": str(student_folder)},
+            "teacher_model": {"_component_": "distill_tune.models.from_hf", "path": "teacher"},
+        }
+        return write_config(**models | {"checkpointer": None, "teacher_checkpointer": None} | changes)
+
+    write()
+    return write
+
+
+@pytest.fixture
+def run(config, monkeypatch):
+    """A recipe in this process, as one rank alone."""
+
+    def go(recipe: str | Path, *overrides: str) -> None:
+        path = recipes_folder() / f"{recipe}.py" if isinstance(recipe, str) else recipe
+        with monkeypatch.context() as patched:
+            for name, value in ({} if recipe == "kd_single_device" else ALONE).items():
+                patched.setenv(name, value)
+            patched.setattr(sys, "argv", [str(path), "--config", "config.yaml", *overrides])
+            patched.setattr(sys, "path", [str(path.parent), *sys.path])
+            try:
+                runpy.run_path(str(path), run_name="__main__")
+            finally:
+                release_locks()
+                if torch.distributed.is_initialized():
+                    torch.distributed.destroy_process_group()
+
+    return go
+
+
+def losses_of(folder: Path) -> list[dict]:
+    return [{key: line[key] for key in line.keys() - MEASURED} for line in metrics_of(folder)]
+
+
+def of_all(folder: Path):
+    """The record of every row, in the order of digests."""
+    reader = CacheReader(folder)
+    digests = sorted(bytes(digest) for shard in reader._shards for digest in shard.digests)
+    assert len(set(digests)) == len(digests)
+    return reader.encoding.decode(reader.rows(digests))
+
+
+@pytest.mark.parametrize("recipe", ["kd_single_device", "kd_distributed"])
+def test_hidden_states_teach_as_the_teacher_does_and_its_folder_is_not_needed(run, config, tmp_path, recipe):
+    config(
+        temperature=2.0,
+        kd_loss={"_component_": "distill_tune.losses.JensenShannon", "beta": 0.3},
+        teacher_prompt_template="Think first. {input}",
+        epochs=2,
+    )
+    run("teacher_cache", "cache.kind=hidden", "output_dir=cache")
+    run(recipe, "output_dir=live")
+    (tmp_path / "teacher").rename(tmp_path / "gone")
+    run(recipe, "output_dir=cached", *CACHED)
+    live, cached = losses_of(tmp_path / "live"), losses_of(tmp_path / "cached")
+    assert len(live) == 8
+    for mine, its in zip(cached, live, strict=True):
+        assert mine["kd_loss"] == pytest.approx(its["kd_loss"], rel=5e-3)  # bfloat16
+        assert mine["ce_loss"] == pytest.approx(its["ce_loss"], rel=1e-3)
+
+
+def test_top_tokens_teach_as_the_live_teachers_do_and_resume_bit_for_bit(run, config, tmp_path):
+    config(
+        kd_loss={
+            "_component_": "distill_tune.losses.TopK",
+            "k": 6,
+            "divergence": {"_component_": "distill_tune.losses.ReverseKL"},
+        },
+        epochs=2,
+        save_every_n_steps=1,
+    )
+    run("teacher_cache", "cache.kind=top_k", "cache.k=6", "output_dir=cache")
+    run("kd_single_device", "output_dir=live")
+    run("kd_single_device", "output_dir=whole", *CACHED)
+    for mine, its in zip(losses_of(tmp_path / "whole"), losses_of(tmp_path / "live"), strict=True):
+        assert mine["kd_loss"] == pytest.approx(its["kd_loss"], rel=2e-3)
+    (tmp_path / "cache").rename(tmp_path / "elsewhere")
+    moved = CACHED[0].replace("path: cache", "path: elsewhere")
+    run("kd_single_device", "output_dir=again", moved, "resume=whole/checkpoints/step_5")
+    assert losses_of(tmp_path / "again") == losses_of(tmp_path / "whole")
+
+
+def test_draws_teach_whatever_the_order_the_packing_and_the_weights(run, config, rows_file, tmp_path, capsys):
+    run("teacher_cache", "cache.kind=sampled", "cache.draws=400", "output_dir=cache")
+    assert f"train from it: '{CACHED[0]}'" in capsys.readouterr().out
+    dataset = {"_component_": "distill_tune.data.instruct", "source": str(rows_file)}
+    config(dataset=[dataset | {"weight": 1.0, "packed": True}, dataset | {"weight": 2.0, "split": "train[:9]"}], seed=3)
+    run("kd_single_device", "output_dir=live")
+    run("kd_single_device", "output_dir=cached", *CACHED)
+    live, cached = losses_of(tmp_path / "live"), losses_of(tmp_path / "cached")
+    # Of 400 draws a token, over some hundred tokens.
+    assert cached[0]["kd_loss"] == pytest.approx(live[0]["kd_loss"], rel=0.02)
+    assert cached[-1]["loss"] == pytest.approx(live[-1]["loss"], rel=0.05)
+
+
+def test_the_same_cache_comes_of_other_batches_and_grows_with_the_rows(run, config, rows_file, tmp_path, capsys):
+    run("teacher_cache", "cache.kind=sampled", "output_dir=cache")
+    dataset = {"_component_": "distill_tune.data.instruct", "source": str(rows_file)}
+    config(dataset=dataset | {"split": "train[:20]"}, batch_size=1)
+    run("teacher_cache", "cache.kind=sampled", "output_dir=other")
+    rows = json.loads(rows_file.read_text())
+    (tmp_path / "turned.json").write_text(json.dumps(rows[::-1]))
+    config(dataset=dataset | {"source": "turned.json"}, dataset_val=dataset, batch_size=2)
+    run("teacher_cache", "cache.kind=sampled", "output_dir=other")
+    one, other = of_all(tmp_path / "cache"), of_all(tmp_path / "other")
+    assert one.ids.shape[0] == other.ids.shape[0]
+    assert (one.entropy - other.entropy).abs().max() < 3e-4
+
+    def dense(record):
+        return torch.zeros(len(record.ids), record.vocab_size).scatter_add(1, record.ids.long(), record.weights)
+
+    assert (dense(one) == dense(other)).all(-1).float().mean() > 0.99  # but where a sum was rounded otherwise
+    capsys.readouterr()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
+    run("teacher_cache", "cache.kind=sampled", "output_dir=other")
+    assert f"this cache has all {2 * len(ROWS)} rows; nothing is left to do" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()} == before
+
+
+@pytest.fixture
+def slow(cli, tmp_path):
+    """mine.py: the recipe with small shards, and lines before each micro-batch."""
+
+    def edit(lines: str) -> list[str]:
+        assert cli("cp", "teacher_cache", "mine.py", "--force").returncode == 0
+        script = tmp_path / "mine.py"
+        script.write_text(script.read_text().replace("CacheWriter(folder)", "CacheWriter(folder, 4000)"))
+        put_before(script, "            started = time.perf_counter()\n", f"import os\n{lines}")
+        return ["run", "mine.py", "--config", "config.yaml", "cache.kind=top_k", "output_dir=cache"]
+
+    return edit
+
+
+def test_killed_and_stopped_it_goes_on_and_every_byte_is_as_if_it_had_not_been(config, cli, slow, tmp_path):
+    assert cli(*slow("pass"), "output_dir=whole", **ALONE).returncode == 0
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir() if path.name != ".lock"}
+    assert len(shard_files(tmp_path / "whole")) > 4
+    killed = "if step == {0}:\n    os.kill(os.getpid(), __import__('signal').{1})"
+    assert cli(*slow(killed.format(7, "SIGKILL")), **ALONE).returncode == -signal.SIGKILL
+    left = shard_files(tmp_path / "cache")
+    assert 0 < len(left) < len(shard_files(tmp_path / "whole"))
+    written = {path: path.stat().st_mtime_ns for path in left}
+    done = cli(*slow(killed.format(12, "SIGKILL")), **ALONE)
+    assert done.returncode == -signal.SIGKILL
+    done = cli(*slow("pass"), **ALONE)
+    assert done.returncode == 0, done.stderr
+    assert "step 1/" not in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in left} == written
+    assert {p.name: p.read_bytes() for p in (tmp_path / "cache").iterdir() if p.name != ".lock"} == whole
+
+    shutil.rmtree(tmp_path / "cache")
+    done = cli(*slow(killed.format(6, "SIGTERM")), **ALONE)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "SIGTERM: finishing the step, what is done is written" in done.stderr
+    assert "stopped after step 7 by SIGTERM; the same command goes on" in done.stdout
+    done = cli(*slow("pass"), **ALONE)
+    assert "step 8/" in done.stdout
+    assert torch.equal(of_all(tmp_path / "cache").log_probs, of_all(tmp_path / "whole").log_probs)
+
+
+def test_two_processes_make_the_cache_of_one_and_train_from_it_as_one(config, cli, run, tmp_path):
+    config(dataset_val="${dataset}")
+    run("teacher_cache", "cache.kind=top_k", "output_dir=one")
+    done = cli("run", "--nproc_per_node", "2", *_command("teacher_cache", "cache.kind=top_k", "output_dir=cache"))
+    assert done.returncode == 0, done.stderr
+    assert len(shard_files(tmp_path / "cache")) == 2
+    one, both = of_all(tmp_path / "one"), of_all(tmp_path / "cache")
+    assert (one.log_probs - both.log_probs).abs().max() < 5e-3
+    done = cli("run", "--nproc_per_node", "2", *_command("kd_distributed", "batch_size=2", *CACHED))
+    assert done.returncode == 0, done.stderr
+    run("kd_single_device", *CACHED, "output_dir=alone")
+    for mine, its in zip(losses_of(tmp_path / "out"), losses_of(tmp_path / "alone"), strict=True):
+        assert mine["kd_loss"] == pytest.approx(its["kd_loss"], rel=1e-4)
+
+
+def _command(recipe: str, *overrides: str) -> list[str]:
+    return [recipe, "--config", "config.yaml", *overrides]
+
+
+TWO = "teacher_model=[{0},{0}]".format("{_component_: distill_tune.models.from_hf, path: teacher}")
+SCHEDULE = "temperature={_component_: distill_tune.training.Linear, start: 2.0, end: 1.0}"
+REFUSED = [
+    (["cache.kind=hidden", "teacher_model=distill_tune.teachers.EMA"], "EMA follows the student"),
+    (["cache.kind=sampled", "kd_ratio=0"], "there is nothing to store"),
+    (["cache.kind=sampled", "cache.draws=5000"], "cache.draws=5000: must be from 1 to 4095"),
+    (["cache.kind=top_k", SCHEDULE], "a top_k record serves one temperature; take cache.kind=hidden"),
+    (["cache.kind=top_k", "augmentations=[{_component_: distill_tune.data.DropTokens}]"], "prompts that no cache has"),
+    (["cache.kind=hidden", TWO], "of several teachers (mixture) take sampled or top_k, or one each"),
+    (["cache.kind=top_k", TWO, "teacher_combination=sum"], "make a cache of each one alone"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "told"), REFUSED)
+def test_what_cannot_be_stored_is_told_before_the_teacher_loads(run, capsys, tmp_path, overrides, told):
+    with pytest.raises(SystemExit):
+        run("teacher_cache", *overrides, "output_dir=cache")
+    assert told in capsys.readouterr().err
+    assert not shard_files(tmp_path / "cache")
+    assert "RANK" not in os.environ
+
+
+@pytest.mark.parametrize("kind", ["sampled", "top_k", "hidden"])
+def test_a_cache_is_shown_and_verified_against_its_teacher_and_not_against_another(run, config, tmp_path, capsys, kind):
+    run("teacher_cache", f"cache.kind={kind}", "output_dir=cache")
+    capsys.readouterr()
+    command_line(["cache", "ls", "cache"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"cache: {kind}, vocab_size 320")
+    assert f"{len(ROWS)} rows, " in shown
+    assert "distill_tune.models.from_hf" in shown
+    command_line(["cache", "verify", "cache", "--config", "config.yaml", "--rows", "40"])
+    told = capsys.readouterr().out
+    assert "all 1 shards are as they were written" in told
+    assert "differ by 0 at most, 0 on average; 100.0% of positions are the same" in told
+    assert "another teacher" not in told
+    with pytest.raises(SystemExit):
+        command_line(["cache", "verify", "cache", "teacher_model.path=${model.path}", "--config", "config.yaml"])
+    told = capsys.readouterr()
+    assert "another teacher than it was made with: content was " in told.out
+    assert "what is stored is not what this teacher says" in told.err
+    with pytest.raises(SystemExit):
+        command_line(["compare", "teacher", "dataset_val=${dataset}", *CACHED, "--config", "config.yaml"])
+    assert "Cached knows no rows but its own; name the teacher itself" in capsys.readouterr().err
+    (shard,) = shard_files(tmp_path / "cache")
+    content = bytearray(shard.read_bytes())
+    content[-40] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(SystemExit):
+        command_line(["cache", "verify", "cache"])
+    assert "is damaged: its checksum differs; delete the file" in capsys.readouterr().err
+    shard.unlink()
+    run("teacher_cache", f"cache.kind={kind}", "output_dir=cache")
+    command_line(["cache", "verify", "cache"])  # made anew
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["ls", "nowhere"], "nowhere: no cache of a teacher"),
+        (["verify", "nowhere"], "nowhere: no cache of a teacher"),
+        (["verify", "nowhere", "--rows", "0"], "--rows 0: must be a whole number of at least 1"),
+    ],
+)
+def test_what_cannot_be_shown_is_told(arguments, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        command_line(["cache", *arguments])
+    assert told in capsys.readouterr().err

@@ -1,0 +1,53 @@
+"""What a cache is not finished or begun with."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from distill_tune import cache
+from distill_tune.data import StepPlan, TokenisedRows
+from distill_tune.disk import release_locks
+from distill_tune.errors import UserError
+from distill_tune.losses import TopTokens
+from distill_tune.training.teacher_cache import finish_cache, require_one_teacher_each
+
+ENCODING = cache.TopEncoding(50, 4)
+
+
+@pytest.fixture(autouse=True)
+def _unlocked():
+    yield
+    release_locks()
+
+
+def rows_of(count: int) -> TokenisedRows:
+    tokens = torch.arange(3 * count, dtype=torch.int32)
+    return TokenisedRows(tokens, tokens, torch.arange(count + 1) * 3, packed=False, max_seq_len=64)
+
+
+def test_a_cache_without_the_rows_of_another_machine_is_not_finished(tmp_path):
+    rows = rows_of(6)
+    manifest = cache.begin(tmp_path, cache.Manifest("top_k", cache.settings_of(ENCODING), 0, {}))
+    plans = [StepPlan([rows.first(4)]), StepPlan([rows])]
+    for start, stop in ((0, 4), (4, 6)):
+        writer = cache.CacheWriter(tmp_path)
+        records = ENCODING.encode(TopTokens.of(torch.zeros(2 * (stop - start), 50), 4), [2] * (stop - start))
+        writer.add(rows.digests[start:stop], records)
+        writer.close()
+        if stop == 4:
+            with pytest.raises(
+                UserError, match="lacks 2 rows that other processes have written; name a folder that all"
+            ):
+                finish_cache(tmp_path, manifest, plans)
+            assert not json.loads((tmp_path / cache.MANIFEST).read_text())["finished"]
+    assert finish_cache(tmp_path, manifest, plans).startswith("done: 6 rows, 12 supervised tokens")
+
+
+def test_a_row_that_follows_two_teachers_is_told():
+    rows = dataclasses.replace(rows_of(3), teacher_ids=torch.tensor([0, 1, 1]))
+    require_one_teacher_each([rows, rows, rows_of(3)])
+    turned = dataclasses.replace(rows, teacher_ids=torch.tensor([0, 1, 0]))
+    with pytest.raises(UserError, match="row 3: another row has the same content and another teacher_id"):
+        require_one_teacher_each([rows, turned])
