@@ -125,7 +125,11 @@ def main(cfg: DictConfig) -> None:
     def validate(plan_val: data.StepPlan, weights: dict[str, float]) -> dict[str, float]:
         student.eval()
         sums, num_tokens = losses.LossSums.zero(device), 0
+        teacher.expect(plan_val.epoch())
         for batch in plan_val.epoch():
+            if training.is_lost(teacher, [batch]):  # which the next step tells
+                student.train()
+                return {}
             sums += loss_of(batch, weights)
             num_tokens += data.num_supervised([batch])
         student.train()
@@ -134,6 +138,7 @@ def main(cfg: DictConfig) -> None:
 
     # ---- Training
     student.train()
+    teacher.expect(plan.from_step(step, steps_per_epoch, total_steps))
     line, stopped_by = None, 0
     history = training.metrics_of_checkpoint(checkpoint) if checkpoint else None
     watch = training.LossWatch(training.read_metrics(history), cfg.get("max_bad_steps", 10))
@@ -150,6 +155,12 @@ def main(cfg: DictConfig) -> None:
             started = time.perf_counter()
             epoch, step_of_epoch = divmod(step, steps_per_epoch)
             batches = plan.micro_batches(epoch, step_of_epoch)
+            if reason := training.is_lost(teacher, batches):
+                if line:
+                    now = training.TrainingState.after(step, seed, identity, cfg, tokens, line)
+                    checkpoints.save(now, student, optimizer, teacher, say=progress.say)
+                    checkpoints.wait(progress.say)
+                raise training.lost_teacher(step, reason)
             weights = schedules.at(step)
             num_tokens = plan.num_supervised(epoch, step_of_epoch)  # of all ranks
 

@@ -1,9 +1,11 @@
 """Wrong inputs, and a part of the message that is told: the cases of tests/recipes/test_bad_input.py."""
 
 import dataclasses
+import http.server
 import io
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,6 +141,30 @@ OF_COMPONENTS = [
     (f"{HIDDEN} hidden_loss.layers=[[9,1]]", "hidden_loss.layers: [9, 1]: the student has 2 layers, the teacher 3"),
     (f"{KIND}EMA +teacher_model.decay=2", "teacher_model.decay=2: must be from 0 to less than 1"),
     (f"{KIND}BaseModel", "the student without its adapters, and `model` has none"),
+    (
+        f"{KIND}Served +teacher_model.url=http://127.0.0.1:9",
+        "teacher_model.url=http://127.0.0.1:9: no server answers (Connection refused); start one: distill-tune serve",
+    ),
+    (f"{KIND}Served +teacher_model.url=localhost:8000", "url=localhost:8000: must be http://machine:port or https"),
+    (f"{KIND}Served +teacher_model.url=[]", "url=[]: name a server, http://machine:port"),
+    (f"{KIND}Served", "teacher_model.url: missing; distill_tune.teachers.Served needs it"),
+    (
+        f"{KIND}Served +teacher_model.url=http://127.0.0.1:9 +teacher_model.kind=dense",
+        "kind=dense: must be one of sampled, top_k, hidden",
+    ),
+    (
+        f"{KIND}Served +teacher_model.url=http://127.0.0.1:9 +teacher_model.kind=sampled {LOSS}ReverseKL",
+        "teacher_model.kind=sampled: a sampled record serves ForwardKL, not ReverseKL: kind top_k serves it",
+    ),
+    (
+        f"{KIND}Served +teacher_model.url=http://127.0.0.1:9 {LOSS}TopK kd_loss.k=64",
+        "teacher_model.kind=top_k: a top_k record of 50 tokens cannot serve TopK of 64: make one of 64, or of kind",
+    ),
+    (
+        f"{KIND}Served +teacher_model.url=http://127.0.0.1:9 "
+        "temperature._component_=distill_tune.training.Linear temperature.start=2 temperature.end=1",
+        "a record serves one temperature, and temperature is a schedule: take kind hidden",
+    ),
     (f"{KIND}HuggingFace +teacher_model.path=nowhere", "teacher_model.path=nowhere: no such folder"),
     (f"{RATIO} kd_ratio.change=1", "kd_ratio: its schedule gives 1.5 at step 1; it must stay from 0 to 1"),
     (RATIO, "kd_ratio: distill_tune.training.Linear: change or end: give one of them"),
@@ -295,6 +321,29 @@ class Wrong:
         (self.folder / "config.yaml").write_text(yaml.safe_dump(settings))
         return []
 
+    def served(self, status: int, answers: dict[str, object]) -> list[str]:
+        """A served teacher whose server has these answers by path, all with one status."""
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                content = json.dumps(answers.get(self.path, {})).encode()
+                self.send_response(status if self.path in answers or status != 200 else 404)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        settings = yaml.safe_load((self.folder / "config.yaml").read_text())
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        settings["teacher_model"] = {"_component_": "distill_tune.teachers.Served", "url": url}
+        del settings["teacher_checkpointer"]
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        return []
+
     def run_before(self, *files: str) -> list[str]:
         """An output folder in which a run has left something."""
         for name in files:
@@ -347,6 +396,20 @@ pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"instruction": "a", "out
 PARQUET = _sink.getvalue()
 GOOD = {"instruction": "What is 1 plus 1?", "output": "1 plus 1 is 2, done."}
 TURN = {"role": "user", "content": "hi"}
+
+# What a server tells of itself, and of its tokens.
+SERVED = {
+    "engine": "distill-tune",
+    "model": "other",
+    "content": "1",
+    "vocab_size": 320,
+    "width": 64,
+    "kinds": ["top_k"],
+    "most_tokens_of_row": 4096,
+    "most_log_probs": 320,
+    "tokenizer": "another",
+}
+OTHER_TOKENS = {"tokens": {str(index): f"token{index}" for index in range(320)}, "added": []}
 
 # Broken files of every kind: what is broken, and a part of the message.
 OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
@@ -638,6 +701,37 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
         "packed without a length",
         lambda w: ["+dataset.packed=True", "tokenizer.max_seq_len=null"],
         "dataset.packed=True: needs a length",
+    ),
+    # A served teacher
+    (
+        "served: another token",
+        lambda w: w.served(401, {"/about": {"error": {"message": "no"}}}),
+        "wants another token, or one (401: no); set token",
+    ),
+    (
+        "served: another server",
+        lambda w: w.served(200, {"/about": {"hello": 1}}),
+        "is none of distill-tune, vllm, sglang",
+    ),
+    (
+        "served: another tokenizer",
+        lambda w: w.served(200, {"/about": SERVED, "/vocabulary": OTHER_TOKENS}),
+        "its teacher's tokenizer is not that of the rows; distillation by logits needs one: ",
+    ),
+    (
+        "served: no tokenizer",
+        lambda w: w.served(200, {"/about": SERVED | {"tokenizer": None}}),
+        "its teacher has no tokenizer to prove its tokens by; put one into its folder",
+    ),
+    (
+        "served: fewer log-probabilities",
+        lambda w: w.served(200, {"/about": SERVED | {"most_log_probs": 20}}),
+        "gives 20 log-probabilities at most: k=50",
+    ),
+    (
+        "served: another kind",
+        lambda w: w.served(200, {"/about": SERVED | {"kinds": ["sampled"]}}),
+        "distill-tune, serving other, gives sampled, not kind=top_k",
     ),
     # Hardware
     ("device: no CUDA", lambda w: ["device=cuda"], "device=cuda: PyTorch sees no CUDA device here"),

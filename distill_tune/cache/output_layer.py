@@ -4,13 +4,34 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from distill_tune.cache.manifest import write_whole
 from distill_tune.errors import UserError
 from distill_tune.losses import LinearProjection
 
 OUTPUT_LAYER = "output_layer.safetensors"
+
+
+def output_layer_as_bytes(projection: LinearProjection) -> bytes:
+    tensors = {"weight": projection.weight, "bias": projection.bias}
+    if projection.softcap is not None:
+        tensors["softcap"] = torch.tensor(projection.softcap, dtype=torch.float64)
+    return save({name: of.detach().cpu().contiguous() for name, of in tensors.items() if of is not None})
+
+
+def output_layer_of_bytes(content: bytes, device: torch.device) -> LinearProjection:
+    """
+    Raises:
+        KeyError, SafetensorError: other bytes.
+    """
+    tensors = load(content)
+    softcap, bias = tensors.get("softcap"), tensors.get("bias")
+    return LinearProjection(
+        tensors["weight"].to(device),
+        None if bias is None else bias.to(device),
+        None if softcap is None else float(softcap),
+    )
 
 
 def write_output_layer(folder: Path, projection: object) -> None:
@@ -23,11 +44,7 @@ def write_output_layer(folder: Path, projection: object) -> None:
             "cache.kind=hidden: the teacher's output layer is quantised, or has an adapter; take cache.kind=top_k, "
             "or a teacher whose output layer is a plain matrix"
         )
-    tensors = {"weight": projection.weight, "bias": projection.bias}
-    if projection.softcap is not None:
-        tensors["softcap"] = torch.tensor(projection.softcap, dtype=torch.float64)
-    content = save({name: of.detach().cpu().contiguous() for name, of in tensors.items() if of is not None})
-    write_whole(folder / OUTPUT_LAYER, content)
+    write_whole(folder / OUTPUT_LAYER, output_layer_as_bytes(projection))
 
 
 def read_output_layer(folder: Path, device: torch.device) -> LinearProjection:
@@ -36,8 +53,6 @@ def read_output_layer(folder: Path, device: torch.device) -> LinearProjection:
         UserError: it cannot be read.
     """
     try:
-        tensors = load_file(folder / OUTPUT_LAYER, device=str(device))
-        softcap = tensors.get("softcap")
-        return LinearProjection(tensors["weight"], tensors.get("bias"), None if softcap is None else float(softcap))
+        return output_layer_of_bytes((folder / OUTPUT_LAYER).read_bytes(), device)
     except (OSError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder / OUTPUT_LAYER}: cannot be read: {error}") from error

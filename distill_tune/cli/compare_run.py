@@ -14,7 +14,7 @@ from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_recipe, local_path
 from distill_tune.config.values import needs_teacher
 from distill_tune.errors import UserError
-from distill_tune.teachers import EMA, BaseModel, Cached, EarlierCheckpoint, HuggingFace, Teacher
+from distill_tune.teachers import EMA, BaseModel, Cached, EarlierCheckpoint, HuggingFace, Served, Teacher
 from distill_tune.training.preparation import Models, reading_of
 
 _TEACHER, _BASE = "teacher", "base student"
@@ -45,8 +45,13 @@ def compare_run(options: argparse.Namespace) -> tuple[list[Any], int]:
     built = training.build_models(cfg, device)
     if isinstance(built.teacher, EMA | BaseModel | EarlierCheckpoint):
         raise UserError(f"teacher_model: {type(built.teacher).__name__} follows the student; name folders to compare")
-    if any(isinstance(one, Cached) for one, _ in built.teacher.each(data.Shape((), ()))):
-        raise UserError("teacher_model: Cached knows no rows but its own; name the teacher itself to compare with it")
+    for one, _ in built.teacher.each(data.Shape((), ())):
+        if isinstance(one, Cached):
+            raise UserError(
+                "teacher_model: Cached knows no rows but its own; name the teacher itself to compare with it"
+            )
+        if isinstance(one, Served) and one.kind != "hidden":
+            raise UserError(f"teacher_model.kind={one.kind}: compare needs whole distributions; take kind=hidden")
     base = ModelFolder.open(built.student_checkpoint.folder)
     opened = {_BASE: base} | {short_name(folder, folders): ModelFolder.open(folder) for folder in folders}
     plan = _plan(cfg, built, dataset, options.rows)

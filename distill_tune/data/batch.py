@@ -95,7 +95,7 @@ class Batch:
     def rows_of_teacher(self, number: int) -> "Batch":
         """What this teacher reads of the rows that follow it; without such, one position and no target."""
         own = [row for row, teacher in enumerate(self.teacher_ids) if teacher == number]
-        return self.for_teacher._of_rows(own) if own else joined(()).to(self.tokens.device)
+        return self.for_teacher.of_rows(own) if own else joined(()).to(self.tokens.device)
 
     def halves(self) -> "list[Batch]":
         """The batch as two, of about as many tokens; a single row as it is."""
@@ -104,9 +104,10 @@ class Batch:
         total, end, taken = sum(self.lengths), 1, self.lengths[0]
         while end < len(self.lengths) - 1 and taken + self.lengths[end] <= total / 2:
             taken, end = taken + self.lengths[end], end + 1
-        return [self._of_rows(rows) for rows in (range(end), range(end, len(self.lengths)))]
+        return [self.of_rows(rows) for rows in (range(end), range(end, len(self.lengths)))]
 
-    def _of_rows(self, rows: Sequence[int]) -> "Batch":
+    def of_rows(self, rows: Sequence[int]) -> "Batch":
+        """Some of its rows, by their numbers; at least one."""
         tokens, targets = (x[0].split(list(self.lengths)) for x in (self.tokens, self.targets))
         supervised = self.supervised_positions.split(list(self.num_supervised))
         # Where the rows began, and where they will.
@@ -118,7 +119,7 @@ class Batch:
             torch.cat([supervised[row] + (start - before[row]) for row, start in zip(rows, after, strict=False)]),
             tuple(self.lengths[row] for row in rows),
             tuple(self.num_supervised[row] for row in rows),
-            None if self.teacher is None else self.teacher._of_rows(rows),
+            None if self.teacher is None else self.teacher.of_rows(rows),
             tuple(self.teacher_ids[row] for row in rows) if self.teacher_ids else (),
             tuple(self.places[row] for row in rows) if self.places else (),
             tuple(self.digests[row] for row in rows) if self.digests else (),

@@ -180,6 +180,11 @@ class StepPlan:
         """
         return [self._batch(sequences, epoch) for sequences in self._dealt(self._of_step(epoch, step))]
 
+    def from_step(self, step: int, steps_per_epoch: int, total_steps: int) -> Iterator[Batch]:
+        """This rank's micro-batches of a run from its step ``step`` on, each made when it is asked for."""
+        for later in range(step, total_steps):
+            yield from self.micro_batches(*divmod(later, steps_per_epoch))
+
     def num_supervised(self, epoch: int, step: int) -> int:
         """Supervised tokens in a step, on all ranks: what its summed losses are divided by."""
         return sum(int(rows.supervised[at].sum()) for rows, at in self._rows_of(self._of_step(epoch, step)))

@@ -125,12 +125,12 @@ def check_tokenizers(student: Path, teacher: Path, tokenizer: Any = None) -> dic
     return rows.require_same_ordinary(its, told)
 
 
-def require_same_tokens(differing: Mapping[int, str], used: numpy.ndarray, teacher: Path) -> None:
+def require_same_tokens(differing: Mapping[int, str], used: numpy.ndarray, teacher: Path | str) -> None:
     """
     Args:
         differing: of :func:`check_tokenizers`.
         used: the ids that occur in the rows, sorted.
-        teacher: its folder, for the message.
+        teacher: its folder, or where it is served, for the message.
 
     Raises:
         UserError: a token of the rows is another one to the teacher.

@@ -6,6 +6,7 @@ from distill_tune.teachers.hf import HuggingFace
 from distill_tune.teachers.live import LiveTeacher
 from distill_tune.teachers.load import NF4
 from distill_tune.teachers.own import EMA, BaseModel, EarlierCheckpoint
+from distill_tune.teachers.served import Served
 from distill_tune.teachers.several import SeveralTeachers
 from distill_tune.teachers.teacher import Teacher
 
@@ -17,6 +18,7 @@ __all__ = [
     "EarlierCheckpoint",
     "HuggingFace",
     "LiveTeacher",
+    "Served",
     "SeveralTeachers",
     "Teacher",
     "build_teacher",

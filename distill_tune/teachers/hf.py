@@ -48,6 +48,7 @@ class HuggingFace(Teacher):
     def __init__(self, path: str, trust_remote_code: bool = False) -> None:
         self._path = Path(os.path.expanduser(path))
         self._folder = HuggingFaceFolder(self._path, trust_remote_code)
+        self.folders, self.files = [self._folder.base], self._folder.files
         self._config = self._folder.config.get_text_config()
         self.num_layers, self.width = self._config.num_hidden_layers, self._config.hidden_size
         self._softcap = getattr(self._config, "final_logit_softcapping", None)
@@ -55,16 +56,20 @@ class HuggingFace(Teacher):
         self._scale = 1.0
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
-        self.folders, self.files = [self._folder.base], self._folder.files
         self._differing = models.check_tokenizers(checkpoint.folder, self._folder.base, tokenizer)
         return models.common_vocabulary(student, self._config.vocab_size)
 
     def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
         models.require_tokens("teacher_model", self._config.vocab_size, int(used_tokens[-1]))
         models.require_same_tokens(self._differing, used_tokens, self._folder.base)
-        most = getattr(self._config, "max_position_embeddings", None)
+        most = self.max_seq_len
         if most is not None and longest > most:
             raise UserError(f"dataset: its longest sequence has {longest} tokens, teacher_model reads {most} at most")
+
+    @property
+    def max_seq_len(self) -> int | None:
+        """Tokens of a row; None where its config does not say."""
+        return getattr(self._config, "max_position_embeddings", None)
 
     @property
     def vocab_size(self) -> int:

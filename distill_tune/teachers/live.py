@@ -43,14 +43,19 @@ class LiveTeacher(Teacher):
         self.models = [model]
         self.num_layers, self.width = len(model.layers), model.tok_embeddings.weight.shape[1]
         self.checkpoint, self._quantizer, self._offload = checkpoint, quantizer, offload
+        if checkpoint is not None:
+            self.folders, self.files = [checkpoint.folder], checkpoint.all_files
 
     @property
     def vocab_size(self) -> int:
         return self.head.vocab_size
 
+    @property
+    def max_seq_len(self) -> int:
+        return self.model.max_seq_len
+
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         if self.checkpoint is not None:
-            self.folders, self.files = [self.checkpoint.folder], self.checkpoint.all_files
             self._differing = models.check_tokenizers(checkpoint.folder, self.checkpoint.folder, tokenizer)
         return models.common_vocabulary(student, self.vocab_size)
 

@@ -1,7 +1,8 @@
 """Several teachers: one distribution from all, a divergence from each, or one teacher a row."""
 
 import itertools
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy
@@ -36,11 +37,13 @@ class SeveralTeachers(Teacher):
         self._all_names = tuple(names)
         if combination == "by_row":
             self.names = self._all_names
+        self.may_be_lost = any(teacher.may_be_lost for teacher in self._teachers)
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         common = [teacher.check(student, checkpoint, tokenizer) for teacher in self._teachers]
         self.folders = list(itertools.chain.from_iterable(teacher.folders for teacher in self._teachers))
         self.files = list(itertools.chain.from_iterable(teacher.files for teacher in self._teachers))
+        self.content = "".join(teacher.content for teacher in self._teachers)
         self.models = list(itertools.chain.from_iterable(teacher.models for teacher in self._teachers))
         return min((size for size in common if size is not None), default=None)
 
@@ -72,6 +75,18 @@ class SeveralTeachers(Teacher):
     ) -> None:
         for teacher in self._teachers:
             teacher.load(student, device, shard=shard, compile=compile)
+
+    def expect(self, batches: Iterator[Batch]) -> None:
+        copies = itertools.tee(batches, len(self._teachers))
+        for number, (teacher, copy) in enumerate(zip(self._teachers, copies, strict=True)):
+            teacher.expect(map(operator.methodcaller("rows_of_teacher", number), copy) if self.names else copy)
+
+    def lost(self, batches: Sequence[Batch]) -> str | None:
+        for number, teacher in enumerate(self._teachers):
+            own = [batch.rows_of_teacher(number) for batch in batches] if self.names else batches
+            if reason := teacher.lost(own):
+                return reason
+        return None
 
     def __call__(self, batch: Batch) -> Any:
         if self._combination == "by_row":

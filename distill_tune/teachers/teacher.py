@@ -1,6 +1,6 @@
 """What the recipes ask of a teacher."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ Shard = Callable[[TransformerDecoder], torch.device]
 class Teacher:
     """Gives a signal for each batch. The recipes call, in this order:
 
-    1. :meth:`check`, before anything is loaded: whether it can teach this student.
+    1. :meth:`require_loss` and :meth:`check`, before anything is loaded: whether it can teach this student so.
     2. :meth:`load`: its weights.
-    3. For each batch, the teacher itself: the signal for the supervised positions. :meth:`release` after a step's last.
+    3. :meth:`expect`: which batches will come. Before a step's first, of a teacher that ``may_be_lost``, :meth:`lost`.
+       For each batch, the teacher itself: the signal for the supervised positions. :meth:`release` after a step's last.
     4. :meth:`after_step`, once the student's weights have changed.
 
     A kind of teacher that is named as ``teacher_model`` in a config is a subclass; what does nothing here, few need.
@@ -36,6 +37,8 @@ class Teacher:
         names: of several teachers, by which rows choose theirs.
         files: of its own weights, known after :meth:`check`: a run goes on with the teacher that it had.
         folders: of other models than the student's, known after :meth:`check`; a GGUF file in place of a folder.
+        content: tells apart teachers that have no ``files`` here, known after :meth:`check`; empty where there is none.
+        may_be_lost: while a run goes on, by no fault of its own.
     """
 
     models: Sequence[TransformerDecoder] = ()
@@ -44,6 +47,8 @@ class Teacher:
     names: tuple[str, ...] = ()
     files: Sequence[Path] = ()
     folders: Sequence[Path] = ()
+    content: str = ""
+    may_be_lost = False
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         """
@@ -123,6 +128,13 @@ class Teacher:
         Raises:
             UserError: its checkpoint cannot be read.
         """
+
+    def expect(self, batches: Iterator[Batch]) -> None:
+        """The batches that will come, before those that were expected already; it may take some of them ahead."""
+
+    def lost(self, batches: Sequence[Batch]) -> str | None:
+        """Wait until it can give its signal for these; why it never will, where it will not."""
+        return None
 
     def __call__(self, batch: Batch) -> Any:
         """The signal for the batch's supervised positions, for :func:`distill_tune.losses.distillation_loss`."""

@@ -24,6 +24,7 @@ from distill_tune.training.export import export_model
 from distill_tune.training.flops import Utilisation
 from distill_tune.training.full_weights import full_weights
 from distill_tune.training.loss_watch import LossWatch, name_rows
+from distill_tune.training.lost_teacher import is_lost, lost_teacher
 from distill_tune.training.metrics import Metrics, peak_memory_bytes, read_metrics
 from distill_tune.training.optimizer import (
     build_lr_scheduler,
@@ -90,10 +91,12 @@ __all__ = [
     "full_weights",
     "halved_if_too_large",
     "init_distributed",
+    "is_lost",
     "is_main_process",
     "leave",
     "load_student",
     "load_training_state",
+    "lost_teacher",
     "metrics_of_checkpoint",
     "most_of_ranks",
     "name_rows",

@@ -79,6 +79,8 @@ class Steps(NamedTuple):
             for model in files
             if files[model]
         }
+        if built.teacher.content:
+            contents[content_of("teacher_model")] = built.teacher.content[:_SHOWN_DIGITS]
         return self.plan.identity | {"steps an epoch": self.steps_per_epoch} | from_main_process(contents)
 
 
@@ -141,9 +143,9 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
             needs_weights=needs_weights,
         )
     faults.tell()
+    _require_loss(cfg, teacher)
     common_vocab_size = teacher.check(student, student_checkpoint, tokenizer)
     models.match_layers(student, teacher, hidden_loss)
-    _require_loss(cfg, teacher)
     return Models(student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size)
 
 

@@ -22,8 +22,9 @@ _IN_KEYS = {
 }
 # Where a run writes, and how it is resumed, may be new each time.
 _ABOUT_THE_RUN = ("output_dir", "log_dir", "resume", "resume_from_checkpoint", "resume_with_changes")
-# Where a model's weights are read from: means nothing where their content is known.
+# Where a model's weights are read from, or asked for: means nothing where their content is known.
 _PATHS = {"path", "checkpoint_dir", "checkpoint_files"}
+_PATHS |= {"url", "engine", "token", "timeout", "concurrency", "retries"}
 _NOTHING = "nothing"
 
 

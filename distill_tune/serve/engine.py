@@ -1,0 +1,85 @@
+"""What a server of another kind is asked for: which it is, what it serves, its tokens, its records."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding
+from distill_tune.data.batch import Batch
+from distill_tune.errors import UserError
+from distill_tune.serve.connection import NoAnswer, Server
+
+AnyEncoding = SampledEncoding | TopEncoding | HiddenEncoding
+
+
+class About(NamedTuple):
+    """
+    Attributes:
+        engine: as a user knows it.
+        kinds: of records that it gives.
+        vocab_size: of its logits; None where it does not say.
+        width: of its hidden states; 0 where it gives none.
+        most_tokens: of a row; None where it does not say.
+        most_log_probs: of a position; None where only asking tells.
+        content: tells teachers apart whose word differs; None where it does not say.
+    """
+
+    engine: str
+    model: str
+    kinds: tuple[str, ...]
+    vocab_size: int | None = None
+    width: int = 0
+    most_tokens: int | None = None
+    most_log_probs: int | None = None
+    content: str | None = None
+
+
+class Engine(Protocol):
+    """Its methods raise :class:`~distill_tune.serve.connection.ServerError`.
+
+    An answer that is none of its form is no answer.
+    """
+
+    server: Server
+    about: About
+
+    def records(self, batch: Batch, encoding: AnyEncoding, seed: int) -> list[bytes]:
+        """Each row's record, as ``encoding`` keeps it."""
+        ...
+
+    def names_of(self, ids: Sequence[int]) -> dict[int, str] | None:
+        """How the server writes each token; None where it tells all its tokens in another way, or none."""
+        ...
+
+
+def asked_for_json(server: Server, path: str, body: Any = None) -> Any:
+    """GET, or POST with a body of JSON.
+
+    Raises:
+        NoAnswer, Refused: there is no answer, or it is no JSON.
+    """
+    content = None if body is None else json.dumps(body).encode()
+    found = server.ask(path, content, type="" if content is None else "application/json")
+    try:
+        return json.loads(found)
+    except ValueError as error:
+        raise NoAnswer(f"{path}: an answer that is no JSON: {found[:60]!r}") from error
+
+
+def models_of(server: Server, named: str | None) -> dict[str, Any]:
+    """The model that a server of OpenAI's form serves, as it tells of it.
+
+    Raises:
+        NoAnswer, Refused: it tells of none.
+        UserError: it serves others, or several.
+    """
+    try:
+        cards = {str(card["id"]): card for card in asked_for_json(server, "/v1/models")["data"]}
+    except (KeyError, TypeError) as error:
+        raise NoAnswer("/v1/models: an answer of another form") from error
+    if named is None and len(cards) == 1:
+        return next(iter(cards.values()))
+    if named not in cards:
+        what = f"does not serve model={named}" if named else "serves several models: name one with model"
+        raise UserError(f"url={server.url}: {what}; there are {', '.join(cards) or 'none'}")
+    return cards[named]

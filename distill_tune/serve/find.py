@@ -1,0 +1,41 @@
+"""Which engine answers at an address."""
+
+from distill_tune.errors import UserError
+from distill_tune.serve import own, sglang, vllm
+from distill_tune.serve.connection import NoAnswer, Refused, Server, Unreachable
+from distill_tune.serve.engine import Engine
+from distill_tune.serve.own import DistillTune
+from distill_tune.serve.sglang import SGLang
+from distill_tune.serve.vllm import VLLM
+
+ENGINES = (own.NAME, vllm.NAME, sglang.NAME)
+_NOT_THERE = 404
+
+
+def find_engine(server: Server, engine: str, model: str | None) -> Engine:
+    """
+    Args:
+        engine: its name, or ``auto``.
+        model: of those that the server serves; None where there is one.
+
+    Raises:
+        UserError: there is none, it wants another token, or does not serve that model.
+    """
+    told = f"url={server.url}"
+    found: list[str] = []
+    for name in ENGINES if engine == "auto" else (engine,):
+        try:
+            if name == own.NAME:
+                return DistillTune(server)
+            return VLLM(server, model) if name == vllm.NAME else SGLang(server, model)
+        except Refused as error:
+            if error.status in (401, 403):
+                raise UserError(f"{told}: wants another token, or one ({error}); set token") from error
+            if error.status != _NOT_THERE:
+                raise UserError(f"{told}: {error}") from error
+            found.append(f"{name}: {error}")
+        except Unreachable as error:
+            raise UserError(f"{told}: no server answers ({error}); start one: distill-tune serve") from error
+        except NoAnswer as error:
+            found.append(f"{name}: {error}")
+    raise UserError(f"{told}: is none of {', '.join(ENGINES)} ({'; '.join(found)})")

@@ -1,0 +1,78 @@
+"""Asks `distill-tune serve`."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from distill_tune.cache.encoding import HiddenEncoding
+from distill_tune.cache.output_layer import output_layer_of_bytes
+from distill_tune.data.batch import Batch
+from distill_tune.losses import LinearProjection
+from distill_tune.models.vocabulary import Vocabulary
+from distill_tune.serve.connection import NoAnswer, Server
+from distill_tune.serve.engine import About, AnyEncoding, asked_for_json
+from distill_tune.serve.wire import WireError, records_of, rows_as_bytes
+
+NAME = "distill-tune"
+
+
+class DistillTune:
+    """
+    Raises:
+        NoAnswer, Refused: it is not there, or another kind of server.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        found = asked_for_json(server, "/about")
+        try:
+            if found["engine"] != NAME:
+                raise NoAnswer(f"/about: is {found['engine']}")
+            self.about = About(
+                NAME,
+                str(found["model"]),
+                tuple(found["kinds"]),
+                int(found["vocab_size"]),
+                int(found["width"]),
+                int(found["most_tokens_of_row"]),
+                int(found["most_log_probs"]),
+                str(found["content"]),
+            )
+            self.tokenizer = found["tokenizer"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise NoAnswer("/about: an answer of another form") from error
+
+    def records(self, batch: Batch, encoding: AnyEncoding, seed: int) -> list[bytes]:
+        settings: dict[str, Any] = {} if isinstance(encoding, HiddenEncoding) else dataclasses.asdict(encoding)
+        query = {name: value for name, value in settings.items() if value is not None} | {"kind": encoding.kind}
+        if encoding.kind == "sampled":
+            query["seed"] = seed
+        body = self.server.ask("/score", rows_as_bytes(batch), query, "application/octet-stream")
+        try:
+            return [bytes(row) for row in records_of(body, len(batch.lengths))]
+        except WireError as error:
+            raise NoAnswer(str(error)) from error
+
+    def names_of(self, ids: Sequence[int]) -> None:
+        return None
+
+    def vocabulary(self) -> Vocabulary | None:
+        """All its tokens; None where its teacher's folder has none that can be read."""
+        if self.tokenizer is None:
+            return None
+        found = asked_for_json(self.server, "/vocabulary")
+        try:
+            return Vocabulary(
+                {int(index): token for index, token in found["tokens"].items()}, frozenset(found["added"])
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise NoAnswer("/vocabulary: an answer of another form") from error
+
+    def output_layer(self, device: torch.device) -> LinearProjection:
+        try:
+            return output_layer_of_bytes(self.server.ask("/output_layer"), device)
+        except (KeyError, SafetensorError) as error:
+            raise NoAnswer("/output_layer: an answer of another form") from error

@@ -1,0 +1,181 @@
+"""What is asked of servers before any step, so that a wrong one is an error and not a wrong loss."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+
+from distill_tune.cache.encoding import TopEncoding
+from distill_tune.cache.vocabulary_file import fingerprint_of
+from distill_tune.data.batch import Batch, Row, joined
+from distill_tune.errors import UserError
+from distill_tune.losses import TopTokens
+from distill_tune.models.tokenizer_files import open_tokenizer
+from distill_tune.models.vocabulary import Vocabulary, written_by
+from distill_tune.serve.connection import Refused
+from distill_tune.serve.engine import Engine
+from distill_tune.serve.own import DistillTune
+
+_SENTENCE = "The weather was fine, so we went for a walk along the river and had lunch at home."
+_MOST_NAMES, _NAMES_AT_A_TIME = 4096, 512  # tokens
+_SAME = 0.05  # nats; what bf16 and other kernels make of a likely token
+_SHOWN = 80  # characters
+
+
+class Tokens:
+    """The tokens of the rows, beside a server's.
+
+    Args:
+        tokenizer: that writes the rows.
+        student: the folder whose tokenizer writes them, where ``tokenizer`` is not transformers'.
+
+    Raises:
+        UserError: there is none that can be read.
+    """
+
+    def __init__(self, tokenizer: Any, student: Path) -> None:
+        self._transformers = getattr(tokenizer, "transformers_tokenizer", None) or open_tokenizer(student)
+        own = written_by(tokenizer) or Vocabulary.of(student)
+        if own is None or self._transformers is None:
+            raise UserError(f"no tokenizer in {student} to prove a server's tokens by: put its tokenizer files there")
+        self._own = own
+        self.sentence: list[int] = self._transformers.encode(_SENTENCE, add_special_tokens=False)
+
+    def differing(self, engine: Engine) -> dict[int, str]:
+        """The ids that are other tokens to a server that tells all its tokens, each with what it is there.
+
+        Raises:
+            UserError: its tokenizer is another one altogether, or it has none.
+        """
+        if not isinstance(engine, DistillTune):
+            return {}
+        if engine.tokenizer == fingerprint_of(self._own):
+            return {}
+        told = f"url={engine.server.url}"
+        if (its := engine.vocabulary()) is None:
+            raise UserError(f"{told}: its teacher has no tokenizer to prove its tokens by; put one into its folder")
+        told = f"{told}: its teacher's tokenizer is not that of the rows; distillation by logits needs one"
+        return self._own.require_same_ordinary(its, told)
+
+    def differing_by_name(self, engine: Engine, used: numpy.ndarray) -> dict[int, str]:
+        """Likewise of one that writes the tokens it is given: those of the rows, or many of them, evenly spread.
+
+        Raises:
+            UserError: it writes none.
+        """
+        few = used if len(used) <= _MOST_NAMES else used[numpy.linspace(0, len(used) - 1, _MOST_NAMES).astype(int)]
+        found, size = {}, min(_NAMES_AT_A_TIME, engine.about.most_tokens or _NAMES_AT_A_TIME) - 1
+        for start in range(0, len(few), max(1, size)):
+            ids = few[start : start + max(1, size)].tolist()
+            names = engine.names_of(ids)
+            if names is None:
+                return {}
+            if not names:
+                raise UserError(
+                    f"teacher_model.url={engine.server.url}: does not tell the text of tokens, so they cannot be "
+                    "proven to be those of the rows; start it with its tokenizer"
+                )
+            for index in ids:
+                mine, its = self._transformers.decode([index]), names.get(index)
+                # Half of a character is written in several ways.
+                if its is None or "\ufffd" in mine + its or _plain(mine) == _plain(its):
+                    continue
+                found[index] = f"{mine[:_SHOWN]!r} is {its[:_SHOWN]!r}"
+        return found
+
+
+class Known(NamedTuple):
+    """Nats a token that the teacher gives a known sentence, at least, and what chance would."""
+
+    nats: float
+    chance: float
+
+
+def require_known_answer(engines: Sequence[Engine], tokens: Tokens, vocab_size: int, k: int) -> Known:
+    """What the servers say of a known sentence, which must be the same.
+
+    Args:
+        k: log-probabilities of a position that a run will ask for.
+
+    Raises:
+        UserError: they do not serve the same teacher, or not so many log-probabilities.
+        NoAnswer, Refused: there is no answer.
+    """
+    size = engines[0].about.vocab_size
+    most = min([k, vocab_size, *(engine.about.most_log_probs or k for engine in engines)])
+    encoding = TopEncoding(vocab_size if size is None else min(size, vocab_size), most)
+    batch = _sentence(engines, tokens)
+    try:
+        records = [_asked(engine, batch, encoding) for engine in engines]
+    except Refused as error:
+        raise UserError(f"url={engines[0].server.url}: k={k}: {error}") from error
+    first = records[0]
+    for engine, other in zip(engines[1:], records[1:], strict=True):
+        differ = (first.ids[:, 0] != other.ids[:, 0]) | ((first.log_probs - other.log_probs)[:, 0].abs() > _SAME)
+        near = (first.log_probs[:, 0] - other.log_probs[:, 0]).abs() <= _SAME  # two that are as likely as each other
+        if (differ & ~near).any():
+            raise UserError(
+                f"url={engine.server.url}: does not serve the same teacher as {engines[0].server.url}: of a known "
+                f"sentence it says {_shown(other)} where the other says {_shown(first)}"
+            )
+    wanted = batch.targets[0, batch.supervised_positions]
+    among = first.ids == wanted[:, None]
+    rest = first.log_rest - math.log(max(1, vocab_size - first.ids.shape[1]))
+    own = torch.where(among.any(-1), first.log_probs.masked_fill(~among, -torch.inf).amax(-1), rest)
+    return Known(-own.clamp(min=-30).mean().item(), math.log(vocab_size))
+
+
+def require_temperature(engines: Sequence[Engine], tokens: Tokens, vocab_size: int, temperature: float) -> None:
+    """
+    Raises:
+        UserError: log-probabilities are not softened by the temperature that is asked for.
+    """
+    batch = _sentence(engines, tokens)
+    for engine in engines:
+        if isinstance(engine, DistillTune):
+            continue
+        plain = _asked(engine, batch, TopEncoding(vocab_size, 2))
+        softened = _asked(engine, batch, TopEncoding(vocab_size, 2, temperature))
+        # A softmax's logits differ by what they differed by, over the temperature.
+        wanted = (plain.log_probs[:, 0] - plain.log_probs[:, 1]) / temperature
+        off = (softened.log_probs[:, 0] - softened.log_probs[:, 1] - wanted).abs()
+        if (off > _SAME + 0.02 * wanted).any():
+            raise UserError(
+                f"url={engine.server.url}: temperature={temperature:g} does not soften the log-probabilities that "
+                f"{engine.about.engine} gives (vLLM: start it with --logprobs-mode processed_logprobs); take "
+                "temperature=1, or a distill-tune serve"
+            )
+
+
+def describe(engines: Sequence[Engine], kind: str, known: Known) -> str:
+    about = engines[0].about
+    where = ", ".join(engine.server.url for engine in engines)
+    told = (
+        f"teacher served by {about.engine} at {where}: {about.model}, kind {kind}; a known sentence has "
+        f"{known.nats:.2f} nats a token"
+    )
+    if known.nats > known.chance:
+        told += f", more than chance ({known.chance:.2f}): is it trained, and of this language?"
+    return told
+
+
+def _shown(record: TopTokens) -> str:
+    """Of the likeliest token of each position."""
+    return f"{record.log_probs[:, 0].mean():.3f}"
+
+
+def _asked(engine: Engine, batch: Batch, encoding: TopEncoding) -> TopTokens:
+    return encoding.decode(engine.records(batch, encoding, 0))
+
+
+def _sentence(engines: Sequence[Engine], tokens: Tokens) -> Batch:
+    most = min(engine.about.most_tokens or len(tokens.sentence) for engine in engines)
+    row = torch.tensor(tokens.sentence[:most], dtype=torch.int32)
+    return joined([Row(row, row)])
+
+
+def _plain(text: str) -> str:
+    return text.replace("\u2581", " ").strip()

@@ -1,0 +1,140 @@
+"""Requests under way: some at a time, asked again where there was no answer, of several servers."""
+
+import concurrent.futures
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from distill_tune.cache.encoding import positions_in
+from distill_tune.data.batch import Batch
+from distill_tune.serve.connection import NoAnswer, Refused
+from distill_tune.serve.engine import AnyEncoding, Engine
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0  # seconds
+
+Answer = concurrent.futures.Future[list[bytes]]
+
+
+class AllLost(Exception):
+    """No server answers any more; in a line, why each does not."""
+
+
+class _Asked:
+    """A server, and how it has answered."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.under_way = 0
+        self.answered = 0  # requests, so far
+        self.failed_in_a_row = 0
+        self.lost: str | None = None
+
+
+class Requests:
+    """Asks servers of one teacher for the records of batches, in threads that end with the process.
+
+    A request that has no answer goes to another server, and once all have been tried it waits, longer each time. A
+    server is left out, which is told, when it refuses, or when it has failed a request, or as many requests as it has
+    at a time, for all their tries and has answered no other meanwhile. What is asked for is a function of the batch, so
+    neither the server nor the number of tries shows in the answer.
+
+    Args:
+        concurrency: requests that each server has at a time.
+        retries: of a request, at one server.
+        say: hears of servers that are left out; from any thread.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        *,
+        concurrency: int,
+        retries: int,
+        say: Callable[[str], None] = print,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._servers = [_Asked(engine) for engine in engines]
+        self._concurrency, self._retries, self._say, self._wait = concurrency, retries, say, wait
+        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[tuple[Batch, AnyEncoding, int, Answer]] = queue.SimpleQueue()
+        self.at_a_time = concurrency * len(engines)
+        self._threads = 0
+
+    def ask(self, batch: Batch, encoding: AnyEncoding, seed: int) -> Answer:
+        """Each row's record, in time. The future's exception is :class:`AllLost` where it will not come."""
+        answer: Answer = concurrent.futures.Future()
+        self._jobs.put((batch, encoding, seed, answer))
+        if self._threads < self.at_a_time:
+            self._threads += 1
+            threading.Thread(target=self._work, daemon=True, name="served teacher").start()
+        return answer
+
+    def _work(self) -> None:
+        while True:
+            batch, encoding, seed, answer = self._jobs.get()
+            try:
+                answer.set_result(self._answered(batch, encoding, seed))
+            except BaseException as error:  # whoever waits for the answer raises it
+                answer.set_exception(error)
+
+    def _answered(self, batch: Batch, encoding: AnyEncoding, seed: int) -> list[bytes]:
+        tries: dict[int, int] = {}
+        answered_before: dict[int, int] = {}  # by a server, when it first failed this request
+        while True:
+            number = self._next(tries)
+            server = self._servers[number]
+            try:
+                rows = server.engine.records(batch, encoding, seed)
+                found = [positions_in(row) for row in rows]
+                if found != list(batch.num_supervised):
+                    raise NoAnswer(f"records of {found} positions, where {list(batch.num_supervised)} were asked for")
+                with self._lock:
+                    server.answered += 1
+                    server.failed_in_a_row = 0
+                return rows
+            except Refused as error:
+                self._leave_out(server, str(error))
+            except (NoAnswer, ValueError) as error:
+                tries[number] = tries.get(number, 0) + 1
+                answered_before.setdefault(number, server.answered)
+                with self._lock:
+                    server.failed_in_a_row += 1
+                    is_down = server.failed_in_a_row > self._retries * self._concurrency
+                if is_down:
+                    self._leave_out(server, f"{error}, {server.failed_in_a_row} times in a row")
+                elif tries[number] > self._retries:
+                    if server.answered > answered_before[number]:
+                        raise AllLost(f"{server.engine.server.url} answers, but not this request: {error}") from error
+                    self._leave_out(server, f"{error}, {tries[number]} times")
+            finally:
+                with self._lock:
+                    server.under_way -= 1
+
+    def _next(self, tries: dict[int, int]) -> int:
+        """The server to ask next, of those that this request has tried least; waits before each further round.
+
+        Raises:
+            AllLost: there is none.
+        """
+        waited = False
+        while True:
+            with self._lock:
+                alive = [number for number, server in enumerate(self._servers) if server.lost is None]
+                if not alive:
+                    raise AllLost("; ".join(f"{server.engine.server.url}: {server.lost}" for server in self._servers))
+                number = min(alive, key=lambda one: (tries.get(one, 0), self._servers[one].under_way))
+                rounds = tries.get(number, 0)
+                if not rounds or waited:
+                    self._servers[number].under_way += 1
+                    return number
+            self._wait(min(_FIRST_WAIT * 2 ** (rounds - 1), _LONGEST_WAIT))
+            waited = True
+
+    def _leave_out(self, server: _Asked, reason: str) -> None:
+        with self._lock:
+            if server.lost is not None:
+                return
+            server.lost = reason
+            left = sum(one.lost is None for one in self._servers)
+        self._say(f"teacher at {server.engine.server.url}: left out ({reason}); {left} of {len(self._servers)} answer")

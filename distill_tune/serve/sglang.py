@@ -1,0 +1,90 @@
+"""Asks SGLang: ``/generate`` with ``return_logprob`` (docs.sglang.io, sampling parameters and native APIs).
+
+``input_token_logprobs`` has (log-probability, id, text) of each token of the prompt from ``logprob_start_len`` on, and
+``input_top_logprobs`` the likeliest in its place; of the first of them there is nothing, whatever the start.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from distill_tune.cache.encoding import TopEncoding
+from distill_tune.data.batch import Batch
+from distill_tune.serve.connection import NoAnswer, Server
+from distill_tune.serve.engine import About, AnyEncoding, asked_for_json, models_of
+from distill_tune.serve.top_answers import Position, blobs_of, rows_asked_for
+
+NAME = "sglang"
+_NEUTRAL = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "max_new_tokens": 1}
+_CLIPPED = 0  # which it writes in place of a vocabulary's last ids
+
+
+class SGLang:
+    """
+    Args:
+        model: of those that it serves; None where there is one.
+
+    Raises:
+        NoAnswer, Refused: it is not there, or another kind of server.
+    """
+
+    def __init__(self, server: Server, model: str | None = None) -> None:
+        self.server = server
+        card = models_of(server, model)
+        if card.get("owned_by") != NAME:
+            raise NoAnswer(f"/v1/models: is of {card.get('owned_by')}")
+        longest = card.get("max_model_len")
+        most = None if longest is None else int(longest) - 1
+        self.about = About(NAME, str(card["id"]), (TopEncoding.kind,), most_tokens=most)
+
+    def records(self, batch: Batch, encoding: AnyEncoding, seed: int) -> list[bytes]:
+        assert isinstance(encoding, TopEncoding)
+        rows = rows_asked_for(batch)
+        starts = [places[0] - 1 if places else 0 for _, places in rows]
+        answers = self._generate([tokens for tokens, _ in rows], starts, encoding.k, encoding.temperature, False)
+        found = []
+        for (tokens, places), start, answer in zip(rows, starts, answers, strict=True):
+            own, top = answer["input_token_logprobs"], answer.get("input_top_logprobs") or []
+            found.append([_position(own, top, tokens, at, start) for at in places])
+        return blobs_of(found, batch, encoding)
+
+    def names_of(self, ids: Sequence[int]) -> dict[int, str]:
+        prompt = [ids[0], *ids]
+        (answer,) = self._generate([prompt], [0], 1, 1.0, True)
+        found = {}
+        for token, (_, index, text) in zip(prompt, answer["input_token_logprobs"], strict=False):
+            if index == token and text is not None:
+                found[token] = str(text)
+        return found
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], starts: Sequence[int], k: int, temperature: float, with_text: bool
+    ) -> list[dict[str, Any]]:
+        body = {
+            "input_ids": [list(prompt) for prompt in prompts],
+            "sampling_params": {"temperature": temperature, **_NEUTRAL},
+            "return_logprob": True,
+            "logprob_start_len": list(starts),
+            "top_logprobs_num": k,
+            "return_text_in_logprobs": with_text,
+        }
+        found = asked_for_json(self.server, "/generate", body)
+        try:
+            answers = [one["meta_info"] for one in found]
+            lengths = [len(answer["input_token_logprobs"]) for answer in answers]
+        except (KeyError, TypeError) as error:
+            raise NoAnswer("/generate: an answer without input_token_logprobs") from error
+        wanted = [len(prompt) - start for prompt, start in zip(prompts, starts, strict=True)]
+        if lengths != wanted:
+            raise NoAnswer(f"input_token_logprobs of {lengths} tokens, where {wanted} were asked for")
+        return answers
+
+
+def _position(own: Any, top: Any, tokens: Sequence[int], at: int, start: int) -> Position:
+    """What token ``at`` was predicted from.
+
+    Raises:
+        NoAnswer: it is of another token.
+    """
+    if len(top) != len(own) or own[at - start][1] not in (tokens[at], _CLIPPED) or not top[at - start]:
+        raise NoAnswer(f"input_top_logprobs[{at - start}] is not that of token {at}, {tokens[at]}")
+    return {int(entry[1]): float(entry[0]) for entry in top[at - start]}

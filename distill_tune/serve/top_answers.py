@@ -1,0 +1,63 @@
+"""Log-probabilities that a server lists for each position, as a record."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from distill_tune.cache.encoding import TopEncoding
+from distill_tune.data.batch import Batch
+from distill_tune.losses import TopTokens
+from distill_tune.serve.connection import NoAnswer, Refused
+
+_NOTHING = -9000.0  # some write minus infinity as -9999, since JSON has none
+_TOO_MUCH = 1.02  # a position's mass, of log-probabilities in bf16
+
+Position = Mapping[int, float]  # log-probabilities by token
+
+
+def record_of(positions: Sequence[Position], encoding: TopEncoding) -> TopTokens:
+    """The likeliest of each position's tokens, and 1 less their mass for all others.
+
+    Raises:
+        NoAnswer: a position with fewer tokens than were asked for.
+        Refused: what is listed is no distribution, or of another vocabulary.
+    """
+    k = min(encoding.k, encoding.vocab_size)
+    ids, log_probs = torch.zeros(len(positions), k, dtype=torch.int32), torch.full((len(positions), k), -torch.inf)
+    for row, position in enumerate(positions):
+        likeliest = sorted(position.items(), key=lambda entry: (-entry[1], entry[0]))[:k]
+        if len(likeliest) < k:
+            raise NoAnswer(f"a position with {len(likeliest)} log-probabilities, where {k} were asked for")
+        if (largest := max(token for token, _ in likeliest)) >= encoding.vocab_size:
+            raise Refused(200, f"token {largest} is likely: the student knows {encoding.vocab_size}")
+        ids[row] = torch.tensor([token for token, _ in likeliest], dtype=torch.int32)
+        values = torch.tensor([value for _, value in likeliest], dtype=torch.float64)
+        log_probs[row] = values.masked_fill(values < _NOTHING, -torch.inf).float()
+    mass = log_probs.double().exp().sum(-1)
+    if (mass > _TOO_MUCH).any() or log_probs.isnan().any():
+        raise Refused(200, f"log-probabilities of a position add up to {mass.max():.3f}: they are no distribution")
+    rest = torch.log1p(-mass.clamp(max=1.0)).float()
+    return TopTokens(ids, log_probs, rest, encoding.temperature, encoding.vocab_size)
+
+
+def blobs_of(rows: Sequence[Sequence[Position]], batch: Batch, encoding: TopEncoding) -> list[bytes]:
+    """Each row's record, of its supervised positions.
+
+    Raises:
+        NoAnswer: not as many positions as the rows have.
+    """
+    found = [len(row) for row in rows]
+    if found != list(batch.num_supervised):
+        raise NoAnswer(f"an answer of {found} positions, where {list(batch.num_supervised)} were asked for")
+    return encoding.encode(record_of([position for row in rows for position in row], encoding), batch.num_supervised)
+
+
+def rows_asked_for(batch: Batch) -> list[tuple[list[int], list[int]]]:
+    """Of each row its tokens, and the places in it of the tokens to learn, from 1 on."""
+    tokens = batch.tokens[0].cpu().split(list(batch.lengths))
+    positions = batch.supervised_positions.cpu().split(list(batch.num_supervised))
+    found, start = [], 0
+    for of_row, places in zip(tokens, positions, strict=True):
+        found.append((of_row.tolist(), (places - start + 1).tolist()))
+        start += len(of_row)
+    return found

@@ -1,0 +1,141 @@
+"""vLLM and SGLang as their documentation has their answers, around a tiny teacher: what is asked for before a GPU.
+
+Of vLLM (docs.vllm.ai: OpenAI-compatible server; Completions, extra parameters): ``/v1/models`` with ``max_model_len``;
+``prompt_logprobs`` of a completion: nothing for the first token, then of each token a mapping from ids as text to
+``logprob``, ``rank`` and ``decoded_token``, the k likeliest and the token itself; more than ``--max-logprobs`` refused;
+minus infinity as -9999; temperature without effect but with ``--logprobs-mode processed_logprobs``.
+
+Of SGLang (docs.sglang.io: native APIs, sampling parameters): ``/v1/models``; ``/generate`` with ``input_ids``, whose
+answers have in ``meta_info``: ``input_token_logprobs`` and ``input_top_logprobs`` from ``logprob_start_len`` on, each
+of log-probability, id and text, of the first without a log-probability.
+"""
+
+import http.server
+import json
+import threading
+
+import torch
+
+from distill_tune.data.batch import Row, joined
+
+
+class StandIn:
+    """
+    Args:
+        teacher: loaded.
+        tokenizer: of transformers, by which tokens are written; None writes none.
+        most: log-probabilities of a position.
+        heeds_temperature: in the log-probabilities of a prompt.
+    """
+
+    owner: str
+
+    def __init__(self, teacher, tokenizer, *, most=20, heeds_temperature=False, longest=128):
+        self._teacher, self._tokenizer = teacher, tokenizer
+        self._most, self._heeds_temperature, self._longest = most, heeds_temperature, longest
+        self.asked = []
+        stand_in = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                found = stand_in.get(self.path)
+                self.answer(*((404, {"detail": "Not Found"}) if found is None else (200, found)))
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                stand_in.asked.append(body)
+                self.answer(*stand_in.post(self.path, body))
+
+            def answer(self, status, found):
+                content = json.dumps(found).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+    def get(self, path):
+        if path == "/v1/models":
+            card = {"id": "tiny", "object": "model", "owned_by": self.owner, "max_model_len": self._longest}
+            return {"object": "list", "data": [card]}
+        return None
+
+    def log_probs(self, tokens, temperature):
+        """Of each token but the first, over the vocabulary ``[s - 1, v]``, in float64."""
+        row = torch.tensor(tokens, dtype=torch.int32)
+        signal = self._teacher(joined([Row(row, row)]))
+        logits = signal.logits(0, len(row) - 1, signal.memory(len(row) - 1)).double()
+        return (logits / (temperature if self._heeds_temperature else 1)).log_softmax(-1)
+
+    def text(self, token):
+        return None if self._tokenizer is None else self._tokenizer.decode([token])
+
+
+class StandInVLLM(StandIn):
+    owner = "vllm"
+
+    def post(self, path, body):
+        if path != "/v1/completions":
+            return 404, {"detail": "Not Found"}
+        k = body["prompt_logprobs"]
+        if k > self._most:
+            message = f"Requested prompt logprobs of {k}, which is greater than max allowed: {self._most}"
+            return 400, {"error": {"message": message, "type": "BadRequestError", "code": 400}}
+        choices = []
+        for index, tokens in enumerate(body["prompt"]):
+            if len(tokens) + body["max_tokens"] > self._longest:
+                return 400, {"error": {"message": "This model's maximum context length is exceeded", "code": 400}}
+            answer = [None]
+            for token, of_token in zip(tokens[1:], self.log_probs(tokens, body["temperature"]), strict=True):
+                order = of_token.argsort(descending=True).tolist()
+                rank = order.index(token) + 1
+                listed = {one: number + 1 for number, one in enumerate(order[:k])} | {token: rank}
+                answer.append(
+                    {
+                        str(one): {
+                            "logprob": max(of_token[one].item(), -9999.0),
+                            "rank": its_rank,
+                            "decoded_token": self.text(one),
+                        }
+                        for one, its_rank in listed.items()
+                    }
+                )
+            choices.append({"index": index, "text": "", "finish_reason": "length", "prompt_logprobs": answer})
+        return 200, {"id": "cmpl-1", "object": "text_completion", "model": "tiny", "choices": choices[::-1]}
+
+
+class StandInSGLang(StandIn):
+    owner = "sglang"
+
+    def post(self, path, body):
+        if path != "/generate":
+            return 404, {"detail": "Not Found"}
+        answers = []
+        for tokens, start in zip(body["input_ids"], body["logprob_start_len"], strict=True):
+            temperature = body["sampling_params"]["temperature"]
+            of_all = [None, *self.log_probs(tokens, temperature)]
+            own, top = [], []
+            for place in range(start, len(tokens)):
+                token, of_token = tokens[place], of_all[place]
+                text = self.text(token) if body["return_text_in_logprobs"] else None
+                if place == start:
+                    own.append([None, token, text])
+                    top.append(None)
+                    continue
+                own.append([of_token[token].item(), token, text])
+                values, ids = of_token.topk(body["top_logprobs_num"])
+                pairs = zip(values.tolist(), ids.tolist(), strict=True)
+                top.append([[value, one, None] for value, one in pairs])
+            meta = {"prompt_tokens": len(tokens), "input_token_logprobs": own, "input_top_logprobs": top}
+            answers.append({"text": "", "meta_info": meta})
+        return 200, answers

@@ -1,0 +1,177 @@
+"""vLLM and SGLang, by stand-ins that answer as their documentation says."""
+
+import shutil
+
+import numpy
+import pytest
+import torch
+from omegaconf import OmegaConf
+from stand_in_engines import StandInSGLang, StandInVLLM
+from tiny import VOCAB_SIZE
+from tiny_tokenizer import write_tokenizer
+
+from distill_tune import models, teachers
+from distill_tune.data.batch import Row, joined
+from distill_tune.errors import UserError
+from distill_tune.losses import ForwardKL, TopTokens
+from distill_tune.models.tokenizer_files import open_tokenizer
+
+K = 8
+BOTH = pytest.mark.parametrize("kind_of_server", [StandInVLLM, StandInSGLang])
+
+
+@pytest.fixture(scope="module")
+def live(teacher_folder):
+    component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(teacher_folder)})
+    teacher = teachers.build_teacher(component)
+    teacher.load(None, torch.device("cpu"))
+    return teacher
+
+
+@pytest.fixture
+def served(live, teacher_folder):
+    found = []
+
+    def start(kind_of_server, tokenizer_folder=teacher_folder, **settings):
+        tokenizer = tokenizer_folder and open_tokenizer(tokenizer_folder)
+        found.append(kind_of_server(live, tokenizer, **settings))
+        return found[-1]
+
+    yield start
+    for server in found:
+        server.close()
+
+
+@pytest.fixture
+def opened(student_folder):
+    component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(student_folder)})
+    checkpoint = models.open_checkpoint("model", component, None)
+    student = models.checked_on_meta("model", component, checkpoint)
+
+    def open_teacher(server, temperature=1.0, **settings):
+        teacher = teachers.Served(server.url, **{"k": K, "retries": 0} | settings)
+        teacher.require_loss(ForwardKL(), None, temperature)
+        teacher.check(student, checkpoint, None)
+        teacher.require_rows(40, numpy.arange(3, VOCAB_SIZE))
+        teacher.load(None, torch.device("cpu"))
+        return teacher
+
+    return open_teacher
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Rows that are learned from their first token on, in part, in pieces, to their end."""
+    generator, rows = torch.Generator().manual_seed(1), []
+    for length, learned in ((9, range(1, 9)), (30, range(20, 30)), (12, (3, 4, 8, 11)), (6, (5,))):
+        tokens = torch.randint(3, VOCAB_SIZE, (length,), generator=generator, dtype=torch.int32)
+        labels = torch.full_like(tokens, -100)
+        labels[list(learned)] = tokens[list(learned)]
+        rows.append(Row(tokens, labels))
+    return joined(rows)
+
+
+@BOTH
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_records_are_the_live_teachers_with_the_exact_rest(served, opened, live, batch, kind_of_server, temperature):
+    server = served(kind_of_server, heeds_temperature=True)
+    found = opened(server, temperature)(batch)
+    n, signal = len(batch.supervised_positions), live(batch)
+    wanted = TopTokens.of(signal.logits(0, n, signal.memory(n)), K, temperature)
+    assert torch.equal(found.ids, wanted.ids)
+    torch.testing.assert_close(found.log_probs, wanted.log_probs, rtol=0, atol=2e-3)
+    torch.testing.assert_close(found.log_rest, wanted.log_rest, rtol=0, atol=2e-3)
+    assert found.temperature == temperature
+
+
+@BOTH
+def test_what_a_servers_own_sampling_would_cut_is_asked_not_to(served, opened, batch, kind_of_server):
+    server = served(kind_of_server)
+    opened(server)(batch)
+    for body in server.asked:
+        settings = body.get("sampling_params", body)
+        assert (settings["temperature"], settings["top_p"], settings["top_k"], settings["min_p"]) == (1.0, 1.0, -1, 0.0)
+        assert settings["repetition_penalty"] == 1.0
+
+
+@BOTH
+def test_answers_of_other_positions_are_never_taken(served, opened, batch, kind_of_server, monkeypatch):
+    """A server that is wrong by one in which token an answer is of."""
+    server, name = served(kind_of_server), "prompt_logprobs" if kind_of_server is StandInVLLM else "meta_info"
+    teacher, right = opened(server), server.post
+
+    def wrong(path, body):
+        status, found = right(path, body)
+        for one in found["choices"] if name == "prompt_logprobs" else found:
+            lists = [one[name]] if name == "prompt_logprobs" else [one[name][key] for key in list(one[name])[1:]]
+            for values in lists:
+                values[1:] = [*values[2:], values[1]]  # of the first there is nothing in any case
+        return status, found
+
+    monkeypatch.setattr(server, "post", wrong)
+    assert "not" in teacher.lost([batch])
+
+
+@BOTH
+def test_temperature_that_has_no_effect_is_told(served, opened, kind_of_server):
+    with pytest.raises(UserError, match="temperature=2 does not soften the log-probabilities"):
+        opened(served(kind_of_server), 2.0)
+
+
+@BOTH
+def test_another_tokenizer_is_told_by_what_its_tokens_are(served, opened, tmp_path, teacher_folder, kind_of_server):
+    shutil.copytree(teacher_folder, tmp_path / "other")
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (tmp_path / "other" / name).unlink()
+    write_tokenizer(tmp_path / "other")
+    with pytest.raises(UserError, match="rows have tokens that are others in the tokenizer of tiny at http"):
+        opened(served(kind_of_server, tmp_path / "other"))
+
+
+@BOTH
+def test_a_server_that_does_not_write_its_tokens_is_told(served, opened, kind_of_server):
+    with pytest.raises(UserError, match="does not tell the text of tokens"):
+        opened(served(kind_of_server, None))
+
+
+@BOTH
+def test_kinds_that_it_does_not_give_are_told(served, opened, kind_of_server):
+    server = served(kind_of_server)
+    with pytest.raises(UserError, match=f"{server.owner}, serving tiny, gives top_k, not kind=sampled"):
+        opened(server, kind="sampled")
+
+
+@BOTH
+def test_rows_that_are_too_long_for_it_are_told(served, opened, kind_of_server):
+    with pytest.raises(UserError, match=r"its longest sequence has 40 tokens, .* reads 29 at most"):
+        opened(served(kind_of_server, longest=30))
+
+
+def test_more_log_probabilities_than_vllm_gives_are_told_with_its_own_words(served, opened):
+    with pytest.raises(UserError, match=r"k=50: 400: Requested .* greater than max allowed: 20"):
+        opened(served(StandInVLLM), k=50)
+
+
+def test_a_model_of_several_is_named(served, opened, monkeypatch):
+    server = served(StandInVLLM)
+    cards = [{"id": name, "owned_by": "vllm", "max_model_len": 128} for name in ("tiny", "another")]
+    monkeypatch.setattr(server, "get", lambda path: {"data": cards} if path == "/v1/models" else None)
+    with pytest.raises(UserError, match="serves several models: name one with model; there are tiny, another"):
+        opened(server)
+    with pytest.raises(UserError, match="does not serve model=third; there are tiny, another"):
+        opened(server, model="third")
+    opened(server, model="another")
+    assert {body["model"] for body in server.asked} == {"another"}
+
+
+def test_a_distribution_that_is_none_is_told(served, opened, batch, monkeypatch):
+    server = served(StandInVLLM)
+    teacher, right = opened(server), server.log_probs
+    monkeypatch.setattr(server, "log_probs", lambda *arguments: right(*arguments) + 2)
+    assert "they are no distribution" in teacher.lost([batch])
+
+
+def test_a_row_of_which_nothing_is_learned_has_no_positions(served, opened, batch):
+    empty = joined([Row(torch.tensor([5, 6, 7], dtype=torch.int32), torch.full((3,), -100, dtype=torch.int32))])
+    for kind_of_server in (StandInVLLM, StandInSGLang):
+        assert len(opened(served(kind_of_server))(empty)) == 0
