@@ -104,8 +104,9 @@ def check_keys(
             (unread if recipe.imports_unread else faults).append(told)
         else:
             unread.append(f"{key}: {recipe.path.name} does not name it; does it read it?")
-    if of_others:
-        faults += [*of_others[:-1], f"{of_others[-1]}\n  {where_to_read()}"]
+    if len(of_others) > 1:
+        of_others[-1] += f"\n  {where_to_read()}"
+    faults += of_others
     if recipe.is_shipped:
         missing = [key for key in KEYS if KEYS[key].recipe == recipe.path.stem and config.get(key) is None]
         faults += [f"{key}: missing; {recipe.path.stem} needs it: {KEYS[key].meaning}" for key in missing]

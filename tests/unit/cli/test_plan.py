@@ -158,7 +158,7 @@ def test_several_processes_share_the_weights(write_config, capsys):
         (["--gpu", "A1000"], "--gpu A1000: not known, did you mean A100"),
         (["kd_raito=1"], "kd_raito: no such key, did you mean kd_ratio?"),
         (["tokenizer.path=nowhere"], "tokenizer.path=nowhere: no such file"),
-        ([f"tokenizer.path={__file__}"], "distill-tune: tokenizer: torchtune.models.llama2.llama2_tokenizer"),
+        ([f"tokenizer.path={__file__}"], "is no SentencePiece model, which torchtune.models.llama2"),
     ],
 )
 def test_mistakes_are_told(write_config, capsys, arguments, message):
