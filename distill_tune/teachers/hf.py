@@ -178,10 +178,10 @@ class HuggingFace(Teacher):
 
 
 def _padded_together(lengths: Sequence[int]) -> list[list[int]]:
-    """Which rows are padded to one length: no group has more positions than twice the tokens of all rows."""
+    """Which rows are padded to one length: no group has more positions than four times the tokens of all rows."""
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= 2 * sum(lengths):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= 4 * sum(lengths):
             groups[-1].append(row)
         else:
             groups.append([row])
