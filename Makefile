@@ -10,7 +10,7 @@ demo: $(PACKAGE)
 	$(BIN)/distill-tune demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 # The same core against the oldest torchao that pyproject.toml allows; the constraints have the newest.
 test-oldest-torchao: $(VENV)/.installed-dev

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from distill_tune.config.files import local_path
 from distill_tune.errors import UserError
+from distill_tune.sizes import binary
 
 if TYPE_CHECKING:
     from distill_tune.cache import Manifest
@@ -52,7 +53,6 @@ def _cache(options: argparse.Namespace) -> None:
 
 
 def _ls(folder: Path) -> None:
-    from rich.filesize import decimal
 
     from distill_tune.cache import MANIFEST, Manifest
 
@@ -64,7 +64,7 @@ def _ls(folder: Path) -> None:
     else:
         print("  not finished: the command that began it goes on")
     sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name != MANIFEST]
-    print(f"  {decimal(sum(sizes))} in {len(sizes)} files")
+    print(f"  {binary(sum(sizes))} in {len(sizes)} files")
     teacher = manifest.teacher
     quantizer = f", {teacher['quantizer']}" if teacher.get("quantizer") else ""
     print(f"  of {teacher.get('model')}, content {teacher.get('content')}, {teacher.get('dtype')}{quantizer}")

@@ -11,6 +11,7 @@ import distill_tune
 from distill_tune import cache, data, models, teachers
 from distill_tune.cache.shard import shard_files
 from distill_tune.config.files import local_path
+from distill_tune.counts import counted
 from distill_tune.data.dates import day_of_run
 from distill_tune.errors import UserError, one_line
 from distill_tune.models.vocabulary import Vocabulary, written_by
@@ -194,6 +195,6 @@ def finish_cache(folder: Path, manifest: cache.Manifest, plans: Sequence[data.St
     each = manifest.num_bytes / max(1, manifest.num_positions)
     return (
         f"done: {manifest.num_rows:,} rows, {manifest.num_positions:,} supervised tokens, {each:.1f} bytes each\n"
-        f"  {folder}  {len(shard_files(folder))} shards of kind {manifest.kind}\n"
+        f"  {folder}  {counted(len(shard_files(folder)), 'shard')} of kind {manifest.kind}\n"
         f"train from it: {shlex.quote(f'teacher_model={{_component_: distill_tune.teachers.Cached, path: {folder}}}')}"
     )
