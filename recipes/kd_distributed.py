@@ -14,6 +14,7 @@ cfg becomes a valid key.
 import contextlib
 import math
 import time
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -136,6 +137,11 @@ def main(cfg: DictConfig) -> None:
         (*totals, num_tokens), _ = training.reduced_over_ranks((*sums.values(), num_tokens))
         return losses.per_token(totals, num_tokens, prefix="val_")
 
+    def save(line: dict[str, Any]) -> None:
+        """A checkpoint of the run as it stands after the step whose metrics are ``line``."""
+        now = training.TrainingState.after(step, seed, identity, cfg, tokens, line, plan.limits)
+        checkpoints.save(now, student, optimizer, teacher, say=progress.say)
+
     # ---- Training
     student.train()
     teacher.expect(plan.from_step(step, steps_per_epoch, total_steps))
@@ -157,8 +163,7 @@ def main(cfg: DictConfig) -> None:
             batches = plan.micro_batches(epoch, step_of_epoch)
             if reason := training.is_lost(teacher, batches):
                 if line:
-                    now = training.TrainingState.after(step, seed, identity, cfg, tokens, line)
-                    checkpoints.save(now, student, optimizer, teacher, say=progress.say)
+                    save(line)
                     checkpoints.wait(progress.say)
                 raise training.lost_teacher(step, reason)
             weights = schedules.at(step)
@@ -222,8 +227,7 @@ def main(cfg: DictConfig) -> None:
             every = cfg.get("save_every_n_steps")
             is_due = step % steps_per_epoch == 0 or (every and step % every == 0)
             if is_due or stopped_by or watch.is_lost or checkpoints.is_best(line):
-                now = training.TrainingState.after(step, seed, identity, cfg, tokens, line, plan.limits)
-                checkpoints.save(now, student, optimizer, teacher, say=progress.say)
+                save(line)
             if watch.is_lost:
                 checkpoints.wait(progress.say)
                 raise watch.lost(step)

@@ -12,6 +12,7 @@ kd_ratio=0 loads no teacher: plain fine-tuning, as for a teacher on one's own da
 import contextlib
 import math
 import time
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -116,6 +117,11 @@ def main(cfg: DictConfig) -> None:
         student.train()
         return losses.per_token(torch.stack(sums.values()).tolist(), num_tokens, prefix="val_")
 
+    def save(line: dict[str, Any]) -> None:
+        """A checkpoint of the run as it stands after the step whose metrics are ``line``."""
+        now = training.TrainingState.after(step, seed, identity, cfg, tokens, line, plan.limits)
+        checkpoints.save(now, student, optimizer, teacher, say=progress.say)
+
     # ---- Training
     student.train()
     teacher.expect(plan.from_step(step, steps_per_epoch, total_steps))
@@ -137,8 +143,7 @@ def main(cfg: DictConfig) -> None:
             batches = plan.micro_batches(epoch, step_of_epoch)
             if reason := training.is_lost(teacher, batches):
                 if line:
-                    now = training.TrainingState.after(step, seed, identity, cfg, tokens, line)
-                    checkpoints.save(now, student, optimizer, teacher, say=progress.say)
+                    save(line)
                     checkpoints.wait(progress.say)
                 raise training.lost_teacher(step, reason)
             weights = schedules.at(step)
@@ -198,8 +203,7 @@ def main(cfg: DictConfig) -> None:
             every = cfg.get("save_every_n_steps")
             is_due = step % steps_per_epoch == 0 or (every and step % every == 0)
             if is_due or stopped_by or watch.is_lost or checkpoints.is_best(line):
-                now = training.TrainingState.after(step, seed, identity, cfg, tokens, line, plan.limits)
-                checkpoints.save(now, student, optimizer, teacher, say=progress.say)
+                save(line)
             if watch.is_lost:
                 checkpoints.wait(progress.say)
                 raise watch.lost(step)
