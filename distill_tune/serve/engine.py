@@ -66,7 +66,23 @@ def asked_for_json(server: Server, path: str, body: Any = None) -> Any:
         raise NoAnswer(f"{path}: an answer that is no JSON: {found[:60]!r}") from error
 
 
-def models_of(server: Server, named: str | None) -> dict[str, Any]:
+def about_of(server: Server, named: str | None, engine: str) -> About:
+    """What a server of OpenAI's form, which lists log-probabilities of a prompt, tells of the model that it serves.
+
+    Raises:
+        NoAnswer, Refused: it is not there, or of another engine.
+        UserError: it serves others, or several.
+    """
+    card = _model_of(server, named)
+    if card.get("owned_by") != engine:
+        raise NoAnswer(f"/v1/models: is of {card.get('owned_by')}")
+    longest = card.get("max_model_len")
+    # One more token is always written.
+    most = None if longest is None else int(longest) - 1
+    return About(engine, str(card["id"]), (TopEncoding.kind,), most_tokens=most)
+
+
+def _model_of(server: Server, named: str | None) -> dict[str, Any]:
     """The model that a server of OpenAI's form serves, as it tells of it.
 
     Raises:

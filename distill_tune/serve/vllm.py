@@ -10,7 +10,7 @@ from typing import Any
 from distill_tune.cache.encoding import TopEncoding
 from distill_tune.data.batch import Batch
 from distill_tune.serve.connection import NoAnswer, Server
-from distill_tune.serve.engine import About, AnyEncoding, asked_for_json, models_of
+from distill_tune.serve.engine import AnyEncoding, about_of, asked_for_json
 from distill_tune.serve.top_answers import Position, blobs_of, rows_asked_for
 
 NAME = "vllm"
@@ -36,13 +36,7 @@ class VLLM:
 
     def __init__(self, server: Server, model: str | None = None) -> None:
         self.server = server
-        card = models_of(server, model)
-        if card.get("owned_by") != NAME:
-            raise NoAnswer(f"/v1/models: is of {card.get('owned_by')}")
-        longest = card.get("max_model_len")
-        # One more token is always written.
-        most = None if longest is None else int(longest) - 1
-        self.about = About(NAME, str(card["id"]), (TopEncoding.kind,), most_tokens=most)
+        self.about = about_of(server, model, NAME)
 
     def records(self, batch: Batch, encoding: AnyEncoding, seed: int) -> list[bytes]:
         assert isinstance(encoding, TopEncoding)

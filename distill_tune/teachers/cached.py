@@ -16,11 +16,11 @@ from distill_tune.data.batch import Batch
 from distill_tune.data.dates import day_of_run
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
-from distill_tune.losses import Divergence, HiddenStates, SparseSignal, TokenWeight, unserved
+from distill_tune.losses import Divergence, HiddenStates, LinearProjection, SparseSignal, TokenWeight, unserved
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.vocabulary import Vocabulary, written_by
+from distill_tune.teachers.recorded import signal_of
 from distill_tune.teachers.teacher import Shard, Teacher
-from distill_tune.to_device import to_device
 
 from torchtune.modules import TransformerDecoder
 
@@ -47,6 +47,7 @@ class Cached(Teacher):
             raise UserError(f"{self._told}: {error}") from error
         self._encoding = self._cache.encoding
         self._differing: dict[int, str] = {}
+        self._projection: LinearProjection | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -125,10 +126,7 @@ class Cached(Teacher):
     def __call__(self, batch: Batch) -> SparseSignal | HiddenStates:
         batch = batch.for_teacher
         record = self._encoding.decode(self._cache.rows(batch.digests))
-        device, num_positions = batch.tokens.device, len(batch.supervised_positions)
+        num_positions = len(batch.supervised_positions)
         if len(record) != num_positions:
             raise UserError(f"{self._told}: has {len(record)} positions of rows with {num_positions}; make it anew")
-        if isinstance(record, torch.Tensor):
-            hidden = to_device(record, device).to(self._projection.weight.dtype)
-            return HiddenStates(hidden, self._projection, (), batch.supervised_positions)
-        return record.to(device)
+        return signal_of(record, batch, self._projection)

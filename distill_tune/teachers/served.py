@@ -15,7 +15,7 @@ from distill_tune import models
 from distill_tune.cache.encoding import encoding_of
 from distill_tune.data.batch import Batch
 from distill_tune.errors import UserError
-from distill_tune.losses import Divergence, HiddenStates, SparseSignal, TokenWeight, unserved
+from distill_tune.losses import Divergence, HiddenStates, LinearProjection, SparseSignal, TokenWeight, unserved
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.serve.connection import Server, ServerError
 from distill_tune.serve.engine import AnyEncoding, Engine
@@ -23,8 +23,8 @@ from distill_tune.serve.find import ENGINES, find_engine
 from distill_tune.serve.own import DistillTune
 from distill_tune.serve.probe import Tokens, describe, require_known_answer, require_temperature
 from distill_tune.serve.requests import AllLost, Answer, Requests
+from distill_tune.teachers.recorded import signal_of
 from distill_tune.teachers.teacher import Shard, Teacher
-from distill_tune.to_device import to_device
 
 from torchtune.modules import TransformerDecoder
 
@@ -117,6 +117,7 @@ class Served(Teacher):
         self._temperature = 1.0
         self._upcoming = _Upcoming(iter(()))
         self._coming: list[_Asked] = []
+        self._projection: LinearProjection | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -258,11 +259,7 @@ class Served(Teacher):
             record = self._encoding.decode(asked.answer.result())
         except AllLost as error:
             raise UserError(f"{_KEY}: no server answers any more: {error}") from error
-        device = batch.tokens.device
-        if isinstance(record, torch.Tensor):
-            hidden = to_device(record, device).to(self._projection.weight.dtype)
-            return HiddenStates(hidden, self._projection, (), batch.supervised_positions)
-        return record.to(device)
+        return signal_of(record, batch, self._projection)
 
     def _asked_for(self, batch: Batch) -> _Asked:
         """A batch's answer, taken from those that come; where it is not among them, it is asked for now.
