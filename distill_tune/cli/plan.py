@@ -83,7 +83,7 @@ def _print_cache(run: "PlannedCache", gpus: Sequence["Gpu"]) -> None:
         f"disk: some {binary(about * run.num_positions)} for {run.num_positions:,} supervised tokens of "
         f"{run.num_rows:,} rows, {about:.0f} bytes each{told}"
     )
-    print(f"work: {run.num_processes * run.work / 1e15:,.3g} PFLOP")
+    print(f"work: {run.num_processes * run.work.teacher / 1e15:,.3g} PFLOP")
     for gpu in gpus:
         needed, available = weights + workings, gpu.memory - CONTEXT
         if (seconds := run.seconds(gpu)) is None:

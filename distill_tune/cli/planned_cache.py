@@ -8,12 +8,11 @@ import torch
 from omegaconf import DictConfig
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune import cache, data, models, training
+from distill_tune import cache, data, training
 from distill_tune.cli.planned_run import built_of
 from distill_tune.data.shape import Shape
 from distill_tune.evaluation import duration, estimate
 from distill_tune.losses.head import CHUNK_BYTES
-from distill_tune.training.flops import StepFlops
 from distill_tune.training.gpus import Gpu
 
 _LOGITS = CHUNK_BYTES["cuda"]  # what a chunk of them takes, at most
@@ -54,32 +53,19 @@ class PlannedCache:
     @functools.cached_property
     def memory(self) -> tuple[float, float]:
         """Bytes of the teacher's weights on each process, and of what it works with."""
-        found = [
-            estimate.memory_of(self.cfg, self.built.student, self.built.teacher, shape, self._shards)
-            for shape in sorted(self.shapes, key=lambda shape: sum(shape.lengths))[-1:]
-        ]
-        return max(memory.teacher for memory in found), max(memory.teacher_activations for memory in found) + _LOGITS
+        largest = max(self.shapes, key=lambda shape: sum(shape.lengths))
+        memory = estimate.memory_of(self.cfg, self.built.student, self.built.teacher, largest, self._shards)
+        return memory.teacher, memory.teacher_activations + _LOGITS
 
     @functools.cached_property
-    def work(self) -> float:
-        """FLOPs of each process."""
-        flops = StepFlops(self.built.student, self.built.teacher)
-        return sum(map(flops.of_teacher, self.shapes))
+    def work(self) -> duration.Work:
+        """Of each process."""
+        return duration.teacher_work_of(self.cfg, self.built.student, self.built.teacher, self.shapes, self._shards)
 
     def seconds(self, gpu: Gpu) -> duration.Seconds | None:
         """None where the card cannot compute in the teacher's dtype."""
-        gathered = streamed = 0.0
-        for model in self.built.teacher.models:
-            of_layers = sum(map(models.num_bytes, model.layers.parameters()))
-            if self.cfg.get("teacher_offload"):
-                streamed += len(self.shapes) * of_layers
-            elif not self.cfg.get("teacher_quantizer"):
-                all_of_it = sum(map(models.num_bytes, model.parameters()))
-                gathered += len(self.shapes) * all_of_it * (self._shards - 1) / self._shards
         dtype = training.find_dtype(self.cfg.get("teacher_dtype") or self.cfg.dtype, torch.device("cpu"))
-        passes = len(self.shapes) * sum(len(model.layers) for model in self.built.teacher.models)
-        work = duration.Work(0.0, self.work, gathered, streamed, passes)
-        return duration.seconds_on(gpu, work, dtype, dtype)
+        return duration.seconds_on(gpu, self.work, dtype, dtype)
 
     @property
     def _shards(self) -> int:

@@ -1,5 +1,6 @@
 """How long a step takes on a card: its products, what has to travel meanwhile, and what the host does for both."""
 
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -42,6 +43,9 @@ class Work(NamedTuple):
     def times(self, count: float) -> "Work":
         return Work(*(part * count for part in self))
 
+    def plus(self, other: "Work") -> "Work":
+        return Work(*map(operator.add, self, other))
+
 
 class Seconds(NamedTuple):
     """Of some work on a card; what travels, and what the host does, is done while it computes."""
@@ -67,11 +71,33 @@ def work_of(
     """
     flops, again = StepFlops(student, teacher), ModelFlops.of_model(student, trains=False)
     recomputed = sum(again.of_layers(shape) for shape in shapes) if cfg.get("enable_activation_checkpointing") else 0.0
-    between, from_host = _travels(cfg, student, teacher, len(shapes), steps, shards)
-    student_work, teacher_work = sum(map(flops.of_student, shapes)), sum(map(flops.of_teacher, shapes))
-    of_student = len(student.layers) * (4 if cfg.get("enable_activation_checkpointing") else 3)
-    passes = len(shapes) * (of_student + sum(len(model.layers) for model in teacher.models))
-    return Work(student_work + recomputed, teacher_work, between, from_host, passes)
+    layers, outside = _gathered(student)
+    gathers = (1 if cfg.get("fsdp_reshard_after_forward") is False else 2) * layers + outside
+    gradients = 4.0 * sum(p.numel() for p in student.parameters() if p.requires_grad)
+    replicas = int(cfg.get("data_parallel_replicate_dim") or 1)
+    summed = 2 * (replicas - 1) / replicas * gradients / shards  # a ring that sums, then hands round
+    between, from_host = _from_shards(cfg, len(shapes) * gathers + steps * gradients, shards)
+    passes = len(shapes) * len(student.layers) * (4 if cfg.get("enable_activation_checkpointing") else 3)
+    of_student = sum(map(flops.of_student, shapes)) + recomputed
+    own = Work(of_student, 0.0, between + steps * summed, from_host, passes)
+    return own.plus(teacher_work_of(cfg, student, teacher, shapes, shards))
+
+
+def teacher_work_of(
+    cfg: DictConfig, student: TransformerDecoder, teacher: Teacher, shapes: Sequence[Shape], shards: int
+) -> Work:
+    """The teacher's part of :func:`work_of`."""
+    gathered = streamed = 0.0
+    for model in teacher.models:
+        layers, outside = _gathered(model)
+        if cfg.get("teacher_offload"):
+            streamed += layers
+        elif not cfg.get("teacher_quantizer") and model is not student:
+            gathered += layers + outside
+    between, from_host = _from_shards(cfg, len(shapes) * gathered, shards)
+    passes = len(shapes) * sum(len(model.layers) for model in teacher.models)
+    flops = sum(map(StepFlops(student, teacher).of_teacher, shapes))
+    return Work(0.0, flops, between, len(shapes) * streamed + from_host, passes)
 
 
 def seconds_on(gpu: Gpu, work: Work, student: torch.dtype, teacher: torch.dtype) -> Seconds | None:
@@ -93,26 +119,11 @@ def seconds_on(gpu: Gpu, work: Work, student: torch.dtype, teacher: torch.dtype)
     )
 
 
-def _travels(
-    cfg: DictConfig, student: TransformerDecoder, teacher: Teacher, batches: int, steps: int, shards: int
-) -> tuple[float, float]:
-    """Bytes that reach a process from the others, and from the host."""
-    layers, outside = _gathered(student)
-    gathers = (1 if cfg.get("fsdp_reshard_after_forward") is False else 2) * layers + outside
-    from_host = 0.0
-    if cfg.get("teacher_offload"):
-        from_host += batches * sum(_gathered(model)[0] for model in teacher.models)
-    elif not cfg.get("teacher_quantizer"):
-        gathers += sum(sum(_gathered(model)) for model in teacher.models if model is not student)
-    gradients = 4.0 * sum(p.numel() for p in student.parameters() if p.requires_grad)
-    replicas = int(cfg.get("data_parallel_replicate_dim") or 1)
-    summed = 2 * (replicas - 1) / replicas * gradients / shards  # a ring that sums, then hands round
+def _from_shards(cfg: DictConfig, num_bytes: float, shards: int) -> tuple[float, float]:
+    """What of weights and gradients that lie in shards reaches a process from the others, and from the host."""
     if shards == 1:
-        return steps * summed, from_host
-    from_others = (shards - 1) / shards
-    if cfg.get("fsdp_cpu_offload"):
-        from_host += (batches * gathers + steps * gradients) / shards
-    return from_others * (batches * gathers + steps * gradients) + steps * summed, from_host
+        return 0.0, 0.0
+    return (shards - 1) / shards * num_bytes, num_bytes / shards if cfg.get("fsdp_cpu_offload") else 0.0
 
 
 def _gathered(model: TransformerDecoder) -> tuple[float, float]:
