@@ -2,7 +2,9 @@
 
 import contextlib
 import http.server
+import os
 import re
+import signal
 import threading
 import time
 import urllib.request
@@ -18,6 +20,20 @@ def started(start_cli, *arguments, **environment):
         with contextlib.suppress(FileNotFoundError):  # the process has not yet come to its streams
             found = re.search(r"on (http://\S+)", command.told()[0])
     return command, found[1]
+
+
+@contextlib.contextmanager
+def serving(tmp_path_factory, command_server, *arguments, **environment):
+    """The command and its URL, for tests of one file; it has to end well."""
+
+    def start(*line, **more):
+        folder, output = (tmp_path_factory.mktemp(name) for name in ("serve", "output"))
+        return command_server.start(["-m", "distill_tune", *map(str, line)], folder, os.environ | more, output)
+
+    command, url = started(start, *arguments, **environment)
+    yield command, url
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(30) == 0
 
 
 class Proxy:

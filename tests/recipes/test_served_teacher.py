@@ -1,10 +1,7 @@
 """A run whose teacher is another process: `distill-tune serve`."""
 
-import os
-import signal
-
 import pytest
-from served import Proxy, started
+from served import Proxy, serving
 from tiny import MEASURED, metrics_of
 
 pytest.importorskip("uvicorn")
@@ -13,15 +10,8 @@ RUN = ["run", "kd_single_device", "--config", "config.yaml"]
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory, command_server, teacher_folder):
-    def start(*arguments, **environment):
-        folder, output = (tmp_path_factory.mktemp(name) for name in ("serve", "output"))
-        line = ["-m", "distill_tune", *map(str, arguments)]
-        return command_server.start(line, folder, os.environ | environment, output)
-
-    command, url = started(start, "--teacher", teacher_folder)
-    yield url
-    command.send_signal(signal.SIGTERM)
-    assert command.wait(30) == 0
+    with serving(tmp_path_factory, command_server, "--teacher", teacher_folder) as (_, found):
+        yield found
 
 
 @pytest.fixture

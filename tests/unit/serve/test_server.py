@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from omegaconf import OmegaConf
-from served import started
+from served import serving, started
 from tiny import VOCAB_SIZE
 
 from distill_tune import teachers
@@ -28,18 +28,10 @@ TOKEN = "a-token-of-the-tests"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, command_server, teacher_folder):
     """One server for the tests of this file."""
-    import os
-
-    def start(*arguments, **environment):
-        folder, output = (tmp_path_factory.mktemp(name) for name in ("serve", "output"))
-        line = ["-m", "distill_tune", *map(str, arguments)]
-        return command_server.start(line, folder, os.environ | environment, output)
-
     options = ["--teacher", teacher_folder, "--max-tokens-per-request", 4000]
-    command, url = started(start, *options, DISTILL_TUNE_SERVE_TOKEN=TOKEN)
-    yield Server(url, TOKEN, timeout=60)
-    command.send_signal(signal.SIGTERM)
-    assert command.wait(30) == 0
+    started_with = {"DISTILL_TUNE_SERVE_TOKEN": TOKEN}
+    with serving(tmp_path_factory, command_server, *options, **started_with) as (command, url):
+        yield Server(url, TOKEN, timeout=60)
     assert "stopped by SIGTERM" in command.told()[0]
     assert "Traceback" not in command.told()[1]
 

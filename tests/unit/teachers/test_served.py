@@ -3,7 +3,6 @@
 import dataclasses
 import http.server
 import json
-import os
 import random
 import shutil
 import signal
@@ -13,7 +12,7 @@ import time
 import pytest
 import torch
 from omegaconf import OmegaConf
-from served import Proxy, started
+from served import Proxy, serving, started
 from tiny import VOCAB_SIZE, write_model
 from tiny_tokenizer import write_tokenizer
 
@@ -27,15 +26,8 @@ pytest.importorskip("uvicorn")
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory, command_server, teacher_folder):
-    def start(*arguments, **environment):
-        folder, output = (tmp_path_factory.mktemp(name) for name in ("serve", "output"))
-        line = ["-m", "distill_tune", *map(str, arguments)]
-        return command_server.start(line, folder, os.environ | environment, output)
-
-    command, url = started(start, "--teacher", teacher_folder)
-    yield url
-    command.send_signal(signal.SIGTERM)
-    assert command.wait(30) == 0
+    with serving(tmp_path_factory, command_server, "--teacher", teacher_folder) as (_, found):
+        yield found
 
 
 @pytest.fixture(scope="module")
