@@ -9,7 +9,7 @@ Records are made beforehand and lie in memory.
 
 ``angles``: on the demo's models and held-out rows, the angle between a record's gradient of forward KL and that of the
 teacher's whole distribution: for the logits of one token (its mean), and for the output layer's weight, summed over all
-rows. Records draw or keep so many tokens.
+rows. Records draw or keep so many tokens, or are the teacher's hidden states in bfloat16.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from cases import CASES, Case, Shape
@@ -42,7 +42,8 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.only.split(","):
         if name == "angles":
-            print_angles()
+            for line in lines_of_angles():
+                print(line, flush=True)
         else:
             print_seconds(CASES[name], options.steps)
 
@@ -135,38 +136,46 @@ def model_of(shape: Shape, vocab_size: int, lora: bool) -> torch.nn.Module:
     return model
 
 
-def print_angles() -> None:
-    ways: dict[str, Callable[[torch.Tensor, torch.Generator], losses.SparseSignal]] = {}
-    for count in (3, 12, 50):
-        ways[f"{count} drawn"] = lambda logits, g, m=count: losses.SampledTokens.drawn(logits, m, generator=g)
+# Makes a record of the teacher's hidden states and logits.
+Make = Callable[[losses.HiddenStates, torch.Tensor, torch.Generator], losses.SparseSignal | losses.HiddenStates]
+
+
+def lines_of_angles() -> Iterator[str]:
+    """A table in Markdown."""
+    ways: dict[str, Make] = {}
+    for count in (3, 12, 24, 50):
+        ways[f"{count} drawn"] = lambda _, logits, g, m=count: losses.SampledTokens.drawn(logits, m, generator=g)
     for count in (4, 12, 50):
-        ways[f"top {count} and the rest"] = lambda logits, _, k=count: losses.TopTokens.of(logits, k)
-    print("| record | distinct tokens | degrees, of a token | degrees, of all rows | value beside the whole one |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+        ways[f"top {count} and the rest"] = lambda _, logits, __, k=count: losses.TopTokens.of(logits, k)
+    ways["hidden states"] = lambda of, _, __: losses.HiddenStates(of.hidden.bfloat16(), of.projection)
+    yield "| record | distinct tokens | degrees, of a token | degrees, of all rows | value beside the whole one |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
     for name, make in ways.items():
-        print(f"| {name} | " + angle_of(make) + " |", flush=True)
+        yield f"| {name} | " + angle_of(make) + " |"
 
 
-def angle_of(make: Callable[[torch.Tensor, torch.Generator], losses.SparseSignal]) -> str:
+def angle_of(make: Make) -> str:
     generator = torch.Generator().manual_seed(0)
     distinct, of_token, values, wanted_values = [], [], 0.0, 0.0
     of_all: tuple[torch.Tensor, ...] = (torch.zeros(()), torch.zeros(()))
-    for hidden, weight, logits in held_out():
-        record = make(logits, generator)
+    for hidden, weight, of_teacher, logits in held_out():
+        record = make(of_teacher, logits, generator)
         value, gradient, of_weight = gradients(hidden, weight, record)
         wanted_value, wanted, of_weight_wanted = gradients(hidden, weight, losses.DenseLogits(logits))
-        distinct.append(record.is_token.sum(-1).float())
+        if not isinstance(record, losses.HiddenStates):
+            distinct.append(record.is_token.sum(-1).float())
         of_token.append(degrees(gradient, wanted))
         of_all = of_all[0] + of_weight, of_all[1] + of_weight_wanted
         values, wanted_values = values + value, wanted_values + wanted_value
-    mean = [f"{torch.cat(parts).mean():.1f}" for parts in (distinct, of_token)]
+    mean = [f"{torch.cat(parts).mean():.1f}" if parts else "all" for parts in (distinct, of_token)]
     turned = degrees(*(total.flatten()[None] for total in of_all)).item()
     return " | ".join([*mean, f"{turned:.2f}", f"{values / wanted_values:.4f}"])
 
 
 @functools.cache
-def held_out() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Of each batch (the student's hidden states ``[n, d]``, its output layer ``[v, d]``, the teacher's logits)."""
+def held_out() -> list[tuple[torch.Tensor, torch.Tensor, losses.HiddenStates, torch.Tensor]]:
+    """Of each batch (the student's hidden states ``[n, d]``, its output layer ``[v, d]``, the teacher's hidden states,
+    its logits ``[n, v]``)."""
     cfg = load_config(find_config("tiny"))
     rows, _ = data.prepare_rows(OmegaConf.create(HELD_OUT), config.instantiate(cfg.tokenizer), cfg.tokenizer)
     signals = []
@@ -182,7 +191,7 @@ def held_out() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         student, teacher = (model(batch) for model in signals)
         n = len(student.hidden)
         logits = teacher.logits(0, n, teacher.memory(n)).clone()
-        found.append((student.hidden.clone(), student.projection.weight.detach(), logits))
+        found.append((student.hidden.clone(), student.projection.weight.detach(), teacher, logits))
     return found
 
 
