@@ -8,7 +8,6 @@ from typing import Any
 from cached_ways import FINE_TUNING, LIVE, POSITIONS, WAYS, Way
 
 NEAR = 0.01  # nats: what arXiv 2503.16870 says of some twelve distinct drawn tokens
-SKIPPED_STEPS = 10  # of each timed run: the first steps are slower
 
 # The figures of each item that is there, by section and name.
 Found = Mapping[tuple[str, str], Mapping[str, Any]]
@@ -45,11 +44,11 @@ def _cost(found: Found, rounds: int) -> Iterator[str]:
 
 
 def _steps(found: Found, way: Way, rounds: int) -> dict[tuple[int, int], float]:
-    """Seconds of each step, by round and step."""
+    """Seconds of each step, by round and step; without the first quarter of a run, which is slower."""
     seconds: dict[tuple[int, int], float] = {}
     for number in range(rounds):
         taken = found.get(("seconds", f"round {number}: {way.name}"), {}).get("step_seconds", [])
-        seconds |= {(number, step): of for step, of in enumerate(taken) if step >= min(SKIPPED_STEPS, len(taken) // 2)}
+        seconds |= {(number, step): of for step, of in enumerate(taken) if step >= len(taken) // 4}
     return seconds
 
 
