@@ -60,11 +60,10 @@ def run(options: argparse.Namespace) -> None:
     for path in (folder, out):
         path.mkdir(parents=True, exist_ok=True)
     results, parts = folder / "results.jsonl", options.only.split(",")
-    cached_runs.rows(options.num_rows, held_out=False)  # which puts them where every run finds them
-    cached_runs.rows(options.held_out, held_out=True)
+    cached_runs.write_rows(folder, options.num_rows, options.held_out)
     until = time.time() + options.stop_after if options.stop_after else None
     try:
-        work(_caches(options, folder), options, results, options.at_once)
+        work(_caches(folder), options, results, options.at_once)
         items = _trainings(options, folder, until, parts)
         if "angles" in parts:
             items.insert(0, Item("angles", "angles", "cached_runs:angles"))
@@ -101,10 +100,14 @@ def read(results: Path) -> Found:
     return {(line["section"], line["name"]): line["figures"] for line in map(json.loads, lines)}
 
 
-def _caches(options: argparse.Namespace, folder: Path) -> list[Item]:
-    shared = {"folder": str(folder), "num_rows": options.num_rows}
+def _caches(folder: Path) -> list[Item]:
     return [
-        Item("caches", way.name, "cached_runs:made", shared | {"short": way.short, "overrides": list(way.cache)})
+        Item(
+            "caches",
+            way.name,
+            "cached_runs:made",
+            {"folder": str(folder), "short": way.short, "overrides": list(way.cache)},
+        )
         for way in WAYS
         if way.cache
     ]
@@ -114,11 +117,10 @@ def _trainings(options: argparse.Namespace, folder: Path, until: float | None, p
     """Seed by seed, so that where time ends, the seeds before it are whole."""
     items = []
     if "worth" in parts:
-        items.append(Item("worth", "untrained", "cached_runs:untrained", {"held_out": options.held_out}))
+        items.append(Item("worth", "untrained", "cached_runs:untrained", {"folder": str(folder)}))
     ways = [("worth", way) for way in WAYS] * ("worth" in parts)
     ways += [("positions", way) for way in POSITIONS] * ("positions" in parts)
     common = [f"epochs={options.epochs}", f"max_steps_per_epoch={options.steps_per_epoch}"]
-    common.append(f"dataset.num_rows={options.num_rows}")
     for seed in range(options.seeds):
         for number, kd_ratio in enumerate(options.kd_ratio):
             for section, way in ways:
@@ -129,7 +131,6 @@ def _trainings(options: argparse.Namespace, folder: Path, until: float | None, p
                     "folder": str(folder),
                     "short": f"{way.short}_{ratio:g}_{seed}",
                     "overrides": [*way.settings(folder, ratio), *common, f"seed={seed}"],
-                    "held_out": options.held_out,
                     "until": until,
                 }
                 items.append(Item(section, name_of(way, ratio, seed), "cached_runs:trained", arguments))
@@ -137,7 +138,7 @@ def _trainings(options: argparse.Namespace, folder: Path, until: float | None, p
 
 
 def _timings(options: argparse.Namespace, folder: Path) -> list[Item]:
-    common = ["epochs=1", f"max_steps_per_epoch={options.steps}", f"dataset.num_rows={options.num_rows}"]
+    common = ["epochs=1", f"max_steps_per_epoch={options.steps}"]
     items = []
     for number in range(-1, options.rounds):  # the first round makes kernels, and fills caches of the disk
         start = number % len(WAYS)

@@ -17,29 +17,38 @@ from distill_tune.cli.main import main
 from distill_tune.cli.model_folder import ModelFolder
 from distill_tune.config.files import demo_model_folder, find_config
 from distill_tune.config.load import load_config
+from distill_tune.data import docstring_rows
 
 CONFIG = "cached_teacher"
+ROWS, HELD_OUT = "rows.json", "held_out.json"
 
 
-def made(settings: Settings, folder: str, short: str, overrides: list[str], num_rows: int) -> dict[str, Any]:
+def write_rows(folder: Path, num_rows: int, num_held_out: int) -> None:
+    """Those of the demo, once: a run that looked for them itself would look at each installed file."""
+    for name, held_out, count in ((ROWS, False, num_rows), (HELD_OUT, True, num_held_out)):
+        if not (folder / name).is_file():
+            found = docstring_rows.collect(count, held_out=held_out, min_characters=250)
+            kept = [{"instruction": row["instruction"], "output": row["output"]} for row in found]
+            (folder / name).write_text(json.dumps(kept))
+        rows(folder / name)  # their tokens are kept
+
+
+def made(settings: Settings, folder: str, short: str, overrides: list[str]) -> dict[str, Any]:
     """A cache; its bytes a supervised token, and how many distinct tokens it has of each."""
     path = Path(folder) / "caches" / short
     shutil.rmtree(path, ignore_errors=True)  # an interrupted run's
-    overrides = [*overrides, f"dataset.num_rows={num_rows}", f"output_dir={path}", f"device={settings.device}"]
-    main(["run", "teacher_cache", "--config", CONFIG, *overrides])
+    main(["run", "teacher_cache", "--config", CONFIG, *overrides, *_common(settings, folder, path)])
     reader = cache.CacheReader(path)
     figures = {"bytes": reader.manifest.num_bytes / reader.manifest.num_positions, "distinct": None}
     if reader.manifest.kind != cache.HiddenEncoding.kind:
-        plan = rows(num_rows, held_out=False)
+        plan = rows(Path(folder) / ROWS)
         digests = [digest for step in range(plan.steps_per_epoch) for digest in plan.digests(0, step)]
         record = reader.encoding.decode(reader.rows(digests))
         figures["distinct"] = record.is_token.sum(-1).float().mean().item()
     return figures
 
 
-def trained(
-    settings: Settings, folder: str, short: str, overrides: list[str], held_out: int, until: float | None
-) -> dict[str, Any]:
+def trained(settings: Settings, folder: str, short: str, overrides: list[str], until: float | None) -> dict[str, Any]:
     """A run's figures on held-out rows.
 
     Args:
@@ -49,23 +58,23 @@ def trained(
         raise NotMeasured("no time was left")
     output = Path(folder) / "runs" / short
     started = time.perf_counter()
-    steps = _run(settings, output, overrides)
+    steps = _run(settings, folder, output, overrides)
     seconds = time.perf_counter() - started
-    _, comparison = _measured(output / "model", settings.device, held_out)
+    _, comparison = _measured(output / "model", settings, folder)
     shutil.rmtree(output)
     return _figures(comparison) | {"steps": len(steps), "loss": steps[-1]["loss"], "seconds_of_run": seconds}
 
 
-def untrained(settings: Settings, held_out: int) -> dict[str, Any]:
+def untrained(settings: Settings, folder: str) -> dict[str, Any]:
     """The teacher's own figures, and those of the student before training."""
-    teacher, student = _measured(demo_model_folder("student"), settings.device, held_out)
+    teacher, student = _measured(demo_model_folder("student"), settings, folder)
     return {"teacher": _figures(teacher), "base student": _figures(student)}
 
 
 def timed(settings: Settings, folder: str, short: str, overrides: list[str]) -> dict[str, Any]:
     """Seconds of each step of a run."""
     output = Path(folder) / "runs" / short
-    steps = _run(settings, output, overrides)
+    steps = _run(settings, folder, output, overrides)
     shutil.rmtree(output)
     return {"step_seconds": [step["seconds"] for step in steps]}
 
@@ -78,28 +87,35 @@ def angles(settings: Settings) -> dict[str, Any]:
 
 
 @functools.cache
-def rows(num_rows: int, *, held_out: bool) -> data.StepPlan:
-    """Of docstrings, as the demo's config tokenises them."""
+def rows(path: Path) -> data.StepPlan:
+    """Of a file, as the demo's config tokenises them."""
     cfg = load_config(find_config(CONFIG))
-    dataset = OmegaConf.merge(cfg.dataset, {"num_rows": num_rows, **({"held_out": True} if held_out else {})})
-    found, _ = data.prepare_rows(dataset, config.instantiate(cfg.tokenizer), cfg.tokenizer)
+    found, _ = data.prepare_rows(OmegaConf.create(_dataset(path)), config.instantiate(cfg.tokenizer), cfg.tokenizer)
     return data.StepPlan(found, batch_size=cfg.batch_size, shuffle=False)
 
 
-def _run(settings: Settings, output: Path, overrides: list[str]) -> list[dict[str, Any]]:
+def _dataset(path: Path) -> dict[str, str]:
+    return {"_component_": "distill_tune.data.instruct", "source": str(path)}
+
+
+def _common(settings: Settings, folder: str, output: Path) -> list[str]:
+    dataset = json.dumps(_dataset(Path(folder) / ROWS))
+    return [f"dataset={dataset}", f"output_dir={output}", f"device={settings.device}"]
+
+
+def _run(settings: Settings, folder: str, output: Path, overrides: list[str]) -> list[dict[str, Any]]:
     """The metrics of each step."""
     shutil.rmtree(output, ignore_errors=True)  # an interrupted run's
-    overrides = [*overrides, f"output_dir={output}", f"device={settings.device}"]
-    main(["run", "kd_single_device", "--config", CONFIG, *overrides])
+    main(["run", "kd_single_device", "--config", CONFIG, *overrides, *_common(settings, folder, output)])
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-def _measured(model: Path, device_name: str, num_rows: int) -> list[evaluation.Comparison]:
+def _measured(model: Path, settings: Settings, folder: str) -> list[evaluation.Comparison]:
     """The demo's teacher and a model, both in fp32, so that no difference is rounding."""
-    device = torch.device(device_name)
+    device = torch.device(settings.device)
     folders = {"teacher": demo_model_folder("teacher"), "student": model}
     teacher, student = (ModelFolder.open(path).entrant(name, device, torch.float32) for name, path in folders.items())
-    return list(evaluation.compare(teacher, [student], list(rows(num_rows, held_out=True).epoch()), device))
+    return list(evaluation.compare(teacher, [student], list(rows(Path(folder) / HELD_OUT).epoch()), device))
 
 
 def _figures(found: evaluation.Comparison) -> dict[str, float]:

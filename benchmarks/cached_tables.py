@@ -120,7 +120,7 @@ def _row(name: str, own: Mapping[int, Mapping[str, float]], live: Mapping[int, M
     kl, agreement = ([of[key] for of in own.values()] for key in ("kl", "agreement"))
     cells = [_spread(perplexity, ".2f"), _spread(kl, ".4f"), _spread(agreement, ".1%")]
     for key in ("cross_entropy", "kl"):
-        differences = [] if own is live or name == LIVE.name else _differences(own, live, key)
+        differences = [] if own == live else _differences(own, live, key)
         cells.append(_spread(differences, "+.4f") if differences else "")
     return f"| {name} | {len(own)} | " + " | ".join(cells) + " |"
 
