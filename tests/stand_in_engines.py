@@ -7,9 +7,12 @@ minus infinity as -9999; temperature without effect but with ``--logprobs-mode p
 
 Of SGLang (docs.sglang.io: native APIs, sampling parameters): ``/v1/models``; ``/generate`` with ``input_ids``, whose
 answers have in ``meta_info``: ``input_token_logprobs`` and ``input_top_logprobs`` from ``logprob_start_len`` on, each
-of log-probability, id and text, of the first without a log-probability.
+of log-probability, id and text, of the first without a log-probability. With ``return_flat_raw_top_logprobs_b64``, from
+0.5.17 on, ``input_top_logprobs_val_flat_b64`` and ``_idx_flat_b64`` in their place: float32 and int32 of
+``input_top_logprobs_shape``, after as many tokens without any as ``input_top_logprobs_null_prefix``.
 """
 
+import base64
 import http.server
 import json
 import threading
@@ -115,7 +118,16 @@ class StandInVLLM(StandIn):
 
 
 class StandInSGLang(StandIn):
+    """
+    Args:
+        knows_arrays: as from 0.5.17 on.
+    """
+
     owner = "sglang"
+
+    def __init__(self, *arguments, knows_arrays=True, **settings):
+        super().__init__(*arguments, **settings)
+        self._knows_arrays = knows_arrays
 
     def post(self, path, body):
         if path != "/generate":
@@ -136,6 +148,18 @@ class StandInSGLang(StandIn):
                 values, ids = of_token.topk(body["top_logprobs_num"])
                 pairs = zip(values.tolist(), ids.tolist(), strict=True)
                 top.append([[value, one, None] for value, one in pairs])
-            meta = {"prompt_tokens": len(tokens), "input_token_logprobs": own, "input_top_logprobs": top}
+            meta = {"prompt_tokens": len(tokens), "input_token_logprobs": own}
+            as_arrays = self._knows_arrays and body.get("return_flat_raw_top_logprobs_b64")
+            meta |= _arrays(top, body["top_logprobs_num"]) if as_arrays else {"input_top_logprobs": top}
             answers.append({"text": "", "meta_info": meta})
         return 200, answers
+
+
+def _arrays(top, k):
+    known = [row for row in top if row is not None]
+    found = {"input_top_logprobs_shape": [len(known), k], "input_top_logprobs_null_prefix": len(top) - len(known)}
+    for name, place, dtype in (("val", 0, torch.float32), ("idx", 1, torch.int32)):
+        values = torch.tensor([[entry[place] for entry in row] for row in known], dtype=dtype)
+        found[f"input_top_logprobs_{name}_flat_b64"] = base64.b64encode(values.numpy().tobytes()).decode()
+        found[f"input_top_logprobs_{name}_flat_b64_dtype"] = str(dtype).removeprefix("torch.")
+    return found
