@@ -23,6 +23,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels then run on the CPU
 
 from command_server import Command, CommandServer
+from served import serving
 from tiny import ROWS, model_arguments, write_model, write_tokenizer
 
 
@@ -116,6 +117,14 @@ def command_server(_quiet_cache: None) -> Iterator[CommandServer]:
     server = CommandServer()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def demo_teacher_url(tmp_path_factory: pytest.TempPathFactory, command_server: CommandServer) -> Iterator[str]:
+    """A server of the demo's teacher, as the config tiny names it."""
+    pytest.importorskip("uvicorn")
+    with serving(tmp_path_factory, command_server, "--config", "tiny") as (_, url):
+        yield url
 
 
 @pytest.fixture

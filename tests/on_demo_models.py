@@ -10,16 +10,18 @@ FOLDERS = ("tiny/", "signals/", "migrate/")
 FEW_ROWS = ["dataset.num_rows=16", "dataset.min_characters=30"]
 
 
-def needed(name: str, checkpoint: str) -> list[str]:
+def needed(name: str, checkpoint: str, url: str) -> list[str]:
     """Overrides of a config, in a folder with :func:`write_needed`.
 
     Args:
         checkpoint: that an earlier run of tiny has left.
+        url: of a server of the demo's teacher.
     """
     of_one = {
         "signals/mixed_datasets": ["dataset.0.num_rows=16", "dataset.0.min_characters=30", "dataset.1.num_rows=8"],
         "signals/teacher_of_each_row": ["dataset.source=rows.json"],
         "signals/earlier_checkpoint": [*FEW_ROWS, f"teacher_model.path={checkpoint}"],
+        "signals/served_teacher": [*FEW_ROWS, f"teacher_model.url={url}"],
         "signals/gguf_teacher": [*FEW_ROWS, "tokenizer.path=plain/tokenizer.model", "model.path=plain"],
     }
     return of_one.get(name, FEW_ROWS)

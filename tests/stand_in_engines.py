@@ -7,19 +7,21 @@ minus infinity as -9999; temperature without effect but with ``--logprobs-mode p
 
 Of SGLang (docs.sglang.io: native APIs, sampling parameters): ``/v1/models``; ``/generate`` with ``input_ids``, whose
 answers have in ``meta_info``: ``input_token_logprobs`` and ``input_top_logprobs`` from ``logprob_start_len`` on, each
-of log-probability, id and text, of the first without a log-probability.
+of log-probability, id and text, of the first without a log-probability. With ``return_flat_raw_top_logprobs_b64``, from
+0.5.17 on, ``input_top_logprobs_val_flat_b64`` and ``_idx_flat_b64`` in their place: float32 and int32 of
+``input_top_logprobs_shape``, after as many tokens without any as ``input_top_logprobs_null_prefix``.
 """
 
-import http.server
+import base64
 import json
-import threading
 
 import torch
+from loopback import LoopbackServer, Reply
 
 from distill_tune.data.batch import Row, joined
 
 
-class StandIn:
+class StandIn(LoopbackServer):
     """
     Args:
         teacher: loaded.
@@ -34,35 +36,17 @@ class StandIn:
         self._teacher, self._tokenizer = teacher, tokenizer
         self._most, self._heeds_temperature, self._longest = most, heeds_temperature, longest
         self.asked = []
-        stand_in = self
+        super().__init__(self._reply)
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                found = stand_in.get(self.path)
-                self.answer(*((404, {"detail": "Not Found"}) if found is None else (200, found)))
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                stand_in.asked.append(body)
-                self.answer(*stand_in.post(self.path, body))
-
-            def answer(self, status, found):
-                content = json.dumps(found).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *arguments):
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
+    def _reply(self, method, path, body):
+        if method == "GET":
+            found = self.get(path)
+            status, found = (404, {"detail": "Not Found"}) if found is None else (200, found)
+        else:
+            asked = json.loads(body)
+            self.asked.append(asked)
+            status, found = self.post(path, asked)
+        return Reply(status, json.dumps(found).encode())
 
     def get(self, path):
         if path == "/v1/models":
@@ -115,7 +99,16 @@ class StandInVLLM(StandIn):
 
 
 class StandInSGLang(StandIn):
+    """
+    Args:
+        knows_arrays: as from 0.5.17 on.
+    """
+
     owner = "sglang"
+
+    def __init__(self, *arguments, knows_arrays=True, **settings):
+        super().__init__(*arguments, **settings)
+        self._knows_arrays = knows_arrays
 
     def post(self, path, body):
         if path != "/generate":
@@ -136,6 +129,18 @@ class StandInSGLang(StandIn):
                 values, ids = of_token.topk(body["top_logprobs_num"])
                 pairs = zip(values.tolist(), ids.tolist(), strict=True)
                 top.append([[value, one, None] for value, one in pairs])
-            meta = {"prompt_tokens": len(tokens), "input_token_logprobs": own, "input_top_logprobs": top}
+            meta = {"prompt_tokens": len(tokens), "input_token_logprobs": own}
+            as_arrays = self._knows_arrays and body.get("return_flat_raw_top_logprobs_b64")
+            meta |= _arrays(top, body["top_logprobs_num"]) if as_arrays else {"input_top_logprobs": top}
             answers.append({"text": "", "meta_info": meta})
         return 200, answers
+
+
+def _arrays(top, k):
+    known = [row for row in top if row is not None]
+    found = {"input_top_logprobs_shape": [len(known), k], "input_top_logprobs_null_prefix": len(top) - len(known)}
+    for name, place, dtype in (("val", 0, torch.float32), ("idx", 1, torch.int32)):
+        values = torch.tensor([[entry[place] for entry in row] for row in known], dtype=dtype)
+        found[f"input_top_logprobs_{name}_flat_b64"] = base64.b64encode(values.numpy().tobytes()).decode()
+        found[f"input_top_logprobs_{name}_flat_b64_dtype"] = str(dtype).removeprefix("torch.")
+    return found

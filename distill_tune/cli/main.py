@@ -29,7 +29,7 @@ A recipe is a script, a config its settings; both are yours to copy and edit:
 """
 
 
-_READ_THEMSELVES = ("run", "validate", "data", "plan", "compare", "cache")
+_READ_THEMSELVES = ("run", "validate", "data", "plan", "compare", "cache", "serve")
 
 
 def main(arguments: list[str] | None = None) -> None:

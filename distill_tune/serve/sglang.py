@@ -1,11 +1,16 @@
 """Asks SGLang: ``/generate`` with ``return_logprob`` (docs.sglang.io, sampling parameters and native APIs).
 
 ``input_token_logprobs`` has (log-probability, id, text) of each token of the prompt from ``logprob_start_len`` on, and
-``input_top_logprobs`` the likeliest in its place; of the first of them there is nothing, whatever the start.
+``input_top_logprobs`` the likeliest in its place; of the first of them there is nothing, whatever the start. From
+0.5.17 on the likeliest come as arrays in base64, 11 bytes each instead of some 30, where
+``return_flat_raw_top_logprobs_b64`` asks for it; earlier ones do not heed it.
 """
 
+import base64
 from collections.abc import Sequence
 from typing import Any
+
+import numpy
 
 from distill_tune.cache.encoding import TopEncoding
 from distill_tune.data.batch import Batch
@@ -38,7 +43,8 @@ class SGLang:
         answers = self._generate([tokens for tokens, _ in rows], starts, encoding.k, encoding.temperature, False)
         found = []
         for (tokens, places), start, answer in zip(rows, starts, answers, strict=True):
-            own, top = answer["input_token_logprobs"], answer.get("input_top_logprobs") or []
+            own = answer["input_token_logprobs"]
+            top = _likeliest(answer, len(own)) if places else []
             found.append([_position(own, top, tokens, at, start) for at in places])
         return blobs_of(found, batch, encoding)
 
@@ -61,6 +67,8 @@ class SGLang:
             "logprob_start_len": list(starts),
             "top_logprobs_num": k,
             "return_text_in_logprobs": with_text,
+            "return_flat_raw_top_logprobs": True,
+            "return_flat_raw_top_logprobs_b64": True,
         }
         found = asked_for_json(self.server, "/generate", body)
         try:
@@ -74,12 +82,42 @@ class SGLang:
         return answers
 
 
-def _position(own: Any, top: Any, tokens: Sequence[int], at: int, start: int) -> Position:
+def _likeliest(answer: Any, size: int) -> list[Position]:
+    """Of each token of which ``input_token_logprobs`` tells, by id; of those of which nothing is known, nothing.
+
+    Raises:
+        NoAnswer: they are of other tokens, or in another form.
+    """
+    if "input_top_logprobs_val_flat_b64" in answer:
+        try:
+            rows, k = answer["input_top_logprobs_shape"]
+            values, ids = (
+                numpy.frombuffer(
+                    base64.b64decode(answer[f"input_top_logprobs_{name}_flat_b64"]),
+                    numpy.dtype(answer[f"input_top_logprobs_{name}_flat_b64_dtype"]).newbyteorder("<"),
+                )
+                .reshape(rows, k)
+                .tolist()
+                for name in ("val", "idx")
+            )
+            nothing: list[Position] = [{}] * answer["input_top_logprobs_null_prefix"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise NoAnswer("/generate: input_top_logprobs in another form") from error
+        found = nothing + [dict(zip(*of_one, strict=True)) for of_one in zip(ids, values, strict=True)]
+    else:
+        nested = answer.get("input_top_logprobs") or []
+        found = [{int(entry[1]): float(entry[0]) for entry in of_one or ()} for of_one in nested]
+    if len(found) != size:
+        raise NoAnswer(f"input_top_logprobs of {len(found)} tokens, where {size} were asked for")
+    return found
+
+
+def _position(own: Any, top: Sequence[Position], tokens: Sequence[int], at: int, start: int) -> Position:
     """What token ``at`` was predicted from.
 
     Raises:
         NoAnswer: it is of another token.
     """
-    if len(top) != len(own) or own[at - start][1] not in (tokens[at], _CLIPPED) or not top[at - start]:
+    if own[at - start][1] not in (tokens[at], _CLIPPED) or not top[at - start]:
         raise NoAnswer(f"input_top_logprobs[{at - start}] is not that of token {at}, {tokens[at]}")
-    return {int(entry[1]): float(entry[0]) for entry in top[at - start]}
+    return top[at - start]

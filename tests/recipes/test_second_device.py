@@ -33,12 +33,14 @@ def command(config: str, output: str, *overrides: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, tokenizer_file):
+def runs(tmp_path_factory, tokenizer_file, demo_teacher_url):
     """Every run in one process: what each of its steps waited for, or a traceback; the folder with their metrics."""
     folder = tmp_path_factory.mktemp("second")
     write_needed(folder, ROWS, tokenizer_file)
     commands = {"tiny": command("tiny", "tiny", *FEW_ROWS, "save_every_n_steps=1")}
-    commands |= {name: command(name, name, *needed(name, "tiny/checkpoints/step_1")) for name in NAMES}
+    commands |= {
+        name: command(name, name, *needed(name, "tiny/checkpoints/step_1", demo_teacher_url)) for name in NAMES
+    }
     for name in ARCHITECTURES:
         write_architecture(folder / f"models/{name}", name, vocab_size=4096, max_position_embeddings=256)
         models = [f"{key}.path=models/{name}" for key in ("model", "teacher_model")]

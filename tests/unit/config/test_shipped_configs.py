@@ -48,7 +48,7 @@ def text_of(name: str) -> str:
 
 @pytest.mark.parametrize("recipe", ["kd_single_device", "kd_distributed"])
 @pytest.mark.parametrize("name", config_names())
-def test_it_is_valid_and_its_models_take_the_published_weights(name, recipe, models_dir, tmp_path, capsys):
+def test_it_is_valid_and_its_models_take_the_published_weights(name, recipe, models_dir, request, tmp_path, capsys):
     of_models = [] if name.startswith(FOLDERS) else [f"models_dir={models_dir}", "device=cpu"]
     few = FEW_ROWS if "  _component_: distill_tune.data.docstrings" in text_of(name) else []
     overrides = NEEDED.get(name, [*of_models, *few])
@@ -56,6 +56,8 @@ def test_it_is_valid_and_its_models_take_the_published_weights(name, recipe, mod
         rows = tmp_path / "rows.json"
         rows.write_text(json.dumps([row | {"teacher_id": "small"} for row in ROWS]))
         overrides = [f"dataset.source={rows}"]
+    if name == "signals/served_teacher":  # without a server it is not valid
+        overrides = [*few, f"teacher_model.url={request.getfixturevalue('demo_teacher_url')}"]
     main(["validate", recipe, "--config", name, *overrides])
     told = capsys.readouterr().out
     assert f"{name}: valid for {recipe}" in told

@@ -1,5 +1,6 @@
 """vLLM and SGLang, by stand-ins that answer as their documentation says."""
 
+import json
 import shutil
 
 import numpy
@@ -84,6 +85,42 @@ def test_records_are_the_live_teachers_with_the_exact_rest(served, opened, live,
     assert found.temperature == temperature
 
 
+def test_an_sglang_before_0_5_17_lists_them_to_the_same_records(served, opened, batch):
+    """Its answers have more than twice the bytes, and three times with ids of six digits."""
+    records, sizes = [], []
+    for knows_arrays in (True, False):
+        server = served(StandInSGLang, knows_arrays=knows_arrays)
+        records.append(opened(server)(batch))
+        _, answers = server.post("/generate", server.asked[-1])
+        sizes.append(len(json.dumps([one["meta_info"] | {"input_token_logprobs": []} for one in answers])))
+    assert torch.equal(records[0].ids, records[1].ids)
+    torch.testing.assert_close(records[0].log_probs, records[1].log_probs, rtol=0, atol=2e-3)
+    assert sizes[1] > 2 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("input_top_logprobs_shape", [1, K]),
+        ("input_top_logprobs_null_prefix", 2),
+        ("input_top_logprobs_val_flat_b64_dtype", "float16"),
+        ("input_top_logprobs_idx_flat_b64", None),
+    ],
+)
+def test_arrays_of_another_form_are_no_answer(served, opened, batch, monkeypatch, key, wrong):
+    server = served(StandInSGLang)
+    teacher, right = opened(server), server.post
+
+    def other(path, body):
+        status, found = right(path, body)
+        for one in found:
+            one["meta_info"][key] = wrong
+        return status, found
+
+    monkeypatch.setattr(server, "post", other)
+    assert "input_top_logprobs" in teacher.lost([batch])
+
+
 @BOTH
 def test_what_a_servers_own_sampling_would_cut_is_asked_not_to(served, opened, batch, kind_of_server):
     server = served(kind_of_server)
@@ -97,15 +134,15 @@ def test_what_a_servers_own_sampling_would_cut_is_asked_not_to(served, opened, b
 @BOTH
 def test_answers_of_other_positions_are_never_taken(served, opened, batch, kind_of_server, monkeypatch):
     """A server that is wrong by one in which token an answer is of."""
-    server, name = served(kind_of_server), "prompt_logprobs" if kind_of_server is StandInVLLM else "meta_info"
+    server = served(kind_of_server)
     teacher, right = opened(server), server.post
 
     def wrong(path, body):
         status, found = right(path, body)
-        for one in found["choices"] if name == "prompt_logprobs" else found:
-            lists = [one[name]] if name == "prompt_logprobs" else [one[name][key] for key in list(one[name])[1:]]
-            for values in lists:
-                values[1:] = [*values[2:], values[1]]  # of the first there is nothing in any case
+        of_vllm = kind_of_server is StandInVLLM
+        for one in found["choices"] if of_vllm else found:
+            values = one["prompt_logprobs"] if of_vllm else one["meta_info"]["input_token_logprobs"]
+            values[1:] = [*values[2:], values[1]]  # of the first there is nothing in any case
         return status, found
 
     monkeypatch.setattr(server, "post", wrong)

@@ -1,6 +1,8 @@
 """`distill-tune serve` in a process of its own, asked over HTTP."""
 
 import json
+import re
+import shutil
 import signal
 import socket
 import threading
@@ -10,15 +12,19 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from served import serving, started
-from tiny import VOCAB_SIZE
+from tiny import VOCAB_SIZE, write_model
+from tiny_tokenizer import write_tokenizer
 
 from distill_tune import teachers
 from distill_tune.cache.encoding import encoding_of
 from distill_tune.cache.vocabulary_file import fingerprint_of
 from distill_tune.data.batch import Row, joined
-from distill_tune.losses import TopTokens
+from distill_tune.errors import UserError
+from distill_tune.losses import MixtureOfTeachers, TopTokens
 from distill_tune.models.vocabulary import Vocabulary
 from distill_tune.serve.connection import NoAnswer, Refused, Server
+from distill_tune.serve.load import config_of_teacher, teacher_of
+from distill_tune.serve.run import loaded
 from distill_tune.serve.wire import records_of, rows_as_bytes
 
 pytest.importorskip("uvicorn")
@@ -133,6 +139,15 @@ def test_a_wrong_request_is_told_with_400(served, batch, query, told):
     assert refused.value.status == 400
 
 
+def test_one_that_serves_another_teacher_now_refuses(served, batch):
+    """A server that was started again with other weights."""
+    with pytest.raises(Refused, match="serves another teacher now") as refused:
+        served.ask("/score", rows_as_bytes(batch), {"kind": "top_k", "content": "of before"})
+    assert refused.value.status == 409
+    content = json.loads(served.ask("/about"))["content"]
+    assert served.ask("/score", rows_as_bytes(batch), {"kind": "top_k", "content": content})
+
+
 def test_a_body_that_is_none_is_told_with_400(served):
     with pytest.raises(Refused, match="no safetensors file") as refused:
         served.ask("/score", b"nothing", {"kind": "top_k"})
@@ -182,6 +197,30 @@ def test_a_request_under_way_is_answered_before_it_ends(start_cli, teacher_folde
     assert command.wait(30) == 0
 
 
+def test_a_second_signal_ends_it_at_once_with_a_line(start_cli, teacher_folder):
+    command, url = started(start_cli, "--teacher", teacher_folder)
+    many = joined([Row(torch.ones(100, dtype=torch.int32), torch.ones(100, dtype=torch.int32))] * 2000)
+    failures = []
+
+    def ask():
+        with pytest.raises(NoAnswer):
+            asked(Server(url), many, "top_k")
+        failures.append(True)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.5)
+    command.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    assert asking.is_alive()
+    command.send_signal(signal.SIGINT)
+    assert command.wait(30) == 130
+    asking.join()
+    output, errors = command.told()
+    assert failures and errors == ""
+    assert "ended by a second SIGINT, requests under way unanswered" in output
+
+
 def test_what_it_cannot_serve_is_told(cli, teacher_folder, tmp_path):
     for arguments, told in (
         (["--teacher", "nowhere", "--port", 0], "--teacher nowhere: no such folder, or it has no config.json"),
@@ -190,6 +229,10 @@ def test_what_it_cannot_serve_is_told(cli, teacher_folder, tmp_path):
         (["--teacher", teacher_folder, "--port", 0, "--host", "0.0.0.0"], "other machines could ask; give a token"),
         (["--teacher", teacher_folder, "--port", 0, "--max-tokens-per-batch", 0], "-batch 0: must be at least 1"),
         (["--teacher", teacher_folder, "--port", 0, "--token", "a b"], "--token: must be of printable ASCII"),
+        (["--port", 0], "name one teacher: --teacher MODEL, or --config CONFIG"),
+        (["--teacher", teacher_folder], "--port: missing; 0 takes one that is free"),
+        (["--teacher", teacher_folder, "dtype=fp32", "--port", 0], "dtype=fp32: settings are a config's"),
+        (["--config", "tiny", "--offload", "--port", 0], "--offload: --config says how its teacher is loaded"),
     ):
         done = cli("serve", *arguments, DISTILL_TUNE_SERVE_TOKEN="")
         assert (done.returncode, told in done.stderr) == (2, True), done.stderr
@@ -217,3 +260,68 @@ def test_a_gguf_file_is_served(start_cli, tmp_path, tokenizer_file):
     assert "hidden" in about["kinds"]
     command.send_signal(signal.SIGTERM)
     assert command.wait(30) == 0
+
+
+def test_a_configs_teachers_are_served_where_its_student_and_rows_are_not(
+    start_cli, write_config, tmp_path, tokenizer_file, teacher_folder, batch
+):
+    """A mixture of two, one of which has more tokens."""
+    other = write_model(tmp_path / "other", tokenizer_file, seed=9)
+    of_other = {"_component_": "distill_tune.models.from_hf", "path": str(other)}
+    mixture = [{"_component_": "distill_tune.models.from_hf", "path": str(teacher_folder), "weight": 3}, of_other]
+    elsewhere = {"_component_": "distill_tune.models.from_hf", "path": "nowhere"}
+    write_config(model=elsewhere, checkpointer=None, teacher_model=mixture, teacher_checkpointer=None)
+    tokenizer = "tokenizer.path=nowhere/tokenizer.model"
+    command, url = started(start_cli, "--config", "config.yaml", tokenizer, "dataset.source=nowhere.json")
+    server = Server(url)
+    about = json.loads(server.ask("/about"))
+    assert (about["model"], about["kinds"]) == (f"{teacher_folder.name} + other", ["sampled", "top_k"])
+    found = asked(server, batch, "top_k", k=20)
+    signals = []
+    for entry in mixture:
+        component = OmegaConf.create({name: value for name, value in entry.items() if name != "weight"})
+        teacher = teachers.build_teacher(component)
+        teacher.load(None, torch.device("cpu"))
+        signals.append(teacher(batch))
+    n = len(batch.supervised_positions)
+    wanted = TopTokens.of(MixtureOfTeachers(signals, [0.75, 0.25]).logits(0, n, None), 20)
+    assert torch.equal(found.ids, wanted.ids)
+    torch.testing.assert_close(found.log_probs, wanted.log_probs, rtol=0, atol=2e-3)
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"teacher_model": None, "kd_ratio": 0}, "teacher_model: missing; there is nothing to serve"),
+        ({"teacher_model": {"_component_": "distill_tune.teachers.EMA"}}, "EMA: is no model of its own"),
+        ({"teacher_combination": "sum"}, "teacher_combination=sum: each teacher has a word of its own"),
+        (
+            {"teacher_model": {"_component_": "distill_tune.models.from_hf", "path": "x"}},
+            "teacher_model.path=x: no such",
+        ),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_a_config_whose_teacher_cannot_be_served_is_told(write_config, teacher_folder, changes, told):
+    entry = {"_component_": "distill_tune.models.from_hf", "path": str(teacher_folder)}
+    path = write_config(**{"teacher_model": [entry, entry], "teacher_checkpointer": None} | changes)
+    with pytest.raises(UserError, match=re.escape(told)):
+        config_of_teacher(str(path), [])
+
+
+def test_teachers_of_other_tokens_are_not_served_together(tmp_path, write_config, teacher_folder):
+    shutil.copytree(teacher_folder, tmp_path / "other")
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (tmp_path / "other" / name).unlink()
+    write_tokenizer(tmp_path / "other")
+    entries = [
+        {"_component_": "distill_tune.models.from_hf", "path": str(folder)}
+        for folder in (teacher_folder, tmp_path / "other")
+    ]
+    path = write_config(teacher_model=entries, teacher_checkpointer=None)
+    teacher = teacher_of(config_of_teacher(str(path), []), torch.float32)
+    limits = {"most_tokens_of_batch": 64, "most_tokens_of_request": 64}
+    with pytest.raises(UserError, match=r"teacher_model: .* have not the same tokens"):
+        loaded(teacher, torch.device("cpu"), torch.float32, name="both", settings="", token=None, **limits)
