@@ -3,18 +3,15 @@
 import contextlib
 import importlib
 import inspect
-import pkgutil
-import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.keys import KEYS
-from distill_tune.config.meant import meant_by
-from distill_tune.config.nearest import did_you_mean, nearest
+from distill_tune.config.nearest import components_meant, did_you_mean, has_no, nearest, no_module
 from distill_tune.config.nodes import components_of, is_component, is_model
 from distill_tune.errors import UserError, one_line
 
@@ -36,16 +33,12 @@ _LOAD_DATASET_KEYS = {"cache_dir", "data_dir", "data_files", "delimiter", "encod
 _LOAD_DATASET_KEYS |= {"revision", "split", "token"}
 
 # torchtune's losses are served by our own head: same meaning, a fraction of the memory.
-_SERVED_BY = {
-    "torch.nn.CrossEntropyLoss": "distill_tune.losses.CrossEntropy",
-    "torchtune.modules.loss.CEWithChunkedOutputLoss": "distill_tune.losses.CrossEntropy",
-    "torchtune.modules.loss.LinearCrossEntropyLoss": "distill_tune.losses.CrossEntropy",  # its later name
-    "torchtune.modules.loss.ForwardKLLoss": "distill_tune.losses.ForwardKL",
-    "torchtune.modules.loss.ForwardKLWithChunkedOutputLoss": "distill_tune.losses.ForwardKL",
-    "torchtune.modules.loss.ReverseKLLoss": "distill_tune.losses.ReverseKL",
-    "torchtune.modules.loss.ReverseKLWithChunkedOutputLoss": "distill_tune.losses.ReverseKL",
-    "torchtune.modules.loss.SymmetricKLLoss": "distill_tune.losses.SymmetricKL",
-    "torchtune.modules.loss.SymmetricKLWithChunkedOutputLoss": "distill_tune.losses.SymmetricKL",
+_OF_TORCHTUNE = "torchtune.modules.loss."
+_CROSS_ENTROPIES = (f"{_OF_TORCHTUNE}CEWithChunkedOutputLoss", f"{_OF_TORCHTUNE}LinearCrossEntropyLoss")
+_SERVED_BY = dict.fromkeys(("torch.nn.CrossEntropyLoss", *_CROSS_ENTROPIES), "distill_tune.losses.CrossEntropy") | {
+    f"{_OF_TORCHTUNE}{name}{of_chunks}Loss": f"distill_tune.losses.{name}"
+    for name in ("ForwardKL", "ReverseKL", "SymmetricKL")
+    for of_chunks in ("", "WithChunkedOutput")
 }
 _SERVED_LOSS_ARGUMENTS = {"ignore_index", "mask_ignored_tokens", "num_output_chunks", "reduction", "tp_enabled"}
 
@@ -123,18 +116,6 @@ def find_component(name: str) -> Callable[..., Any]:
     return found
 
 
-def no_module(package: str, folders: Sequence[str] = ()) -> str:
-    """What is told of a package that is neither in ``folders`` nor installed."""
-    near = nearest(package, [module.name for module in pkgutil.iter_modules([*folders, *sys.path])])
-    also = f", or did you mean {' or '.join(near)}" if near else ""
-    return f"no module named {package}; is the package installed{also}?"
-
-
-def has_no(module: str, name: str, names: Iterable[str]) -> str:
-    """What is told of a module that has not a name, but ``names``."""
-    return f"{module} has no {name}{did_you_mean(nearest(name, names))}"
-
-
 def check_components(config: DictConfig, may_import: Callable[[str], bool] = lambda name: True) -> list[str]:
     """Faults of every component's name and arguments; imports their modules, builds nothing.
 
@@ -145,7 +126,7 @@ def check_components(config: DictConfig, may_import: Callable[[str], bool] = lam
     for key, component in components_of(config):
         name = component["_component_"]
         if name.isidentifier() and may_import("distill_tune"):
-            near = did_you_mean(meant_by(key, name))
+            near = did_you_mean(components_meant(key, name))
             faults.append(f"{key}={name}: must be the dotted name of what to call{near}")
         elif may_import(name):
             try:

@@ -11,7 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from distill_tune.config.components import find_component, has_no, no_module
+from distill_tune.config.components import find_component
+from distill_tune.config.nearest import has_no, no_module
 from distill_tune.config.nodes import components_of
 
 # Their modules may be imported to look at a signature.
