@@ -43,7 +43,7 @@ class Key(NamedTuple):
         meaning: in a line.
         beside: keys of which one has to be set as well for this one to be heeded.
         distributed: whether recipes of several devices alone read it.
-        recipe: of the shipped ones the only one that reads it, and needs it; None for all.
+        recipe: of the shipped ones the only one that reads it; None for all.
     """
 
     kind: Kind
@@ -77,7 +77,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "teacher_offload": Key(FLAG, False, "keep a teacher's layers in host memory and copy each in time", _TEACHER),
         "cache": Key(
             SETTINGS,
-            None,
+            Needed(),
             "what is stored: kind (sampled, top_k, hidden), draws (50), proposal_temperature, k (50), temperature",
             recipe="teacher_cache",
         ),
@@ -116,7 +116,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "gradient_accumulation_steps": Key(whole(1), 1, "micro-batches in a step, or fewer of short rows"),
         "epochs": Key(whole(1), Needed("plan_steps"), "times that the rows are gone through"),
         "max_steps_per_epoch": Key(whole(1), None, "ends an epoch early"),
-        "optimizer": Key(COMPONENT, Needed("build_models"), "its parameters are passed by the recipe"),
+        "optimizer": Key(COMPONENT, Needed("build_models"), "takes the steps; its parameters are passed by the recipe"),
         "lr_scheduler": Key(COMPONENT, None, "the learning rate's course, stepped once a step; default none"),
         "clip_grad_norm": Key(ABOVE_0, None, "the largest norm of a step's gradient"),
         "max_bad_steps": Key(whole(1), 10, "so many steps in a row without a finite loss end the run"),

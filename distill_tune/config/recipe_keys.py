@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from distill_tune.config.files import recipes_folder
+from distill_tune.config.files import folders_of_own_modules, recipes_folder
 from distill_tune.config.keys import KEYS, Needed
 from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.config.nodes import nodes_of
@@ -72,7 +72,9 @@ class Recipe:
         by = KEYS[key].default.by
         reads = re.search(rf"\bcfg\.{key}\b", self.text) or (by and re.search(rf"\b{by}\(", self.text))
         asks_or_sets = re.search(rf"""["']{key}["']|\bcfg\.{key}\s*=[^=]""", self.text)
-        return self.is_shipped or (bool(reads) and not asks_or_sets)
+        if self.is_shipped:
+            return KEYS[key].recipe in (None, self.path.stem)
+        return bool(reads) and not asks_or_sets
 
 
 def check_keys(
@@ -107,11 +109,9 @@ def check_keys(
     if len(of_others) > 1:
         of_others[-1] += f"\n  {where_to_read()}"
     faults += of_others
-    if recipe.is_shipped:
-        missing = [key for key in KEYS if KEYS[key].recipe == recipe.path.stem and config.get(key) is None]
-        faults += [f"{key}: missing; {recipe.path.stem} needs it: {KEYS[key].meaning}" for key in missing]
     needed = [key for key in sorted(KEYS) if key not in config and isinstance(KEYS[key].default, Needed)]
-    return faults + [f"{key}: missing; the recipe needs it" for key in needed if recipe.needs(key)], unread
+    faults += [f"{key}: missing; the recipe needs it: {KEYS[key].meaning}" for key in needed if recipe.needs(key)]
+    return faults, unread
 
 
 def _meant_by(key: str, config: DictConfig, recipe: Recipe) -> list[str]:
@@ -129,21 +129,17 @@ def _names_in(texts: Iterable[str]) -> set[str]:
 
 def _is_unread(package: str, recipe: Path) -> bool:
     """Whether a package is none of Python's, of those that this one is made for, or of a folder that is searched."""
-    if package in KNOWN | sys.stdlib_module_names | {"numpy", "omegaconf"}:
-        return False
-    places = [place for folder in _folders_of(recipe) for place in (folder / f"{package}.py", folder / package)]
-    return not any(place.is_file() or (place / "__init__.py").is_file() for place in places)
+    known = KNOWN | sys.stdlib_module_names | {"numpy", "omegaconf"}
+    return package not in known and not any(_files_of(package, recipe))
 
 
-def _folders_of(recipe: Path) -> list[Path]:
-    return list(dict.fromkeys((recipe.resolve().parent, Path.cwd())))
+def _files_of(module: str, recipe: Path) -> Iterator[Path]:
+    """Of a module or package beside the recipe or in the current folder."""
+    for folder in map(Path, dict.fromkeys(folders_of_own_modules(recipe))):
+        is_package = (folder / module / "__init__.py").is_file()
+        yield from (folder / module).rglob("*.py") if is_package else folder.glob(f"{module}.py")
 
 
 def _texts_beside(recipe: Path, text: str) -> Iterator[str]:
-    words = set(re.findall(r"\w+", text)) - KNOWN - {recipe.stem}
-    for folder in _folders_of(recipe):
-        for word in sorted(words):
-            modules: Iterable[Path] = [folder / f"{word}.py"]
-            if (folder / word / "__init__.py").is_file():
-                modules = (folder / word).rglob("*.py")
-            yield from (path.read_text(encoding="utf-8-sig", errors="replace") for path in modules if path.is_file())
+    for word in sorted(set(re.findall(r"\w+", text)) - KNOWN - {recipe.stem}):
+        yield from (file.read_text(encoding="utf-8-sig", errors="replace") for file in _files_of(word, recipe))
