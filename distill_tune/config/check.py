@@ -87,9 +87,10 @@ def _drop_arguments_of_replaced(
         if f"{key}.path" in given and checkpointer in config and not any(w.startswith(checkpointer) for w in given):
             del config[checkpointer]
             yield f"{checkpointer}: is of the model that the file names; {key}.path has the new one's weights: left out"
-        others = {argument for argument in map(str, component) if argument in old} - taken - {"_component_"}
-        if dropped := [a for a in old if a in others and not any(f"{w}.".startswith(f"{key}.{a}.") for w in given)]:
-            for argument in dropped:
-                del component[argument]
+        is_given = {a for a in old if any(f"{w}.".startswith(f"{key}.{a}.") for w in given)}
+        dropped = [a for a in old if a in component and a not in taken | is_given | {"_component_"}]
+        for argument in dropped:
+            del component[argument]
+        if dropped:
             told = f"{key}: {name} does not take {', '.join(dropped)}, which the file gives {old['_component_']}"
             yield f"{told}: left out"

@@ -86,10 +86,8 @@ _FP16 = "is not supported: gradients underflow in fp16 without loss scaling; tak
 
 
 def _no_folder_for(value: str) -> str | None:
-    for folder in (Path(value), *Path(value).parents):
-        if os.path.exists(folder) and not os.path.isdir(folder):
-            return f"cannot be made: {folder} is a file"
-    return None
+    files = (folder for folder in (Path(value), *Path(value).parents) if os.path.exists(folder) and not folder.is_dir())
+    return next((f"cannot be made: {file} is a file" for file in files), None)
 
 
 def _no_checkpoint(value: Any) -> str | None:
@@ -97,27 +95,22 @@ def _no_checkpoint(value: Any) -> str | None:
     return "no such folder" if is_named and not os.path.isdir(value) else None
 
 
-def _fault_of_list(value: Any) -> str | None:
+def _fault_of_list(value: Any, of_all: Callable[[ListConfig], str | None] = lambda entries: None) -> str | None:
     if not isinstance(value, ListConfig):
         return None
     if not value:
         return "is an empty list"
-    return next((fault for entry in value if (fault := COMPONENT.fault(entry))), None)
+    return next((fault for entry in value if (fault := COMPONENT.fault(entry))), None) or of_all(value)
 
 
-def _fault_of_teachers(value: Any) -> str | None:
-    if (fault := _fault_of_list(value)) or not isinstance(value, ListConfig):
-        return fault
-    names = {str(entry.get("name", number)) for number, entry in enumerate(value)}
-    return "two teachers have one name" if len(names) < len(value) else None
+def _of_teachers(entries: ListConfig) -> str | None:
+    names = {str(entry.get("name", number)) for number, entry in enumerate(entries)}
+    return "two teachers have one name" if len(names) < len(entries) else None
 
 
-def _fault_of_datasets(value: Any) -> str | None:
-    if isinstance(value, ListConfig):
-        weighted = sum(isinstance(entry, DictConfig) and "weight" in entry for entry in value)
-        if 0 < weighted < len(value):
-            return "give every dataset in the list a weight, or none"
-    return _fault_of_list(value)
+def _of_datasets(entries: ListConfig) -> str | None:
+    weighted = sum("weight" in entry for entry in entries)
+    return "give every dataset in the list a weight, or none" if 0 < weighted < len(entries) else None
 
 
 FLAG = Kind("True or False", lambda value: isinstance(value, bool))
@@ -145,8 +138,8 @@ COMPONENTS = Kind(
     _fault_of_list,
     COMPONENT.hint,
 )
-TEACHERS = dataclasses.replace(COMPONENTS, further=_fault_of_teachers)
-DATASETS = dataclasses.replace(COMPONENTS, further=_fault_of_datasets)
+TEACHERS = dataclasses.replace(COMPONENTS, further=lambda value: _fault_of_list(value, _of_teachers))
+DATASETS = dataclasses.replace(COMPONENTS, further=lambda value: _fault_of_list(value, _of_datasets))
 LIST_OF_COMPONENTS = Kind("a list of components", lambda value: isinstance(value, ListConfig), _fault_of_list)
 SETTINGS = Kind("a mapping", lambda value: isinstance(value, DictConfig))
 WARM_UP = Kind(

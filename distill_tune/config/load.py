@@ -13,7 +13,9 @@ from distill_tune.config.files import demo_model_folder
 from distill_tune.config.keys import KEYS
 from distill_tune.config.kinds import COMPONENT, COMPONENTS
 from distill_tune.config.nodes import children_of, nodes_of
-from distill_tune.errors import Faults, UserError, one_line
+from distill_tune.errors import CollectedFaults, Faults, UserError, one_line
+
+_NO_YAML = (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, TypeError)
 
 # `${demo_model:teacher}` in a config: a model that travels with the package.
 OmegaConf.register_resolver("demo_model", lambda name: str(demo_model_folder(name)), replace=True)
@@ -31,20 +33,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
     """
     try:
         config = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, TypeError) as error:
+    except _NO_YAML as error:
         raise UserError(f"config {path}: not valid YAML: {one_line(error)}") from error
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"config {path}: must be a mapping of keys, found {type(config).__name__}")
-    faults = []
+    faults = CollectedFaults("the command line")
     for override in overrides:
-        try:
+        with faults:
             _apply(config, override)
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise Faults("the command line", faults)
+    faults.tell()
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
@@ -76,7 +75,7 @@ def read_value(override: str) -> Any:
     """
     try:
         return OmegaConf.from_dotlist([f"value={override.partition('=')[2]}"]).get("value")
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+    except _NO_YAML as error:
         raise UserError(f"{override}: the value is not valid YAML: {one_line(error)}") from error
 
 

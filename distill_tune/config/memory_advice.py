@@ -20,14 +20,13 @@ def memory_advice(config: DictConfig, is_distributed: bool) -> str:
     twice = f"gradient_accumulation_steps={config.get('gradient_accumulation_steps', 1) * 2}"
     has_adapters, has_teacher = "lora" in str(model.get("_component_", "")), config.get("teacher_model") is not None
     teacher_dtype, is_offloaded = config.get("teacher_dtype", config.get("dtype")), config.get("teacher_offload")
+    keeps_all = not config.get("enable_activation_checkpointing")
     is_whole = config.get("teacher_quantizer") is None and not is_offloaded
     helps = {
         f"{half} {twice} (the same steps, a little slower)": batch_size > 1,
         f"max_tokens_per_batch={tokens // 2}": tokens > 0,
         "dtype=bf16 (half of activations and of what does not train)": config.get("dtype") == "fp32",
-        "enable_activation_checkpointing=True (about a third slower)": not config.get(
-            "enable_activation_checkpointing"
-        ),
+        "enable_activation_checkpointing=True (about a third slower)": keeps_all,
         "+teacher_dtype=bf16": has_teacher and teacher_dtype == "fp32",
         "+teacher_quantizer._component_=torchao.quantization.Int8WeightOnlyConfig": has_teacher and is_whole,
         "fsdp_cpu_offload=True (slower)": is_distributed and not config.get("fsdp_cpu_offload"),

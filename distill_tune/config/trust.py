@@ -54,7 +54,9 @@ def outside(config: DictConfig, folders: Sequence[str] = ()) -> Iterator[str]:
     for key, component in components_of(config):
         name = component["_component_"]
         if not is_known(name):
-            yield f"{key}: {name}, {_file_of(name.partition('.')[0], folders)}"
+            spec = _spec_of(name.partition(".")[0], folders)
+            where = f"from {spec.origin}" if spec and spec.origin else "which is not installed here"
+            yield f"{key}: {name}, {where}"
         if component.get("trust_remote_code") is True:
             yield f"{key}: trust_remote_code=True runs the Python files of {component.get('path')}"
 
@@ -102,17 +104,11 @@ def may_be_called(component: Any) -> bool:
         name = part["_component_"]
         if part.get("trust_remote_code") is True or isinstance(part.get(_IMPORTED_BY_NAME), str):
             return False
-        if not is_known(name) or not _where_written(find_component(name)).startswith(_BUILDERS):
+        if not is_known(name):
+            return False
+        component = find_component(name)
+        # Where it is written; not how it is reached, since a module of ours imports os, too.
+        written = component.func if isinstance(component, functools.partial) else component
+        if not str(getattr(written, "__module__", "")).startswith(_BUILDERS):
             return False
     return True
-
-
-def _where_written(component: Any) -> str:
-    """The module; not how it is reached, since a module of ours imports os, too."""
-    written = component.func if isinstance(component, functools.partial) else component
-    return str(getattr(written, "__module__", ""))
-
-
-def _file_of(package: str, folders: Sequence[str]) -> str:
-    spec = _spec_of(package, folders)
-    return f"from {spec.origin}" if spec and spec.origin else "which is not installed here"
