@@ -117,6 +117,8 @@ OF_COMPONENTS = [
         "has no such argument; for a model's folder: model=distill_tune.models.from_hf model.path=nowhere\n",
     ),
     ("~model.vocab_size", "model.vocab_size: missing; torchtune.models.llama3_2.llama3_2 needs it"),
+    ("~checkpointer", "checkpointer: missing; torchtune.models.llama3_2.llama3_2 does not know its folder"),
+    ("~teacher_checkpointer", "teacher_checkpointer: missing; torchtune.models.llama3_2.llama3_2 does not know"),
     (
         "optimizer=torch.optim.AdmW",
         "torch.optim.AdmW: torch.optim has no AdmW, did you mean AdamW",

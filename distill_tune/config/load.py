@@ -1,11 +1,11 @@
 """A config file with the command line's overrides applied."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -15,10 +15,19 @@ from distill_tune.config.kinds import COMPONENT, COMPONENTS
 from distill_tune.config.nodes import children_of, nodes_of
 from distill_tune.errors import CollectedFaults, Faults, UserError, one_line
 
-_NO_YAML = (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, TypeError)
-
 # `${demo_model:teacher}` in a config: a model that travels with the package.
 OmegaConf.register_resolver("demo_model", lambda name: str(demo_model_folder(name)), replace=True)
+
+
+@contextlib.contextmanager
+def _told_as(what: str) -> Iterator[None]:
+    """Whatever YAML and OmegaConf refuse, as a UserError that begins with ``what``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: {one_line(error)}") from error
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
@@ -31,12 +40,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         UserError: the file is not a YAML mapping; an override cannot be applied; an interpolation cannot be resolved.
     """
-    try:
+    with _told_as(f"config {path}: not valid YAML"):
         config = OmegaConf.load(path)
-    except _NO_YAML as error:
-        raise UserError(f"config {path}: not valid YAML: {one_line(error)}") from error
-    except OSError as error:
-        raise UserError(f"config {path}: {error.strerror}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"config {path}: must be a mapping of keys, found {type(config).__name__}")
     faults = CollectedFaults("the command line")
@@ -44,12 +49,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
         with faults:
             _apply(config, override)
     faults.tell()
-    try:
+    with _told_as(f"config {path}"):
         OmegaConf.resolve(config)
-    except OmegaConfBaseException as error:
-        raise UserError(f"config {path}: {one_line(error)}") from error
-    except RecursionError as error:
-        raise UserError(f"config {path}: an interpolation ${{...}} refers to itself") from error
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise Faults(f"config {path}", [f"{key}=???: has no value yet; give it one" for key in missing])
     _expand_home(config)
@@ -73,10 +74,8 @@ def read_value(override: str) -> Any:
     Raises:
         UserError: it is none.
     """
-    try:
+    with _told_as(f"{override}: the value is not valid YAML"):
         return OmegaConf.from_dotlist([f"value={override.partition('=')[2]}"]).get("value")
-    except _NO_YAML as error:
-        raise UserError(f"{override}: the value is not valid YAML: {one_line(error)}") from error
 
 
 def _apply(config: DictConfig, override: str) -> None:
@@ -89,7 +88,7 @@ def _apply(config: DictConfig, override: str) -> None:
     adds = key.startswith("+")
     key = key.removeprefix("+")
     value = read_value(override) if "${" not in text else text
-    try:
+    with _told_as(f"{override}: cannot be set"):
         present = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         if adds and present is not None:
             raise UserError(f"{override}: {key} is there already; leave out the +")
@@ -98,8 +97,6 @@ def _apply(config: DictConfig, override: str) -> None:
         if isinstance(value, str) and (is_component or (is_new and ("." in value or value.isidentifier()))):
             key = f"{key}._component_"
         OmegaConf.update(config, key, value, merge=False, force_add=True)
-    except (OmegaConfBaseException, TypeError, AttributeError, AssertionError, ValueError, IndexError) as error:
-        raise UserError(f"{override}: cannot be set: {one_line(error)}") from error
 
 
 def _remove(config: DictConfig, key: str) -> None:

@@ -36,7 +36,7 @@ class Recipe:
     Attributes:
         is_shipped: whether it is no copy.
         is_distributed: whether it joins other processes: whether it calls ``init_distributed``.
-        names: all in a copy, and in the modules of its folder that it may import.
+        names: all in a copy, and in the modules of its folder that it may import; known keys in a shipped one.
         reads: those of them that are read of ``cfg``.
         imports_unread: whether it, or such a module, imports one that is not read here and may read any key.
         reads_otherwise: known keys that are named in a line that no shipped recipe has, or in such a module.
@@ -56,9 +56,15 @@ class Recipe:
         self.text = content.decode("utf-8-sig", errors="replace")
         self.is_shipped = path.resolve().parent == recipes_folder().resolve()
         self.is_distributed = re.search(r"\binit_distributed\b", self.text) is not None
-        beside = [] if self.is_shipped else list(_texts_beside(path, self.text))
-        texts = [] if self.is_shipped else [self.text, *beside]
-        if texts and not any("run_recipe" in text for text in texts):
+        self.names = _names_in([self.text]) & set(KEYS)
+        self.reads, self.reads_otherwise, self.imports_unread = set[str](), set[str](), False
+        if self.is_shipped:
+            return
+        words = sorted(set(re.findall(r"\w+", self.text)) - KNOWN - {path.stem})
+        files = [file for word in words for file in _files_of(word, path)]
+        beside = [file.read_text(encoding="utf-8-sig", errors="replace") for file in files]
+        texts = [self.text, *beside]
+        if not any("run_recipe" in text for text in texts):
             raise UserError(f"recipe {path}: nothing in it calls distill_tune.config.run_recipe, which starts a recipe")
         shipped = {line for ours in recipes_folder().glob("*.py") for line in ours.read_text("utf-8").splitlines()}
         lines = [line for line in self.text.splitlines() if line not in shipped]
@@ -69,11 +75,11 @@ class Recipe:
 
     def needs(self, key: str) -> bool:
         """Whether it fails without a key for sure: it reads it plainly, or calls what does, and nowhere asks for it."""
+        if self.is_shipped:
+            return KEYS[key].recipe in (None, self.path.stem)
         by = KEYS[key].default.by
         reads = re.search(rf"\bcfg\.{key}\b", self.text) or (by and re.search(rf"\b{by}\(", self.text))
         asks_or_sets = re.search(rf"""["']{key}["']|\bcfg\.{key}\s*=[^=]""", self.text)
-        if self.is_shipped:
-            return KEYS[key].recipe in (None, self.path.stem)
         return bool(reads) and not asks_or_sets
 
 
@@ -94,9 +100,7 @@ def check_keys(
         if key in read:
             continue
         if key in KEYS:
-            if key in asked and KEYS[key].distributed and not recipe.is_distributed:
-                faults.append(f"{key}: {recipe.path.stem} does not read it; kd_distributed does")
-            if key in asked and recipe.is_shipped and KEYS[key].recipe not in (None, recipe.path.stem):
+            if key in asked and KEYS[key].recipe and not recipe.imports_unread:
                 faults.append(f"{key}: {recipe.path.stem} does not read it; {KEYS[key].recipe} does")
         elif recipe.is_shipped and key in (OURS | WITHOUT_A_KEY):
             ours = did_you_mean([OURS[key]] if key in OURS else (), f"; {WITHOUT_A_KEY.get(key)}")
@@ -138,8 +142,3 @@ def _files_of(module: str, recipe: Path) -> Iterator[Path]:
     for folder in map(Path, dict.fromkeys(folders_of_own_modules(recipe))):
         is_package = (folder / module / "__init__.py").is_file()
         yield from (folder / module).rglob("*.py") if is_package else folder.glob(f"{module}.py")
-
-
-def _texts_beside(recipe: Path, text: str) -> Iterator[str]:
-    for word in sorted(set(re.findall(r"\w+", text)) - KNOWN - {recipe.stem}):
-        yield from (file.read_text(encoding="utf-8-sig", errors="replace") for file in _files_of(word, recipe))

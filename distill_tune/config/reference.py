@@ -43,8 +43,7 @@ def _default(key: Key) -> str:
 
 def _said(key: Key) -> str:
     beside = f" (with {' or '.join(key.beside)})" if key.beside else ""
-    read_by = "kd_distributed" if key.distributed else key.recipe
-    return key.meaning + beside + (f"; {read_by}" if read_by else "")
+    return key.meaning + beside + (f"; {key.recipe}" if key.recipe else "")
 
 
 if __name__ == "__main__":

@@ -102,13 +102,12 @@ def may_be_called(component: Any) -> bool:
     """Whether building a component, with those among its arguments, runs code of known builders alone."""
     for _, part in components_of(component):
         name = part["_component_"]
-        if part.get("trust_remote_code") is True or isinstance(part.get(_IMPORTED_BY_NAME), str):
+        runs_more = part.get("trust_remote_code") is True or isinstance(part.get(_IMPORTED_BY_NAME), str)
+        if runs_more or not is_known(name):
             return False
-        if not is_known(name):
-            return False
-        component = find_component(name)
+        called = find_component(name)
         # Where it is written; not how it is reached, since a module of ours imports os, too.
-        written = component.func if isinstance(component, functools.partial) else component
+        written = called.func if isinstance(called, functools.partial) else called
         if not str(getattr(written, "__module__", "")).startswith(_BUILDERS):
             return False
     return True

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from distill_tune.config.keys import KEYS, is_set
 from distill_tune.config.kinds import ABOVE_0, WARM_UP, Kind, one_of, whole
 from distill_tune.config.nearest import did_you_mean, nearest
-from distill_tune.config.nodes import components_of, is_model, nodes_of
+from distill_tune.config.nodes import components_of, nodes_of
 
 MOST_LAYERS = 10_000
 # Of arguments, by name: of which keys' components, and what they may be; a type is told with the others of a signature.
@@ -83,10 +83,6 @@ def _of_cache(cache: Any) -> Iterator[str]:
 def _of_arguments(config: DictConfig) -> Iterator[str]:
     for key, component in components_of(config):
         name = component["_component_"]
-        weights = key.partition(".")[0].replace("model", "checkpointer")
-        is_used = key == "model" or needs_teacher(config)
-        if is_model(key) and is_used and config.get(weights) is None and not _knows_its_weights(component):
-            yield f"{weights}: missing; {name} does not know its folder"
         for argument, (keys, kind) in _ARGUMENTS.items():
             if argument in component and key.startswith(keys) and (fault := kind.fault(component[argument])):
                 yield f"{key}.{argument}={_shown(component[argument])}: {fault}"
@@ -134,10 +130,6 @@ def _without_effect(config: DictConfig, read_otherwise: Set[str]) -> Iterator[st
     for key in ("teacher_quantizer", "teacher_offload"):
         if config.get(key) and kind.startswith(_KINDS_OF_TEACHER) and not is_stored:
             yield f"{key}: {kind} does not heed it; it is for models"
-
-
-def _knows_its_weights(model: DictConfig) -> bool:
-    return "path" in model or str(model.get("_component_", "")).startswith(_KINDS_OF_TEACHER)
 
 
 def _shown(value: Any) -> str:
