@@ -11,8 +11,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from distill_tune.cli.run import num_processes_asked, parse_config, torchrun_options
-from distill_tune.config.check import checked_config, load
+from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_config, find_recipe, folders_of_own_modules
+from distill_tune.config.load import load_config
 from distill_tune.config.missing_files import MissingFile
 from distill_tune.config.trust import is_known, outside
 from distill_tune.errors import CollectedFaults, Faults, FinishedRun, UserError
@@ -74,7 +75,7 @@ def _validate(options: argparse.Namespace) -> None:
     with of_config:
         cfg = checked_config(recipe, name, overrides, "known")
     if cfg is None:
-        cfg, _ = load(path, overrides, is_known)
+        cfg = load_config(path, overrides, is_known)
     if told := list(outside(cfg, folders_of_own_modules(recipe))):
         print("a run would run code from elsewhere, which is not checked here:\n  " + "\n  ".join(told))
     if all(isinstance(fault, MissingFile) for fault in of_config):  # sizes need none

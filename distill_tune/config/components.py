@@ -145,13 +145,7 @@ def arguments_taken(key: str, name: str) -> set[str] | None:
 
 
 class _Arguments(NamedTuple):
-    """
-    Attributes:
-        parameters: of a component, by name.
-        passed: what the recipe itself passes.
-        given: what a config may give.
-        others: whether it takes any other argument as well.
-    """
+    """A component's parameters, what of them the recipe passes, what a config may give, and whether also others."""
 
     parameters: Mapping[str, inspect.Parameter]
     passed: set[str]

@@ -95,6 +95,7 @@ LAYERS = Kind(
 )
 COMBINATIONS = one_of("mixture", "sum", "by_row")
 MEASURES = one_of("val_loss", "val_ce_loss", "val_kd_loss")
+_STORED = "what is stored: kind (sampled, top_k, hidden), draws (50), proposal_temperature, k (50), temperature"
 # Beside which keys others are heeded, and which recipe alone reads them.
 _VALIDATION, _TEACHER, _LOGGER = ("dataset_val",), ("teacher_model",), ("metric_logger",)
 _SEVERAL = "kd_distributed"
@@ -111,12 +112,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "teacher_dtype": Key(DTYPE, None, "what a teacher's weights are held in; default `dtype`", _TEACHER),
         "teacher_quantizer": Key(COMPONENT, None, "torchao's config, or NF4, for a teacher's weights", _TEACHER),
         "teacher_offload": Key(FLAG, False, "keep a teacher's layers in host memory and copy each in time", _TEACHER),
-        "cache": Key(
-            SETTINGS,
-            Needed(),
-            "what is stored: kind (sampled, top_k, hidden), draws (50), proposal_temperature, k (50), temperature",
-            recipe="teacher_cache",
-        ),
+        "cache": Key(SETTINGS, Needed(), _STORED, recipe="teacher_cache"),
     },
     "Data": {
         "dataset": Key(DATASETS, Needed("plan_steps"), "one dataset or several, each with a weight"),
@@ -125,10 +121,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "on_bad_row": Key(one_of("stop", "skip"), "stop", "what to do with a row that cannot be used"),
         "shuffle": Key(FLAG, True, "another order of the rows in each epoch"),
         "augmentations": Key(LIST_OF_COMPONENTS, None, "changes of prompts, made anew in each epoch"),
-        "student_prompt_template": Key(
-            TEMPLATE, None, "the prompt that the student reads; {input} is the row's, {column} another field"
-        ),
-        "teacher_prompt_template": Key(TEMPLATE, None, "the prompt that the teacher reads, likewise", _TEACHER),
+        "student_prompt_template": Key(TEMPLATE, None, "the student's prompt; {input} is the row's, {column} a field"),
+        "teacher_prompt_template": Key(TEMPLATE, None, "the teacher's prompt, likewise", _TEACHER),
         "teacher_system_prompt": Key(TEXT, None, "before the teacher's prompt alone", _TEACHER),
         "teacher_max_seq_len": Key(whole(1), None, "cuts what the teacher reads", _TEACHER),
         "date": Key(DAY, None, "the day that a chat template writes; default the day when the run began"),
@@ -143,13 +137,9 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "loss": Key(COMPONENT, None, "of the rows' own tokens; default cross-entropy"),
     },
     "Steps": {
-        "batch_size": Key(
-            whole(1).or_null(),
-            Needed("plan_steps"),
-            "rows in a micro-batch of the longest rows, on each process; short ones go together",
-        ),
+        "batch_size": Key(whole(1).or_null(), Needed("plan_steps"), "longest rows in a micro-batch, on each process"),
         "max_tokens_per_batch": Key(whole(1), None, "in place of batch_size: so many tokens in a micro-batch"),
-        "gradient_accumulation_steps": Key(whole(1), 1, "micro-batches in a step, or fewer of short rows"),
+        "gradient_accumulation_steps": Key(whole(1), 1, "micro-batches in a step; short rows go together in fewer"),
         "epochs": Key(whole(1), Needed("plan_steps"), "times that the rows are gone through"),
         "max_steps_per_epoch": Key(whole(1), None, "ends an epoch early"),
         "optimizer": Key(COMPONENT, Needed("build_models"), "takes the steps; its parameters are passed by the recipe"),

@@ -2,17 +2,18 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distill_tune.config.components import arguments_taken
 from distill_tune.config.files import demo_model_folder
 from distill_tune.config.keys import KEYS
 from distill_tune.config.kinds import COMPONENT, COMPONENTS
-from distill_tune.config.nodes import children_of, nodes_of
+from distill_tune.config.nodes import children_of, is_component, nodes_of
 from distill_tune.errors import CollectedFaults, Faults, UserError, one_line
 
 # `${demo_model:teacher}` in a config: a model that travels with the package.
@@ -30,12 +31,22 @@ def _told_as(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {one_line(error)}") from error
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
+def load_config(
+    path: Path,
+    overrides: Sequence[str] = (),
+    may_import: Callable[[str], bool] = lambda name: False,
+    say: Callable[[str], None] = lambda line: None,
+) -> DictConfig:
     """Read a YAML file and apply overrides to it, in order.
 
     ``key=value`` and ``a.b=value`` set, ``+key=value`` adds what is not there yet, ``~key`` removes. Values are YAML. A
     component takes its new name directly: ``model=torchtune.models.llama3_2.llama3_2_1b``, and so does a key that is a
     component and that the file does not have.
+
+    Args:
+        may_import: whether a component of this name may be looked at. One that an override puts in another's place
+            keeps those of the file's arguments that it takes.
+        say: is told of each that loses others.
 
     Raises:
         UserError: the file is not a YAML mapping; an override cannot be applied; an interpolation cannot be resolved.
@@ -45,9 +56,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise UserError(f"config {path}: must be a mapping of keys, found {type(config).__name__}")
     faults = CollectedFaults("the command line")
+    given = [override.lstrip("+").partition("=")[0] for override in overrides]
     for override in overrides:
         with faults:
-            _apply(config, override)
+            key, was = _apply(config, override)
+            if was is not None and may_import(OmegaConf.select(config, key)["_component_"]):
+                for line in _drop_arguments(config, key, was, given):
+                    say(line)
     faults.tell()
     with _told_as(f"config {path}"):
         OmegaConf.resolve(config)
@@ -78,10 +93,11 @@ def read_value(override: str) -> Any:
         return OmegaConf.from_dotlist([f"value={override.partition('=')[2]}"]).get("value")
 
 
-def _apply(config: DictConfig, override: str) -> None:
+def _apply(config: DictConfig, override: str) -> tuple[str, str | None]:
+    """The key of a component that it puts in another's place, and the other's name; else None for this."""
     if override.startswith("~"):
         _remove(config, override[1:].partition("=")[0])
-        return
+        return "", None
     key, equals, text = override.partition("=")
     if not equals or not key.strip("+"):
         raise UserError(f"{override}: not an override; write key=value, +key=value or ~key")
@@ -92,11 +108,29 @@ def _apply(config: DictConfig, override: str) -> None:
         present = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         if adds and present is not None:
             raise UserError(f"{override}: {key} is there already; leave out the +")
-        is_component = isinstance(present, DictConfig) and "_component_" in present
         is_new = present is None and key in KEYS and KEYS[key].kind.fits in (COMPONENT.fits, COMPONENTS.fits)
-        if isinstance(value, str) and (is_component or (is_new and ("." in value or value.isidentifier()))):
+        if isinstance(value, str) and (is_component(present) or (is_new and ("." in value or value.isidentifier()))):
             key = f"{key}._component_"
+        of = key.removesuffix("._component_")
+        was = OmegaConf.select(config, key, throw_on_resolution_failure=False) if of != key else None
         OmegaConf.update(config, key, value, merge=False, force_add=True)
+    return of, was if isinstance(value, str) and "${" not in value and was != value else None
+
+
+def _drop_arguments(config: DictConfig, key: str, was: str, given: Sequence[str]) -> Iterator[str]:
+    """Drop what the file gives another component, where the new one does not take it."""
+    component, checkpointer = OmegaConf.select(config, key), key.replace("model", "checkpointer")
+    if (taken := arguments_taken(key, component["_component_"])) is None:
+        return
+    if f"{key}.path" in given and checkpointer in config and not any(w.startswith(checkpointer) for w in given):
+        del config[checkpointer]
+        yield f"{checkpointer}: is of the model that the file names; {key}.path has the new one's weights: left out"
+    is_given = {a for a in map(str, component) if any(f"{w}.".startswith(f"{key}.{a}.") for w in given)}
+    if dropped := [a for a in map(str, component) if a not in taken | is_given | {"_component_"}]:
+        for argument in dropped:
+            del component[argument]
+        told = f"{component['_component_']} does not take {', '.join(dropped)}"
+        yield f"{key}: {told}, which the file gives {was}: left out"
 
 
 def _remove(config: DictConfig, key: str) -> None:

@@ -25,11 +25,6 @@ class MissingFile(str):
     key: str
     path: Path
 
-    @property
-    def is_of_weights(self) -> bool:
-        """Whether it is of a model, not of a tokenizer."""
-        return self.key.startswith(("model.", "teacher_model.", "checkpointer.", "teacher_checkpointer."))
-
 
 def missing_files(config: DictConfig, source: str = "") -> Iterator[MissingFile]:
     """

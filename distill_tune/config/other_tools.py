@@ -1,7 +1,5 @@
 """Keys of configs for TRL, the Hugging Face Trainer, axolotl and LLaMA-Factory, and ours: docs/migrate.md has them."""
 
-from distill_tune.config.files import config_names
-
 # Keys here, and theirs that mean them.
 _THEIRS = {
     "batch_size": "micro_batch_size per_device_train_batch_size",
@@ -46,9 +44,3 @@ WITHOUT_A_KEY = {
     "lmbda": "answers are the rows' own here, as with lmbda: 0",
     "seq_kd": "the teacher's answers are generated beforehand, and are rows then",
 }
-
-
-def where_to_read() -> str:
-    """Where theirs and ours stand side by side."""
-    configs = [name for name in config_names() if name.startswith("migrate/")]
-    return f"these are keys of another tool: docs/migrate.md has ours beside them; configs: {', '.join(configs)}"

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from distill_tune.config.files import folders_of_own_modules, recipes_folder
+from distill_tune.config.files import config_names, folders_of_own_modules, recipes_folder
 from distill_tune.config.keys import KEYS, Needed
 from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.config.nodes import nodes_of
-from distill_tune.config.other_tools import OURS, WITHOUT_A_KEY, where_to_read
+from distill_tune.config.other_tools import OURS, WITHOUT_A_KEY
 from distill_tune.config.trust import KNOWN
 from distill_tune.errors import UserError
 
@@ -111,7 +111,9 @@ def check_keys(
         else:
             unread.append(f"{key}: {recipe.path.name} does not name it; does it read it?")
     if len(of_others) > 1:
-        of_others[-1] += f"\n  {where_to_read()}"
+        configs = ", ".join(name for name in config_names() if name.startswith("migrate/"))
+        told = f"these are keys of another tool: docs/migrate.md has ours beside them; configs: {configs}"
+        of_others[-1] += f"\n  {told}"
     faults += of_others
     needed = [key for key in sorted(KEYS) if key not in config and isinstance(KEYS[key].default, Needed)]
     faults += [f"{key}: missing; the recipe needs it: {KEYS[key].meaning}" for key in needed if recipe.needs(key)]
