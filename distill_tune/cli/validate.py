@@ -4,11 +4,12 @@ import argparse
 import contextlib
 import io
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from distill_tune.cli.run import num_processes_asked, parse_config, torchrun_options
 from distill_tune.config.check import checked_config
@@ -111,6 +112,8 @@ def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFau
         if may_be_called(cfg.get(key)):
             with faults:
                 build(key, cfg.get(key))
+    with faults:
+        _build_profiler(cfg.get("profiler"))
     checkpoint = state = built = steps = None
     with faults:
         try:
@@ -132,6 +135,16 @@ def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFau
             _read_rows(cfg, built.teacher.names if built else (), faults)
         elif checkpoint and state:
             state.require_same_plan(checkpoint, steps.identity_with(built), cfg.get("resume_with_changes", False))
+
+
+def _build_profiler(component: DictConfig | None) -> None:
+    """With another folder, since it makes its own."""
+    from distill_tune import training
+    from distill_tune.config.trust import is_known
+
+    if component is not None and is_known(component["_component_"]):
+        with tempfile.TemporaryDirectory() as folder:
+            training.build_profiler(OmegaConf.create({**component, "output_dir": folder}))
 
 
 def _read_rows(cfg: DictConfig, teacher_names: Sequence[str], faults: CollectedFaults) -> None:

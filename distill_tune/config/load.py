@@ -56,18 +56,21 @@ def load_config(
     if not isinstance(config, DictConfig):
         raise UserError(f"config {path}: must be a mapping of keys, found {type(config).__name__}")
     faults = CollectedFaults("the command line")
-    given = [override.lstrip("+").partition("=")[0] for override in overrides]
+    replaced = dict[str, str]()
     for override in overrides:
         with faults:
-            key, was = _apply(config, override)
-            if was is not None and may_import(OmegaConf.select(config, key)["_component_"]):
-                for line in _drop_arguments(config, key, was, given):
-                    say(line)
+            _apply(config, override, replaced)
     faults.tell()
     with _told_as(f"config {path}"):
         OmegaConf.resolve(config)
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise Faults(f"config {path}", [f"{key}=???: has no value yet; give it one" for key in missing])
+    given = [override.lstrip("+").partition("=")[0] for override in overrides]
+    for key, was in replaced.items():
+        component = OmegaConf.select(config, key)
+        if is_component(component) and component["_component_"] != was and may_import(component["_component_"]):
+            for line in _drop_arguments(config, key, was, given):
+                say(line)
     _expand_home(config)
     if isinstance(profiler := config.get("profiler"), DictConfig):
         profiler.setdefault("_component_", "torchtune.training.setup_torch_profiler")
@@ -93,11 +96,11 @@ def read_value(override: str) -> Any:
         return OmegaConf.from_dotlist([f"value={override.partition('=')[2]}"]).get("value")
 
 
-def _apply(config: DictConfig, override: str) -> tuple[str, str | None]:
-    """The key of a component that it puts in another's place, and the other's name; else None for this."""
+def _apply(config: DictConfig, override: str, replaced: dict[str, str]) -> None:
+    """Note in ``replaced``, by key, the name of a component in whose place another is put."""
     if override.startswith("~"):
         _remove(config, override[1:].partition("=")[0])
-        return "", None
+        return
     key, equals, text = override.partition("=")
     if not equals or not key.strip("+"):
         raise UserError(f"{override}: not an override; write key=value, +key=value or ~key")
@@ -111,10 +114,10 @@ def _apply(config: DictConfig, override: str) -> tuple[str, str | None]:
         is_new = present is None and key in KEYS and KEYS[key].kind.fits in (COMPONENT.fits, COMPONENTS.fits)
         if isinstance(value, str) and (is_component(present) or (is_new and ("." in value or value.isidentifier()))):
             key = f"{key}._component_"
-        of = key.removesuffix("._component_")
-        was = OmegaConf.select(config, key, throw_on_resolution_failure=False) if of != key else None
+        was = OmegaConf.select(config, key, throw_on_resolution_failure=False)
+        if key.endswith("._component_") and isinstance(was, str):
+            replaced.setdefault(key.removesuffix("._component_"), was)
         OmegaConf.update(config, key, value, merge=False, force_add=True)
-    return of, was if isinstance(value, str) and "${" not in value and was != value else None
 
 
 def _drop_arguments(config: DictConfig, key: str, was: str, given: Sequence[str]) -> Iterator[str]:

@@ -26,6 +26,7 @@ _INTERPOLATION = re.compile(r"\$\{\s*([A-Za-z_]\w*)")
 _NAMES = re.compile(r"""\.([A-Za-z_]\w*)\b(?!\s*\()|["']([A-Za-z_]\w*)(?:[.\[][^"'\n]*)?["']""")
 _READ_OF_CFG = re.compile(r"""\bcfg(?:\.get\(\s*["']|\[["']|\.)([A-Za-z_]\w*)""")
 _IMPORTED = re.compile(r"^\s*(?:from|import)\s+([A-Za-z_]\w*)", re.MULTILINE)
+_PATHS = "models_dir"  # of shipped configs, for others to refer to
 _LIKE = 0.75  # of difflib, where nothing else can be meant: adapter and date have 0.73
 _ALMOST = 0.8  # of difflib: kd_raito and kd_ratio have 0.88, mode and model 0.89, my_model and model 0.77
 
@@ -105,6 +106,8 @@ def check_keys(
         elif recipe.is_shipped and key in (OURS | WITHOUT_A_KEY):
             ours = did_you_mean([OURS[key]] if key in OURS else (), f"; {WITHOUT_A_KEY.get(key)}")
             of_others.append(f"{key}: no such key{ours}")
+        elif recipe.is_shipped and key == _PATHS:
+            faults.append(f"{key}: nothing reads it, since no path has ${{{key}}}; leave it out")
         elif (near := _meant_by(key, config, recipe)) or recipe.is_shipped:
             told = f"{key}: no such key{did_you_mean(near, otherwise=', and nothing would read it')}"
             (unread if recipe.imports_unread else faults).append(told)

@@ -32,6 +32,7 @@ from distill_tune.training.distributed import (
 )
 from distill_tune.training.loss_check import check_losses
 from distill_tune.training.optimizer import check_lr_scheduler, check_optimizer
+from distill_tune.training.output_check import check_outputs
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.schedules import Schedules
 from distill_tune.training.state import TrainingState, content_of
@@ -88,7 +89,8 @@ def open_run(cfg: DictConfig) -> tuple[RunFolder, Checkpoints, Path | None, Trai
     """``output_dir``, its checkpoints, and the one to resume from with its state, where there is one.
 
     Raises:
-        UserError: the folder holds a run and a fresh start is asked for, or it does not hold what is to be resumed.
+        UserError: what is to be written cannot be (:func:`~distill_tune.training.output_check.check_outputs`); the
+            folder holds a run and a fresh start is asked for, or it does not hold what is to be resumed.
         FinishedRun: the run that is to go on has come to its end with these settings.
     """
     run = RunFolder.of(cfg.output_dir)
@@ -101,6 +103,7 @@ def open_run(cfg: DictConfig) -> tuple[RunFolder, Checkpoints, Path | None, Trai
             f"output_dir={run.path}: this run came to its end with step {step}; nothing is left to do "
             "(more epochs go on from there, another folder begins anew)"
         )
+    check_outputs(cfg)
     checkpoint = checkpoints.to_resume(resume)
     if checkpoint is None:
         return run, checkpoints, None, None
