@@ -41,6 +41,9 @@ class CollectedFaults:
     def __iter__(self) -> Iterator[str]:
         return iter(self._faults)
 
+    def __bool__(self) -> bool:
+        return bool(self._faults)
+
     def __enter__(self) -> None:
         return None
 

@@ -22,6 +22,7 @@ AT_ONCE = [
     ("zzz=1", "zzz: no such key, and nothing would read it"),
     ("learning_rate=1e-4", "learning_rate: no such key, did you mean optimizer.lr?"),
     ("learning_rate=1e-4 save_steps=5", "did you mean save_every_n_steps?\n  these are keys of another tool"),
+    ("models_dir=models", "models_dir: nothing reads it, since no path has ${models_dir}; leave it out"),
     ("deepspeed=zero.json", "deepspeed: no such key, and nothing would read it"),
     ("kd_ratio=1.5", "kd_ratio=1.5: must be a number from 0 to 1"),
     ("kd_ratio=half", "kd_ratio=half: must be a number from 0 to 1"),
@@ -99,6 +100,7 @@ AT_ONCE = [
 
 LOSS, HIDDEN = "kd_loss._component_=distill_tune.losses.", "hidden_loss._component_=distill_tune.losses.HiddenLoss"
 ARGUMENTS = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "intermediate_dim", "max_seq_len")
+LOGGERS = "torchtune.training.metric_logging."
 KIND = " ".join(f"~teacher_model.{name}" for name in ARGUMENTS) + " teacher_model=distill_tune.teachers."
 RATIO = "~kd_ratio kd_ratio._component_=distill_tune.training.Linear kd_ratio.start=0.5"
 
@@ -116,6 +118,8 @@ OF_COMPONENTS = [
         "has no such argument; for a model's folder: model=distill_tune.models.from_hf model.path=nowhere\n",
     ),
     ("~model.vocab_size", "model.vocab_size: missing; torchtune.models.llama3_2.llama3_2 needs it"),
+    ("~checkpointer", "checkpointer: missing; torchtune.models.llama3_2.llama3_2 does not know its folder"),
+    ("~teacher_checkpointer", "teacher_checkpointer: missing; torchtune.models.llama3_2.llama3_2 does not know"),
     (
         "optimizer=torch.optim.AdmW",
         "torch.optim.AdmW: torch.optim has no AdmW, did you mean AdamW",
@@ -126,6 +130,10 @@ OF_COMPONENTS = [
     ("lr_scheduler=StepLR", "did you mean torch.optim.lr_scheduler.StepLR?"),
     ("dataset=instruct", "did you mean distill_tune.data.instruct?"),
     ("teacher_quantizer=int4", "teacher_quantizer=int4: must be the dotted name of what to call"),
+    (
+        "teacher_quantizer._component_=torchao.quantization.Int4WeightOnlyConfig",
+        "teacher_quantizer: torchao.quantization.Int4WeightOnlyConfig needs the package mslk; pip install mslk",
+    ),
     ("hidden_loss=uniform", "hidden_loss=uniform: must be the dotted name of what to call"),
     ("optimizer.lr=abc", "optimizer.lr=abc: must be a number"),
     ("optimizer.lr=-1", "optimizer.lr=-1: torch.optim.AdamW: Invalid learning rate: -1"),
@@ -164,7 +172,7 @@ OF_COMPONENTS = [
     (
         f"{KIND}Served +teacher_model.url=http://127.0.0.1:9 "
         "temperature._component_=distill_tune.training.Linear temperature.start=2 temperature.end=1",
-        "a record serves one temperature, and temperature is a schedule: take kind hidden",
+        "a top_k record serves one temperature, and temperature is a schedule: take kind hidden, which serves any",
     ),
     (f"{KIND}HuggingFace +teacher_model.path=nowhere", "teacher_model.path=nowhere: no such folder"),
     (f"{RATIO} kd_ratio.change=1", "kd_ratio: its schedule gives 1.5 at step 1; it must stay from 0 to 1"),
@@ -189,6 +197,11 @@ OF_COMPONENTS = [
         "optimizer=torch.optim.lr_scheduler.StepLR optimizer.step_size=3 ~optimizer.lr",
         "optimizer=torch.optim.lr_scheduler.StepLR: is no optimizer; name one",
     ),
+    (
+        "metric_logger=torch.nn.Identity",
+        "torch.nn.Identity: is no logger, which has log_config, log_dict",
+    ),
+    ("profiler.active_steps=-1 profiler.enabled=True profiler.wait_steps=1 profiler.warmup_steps=1", "profiler: "),
     ("profiler.x=1", "profiler.x: torchtune.training.setup_torch_profiler has no such argument"),
     ("profiler.enabled=True profiler.outputdir=pr", "has no such argument, did you mean output_dir?"),
     ("optimizer.params=[]", "optimizer.params: the recipe passes this itself; leave it out"),
@@ -738,6 +751,21 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
         "output_dir=/proc/none/out: cannot be written",
     ),
     (
+        "output_dir: not writable, before rows are read",
+        lambda w: ["output_dir=/proc/none/out", *w.rows("rows.json", "[]")],
+        "output_dir=/proc/none/out: cannot be written",
+    ),
+    (
+        "profiler: a folder that is not writable",
+        lambda w: ["+profiler.enabled=True", "+profiler.output_dir=/proc/none"],
+        "profiler.output_dir=/proc/none: cannot be written",
+    ),
+    (
+        "metric_logger: a folder that is not writable",
+        lambda w: [f"metric_logger={LOGGERS}DiskLogger", "metric_logger.log_dir=/proc/none"],
+        "metric_logger.log_dir=/proc/none: cannot be written",
+    ),
+    (
         "output_dir: a model of another run",
         lambda w: w.run_before("model/config.json"),
         "holds a run already; go on with it (resume=auto)",
@@ -805,7 +833,7 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     (
         "cache: a schedule of temperatures",
         lambda w: w.cache("sampled", "temperature={_component_: distill_tune.training.Linear, start: 2.0, end: 1.0}"),
-        "temperature is a schedule: take a cache of kind hidden",
+        "a sampled record serves one temperature, and temperature is a schedule: take kind hidden, which serves any",
     ),
     (
         "cache: a weight that needs the teacher",

@@ -2,7 +2,7 @@
 
 import argparse
 
-from distill_tune.config.files import find_recipe_or_config
+from distill_tune.config.files import find_config
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -12,4 +12,4 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def _cat(options: argparse.Namespace) -> None:
-    print(find_recipe_or_config(options.name).read_text(encoding="utf-8"), end="")
+    print(find_config(options.name, or_recipe=True).read_text(encoding="utf-8"), end="")

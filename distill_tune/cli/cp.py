@@ -3,7 +3,7 @@
 import argparse
 import shutil
 
-from distill_tune.config.files import find_recipe_or_config, local_path
+from distill_tune.config.files import find_config, local_path
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Copy a recipe or config to edit it.
@@ -28,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def _cp(options: argparse.Namespace) -> None:
-    source = find_recipe_or_config(options.name)
+    source = find_config(options.name, or_recipe=True)
     destination = options.destination / source.name if options.destination.is_dir() else options.destination
     if not destination.suffix:
         destination = destination.with_suffix(source.suffix)

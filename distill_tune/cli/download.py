@@ -149,6 +149,8 @@ def _reason(error: Exception, options: argparse.Namespace) -> str:
         told = "no such model or revision there, or one that needs a token (--token, HF_TOKEN)"
     elif kind in ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError", "NetworkError"):
         told = "the hub cannot be reached; a mirror is set with HF_ENDPOINT, ModelScope with --source modelscope"
+        if options.source == "modelscope":
+            told = "ModelScope cannot be reached; without --source modelscope Hugging Face is asked"
     else:
         told = f"{kind}: {' '.join(str(error).split())[:300]}; a second call goes on where this one stopped"
     return hide_secrets(told.replace(options.token, "***") if options.token else told)

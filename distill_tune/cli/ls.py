@@ -6,7 +6,7 @@ import ast
 from distill_tune.config.files import (
     config_names,
     configs_folder,
-    find_recipe_or_config,
+    find_config,
     recipe_names,
     recipes_folder,
 )
@@ -20,7 +20,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def _ls(options: argparse.Namespace) -> None:
     if options.path:
-        print(find_recipe_or_config(options.path))
+        print(find_config(options.path, or_recipe=True))
         return
     print(f"recipes ({recipes_folder()})")
     for name in recipe_names():

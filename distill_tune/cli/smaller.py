@@ -6,9 +6,9 @@ from omegaconf import DictConfig
 
 from distill_tune.cli.planned_run import PlannedRun
 from distill_tune.cli.without_weights import use_published
-from distill_tune.config.check import load
 from distill_tune.config.components import check_components
 from distill_tune.config.files import find_config
+from distill_tune.config.load import load_config
 from distill_tune.errors import UserError
 
 # The cheapest first; each is a list of overrides.
@@ -73,7 +73,7 @@ def _with(
         f"+{one}" if one[0] != "+" and one.partition("=")[0].partition(".")[0] not in run.cfg else one
         for one in written
     ]
-    cfg, _ = load(find_config(config_name), [*overrides, *added])
+    cfg = load_config(find_config(config_name), [*overrides, *added], lambda name: True)
     use_published(cfg)
     if cfg == run.cfg or check_components(cfg):  # nothing new, or its other arguments do not suit
         return None

@@ -2,17 +2,18 @@
 
 import argparse
 import contextlib
-import io
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from distill_tune.cli.run import num_processes_asked, parse_config, torchrun_options
-from distill_tune.config.check import checked_config, load
+from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_config, find_recipe, folders_of_own_modules
+from distill_tune.config.load import load_config
 from distill_tune.config.missing_files import MissingFile
 from distill_tune.config.trust import is_known, outside
 from distill_tune.errors import CollectedFaults, Faults, FinishedRun, UserError
@@ -43,7 +44,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 # What the steps before loading call: where one of these is from elsewhere, its group is not checked.
-_OF_MODELS = ("model", "teacher_model", "tokenizer", "optimizer", "lr_scheduler", "hidden_loss")
 _OF_ROWS = ("dataset", "dataset_val", "augmentations", "kd_ratio", "temperature")
 _LOSSES = ("loss", "kd_loss", "kd_token_weight")
 
@@ -74,8 +74,8 @@ def _validate(options: argparse.Namespace) -> None:
     with of_config:
         cfg = checked_config(recipe, name, overrides, "known")
     if cfg is None:
-        cfg, _ = load(path, overrides, is_known)
-    if told := list(outside(cfg, folders_of_own_modules(recipe))):
+        cfg = load_config(path, overrides, is_known)
+    if told := outside(cfg, folders_of_own_modules(recipe))[0]:
         print("a run would run code from elsewhere, which is not checked here:\n  " + "\n  ".join(told))
     if all(isinstance(fault, MissingFile) for fault in of_config):  # sizes need none
         _print_sizes(cfg, num_processes)
@@ -105,11 +105,14 @@ def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFau
     from distill_tune import data, training
     from distill_tune.config.components import build
     from distill_tune.config.trust import may_be_called
+    from distill_tune.training.preparation import OF_MODELS
 
     for key in _LOSSES:
         if may_be_called(cfg.get(key)):
             with faults:
                 build(key, cfg.get(key))
+    with faults:
+        _build_profiler(cfg.get("profiler"))
     checkpoint = state = built = steps = None
     with faults:
         try:
@@ -117,7 +120,7 @@ def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFau
         except FinishedRun as told:
             print(told)
     training.use_day(cfg.get("date"), state)
-    if _has_foreign(cfg, _OF_MODELS, "models and rows"):
+    if _has_foreign(cfg, OF_MODELS, "models and rows"):
         return
     with faults:
         built = training.build_models(cfg, torch.device("cpu"))
@@ -133,23 +136,23 @@ def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFau
             state.require_same_plan(checkpoint, steps.identity_with(built), cfg.get("resume_with_changes", False))
 
 
+def _build_profiler(component: DictConfig | None) -> None:
+    """With another folder, since it makes its own."""
+    from distill_tune import training
+    from distill_tune.config.trust import is_known
+
+    if component is not None and is_known(component["_component_"]):
+        with tempfile.TemporaryDirectory() as folder:
+            training.build_profiler(OmegaConf.create({**component, "output_dir": folder}))
+
+
 def _read_rows(cfg: DictConfig, teacher_names: Sequence[str], faults: CollectedFaults) -> None:
     """Each dataset by itself, where no steps can be made of them all."""
-    from distill_tune import config, data
-    from distill_tune.training.preparation import reading_of
+    from distill_tune import config
+    from distill_tune.training.preparation import check_rows
 
-    tokenizer, reading = config.build("tokenizer", cfg.tokenizer), reading_of(cfg, teacher_names)
-    for key in ("dataset", "dataset_val"):
-        with faults, data.local_files_alone():
-            try:
-                if cfg.get(key) is not None:
-                    on_bad_row = cfg.get("on_bad_row", "stop")
-                    with contextlib.redirect_stdout(io.StringIO()):  # what is told of rows has been told
-                        data.prepare_rows(
-                            cfg[key], tokenizer, cfg.tokenizer, key=key, on_bad_row=on_bad_row, reading=reading
-                        )
-            except data.RowsOnHub as told:
-                print(f"{key}: {told}: its rows are checked by the run, before it loads a model")
+    for key, told in check_rows(cfg, config.build("tokenizer", cfg.tokenizer), teacher_names, faults).items():
+        print(f"{key}: {told}: its rows are checked by the run, before it loads a model")
 
 
 def _missing_on_this_machine(cfg: DictConfig) -> str | None:

@@ -3,23 +3,20 @@
 import contextlib
 import importlib
 import inspect
-import pkgutil
-import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.keys import KEYS
-from distill_tune.config.meant import meant_by
-from distill_tune.config.nearest import did_you_mean, nearest
+from distill_tune.config.nearest import components_meant, did_you_mean, has_no, nearest, no_module
 from distill_tune.config.nodes import components_of, is_component, is_model
 from distill_tune.errors import UserError, one_line
 
 # Arguments that the recipe itself passes, by top-level key: the first so many positional ones, and these by name.
-_PASSED_POSITIONAL = {"dataset": 1, "dataset_val": 1, "optimizer": 1, "lr_scheduler": 1}
+_PASSED_BY_PLACE = {"dataset": 1, "dataset_val": 1, "optimizer": 1, "lr_scheduler": 1}
 _PASSED_BY_NAME = {"lr_scheduler": {"num_training_steps", "last_epoch"}}
 
 # Arguments that may be more here than their annotation says; config/values.py checks them.
@@ -36,16 +33,12 @@ _LOAD_DATASET_KEYS = {"cache_dir", "data_dir", "data_files", "delimiter", "encod
 _LOAD_DATASET_KEYS |= {"revision", "split", "token"}
 
 # torchtune's losses are served by our own head: same meaning, a fraction of the memory.
-_SERVED_BY = {
-    "torch.nn.CrossEntropyLoss": "distill_tune.losses.CrossEntropy",
-    "torchtune.modules.loss.CEWithChunkedOutputLoss": "distill_tune.losses.CrossEntropy",
-    "torchtune.modules.loss.LinearCrossEntropyLoss": "distill_tune.losses.CrossEntropy",  # its later name
-    "torchtune.modules.loss.ForwardKLLoss": "distill_tune.losses.ForwardKL",
-    "torchtune.modules.loss.ForwardKLWithChunkedOutputLoss": "distill_tune.losses.ForwardKL",
-    "torchtune.modules.loss.ReverseKLLoss": "distill_tune.losses.ReverseKL",
-    "torchtune.modules.loss.ReverseKLWithChunkedOutputLoss": "distill_tune.losses.ReverseKL",
-    "torchtune.modules.loss.SymmetricKLLoss": "distill_tune.losses.SymmetricKL",
-    "torchtune.modules.loss.SymmetricKLWithChunkedOutputLoss": "distill_tune.losses.SymmetricKL",
+_OF_TORCHTUNE = "torchtune.modules.loss."
+_CROSS_ENTROPIES = (f"{_OF_TORCHTUNE}CEWithChunkedOutputLoss", f"{_OF_TORCHTUNE}LinearCrossEntropyLoss")
+_SERVED_BY = dict.fromkeys(("torch.nn.CrossEntropyLoss", *_CROSS_ENTROPIES), "distill_tune.losses.CrossEntropy") | {
+    f"{_OF_TORCHTUNE}{name}{of_chunks}Loss": f"distill_tune.losses.{name}"
+    for name in ("ForwardKL", "ReverseKL", "SymmetricKL")
+    for of_chunks in ("", "WithChunkedOutput")
 }
 _SERVED_LOSS_ARGUMENTS = {"ignore_index", "mask_ignored_tokens", "num_output_chunks", "reduction", "tp_enabled"}
 
@@ -123,18 +116,6 @@ def find_component(name: str) -> Callable[..., Any]:
     return found
 
 
-def no_module(package: str, folders: Sequence[str] = ()) -> str:
-    """What is told of a package that is neither in ``folders`` nor installed."""
-    near = nearest(package, [module.name for module in pkgutil.iter_modules([*folders, *sys.path])])
-    also = f", or did you mean {' or '.join(near)}" if near else ""
-    return f"no module named {package}; is the package installed{also}?"
-
-
-def has_no(module: str, name: str, names: Iterable[str]) -> str:
-    """What is told of a module that has not a name, but ``names``."""
-    return f"{module} has no {name}{did_you_mean(nearest(name, names))}"
-
-
 def check_components(config: DictConfig, may_import: Callable[[str], bool] = lambda name: True) -> list[str]:
     """Faults of every component's name and arguments; imports their modules, builds nothing.
 
@@ -145,7 +126,7 @@ def check_components(config: DictConfig, may_import: Callable[[str], bool] = lam
     for key, component in components_of(config):
         name = component["_component_"]
         if name.isidentifier() and may_import("distill_tune"):
-            near = did_you_mean(meant_by(key, name))
+            near = did_you_mean(components_meant(key, name))
             faults.append(f"{key}={name}: must be the dotted name of what to call{near}")
         elif may_import(name):
             try:
@@ -157,21 +138,14 @@ def check_components(config: DictConfig, may_import: Callable[[str], bool] = lam
 
 def arguments_taken(key: str, name: str) -> set[str] | None:
     """The arguments that a config may give a component; None where any, or where that cannot be told."""
-    try:
+    with contextlib.suppress(UserError):  # told by check_components
         taken = _arguments_of(key, name)
-    except UserError:  # told by check_components
-        return None
-    return None if taken is None or taken.others else taken.given
+        return None if taken is None or taken.others else taken.given
+    return None
 
 
 class _Arguments(NamedTuple):
-    """
-    Attributes:
-        parameters: of a component, by name.
-        passed: what the recipe itself passes.
-        given: what a config may give.
-        others: whether it takes any other argument as well.
-    """
+    """A component's parameters, what of them the recipe passes, what a config may give, and whether also others."""
 
     parameters: Mapping[str, inspect.Parameter]
     passed: set[str]
@@ -182,25 +156,23 @@ class _Arguments(NamedTuple):
 def _arguments_of(key: str, name: str) -> _Arguments | None:
     """None where it is written in C, without a signature."""
     component = find_component(name)
-    signature = None
+    parameters = None
     for evaluated in (False, True):  # annotations that cannot be evaluated say nothing
         with contextlib.suppress(Exception):
-            signature = inspect.signature(component, eval_str=evaluated)
-    if signature is None:
+            parameters = inspect.signature(component, eval_str=evaluated).parameters
+    if parameters is None:
         return None
-    parameters = signature.parameters
     top, _, rest = key.partition(".")
-    is_outermost = not rest or rest.isdigit()
-    positional = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    passed = {*positional[: _PASSED_POSITIONAL.get(top, 0)], *_PASSED_BY_NAME.get(top, ())} if is_outermost else set()
+    by_place = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     given = {p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    given |= ENTRY_KEYS.get(top, set()) if is_outermost else set()
+    others = {p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD}
+    passed = set[str]()
+    if not rest or rest.isdigit():
+        passed = {*by_place[: _PASSED_BY_PLACE.get(top, 0)], *_PASSED_BY_NAME.get(top, ())}
+        given |= ENTRY_KEYS.get(top, set())
     given |= _SERVED_LOSS_ARGUMENTS if name in _SERVED_BY else set()
-    others = [p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD]
-    if others == ["load_dataset_kwargs"]:
-        given |= _LOAD_DATASET_KEYS
-        others = []
-    return _Arguments(parameters, passed, given - passed, bool(others))
+    given |= _LOAD_DATASET_KEYS if "load_dataset_kwargs" in others else set()
+    return _Arguments(parameters, passed, given - passed, bool(others - {"load_dataset_kwargs"}))
 
 
 def _argument_faults(key: str, component: DictConfig) -> Iterator[str]:
@@ -208,20 +180,18 @@ def _argument_faults(key: str, component: DictConfig) -> Iterator[str]:
     taken = _arguments_of(key, name)
     if taken is None:
         return
-    optional = _OPTIONAL_HERE.get(name.rpartition(".")[2], set())
+    optional = _OPTIONAL_HERE.get(name.rpartition(".")[2], set[str]())
     for argument in map(str, component):
         if argument in taken.passed:
             yield f"{key}.{argument}: the recipe passes this itself; leave it out"
         elif argument not in taken.given and not taken.others and argument != "_component_":
-            there_are = f"; it takes {', '.join(sorted(taken.given)) or 'none'}"
+            there_are = f"it takes {', '.join(sorted(taken.given)) or 'none'}"
+            given = f"{key}.{argument}={component[argument]}"
             if argument == "source" and name == "distill_tune.data.docstrings":
-                of_files = f"{key}=distill_tune.data.instruct {key}.source={component[argument]}"
-                there_are = f"; for rows of your own: {of_files} (or chat, or text)"
+                there_are = f"for rows of your own: {key}=distill_tune.data.instruct {given} (or chat, or text)"
             if argument == "path" and name.startswith("torchtune.models.") and is_model(key):
-                there_are = (
-                    f"; for a model's folder: {key}=distill_tune.models.from_hf {key}.path={component[argument]}"
-                )
-            near = did_you_mean(nearest(argument, taken.given), otherwise=there_are)
+                there_are = f"for a model's folder: {key}=distill_tune.models.from_hf {given}"
+            near = did_you_mean(nearest(argument, taken.given), otherwise=f"; {there_are}")
             if argument in KEYS:
                 near = f"; it is a key of the config itself: {argument}={component[argument]}"
             yield f"{key}.{argument}: {name} has no such argument{near}"
@@ -230,10 +200,11 @@ def _argument_faults(key: str, component: DictConfig) -> Iterator[str]:
             continue
         if argument in component:
             value = component[argument]
+            is_right = is_component(value) or f"{key}.{argument}" in _MORE_HERE
             value = OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
-            # Whatever its annotation says, a default is right (`path: str = None`); a component is built before.
-            is_right = _is_same(value, parameter.default) or is_component(component[argument])
-            is_right |= f"{key}.{argument}" in _MORE_HERE or (value is None and argument in optional)
+            # Whatever its annotation says, a default is right (`path: str = None`); True is not 1.
+            is_right |= type(value) is type(parameter.default) and bool(value == parameter.default)
+            is_right |= value is None and argument in optional
             if not is_right and (wanted := _mismatch(value, _annotation_of(parameter))):
                 yield f"{key}.{argument}={value}: must be {wanted}"
         elif parameter.default is parameter.empty and argument not in optional:
@@ -271,11 +242,6 @@ def _mismatch(value: Any, annotation: Any) -> str | None:
         return None
     fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
     return None if fits else _IN_WORDS[kind]
-
-
-def _is_same(value: Any, default: Any) -> bool:
-    """Whether a value of YAML is a default; True is not 1."""
-    return type(value) is type(default) and bool(value == default)
 
 
 def _resolved(value: Any) -> Any:

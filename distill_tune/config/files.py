@@ -1,6 +1,7 @@
 """Where recipes and configs lie, and which file a name means."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from distill_tune.config.nearest import did_you_mean, nearest
@@ -74,26 +75,25 @@ def find_recipe(name: str) -> Path:
         return recipes_folder() / f"{name}.py"
     if (ours := name.replace("knowledge_distillation_", "kd_")) in recipe_names():
         raise UserError(f"recipe {name}: torchtune's; here it is {ours}")
-    if name in (names := config_names()) or name in {full.rpartition("/")[2] for full in names}:
+    if name in _spellings_of_configs():
         raise UserError(f"recipe {name}: is a config; distill-tune run kd_single_device --config {name}")
-    raise UserError(
-        f"recipe {name}: no such recipe{did_you_mean(nearest(name, recipe_names()))}; `distill-tune ls` lists them all"
-    )
+    raise _no_such("recipe", f"recipe {name}", name, recipe_names())
 
 
-def find_config(name: str) -> Path:
+def find_config(name: str, or_recipe: bool = False) -> Path:
     """The file of a config, given by path, by its name below configs/, or by its bare name where that is unique.
+
+    Args:
+        or_recipe: whether the name may also be a recipe's, or that of a .py file.
 
     Raises:
         UserError: there is none, or several; the names are listed.
     """
     path = local_path(name)
-    if path.suffix in _YAML:
-        if path.is_file():
-            return path
-        if (configs_folder() / path).is_file():
-            return configs_folder() / path
-        raise UserError(f"config {name}: {_told_of(path) or 'no such file'}")
+    if or_recipe and (path.suffix == ".py" or name in recipe_names()):
+        return find_recipe(name)
+    if path.suffix in _YAML and (there := [file for file in (path, configs_folder() / path) if file.is_file()]):
+        return there[0]
     names = config_names()
     matches = [name] if name in names else [full for full in names if full.rpartition("/")[2] == name]
     matches = matches or [full for full in names if full.startswith(f"{name}/")]
@@ -106,34 +106,24 @@ def find_config(name: str) -> Path:
     bare = name.rpartition("/")[2].removesuffix("_single_device").removesuffix("_distributed")
     if bare in _CONFIGS_OF_TORCHTUNE:
         raise UserError(f"config {name}: torchtune's; here it is {_CONFIGS_OF_TORCHTUNE[bare]}, for every KD recipe")
-    near = did_you_mean(nearest(name, _spellings_of_configs()))
-    raise UserError(f"config {name}: no such config{near}; `distill-tune ls` lists them all")
+    if or_recipe:
+        raise _no_such("recipe or config", name, name, [*recipe_names(), *_spellings_of_configs()])
+    raise _no_such("config", f"config {name}", name, _spellings_of_configs())
 
 
 def _told_of(path: Path) -> str | None:
-    """Why what is there cannot be a config."""
+    """Why what a path means cannot be a config."""
     if path.is_dir():
         found = sorted(file.name for file in path.iterdir() if file.suffix in _YAML and file.is_file())
         return "is a folder; name a YAML file in it" + (f": {', '.join(found[:_SHOWN])}" if found else "; it has none")
+    if path.suffix in _YAML:
+        return "no such file"
     return f"is not named as YAML is; a config's name ends in {' or '.join(_YAML)}" if path.exists() else None
 
 
-def find_recipe_or_config(name: str) -> Path:
-    """The file that a name of `distill-tune ls` means; a recipe's name or a .py file is a recipe.
-
-    Raises:
-        UserError: there is none; near names of both are listed.
-    """
-    if name in recipe_names() or name.endswith(".py"):
-        return find_recipe(name)
-    try:
-        return find_config(name)
-    except UserError as error:
-        if "no such config" not in str(error):
-            raise
-        there_are = [*recipe_names(), *_spellings_of_configs()]
-        near = did_you_mean(nearest(name, there_are))
-        raise UserError(f"{name}: no such recipe or config{near}; `distill-tune ls` lists them all") from error
+def _no_such(what: str, where: str, name: str, names: Sequence[str]) -> UserError:
+    near = did_you_mean(nearest(name, names))
+    return UserError(f"{where}: no such {what}{near}; `distill-tune ls` lists them all")
 
 
 def _spellings_of_configs() -> list[str]:

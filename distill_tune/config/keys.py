@@ -3,30 +3,15 @@
 Checks, `distill-tune run --help`, docs/keys.md and what `distill-tune validate` answers come from here.
 """
 
+import dataclasses
+import os
+from datetime import date
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill_tune.config.kinds import (
-    ABOVE_0,
-    COMPONENT,
-    COMPONENTS,
-    DATASETS,
-    DAY,
-    DEVICE,
-    DTYPE,
-    FLAG,
-    FOLDER_TO_WRITE,
-    LIST_OF_COMPONENTS,
-    RESUME,
-    SETTINGS,
-    TEACHERS,
-    TEMPLATE,
-    TEXT,
-    Kind,
-    list_of,
-    number,
-    one_of,
-    whole,
-)
+from omegaconf import DictConfig, ListConfig
+
+from distill_tune.config.kinds import ABOVE_0, COMPONENT, COMPONENTS, Kind, fault_of_list, like, number, one_of, whole
 
 
 class Needed(NamedTuple):
@@ -42,15 +27,13 @@ class Key(NamedTuple):
         default: what holds where a config does not have it.
         meaning: in a line.
         beside: keys of which one has to be set as well for this one to be heeded.
-        distributed: whether recipes of several devices alone read it.
-        recipe: of the shipped ones the only one that reads it, and needs it; None for all.
+        recipe: the shipped one that reads it, where not all do.
     """
 
     kind: Kind
     default: Any
     meaning: str
     beside: tuple[str, ...] = ()
-    distributed: bool = False
     recipe: str | None = None
 
     @property
@@ -58,9 +41,65 @@ class Key(NamedTuple):
         return self.kind.or_null() if self.default is None else self.kind
 
 
+def _is_day(value: Any) -> bool:
+    try:
+        return bool(date.fromisoformat(value))
+    except (TypeError, ValueError):
+        return False
+
+
+_FP16 = "is not supported: gradients underflow in fp16 without loss scaling; take bf16 or fp32"
+
+
+def _no_folder_for(value: str) -> str | None:
+    files = (folder for folder in (Path(value), *Path(value).parents) if os.path.exists(folder) and not folder.is_dir())
+    return next((f"cannot be made: {file} is a file" for file in files), None)
+
+
+def _no_checkpoint(value: Any) -> str | None:
+    is_named = isinstance(value, str) and value != "auto"
+    return "no such folder" if is_named and not os.path.isdir(value) else None
+
+
+def _of_teachers(entries: ListConfig) -> str | None:
+    names = {str(entry.get("name", number)) for number, entry in enumerate(entries)}
+    return "two teachers have one name" if len(names) < len(entries) else None
+
+
+def _of_datasets(entries: ListConfig) -> str | None:
+    weighted = sum("weight" in entry for entry in entries)
+    return "give every dataset in the list a weight, or none" if 0 < weighted < len(entries) else None
+
+
+FLAG = Kind("True or False", lambda value: isinstance(value, bool))
+TEXT = like("text", ".+")
+DAY = Kind("a day, as 2026-03-01", _is_day)
+DEVICE = like("cpu, cuda, cuda:N, mps or auto (the fastest that is there)", r"(cpu|cuda|mps|auto)(:\d+)?")
+DTYPE = Kind(
+    "one of bf16, fp32",
+    lambda value: value in ("bf16", "fp32", "fp16"),
+    lambda value: _FP16 if value == "fp16" else None,
+)
+FOLDER_TO_WRITE = Kind("a folder's path", TEXT.fits, _no_folder_for)
+_CHECKPOINTS = "auto, True, False or a folder checkpoints/step_N"
+RESUME = Kind(_CHECKPOINTS, lambda value: isinstance(value, bool | str), _no_checkpoint)
+_IN_BRACES = " where the row's own prompt goes, or the name of another column in braces"
+TEMPLATE = like("text with {input}", r".*\{.*\}.*", _IN_BRACES)
+TEACHERS = dataclasses.replace(COMPONENTS, further=lambda value: fault_of_list(value, _of_teachers))
+DATASETS = dataclasses.replace(COMPONENTS, further=lambda value: fault_of_list(value, _of_datasets))
+LIST_OF_COMPONENTS = Kind("a list of components", lambda value: isinstance(value, ListConfig), fault_of_list)
+SETTINGS = Kind("a mapping", lambda value: isinstance(value, DictConfig))
+LAYERS = Kind(
+    "a list of tok_embeddings, output",
+    lambda value: isinstance(value, ListConfig) and all(item in ("tok_embeddings", "output") for item in value),
+)
+COMBINATIONS = one_of("mixture", "sum", "by_row")
+MEASURES = one_of("val_loss", "val_ce_loss", "val_kd_loss")
+_STORED = "what is stored: kind (sampled, top_k, hidden), draws (50), proposal_temperature, k (50), temperature"
+# Beside which keys others are heeded, and which recipe alone reads them.
 _VALIDATION, _TEACHER, _LOGGER = ("dataset_val",), ("teacher_model",), ("metric_logger",)
-_LAYERS = list_of("tok_embeddings", "output")
-_MEASURES = one_of("val_loss", "val_ce_loss", "val_kd_loss")
+_SEVERAL = "kd_distributed"
+_CHECKPOINTING, _RESUMED = ("enable_activation_checkpointing",), ("resume", "resume_from_checkpoint")
 
 SECTIONS: dict[str, dict[str, Key]] = {
     "Models": {
@@ -69,18 +108,11 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "tokenizer": Key(COMPONENT, Needed("build_models"), "of both models; its max_seq_len cuts rows"),
         "teacher_model": Key(TEACHERS, None, "one teacher or several, each with weight and name"),
         "teacher_checkpointer": Key(COMPONENTS, None, "the teacher's folder, where `teacher_model` does not name one"),
-        "teacher_combination": Key(
-            one_of("mixture", "sum", "by_row"), "mixture", "of several: one distribution, one loss each, one by row"
-        ),
+        "teacher_combination": Key(COMBINATIONS, "mixture", "of several: one distribution, one loss each, one by row"),
         "teacher_dtype": Key(DTYPE, None, "what a teacher's weights are held in; default `dtype`", _TEACHER),
         "teacher_quantizer": Key(COMPONENT, None, "torchao's config, or NF4, for a teacher's weights", _TEACHER),
         "teacher_offload": Key(FLAG, False, "keep a teacher's layers in host memory and copy each in time", _TEACHER),
-        "cache": Key(
-            SETTINGS,
-            None,
-            "what is stored: kind (sampled, top_k, hidden), draws (50), proposal_temperature, k (50), temperature",
-            recipe="teacher_cache",
-        ),
+        "cache": Key(SETTINGS, Needed(), _STORED, recipe="teacher_cache"),
     },
     "Data": {
         "dataset": Key(DATASETS, Needed("plan_steps"), "one dataset or several, each with a weight"),
@@ -89,10 +121,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "on_bad_row": Key(one_of("stop", "skip"), "stop", "what to do with a row that cannot be used"),
         "shuffle": Key(FLAG, True, "another order of the rows in each epoch"),
         "augmentations": Key(LIST_OF_COMPONENTS, None, "changes of prompts, made anew in each epoch"),
-        "student_prompt_template": Key(
-            TEMPLATE, None, "the prompt that the student reads; {input} is the row's, {column} another field"
-        ),
-        "teacher_prompt_template": Key(TEMPLATE, None, "the prompt that the teacher reads, likewise", _TEACHER),
+        "student_prompt_template": Key(TEMPLATE, None, "the student's prompt; {input} is the row's, {column} a field"),
+        "teacher_prompt_template": Key(TEMPLATE, None, "the teacher's prompt, likewise", _TEACHER),
         "teacher_system_prompt": Key(TEXT, None, "before the teacher's prompt alone", _TEACHER),
         "teacher_max_seq_len": Key(whole(1), None, "cuts what the teacher reads", _TEACHER),
         "date": Key(DAY, None, "the day that a chat template writes; default the day when the run began"),
@@ -107,16 +137,12 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "loss": Key(COMPONENT, None, "of the rows' own tokens; default cross-entropy"),
     },
     "Steps": {
-        "batch_size": Key(
-            whole(1).or_null(),
-            Needed("plan_steps"),
-            "rows in a micro-batch of the longest rows, on each process; short ones go together",
-        ),
+        "batch_size": Key(whole(1).or_null(), Needed("plan_steps"), "longest rows in a micro-batch, on each process"),
         "max_tokens_per_batch": Key(whole(1), None, "in place of batch_size: so many tokens in a micro-batch"),
-        "gradient_accumulation_steps": Key(whole(1), 1, "micro-batches in a step, or fewer of short rows"),
+        "gradient_accumulation_steps": Key(whole(1), 1, "micro-batches in a step; short rows go together in fewer"),
         "epochs": Key(whole(1), Needed("plan_steps"), "times that the rows are gone through"),
         "max_steps_per_epoch": Key(whole(1), None, "ends an epoch early"),
-        "optimizer": Key(COMPONENT, Needed("build_models"), "its parameters are passed by the recipe"),
+        "optimizer": Key(COMPONENT, Needed("build_models"), "takes the steps; its parameters are passed by the recipe"),
         "lr_scheduler": Key(COMPONENT, None, "the learning rate's course, stepped once a step; default none"),
         "clip_grad_norm": Key(ABOVE_0, None, "the largest norm of a step's gradient"),
         "max_bad_steps": Key(whole(1), 10, "so many steps in a row without a finite loss end the run"),
@@ -127,25 +153,21 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "dtype": Key(DTYPE, Needed("build_models"), "what models compute in"),
         "compile": Key(FLAG, False, "torch.compile for the layers of both models"),
         "enable_activation_checkpointing": Key(FLAG, False, "keep a layer's input alone and compute the rest again"),
-        "enable_activation_offloading": Key(
-            FLAG, False, "keep what is kept in host memory; CUDA", ("enable_activation_checkpointing",)
-        ),
-        "fsdp_cpu_offload": Key(FLAG, False, "weights, gradients and optimizer on the CPU", distributed=True),
-        "fsdp_reshard_after_forward": Key(FLAG, True, "free a layer's whole weights until backward", distributed=True),
-        "custom_sharded_layers": Key(_LAYERS, None, "gathered only while they are used", distributed=True),
-        "data_parallel_replicate_dim": Key(whole(1), 1, "copies of the models, each sharded", distributed=True),
-        "collective_timeout_seconds": Key(number(1), 600, "after which a rank gives up on another", distributed=True),
+        "enable_activation_offloading": Key(FLAG, False, "keep what is kept in host memory; CUDA", _CHECKPOINTING),
+        "fsdp_cpu_offload": Key(FLAG, False, "weights, gradients and optimizer on the CPU", recipe=_SEVERAL),
+        "fsdp_reshard_after_forward": Key(FLAG, True, "free a layer's whole weights until backward", recipe=_SEVERAL),
+        "custom_sharded_layers": Key(LAYERS, None, "gathered only while they are used", recipe=_SEVERAL),
+        "data_parallel_replicate_dim": Key(whole(1), 1, "copies of the models, each sharded", recipe=_SEVERAL),
+        "collective_timeout_seconds": Key(number(1), 600, "after which a rank gives up on another", recipe=_SEVERAL),
     },
     "What is written": {
         "output_dir": Key(FOLDER_TO_WRITE, Needed("open_run"), "the run's folder"),
         "save_every_n_steps": Key(whole(1), None, "a checkpoint so often, beside one at each epoch's end"),
         "keep_last_n": Key(whole(1), None, "so many checkpoints are kept; default all"),
-        "keep_best": Key(_MEASURES, None, "keep the best checkpoint and export it", _VALIDATION),
+        "keep_best": Key(MEASURES, None, "keep the best checkpoint and export it", _VALIDATION),
         "resume": Key(RESUME, None, "a checkpoint to go on from; auto: the newest, if there is one"),
         "resume_from_checkpoint": Key(RESUME, False, "torchtune's name for resume"),
-        "resume_with_changes": Key(
-            FLAG, False, "go on though rows, model or batches are others", ("resume", "resume_from_checkpoint")
-        ),
+        "resume_with_changes": Key(FLAG, False, "go on though rows, model or batches are others", _RESUMED),
         "save_adapter_weights_only": Key(FLAG, False, "with LoRA: leave out the merged model"),
         "run_val_every_n_steps": Key(whole(1), None, "validate so often, beside once at the end", _VALIDATION),
         "batch_size_val": Key(whole(1), None, "rows in a batch of validation; default batch_size", _VALIDATION),

@@ -1,15 +1,12 @@
 """What the value of a key may be: in words, for a message and a page, and as a test."""
 
 import dataclasses
-import os
 import re
 import sys
 from collections.abc import Callable
-from datetime import date
-from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import ListConfig
 
 from distill_tune.config.nodes import is_component
 
@@ -39,11 +36,8 @@ class Kind:
 
     def or_schedule(self) -> "Kind":
         """Its values are checked once the run's length is known."""
-        return Kind(
-            f"{self.text}, or a schedule",
-            lambda value: COMPONENT.fits(value) or self.fits(value),
-            hint=", {_component_: distill_tune.training.Linear, ...}",
-        )
+        fits, hint = self.fits, ", {_component_: distill_tune.training.Linear, ...}"
+        return Kind(f"{self.text}, or a schedule", lambda value: COMPONENT.fits(value) or fits(value), hint=hint)
 
 
 def whole(least: int) -> Kind:
@@ -62,93 +56,27 @@ def one_of(*choices: str) -> Kind:
     return Kind(f"one of {', '.join(choices)}", lambda value: value in choices)
 
 
-def list_of(*choices: str) -> Kind:
-    return Kind(
-        f"a list of {', '.join(choices)}",
-        lambda value: isinstance(value, ListConfig) and all(item in choices for item in value),
-    )
-
-
-def _like(text: str, pattern: str, hint: str = "") -> Kind:
+def like(text: str, pattern: str, hint: str = "") -> Kind:
     """Text that a pattern fits."""
     fits = re.compile(pattern, re.DOTALL).fullmatch
     return Kind(text, lambda value: isinstance(value, str) and fits(value) is not None, hint=hint)
 
 
-def _is_day(value: Any) -> bool:
-    try:
-        return bool(date.fromisoformat(value))
-    except (TypeError, ValueError):
-        return False
-
-
-_FP16 = "is not supported: gradients underflow in fp16 without loss scaling; take bf16 or fp32"
-
-
-def _no_folder_for(value: str) -> str | None:
-    for folder in (Path(value), *Path(value).parents):
-        if os.path.exists(folder) and not os.path.isdir(folder):
-            return f"cannot be made: {folder} is a file"
-    return None
-
-
-def _no_checkpoint(value: Any) -> str | None:
-    is_named = isinstance(value, str) and value != "auto"
-    return "no such folder" if is_named and not os.path.isdir(value) else None
-
-
-def _fault_of_list(value: Any) -> str | None:
+def fault_of_list(value: Any, of_all: Callable[[ListConfig], str | None] = lambda entries: None) -> str | None:
     if not isinstance(value, ListConfig):
         return None
     if not value:
         return "is an empty list"
-    return next((fault for entry in value if (fault := COMPONENT.fault(entry))), None)
+    return next((fault for entry in value if (fault := COMPONENT.fault(entry))), None) or of_all(value)
 
 
-def _fault_of_teachers(value: Any) -> str | None:
-    if (fault := _fault_of_list(value)) or not isinstance(value, ListConfig):
-        return fault
-    names = {str(entry.get("name", number)) for number, entry in enumerate(value)}
-    return "two teachers have one name" if len(names) < len(value) else None
-
-
-def _fault_of_datasets(value: Any) -> str | None:
-    if isinstance(value, ListConfig):
-        weighted = sum(isinstance(entry, DictConfig) and "weight" in entry for entry in value)
-        if 0 < weighted < len(value):
-            return "give every dataset in the list a weight, or none"
-    return _fault_of_list(value)
-
-
-FLAG = Kind("True or False", lambda value: isinstance(value, bool))
-TEXT = _like("text", ".+")
-DAY = Kind("a day, as 2026-03-01", _is_day)
-DEVICE = _like("cpu, cuda, cuda:N, mps or auto (the fastest that is there)", r"(cpu|cuda|mps|auto)(:\d+)?")
-DTYPE = Kind(
-    "one of bf16, fp32",
-    lambda value: value in ("bf16", "fp32", "fp16"),
-    lambda value: _FP16 if value == "fp16" else None,
-)
-FOLDER_TO_WRITE = Kind("a folder's path", TEXT.fits, _no_folder_for)
-RESUME = Kind(
-    "auto, True, False or a folder checkpoints/step_N", lambda value: isinstance(value, bool | str), _no_checkpoint
-)
-TEMPLATE = _like(
-    "text with {input}",
-    r".*\{.*\}.*",
-    " where the row's own prompt goes, or the name of another column in braces",
-)
 COMPONENT = Kind("a component", is_component, hint=": a mapping whose _component_ names what to call")
 COMPONENTS = Kind(
     "a component, or a list of them",
     lambda value: isinstance(value, ListConfig) or is_component(value),
-    _fault_of_list,
+    fault_of_list,
     COMPONENT.hint,
 )
-TEACHERS = dataclasses.replace(COMPONENTS, further=_fault_of_teachers)
-DATASETS = dataclasses.replace(COMPONENTS, further=_fault_of_datasets)
-LIST_OF_COMPONENTS = Kind("a list of components", lambda value: isinstance(value, ListConfig), _fault_of_list)
-SETTINGS = Kind("a mapping", lambda value: isinstance(value, DictConfig))
 WARM_UP = Kind(
     "a whole number of steps, or a share of the run's, below 1",
     lambda value: whole(0).fits(value) or (isinstance(value, float) and 0 < value < 1),

@@ -1,58 +1,76 @@
 """A config file with the command line's overrides applied."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distill_tune.config.components import arguments_taken
 from distill_tune.config.files import demo_model_folder
 from distill_tune.config.keys import KEYS
 from distill_tune.config.kinds import COMPONENT, COMPONENTS
-from distill_tune.config.nodes import children_of, nodes_of
-from distill_tune.errors import Faults, UserError, one_line
+from distill_tune.config.nodes import children_of, is_component, nodes_of
+from distill_tune.errors import CollectedFaults, Faults, UserError, one_line
 
 # `${demo_model:teacher}` in a config: a model that travels with the package.
 OmegaConf.register_resolver("demo_model", lambda name: str(demo_model_folder(name)), replace=True)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
+@contextlib.contextmanager
+def _told_as(what: str) -> Iterator[None]:
+    """Whatever YAML and OmegaConf refuse, as a UserError that begins with ``what``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: {one_line(error)}") from error
+
+
+def load_config(
+    path: Path,
+    overrides: Sequence[str] = (),
+    may_import: Callable[[str], bool] = lambda name: False,
+    say: Callable[[str], None] = lambda line: None,
+) -> DictConfig:
     """Read a YAML file and apply overrides to it, in order.
 
     ``key=value`` and ``a.b=value`` set, ``+key=value`` adds what is not there yet, ``~key`` removes. Values are YAML. A
     component takes its new name directly: ``model=torchtune.models.llama3_2.llama3_2_1b``, and so does a key that is a
     component and that the file does not have.
 
+    Args:
+        may_import: whether a component of this name may be looked at. One that an override puts in another's place
+            keeps those of the file's arguments that it takes.
+        say: is told of each that loses others.
+
     Raises:
         UserError: the file is not a YAML mapping; an override cannot be applied; an interpolation cannot be resolved.
     """
-    try:
+    with _told_as(f"config {path}: not valid YAML"):
         config = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, TypeError) as error:
-        raise UserError(f"config {path}: not valid YAML: {one_line(error)}") from error
-    except OSError as error:
-        raise UserError(f"config {path}: {error.strerror}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"config {path}: must be a mapping of keys, found {type(config).__name__}")
-    faults = []
+    faults = CollectedFaults("the command line")
+    replaced = dict[str, str]()
     for override in overrides:
-        try:
-            _apply(config, override)
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise Faults("the command line", faults)
-    try:
+        with faults:
+            _apply(config, override, replaced)
+    faults.tell()
+    with _told_as(f"config {path}"):
         OmegaConf.resolve(config)
-    except OmegaConfBaseException as error:
-        raise UserError(f"config {path}: {one_line(error)}") from error
-    except RecursionError as error:
-        raise UserError(f"config {path}: an interpolation ${{...}} refers to itself") from error
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise Faults(f"config {path}", [f"{key}=???: has no value yet; give it one" for key in missing])
+    given = [override.lstrip("+").partition("=")[0] for override in overrides]
+    for key, was in replaced.items():
+        component = OmegaConf.select(config, key)
+        if is_component(component) and component["_component_"] != was and may_import(component["_component_"]):
+            for line in _drop_arguments(config, key, was, given):
+                say(line)
     _expand_home(config)
     if isinstance(profiler := config.get("profiler"), DictConfig):
         profiler.setdefault("_component_", "torchtune.training.setup_torch_profiler")
@@ -74,13 +92,12 @@ def read_value(override: str) -> Any:
     Raises:
         UserError: it is none.
     """
-    try:
+    with _told_as(f"{override}: the value is not valid YAML"):
         return OmegaConf.from_dotlist([f"value={override.partition('=')[2]}"]).get("value")
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise UserError(f"{override}: the value is not valid YAML: {one_line(error)}") from error
 
 
-def _apply(config: DictConfig, override: str) -> None:
+def _apply(config: DictConfig, override: str, replaced: dict[str, str]) -> None:
+    """Note in ``replaced``, by key, the name of a component in whose place another is put."""
     if override.startswith("~"):
         _remove(config, override[1:].partition("=")[0])
         return
@@ -90,17 +107,33 @@ def _apply(config: DictConfig, override: str) -> None:
     adds = key.startswith("+")
     key = key.removeprefix("+")
     value = read_value(override) if "${" not in text else text
-    try:
+    with _told_as(f"{override}: cannot be set"):
         present = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         if adds and present is not None:
             raise UserError(f"{override}: {key} is there already; leave out the +")
-        is_component = isinstance(present, DictConfig) and "_component_" in present
         is_new = present is None and key in KEYS and KEYS[key].kind.fits in (COMPONENT.fits, COMPONENTS.fits)
-        if isinstance(value, str) and (is_component or (is_new and ("." in value or value.isidentifier()))):
+        if isinstance(value, str) and (is_component(present) or (is_new and ("." in value or value.isidentifier()))):
             key = f"{key}._component_"
+        was = OmegaConf.select(config, key, throw_on_resolution_failure=False)
+        if key.endswith("._component_") and isinstance(was, str):
+            replaced.setdefault(key.removesuffix("._component_"), was)
         OmegaConf.update(config, key, value, merge=False, force_add=True)
-    except (OmegaConfBaseException, TypeError, AttributeError, AssertionError, ValueError, IndexError) as error:
-        raise UserError(f"{override}: cannot be set: {one_line(error)}") from error
+
+
+def _drop_arguments(config: DictConfig, key: str, was: str, given: Sequence[str]) -> Iterator[str]:
+    """Drop what the file gives another component, where the new one does not take it."""
+    component, checkpointer = OmegaConf.select(config, key), key.replace("model", "checkpointer")
+    if (taken := arguments_taken(key, component["_component_"])) is None:
+        return
+    if f"{key}.path" in given and checkpointer in config and not any(w.startswith(checkpointer) for w in given):
+        del config[checkpointer]
+        yield f"{checkpointer}: is of the model that the file names; {key}.path has the new one's weights: left out"
+    is_given = {a for a in map(str, component) if any(f"{w}.".startswith(f"{key}.{a}.") for w in given)}
+    if dropped := [a for a in map(str, component) if a not in taken | is_given | {"_component_"}]:
+        for argument in dropped:
+            del component[argument]
+        told = f"{component['_component_']} does not take {', '.join(dropped)}"
+        yield f"{key}: {told}, which the file gives {was}: left out"
 
 
 def _remove(config: DictConfig, key: str) -> None:

@@ -1,7 +1,5 @@
 """What to change in a config whose run does not fit in memory, the cheapest first."""
 
-from collections.abc import Iterator
-
 from omegaconf import DictConfig
 
 
@@ -17,34 +15,25 @@ def memory_ran_out(error: BaseException) -> str | None:
 
 def memory_advice(config: DictConfig, is_distributed: bool) -> str:
     """The three settings that cost least of those that the config does not have yet."""
-    settings = list(_settings(config, is_distributed))[:3]
-    return "; ".join(f"{number}. {text}" for number, text in enumerate(settings, 1))
-
-
-def _settings(config: DictConfig, is_distributed: bool) -> Iterator[str]:
-    batch_size, accumulation = config.get("batch_size"), config.get("gradient_accumulation_steps", 1)
-    if isinstance(batch_size, int) and batch_size > 1:
-        yield (
-            f"batch_size={-(-batch_size // 2)} gradient_accumulation_steps={accumulation * 2} (the same steps, "
-            "a little slower)"
-        )
-    if config.get("max_tokens_per_batch"):
-        yield f"max_tokens_per_batch={config['max_tokens_per_batch'] // 2}"
-    if config.get("dtype") == "fp32":
-        yield "dtype=bf16 (half of activations and of what does not train)"
-    if not config.get("enable_activation_checkpointing"):
-        yield "enable_activation_checkpointing=True (about a third slower)"
-    if config.get("teacher_model") is not None:
-        if config.get("teacher_dtype", config.get("dtype")) == "fp32":
-            yield "+teacher_dtype=bf16"
-        if config.get("teacher_quantizer") is None and not config.get("teacher_offload"):
-            yield "+teacher_quantizer._component_=torchao.quantization.Int8WeightOnlyConfig"
-    if is_distributed and not config.get("fsdp_cpu_offload"):
-        yield "fsdp_cpu_offload=True (slower)"
-    yield "a lower tokenizer.max_seq_len (longer rows are cut)"
-    if "lora" not in str(config["model"].get("_component_", "")):
-        yield "LoRA: model=distill_tune.models.lora_from_hf"
-    elif not config["model"].get("quantize_base"):
-        yield "+model.quantize_base=True (QLoRA)"
-    if not config.get("teacher_offload") and not is_distributed:
-        yield "+teacher_offload=True (streams the teacher's layers; slower)"
+    batch_size, tokens, model = config.get("batch_size") or 1, config.get("max_tokens_per_batch") or 0, config["model"]
+    half = f"batch_size={-(-batch_size // 2)}"
+    twice = f"gradient_accumulation_steps={config.get('gradient_accumulation_steps', 1) * 2}"
+    has_adapters, has_teacher = "lora" in str(model.get("_component_", "")), config.get("teacher_model") is not None
+    teacher_dtype, is_offloaded = config.get("teacher_dtype", config.get("dtype")), config.get("teacher_offload")
+    keeps_all = not config.get("enable_activation_checkpointing")
+    is_whole = config.get("teacher_quantizer") is None and not is_offloaded
+    helps = {
+        f"{half} {twice} (the same steps, a little slower)": batch_size > 1,
+        f"max_tokens_per_batch={tokens // 2}": tokens > 0,
+        "dtype=bf16 (half of activations and of what does not train)": config.get("dtype") == "fp32",
+        "enable_activation_checkpointing=True (about a third slower)": keeps_all,
+        "+teacher_dtype=bf16": has_teacher and teacher_dtype == "fp32",
+        "+teacher_quantizer._component_=torchao.quantization.Int8WeightOnlyConfig": has_teacher and is_whole,
+        "fsdp_cpu_offload=True (slower)": is_distributed and not config.get("fsdp_cpu_offload"),
+        "a lower tokenizer.max_seq_len (longer rows are cut)": True,
+        "LoRA: model=distill_tune.models.lora_from_hf": not has_adapters,
+        "+model.quantize_base=True (QLoRA)": has_adapters and not model.get("quantize_base"),
+        "+teacher_offload=True (streams the teacher's layers; slower)": not is_offloaded and not is_distributed,
+    }
+    settings = [setting for setting in helps if helps[setting]][:3]
+    return "; ".join(f"{number}. {setting}" for number, setting in enumerate(settings, 1))

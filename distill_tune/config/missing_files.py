@@ -1,4 +1,4 @@
-"""Files and folders that a config's components name and that are not there."""
+"""Files and folders that a config's components name and that are not there, or not what is read."""
 
 import os
 import re
@@ -10,8 +10,7 @@ from omegaconf import DictConfig, ListConfig
 from distill_tune.config.files import configs_folder, is_model_folder
 from distill_tune.config.nodes import components_of, is_model
 
-_OF_TOKENIZERS = ("path", "merges_file", "vocab_path", "merges_path", "special_tokens_path")
-_OF_OTHER_FOLDERS = (".EarlierCheckpoint", ".Cached")  # whose paths are no models' folders
+_OF_TOKENIZERS = ("merges_file", "vocab_path", "merges_path", "special_tokens_path")
 _DOWNLOAD = re.compile(r"^# +(distill-tune download \S+/(\S+))$", re.MULTILINE)
 
 
@@ -25,11 +24,6 @@ class MissingFile(str):
 
     key: str
     path: Path
-
-    @property
-    def is_of_weights(self) -> bool:
-        """Whether it is of a model, not of a tokenizer."""
-        return self.key.startswith(("model.", "teacher_model.", "checkpointer.", "teacher_checkpointer."))
 
 
 def missing_files(config: DictConfig, source: str = "") -> Iterator[MissingFile]:
@@ -47,19 +41,11 @@ def _missing(config: DictConfig) -> Iterator[tuple[str, str, str]]:
     """Key, path, and what there is not."""
     for key, component in components_of(config):
         texts = {str(name): value for name, value in component.items() if isinstance(value, str)}
-        if key.startswith("tokenizer"):
-            for name in _OF_TOKENIZERS:
-                if name in texts and not os.path.exists(texts[name]):
-                    yield f"{key}.{name}", texts[name], "no such file"
-        path = texts.get("path")
-        reads_none = texts["_component_"].startswith("torchtune.models.")  # is told of its arguments
-        is_of_other = texts["_component_"].endswith(_OF_OTHER_FOLDERS)
-        if path is not None and is_model(key) and not (reads_none or is_of_other):
-            if path.endswith(".gguf") and not os.path.isfile(path):
-                yield f"{key}.path", path, "no such file"
-            elif not path.endswith(".gguf") and not is_model_folder(path):
-                told = "no such folder, or it has no config.json; name a Hugging Face model folder"
-                yield f"{key}.path", path, told
+        if "path" in texts and (told := _told_of(key, texts["_component_"], texts["path"])):
+            yield f"{key}.path", texts["path"], told
+        for name in _OF_TOKENIZERS if key.startswith("tokenizer") else ():
+            if name in texts and not os.path.exists(texts[name]):
+                yield f"{key}.{name}", texts[name], "no such file"
         folder, files = texts.get("checkpoint_dir"), component.get("checkpoint_files")
         if folder is not None and not os.path.isdir(folder):
             yield f"{key}.checkpoint_dir", folder, "no such folder"
@@ -67,6 +53,29 @@ def _missing(config: DictConfig) -> Iterator[tuple[str, str, str]]:
             for file in (os.path.join(folder, str(name)) for name in files):
                 if not os.path.isfile(file):
                     yield f"{key}.checkpoint_files", file, "no such file"
+
+
+def _told_of(key: str, name: str, path: str) -> str | None:
+    """What is wrong with the path of a model or a tokenizer."""
+    if key.startswith("tokenizer"):
+        if name.startswith("torchtune.") and os.path.isdir(path):
+            what = f"is a folder, {name} reads a file, such as tokenizer.model"
+            return f"{what}; distill_tune.data.hf_tokenizer reads folders"
+        return None if os.path.exists(path) else "no such file"
+    if not is_model(key) or name.startswith("torchtune.models."):  # which reads none, and is told of its arguments
+        return None
+    if name.endswith(".EarlierCheckpoint"):
+        has_state = os.path.isfile(f"{path}/state.json")
+        return None if has_state else "no checkpoint of a run; name a folder checkpoints/step_N"
+    if name.endswith(".Cached"):
+        made_by = f"distill-tune run teacher_cache --config ... cache.kind=sampled output_dir={path}"
+        told = f"no cache of a teacher; make one from this config with its teacher: {made_by}"
+        return None if os.path.isfile(f"{path}/manifest.json") else told
+    if path.endswith(".gguf"):
+        of_student = "a GGUF file can be a teacher; a student needs a Hugging Face model folder"
+        return "no such file" if not os.path.isfile(path) else of_student if key == "model" else None
+    told = "no such folder, or it has no config.json; name a Hugging Face model folder"
+    return None if is_model_folder(path) else told
 
 
 def _how_to_get(path: Path, source: str) -> str:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from distill_tune.config.files import recipes_folder
+from distill_tune.config.files import config_names, folders_of_own_modules, recipes_folder
 from distill_tune.config.keys import KEYS, Needed
 from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.config.nodes import nodes_of
-from distill_tune.config.other_tools import OURS, WITHOUT_A_KEY, where_to_read
+from distill_tune.config.other_tools import OURS, WITHOUT_A_KEY
 from distill_tune.config.trust import KNOWN
 from distill_tune.errors import UserError
 
@@ -26,6 +26,7 @@ _INTERPOLATION = re.compile(r"\$\{\s*([A-Za-z_]\w*)")
 _NAMES = re.compile(r"""\.([A-Za-z_]\w*)\b(?!\s*\()|["']([A-Za-z_]\w*)(?:[.\[][^"'\n]*)?["']""")
 _READ_OF_CFG = re.compile(r"""\bcfg(?:\.get\(\s*["']|\[["']|\.)([A-Za-z_]\w*)""")
 _IMPORTED = re.compile(r"^\s*(?:from|import)\s+([A-Za-z_]\w*)", re.MULTILINE)
+_PATHS = "models_dir"  # of shipped configs, for others to refer to
 _LIKE = 0.75  # of difflib, where nothing else can be meant: adapter and date have 0.73
 _ALMOST = 0.8  # of difflib: kd_raito and kd_ratio have 0.88, mode and model 0.89, my_model and model 0.77
 
@@ -36,7 +37,7 @@ class Recipe:
     Attributes:
         is_shipped: whether it is no copy.
         is_distributed: whether it joins other processes: whether it calls ``init_distributed``.
-        names: all in a copy, and in the modules of its folder that it may import.
+        names: all in a copy, and in the modules of its folder that it may import; known keys in a shipped one.
         reads: those of them that are read of ``cfg``.
         imports_unread: whether it, or such a module, imports one that is not read here and may read any key.
         reads_otherwise: known keys that are named in a line that no shipped recipe has, or in such a module.
@@ -56,9 +57,15 @@ class Recipe:
         self.text = content.decode("utf-8-sig", errors="replace")
         self.is_shipped = path.resolve().parent == recipes_folder().resolve()
         self.is_distributed = re.search(r"\binit_distributed\b", self.text) is not None
-        beside = [] if self.is_shipped else list(_texts_beside(path, self.text))
-        texts = [] if self.is_shipped else [self.text, *beside]
-        if texts and not any("run_recipe" in text for text in texts):
+        self.names = _names_in([self.text]) & set(KEYS)
+        self.reads, self.reads_otherwise, self.imports_unread = set[str](), set[str](), False
+        if self.is_shipped:
+            return
+        words = sorted(set(re.findall(r"\w+", self.text)) - KNOWN - {path.stem})
+        files = [file for word in words for file in _files_of(word, path)]
+        beside = [file.read_text(encoding="utf-8-sig", errors="replace") for file in files]
+        texts = [self.text, *beside]
+        if not any("run_recipe" in text for text in texts):
             raise UserError(f"recipe {path}: nothing in it calls distill_tune.config.run_recipe, which starts a recipe")
         shipped = {line for ours in recipes_folder().glob("*.py") for line in ours.read_text("utf-8").splitlines()}
         lines = [line for line in self.text.splitlines() if line not in shipped]
@@ -69,10 +76,12 @@ class Recipe:
 
     def needs(self, key: str) -> bool:
         """Whether it fails without a key for sure: it reads it plainly, or calls what does, and nowhere asks for it."""
+        if self.is_shipped:
+            return KEYS[key].recipe in (None, self.path.stem)
         by = KEYS[key].default.by
         reads = re.search(rf"\bcfg\.{key}\b", self.text) or (by and re.search(rf"\b{by}\(", self.text))
         asks_or_sets = re.search(rf"""["']{key}["']|\bcfg\.{key}\s*=[^=]""", self.text)
-        return self.is_shipped or (bool(reads) and not asks_or_sets)
+        return bool(reads) and not asks_or_sets
 
 
 def check_keys(
@@ -92,26 +101,26 @@ def check_keys(
         if key in read:
             continue
         if key in KEYS:
-            if key in asked and KEYS[key].distributed and not recipe.is_distributed:
-                faults.append(f"{key}: {recipe.path.stem} does not read it; kd_distributed does")
-            if key in asked and recipe.is_shipped and KEYS[key].recipe not in (None, recipe.path.stem):
+            if key in asked and KEYS[key].recipe and not recipe.imports_unread:
                 faults.append(f"{key}: {recipe.path.stem} does not read it; {KEYS[key].recipe} does")
         elif recipe.is_shipped and key in (OURS | WITHOUT_A_KEY):
             ours = did_you_mean([OURS[key]] if key in OURS else (), f"; {WITHOUT_A_KEY.get(key)}")
             of_others.append(f"{key}: no such key{ours}")
+        elif recipe.is_shipped and key == _PATHS:
+            faults.append(f"{key}: nothing reads it, since no path has ${{{key}}}; leave it out")
         elif (near := _meant_by(key, config, recipe)) or recipe.is_shipped:
             told = f"{key}: no such key{did_you_mean(near, otherwise=', and nothing would read it')}"
             (unread if recipe.imports_unread else faults).append(told)
         else:
             unread.append(f"{key}: {recipe.path.name} does not name it; does it read it?")
     if len(of_others) > 1:
-        of_others[-1] += f"\n  {where_to_read()}"
+        configs = ", ".join(name for name in config_names() if name.startswith("migrate/"))
+        told = f"these are keys of another tool: docs/migrate.md has ours beside them; configs: {configs}"
+        of_others[-1] += f"\n  {told}"
     faults += of_others
-    if recipe.is_shipped:
-        missing = [key for key in KEYS if KEYS[key].recipe == recipe.path.stem and config.get(key) is None]
-        faults += [f"{key}: missing; {recipe.path.stem} needs it: {KEYS[key].meaning}" for key in missing]
     needed = [key for key in sorted(KEYS) if key not in config and isinstance(KEYS[key].default, Needed)]
-    return faults + [f"{key}: missing; the recipe needs it" for key in needed if recipe.needs(key)], unread
+    faults += [f"{key}: missing; the recipe needs it: {KEYS[key].meaning}" for key in needed if recipe.needs(key)]
+    return faults, unread
 
 
 def _meant_by(key: str, config: DictConfig, recipe: Recipe) -> list[str]:
@@ -129,21 +138,12 @@ def _names_in(texts: Iterable[str]) -> set[str]:
 
 def _is_unread(package: str, recipe: Path) -> bool:
     """Whether a package is none of Python's, of those that this one is made for, or of a folder that is searched."""
-    if package in KNOWN | sys.stdlib_module_names | {"numpy", "omegaconf"}:
-        return False
-    places = [place for folder in _folders_of(recipe) for place in (folder / f"{package}.py", folder / package)]
-    return not any(place.is_file() or (place / "__init__.py").is_file() for place in places)
+    known = KNOWN | sys.stdlib_module_names | {"numpy", "omegaconf"}
+    return package not in known and not any(_files_of(package, recipe))
 
 
-def _folders_of(recipe: Path) -> list[Path]:
-    return list(dict.fromkeys((recipe.resolve().parent, Path.cwd())))
-
-
-def _texts_beside(recipe: Path, text: str) -> Iterator[str]:
-    words = set(re.findall(r"\w+", text)) - KNOWN - {recipe.stem}
-    for folder in _folders_of(recipe):
-        for word in sorted(words):
-            modules: Iterable[Path] = [folder / f"{word}.py"]
-            if (folder / word / "__init__.py").is_file():
-                modules = (folder / word).rglob("*.py")
-            yield from (path.read_text(encoding="utf-8-sig", errors="replace") for path in modules if path.is_file())
+def _files_of(module: str, recipe: Path) -> Iterator[Path]:
+    """Of a module or package beside the recipe or in the current folder."""
+    for folder in map(Path, dict.fromkeys(folders_of_own_modules(recipe))):
+        is_package = (folder / module / "__init__.py").is_file()
+        yield from (folder / module).rglob("*.py") if is_package else folder.glob(f"{module}.py")

@@ -17,11 +17,12 @@ _WIDTH = 80
 
 def page() -> str:
     """docs/keys.md."""
-    parts = [_HEAD]
+    text = _HEAD
     for title, keys in SECTIONS.items():
-        rows = (f"| `{name}` | {key.values.text} | {_default(key)} | {_said(key)} |\n" for name, key in keys.items())
-        parts.append(f"\n## {title}\n\n{_COLUMNS}{''.join(rows)}")
-    return "".join(parts)
+        text += f"\n## {title}\n\n{_COLUMNS}"
+        for name, key in keys.items():
+            text += f"| `{name}` | {key.values.text} | {_default(key)} | {_said(key)} |\n"
+    return text
 
 
 def help_text() -> str:
@@ -42,8 +43,7 @@ def _default(key: Key) -> str:
 
 def _said(key: Key) -> str:
     beside = f" (with {' or '.join(key.beside)})" if key.beside else ""
-    read_by = "kd_distributed" if key.distributed else key.recipe
-    return key.meaning + beside + (f"; {read_by}" if read_by else "")
+    return key.meaning + beside + (f"; {key.recipe}" if key.recipe else "")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@ import functools
 import importlib.util
 import pkgutil
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from distill_tune.config.components import find_component, has_no, no_module
+from distill_tune.config.components import find_component
+from distill_tune.config.nearest import has_no, no_module
 from distill_tune.config.nodes import components_of
 
 # Their modules may be imported to look at a signature.
@@ -44,30 +45,25 @@ def is_known(name: str) -> bool:
     return name.isidentifier() or name.partition(".")[0] in KNOWN
 
 
-def outside(config: DictConfig, folders: Sequence[str] = ()) -> Iterator[str]:
-    """A line for each component of another package: its key, its name, and the file that would be run.
+def outside(config: DictConfig, folders: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """A line for each component of another package: its key, its name, and the file that would be run. And the faults
+    that such files tell: no such package, or nothing of that name in it.
 
     Args:
         folders: that are searched before those of installed packages.
     """
+    told, faults = list[str](), list[str]()
     for key, component in components_of(config):
         name = component["_component_"]
         if not is_known(name):
-            yield f"{key}: {name}, {_file_of(name.partition('.')[0], folders)}"
+            spec = _spec_of(name.partition(".")[0], folders)
+            where = f"from {spec.origin}" if spec and spec.origin else "which is not installed here"
+            told.append(f"{key}: {name}, {where}")
+            if fault := _missing(name, folders):
+                faults.append(f"{key}._component_={name}: {fault}")
         if component.get("trust_remote_code") is True:
-            yield f"{key}: trust_remote_code=True runs the Python files of {component.get('path')}"
-
-
-def missing_outside(config: DictConfig, folders: Sequence[str]) -> Iterator[str]:
-    """Faults of other packages' components that their files tell: no such package, or nothing of that name in it.
-
-    Args:
-        folders: that are searched before those of installed packages.
-    """
-    for key, component in components_of(config):
-        name = component["_component_"]
-        if not is_known(name) and (fault := _missing(name, folders)):
-            yield f"{key}._component_={name}: {fault}"
+            told.append(f"{key}: trust_remote_code=True runs the Python files of {component.get('path')}")
+    return told, faults
 
 
 def _missing(name: str, folders: Sequence[str]) -> str | None:
@@ -99,19 +95,12 @@ def may_be_called(component: Any) -> bool:
     """Whether building a component, with those among its arguments, runs code of known builders alone."""
     for _, part in components_of(component):
         name = part["_component_"]
-        if part.get("trust_remote_code") is True or isinstance(part.get(_IMPORTED_BY_NAME), str):
+        runs_more = part.get("trust_remote_code") is True or isinstance(part.get(_IMPORTED_BY_NAME), str)
+        if runs_more or not is_known(name):
             return False
-        if not is_known(name) or not _where_written(find_component(name)).startswith(_BUILDERS):
+        called = find_component(name)
+        # Where it is written; not how it is reached, since a module of ours imports os, too.
+        written = called.func if isinstance(called, functools.partial) else called
+        if not str(getattr(written, "__module__", "")).startswith(_BUILDERS):
             return False
     return True
-
-
-def _where_written(component: Any) -> str:
-    """The module; not how it is reached, since a module of ours imports os, too."""
-    written = component.func if isinstance(component, functools.partial) else component
-    return str(getattr(written, "__module__", ""))
-
-
-def _file_of(package: str, folders: Sequence[str]) -> str:
-    spec = _spec_of(package, folders)
-    return f"from {spec.origin}" if spec and spec.origin else "which is not installed here"

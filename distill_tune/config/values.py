@@ -1,16 +1,15 @@
 """Checks of plain values, alone and beside each other; all without importing anything heavy."""
 
 import importlib.util
-import os
 from collections.abc import Iterator, Set
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from distill_tune.config.keys import KEYS, is_set
 from distill_tune.config.kinds import ABOVE_0, WARM_UP, Kind, one_of, whole
 from distill_tune.config.nearest import did_you_mean, nearest
-from distill_tune.config.nodes import components_of, is_model, nodes_of
+from distill_tune.config.nodes import components_of, nodes_of
 
 MOST_LAYERS = 10_000
 # Of arguments, by name: of which keys' components, and what they may be; a type is told with the others of a signature.
@@ -25,23 +24,19 @@ _ARGUMENTS: dict[str, tuple[str | tuple[str, ...], Kind]] = {
     "weight": (("dataset", "teacher_model"), ABOVE_0.or_null()),
 }
 # What torchtune's loggers import when they are built.
-_PACKAGES = {
-    "torchtune.training.metric_logging.WandBLogger": "wandb",
-    "torchtune.training.metric_logging.TensorBoardLogger": "tensorboard",
-    "torchtune.training.metric_logging.CometLogger": "comet_ml",
-    "torchtune.training.metric_logging.MLFlowLogger": "mlflow",
-}
+_LOGGERS = {"WandB": "wandb", "TensorBoard": "tensorboard", "Comet": "comet_ml", "MLFlow": "mlflow"}
+_PACKAGES = {f"torchtune.training.metric_logging.{name}Logger": package for name, package in _LOGGERS.items()}
 _KINDS_OF_TEACHER = "distill_tune.teachers."
-_STORED = "distill_tune.teachers.Cached"
+_STORED = f"{_KINDS_OF_TEACHER}Cached"
 _PROMPT_KEYS = ("student_prompt_template", "teacher_prompt_template", "teacher_system_prompt", "teacher_max_seq_len")
 
 # Of the section `cache`: what each may be, and the kinds that heed it.
 _CACHE: dict[str, tuple[Kind, tuple[str, ...]]] = {
     "kind": (one_of("sampled", "top_k", "hidden"), ()),
-    "draws": (whole(1), ("sampled",)),
-    "proposal_temperature": (ABOVE_0, ("sampled",)),
-    "k": (whole(1), ("top_k",)),
-    "temperature": (ABOVE_0, ("sampled", "top_k")),
+    "draws": (whole(1).or_null(), ("sampled",)),
+    "proposal_temperature": (ABOVE_0.or_null(), ("sampled",)),
+    "k": (whole(1).or_null(), ("top_k",)),
+    "temperature": (ABOVE_0.or_null(), ("sampled", "top_k")),
 }
 
 
@@ -79,36 +74,20 @@ def _of_cache(cache: Any) -> Iterator[str]:
         if name not in _CACHE:
             near = did_you_mean(nearest(str(name), _CACHE), otherwise=f"; it has {', '.join(_CACHE)}")
             yield f"cache.{name}: no such key{near}"
-            continue
-        kind, heeded_by = _CACHE[str(name)]
-        if value is None and name != "kind":
-            continue
-        if fault := kind.fault(value):
+        elif fault := _CACHE[str(name)][0].fault(value):
             yield f"cache.{name}={_shown(value)}: {fault}"
-        elif heeded_by and cache.get("kind") not in heeded_by:
+        elif (heeded_by := _CACHE[str(name)][1]) and value is not None and cache.get("kind") not in heeded_by:
             yield f"cache.{name}={value}: cache.kind={cache.get('kind')} does not heed it; leave it out"
 
 
 def _of_arguments(config: DictConfig) -> Iterator[str]:
     for key, component in components_of(config):
-        name, path = component["_component_"], component.get("path")
+        name = component["_component_"]
         for argument, (keys, kind) in _ARGUMENTS.items():
             if argument in component and key.startswith(keys) and (fault := kind.fault(component[argument])):
                 yield f"{key}.{argument}={_shown(component[argument])}: {fault}"
         if (package := _PACKAGES.get(name)) and importlib.util.find_spec(package) is None:
             yield f"{key}: {name} needs the package {package}; pip install {package}"
-        if not isinstance(path, str):
-            continue
-        if key.startswith("tokenizer") and name.startswith("torchtune.") and os.path.isdir(path):
-            told = f"is a folder, {name} reads a file, such as tokenizer.model"
-            yield f"{key}.path={path}: {told}; distill_tune.data.hf_tokenizer reads folders"
-        if key == "model" and path.endswith(".gguf") and os.path.isfile(path):
-            yield f"{key}.path={path}: a GGUF file can be a teacher; a student needs a Hugging Face model folder"
-        if is_model(key) and name.endswith(".EarlierCheckpoint") and not os.path.isfile(f"{path}/state.json"):
-            yield f"{key}.path={path}: no checkpoint of a run; name a folder checkpoints/step_N"
-        if is_model(key) and name == _STORED and not os.path.isfile(f"{path}/manifest.json"):
-            told = f"distill-tune run teacher_cache --config ... cache.kind=sampled output_dir={path}"
-            yield f"{key}.path={path}: no cache of a teacher; make one from this config with its teacher: {told}"
 
 
 def _of_several(config: DictConfig) -> Iterator[str]:
@@ -124,11 +103,6 @@ def _of_several(config: DictConfig) -> Iterator[str]:
         ratio = config.get("kd_ratio", KEYS["kd_ratio"].default)
         why = "hidden_loss" if ratio == 0 else f"kd_ratio={_shown(ratio)}"
         yield f"teacher_model: missing; {why} needs a teacher (kd_ratio=0 trains without one)"
-    for key in ("model", "teacher_model") if needs_teacher(config) else ("model",):
-        checkpointer, given = key.replace("model", "checkpointer"), config.get(key)
-        for model in given if isinstance(given, ListConfig) else [given]:
-            if isinstance(model, DictConfig) and not _knows_its_weights(model) and config.get(checkpointer) is None:
-                yield f"{checkpointer}: missing; {model.get('_component_')} does not know its folder"
     if config.get("teacher_quantizer") is not None and config.get("teacher_offload") is True:
         yield "teacher_offload=True: streams plain weights alone; leave teacher_quantizer out"
     if isinstance(hidden_loss, DictConfig) and hidden_loss.get("positions") == "all":
@@ -156,10 +130,6 @@ def _without_effect(config: DictConfig, read_otherwise: Set[str]) -> Iterator[st
     for key in ("teacher_quantizer", "teacher_offload"):
         if config.get(key) and kind.startswith(_KINDS_OF_TEACHER) and not is_stored:
             yield f"{key}: {kind} does not heed it; it is for models"
-
-
-def _knows_its_weights(model: DictConfig) -> bool:
-    return "path" in model or str(model.get("_component_", "")).startswith(_KINDS_OF_TEACHER)
 
 
 def _shown(value: Any) -> str:

@@ -141,6 +141,11 @@ class StepPlan:
             "tokens": sum(len(rows.tokens) for rows in self._datasets),
             "content": [rows.fingerprint for rows in self._datasets],
             "sequences a step": self._step_size,
+            "their factors": {
+                "batch_size": self._batch_size,
+                "gradient_accumulation_steps": self._accumulation,
+                "processes": self._num_ranks,
+            },
             "tokens a batch": self._max_tokens,
             "seed": self._seed,
             "shuffle": self._shuffle,

@@ -11,7 +11,7 @@ def unserved(
     divergence: Divergence,
     token_weight: TokenWeight | None = None,
     *,
-    temperature: float = 1.0,
+    temperature: float | None = 1.0,
     recorded_temperature: float = 1.0,
     k: int | None = None,
     combination: str | None = None,
@@ -20,12 +20,15 @@ def unserved(
 
     Args:
         kind: ``sampled``, ``top_k``, or any other, which serves everything.
+        temperature: of the loss; None where it is a schedule.
         k: of a ``top_k`` record.
         combination: of several teachers, of which this is one: ``mixture``, ``sum``, ``by_row``.
     """
     if kind not in (SampledTokens.kind, TopTokens.kind):
         return None
     of = f"a {kind} record"
+    if temperature is None:
+        return f"{of} serves one temperature, and temperature is a schedule: take kind hidden, which serves any"
     if temperature != recorded_temperature:
         return (
             f"{of} made at temperature {recorded_temperature:g} serves no other, and the loss is at {temperature:g}: "

@@ -11,6 +11,7 @@ from distill_tune import models
 from distill_tune.config.components import ENTRY_KEYS, find_component, instantiate
 from distill_tune.errors import UserError
 from distill_tune.teachers.live import LiveTeacher
+from distill_tune.teachers.load import require_quantizer
 from distill_tune.teachers.several import SeveralTeachers
 from distill_tune.teachers.teacher import Teacher
 
@@ -41,6 +42,8 @@ def build_teacher(
 
     if component is None:
         return Teacher()
+    if quantizer is not None and needs_weights:
+        require_quantizer(quantizer)
     teachers, weights, names = [], [], []
     for key, entry, entry_checkpointer in entries_of(component, checkpointer):
         if is_kind_of_teacher(entry.component):

@@ -74,18 +74,12 @@ class Cached(Teacher):
     ) -> None:
         if isinstance(self._encoding, HiddenEncoding):
             return
-        kind, recorded = self._encoding.kind, self._encoding.temperature
-        if temperature is None:
-            raise UserError(
-                f"{self._told}: a {kind} record made at temperature {recorded:g} serves no other, and temperature is a "
-                "schedule: take a cache of kind hidden, which serves any"
-            )
         reason = unserved(
-            kind,
+            self._encoding.kind,
             divergence,
             token_weight,
             temperature=temperature,
-            recorded_temperature=recorded,
+            recorded_temperature=self._encoding.temperature,
             k=getattr(self._encoding, "k", None),
             combination=combination,
         )

@@ -1,5 +1,7 @@
 """A live teacher's weights quantised, or streamed from host memory."""
 
+import importlib.util
+
 import torch
 from omegaconf import DictConfig
 from torch import nn
@@ -16,6 +18,7 @@ from distill_tune.teachers.offload import StreamedLayers, move_all_but_layers
 
 from torchtune.modules import TransformerDecoder
 
+_INT4 = "torchao.quantization.Int4WeightOnlyConfig"
 _TRIED = 1024  # wide enough for every kind of weights
 
 
@@ -75,6 +78,18 @@ class NF4:
     """
 
     multiple = 64 * 256  # weights of a block, times blocks that share a scale of scales
+
+
+def require_quantizer(quantizer: DictConfig) -> None:
+    """
+    Raises:
+        UserError: one of torchao's that packs weights by a package which is not here.
+    """
+    packing = quantizer.get("int4_packing_format", "plain")
+    is_here = importlib.util.find_spec("mslk") is not None
+    if quantizer["_component_"] == _INT4 and packing in ("plain", "preshuffled") and not is_here:
+        told = f"teacher_quantizer: {_INT4} needs the package mslk; pip install mslk"
+        raise UserError(f"{told}, or without it teacher_quantizer.int4_packing_format=tile_packed_to_4d")
 
 
 def _quantise(layers: nn.Module, quantizer: DictConfig, device: torch.device) -> None:

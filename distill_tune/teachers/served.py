@@ -215,21 +215,16 @@ class Served(Teacher):
     ) -> None:
         if self.kind == "hidden":
             return
-        if temperature is None:
-            raise UserError(
-                f"{_KEY}.kind={self.kind}: a record serves one temperature, and temperature is a schedule: take kind "
-                "hidden, which serves any"
-            )
         reason = unserved(
             self.kind,
             divergence,
             token_weight,
             temperature=temperature,
-            recorded_temperature=temperature,
+            recorded_temperature=temperature or 1.0,
             k=self._settings.get("k"),
             combination=combination,
         )
-        if reason:
+        if reason or temperature is None:
             raise UserError(f"{_KEY}.kind={self.kind}: {reason}")
         self._temperature = temperature
 

@@ -20,6 +20,7 @@ _IN_KEYS = {
     "sequences a step": "sequences a step (batch_size, gradient_accumulation_steps, processes)",
     "tokens a batch": "max_tokens_per_batch",
 }
+_FACTORS = "their factors"  # of the sequences of a step; whose product alone has to stay
 # Where a run writes, and how it is resumed, may be new each time.
 _ABOUT_THE_RUN = ("output_dir", "log_dir", "resume", "resume_from_checkpoint", "resume_with_changes")
 # Where a model's weights are read from, or asked for: means nothing where their content is known.
@@ -109,8 +110,11 @@ class TrainingState:
         # What an older version has not noted cannot be compared.
         before = {key: self.plan.get(key, value) for key, value in plan.items()}
         named = {key: _IN_KEYS.get(key, key) for key in plan}
-        differ = [f"{named[key]} was {before[key]}, is {value}" for key, value in plan.items() if before[key] != value]
-        _refuse(folder, differ, with_changes)
+        factors, were = plan.get(_FACTORS, {}), self.plan.get(_FACTORS, {})
+        if changed := [f"{name} {were[name]} -> {now}" for name, now in factors.items() if were.get(name, now) != now]:
+            named["sequences a step"] = f"sequences a step ({', '.join(changed)})"
+        differ = [key for key, value in plan.items() if before[key] != value and key != _FACTORS]
+        _refuse(folder, [f"{named[key]} was {before[key]}, is {plan[key]}" for key in differ], with_changes)
 
 
 def content_of(model: str) -> str:

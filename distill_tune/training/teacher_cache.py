@@ -16,6 +16,7 @@ from distill_tune.data.dates import day_of_run
 from distill_tune.errors import UserError, one_line
 from distill_tune.models.vocabulary import Vocabulary, written_by
 from distill_tune.training.distributed import from_main_process, is_main_process, wait_for_all
+from distill_tune.training.output_check import require_writable
 from distill_tune.training.preparation import Models, Steps
 from distill_tune.training.state import content_of, plain_config
 
@@ -30,8 +31,9 @@ def find_cache(output_dir: str) -> tuple[Path, cache.Manifest | None]:
     """The folder of a cache, and the manifest of what is there already.
 
     Raises:
-        UserError: a manifest that cannot be read.
+        UserError: a folder that cannot be written, or a manifest that cannot be read.
     """
+    require_writable("output_dir", output_dir)
     folder = local_path(output_dir)
     return folder, from_main_process(cache.Manifest.read(folder) if (folder / cache.MANIFEST).exists() else None)
 

@@ -214,7 +214,7 @@ def test_a_config_that_goes_on_with_another_run_is_refused_with_what_differs(lor
     for changes, told in [
         (["model.lora_rank=8"], ["model.lora_rank 4 -> 8"]),
         (["optimizer=torch.optim.SGD"], ["optimizer._component_ torch.optim.AdamW -> torch.optim.SGD"]),
-        (["batch_size=4"], ["sequences a step (batch_size, gradient_accumulation_steps, processes) was 4, is 8"]),
+        (["batch_size=4"], ["sequences a step (batch_size 2 -> 4) was 4, is 8"]),
         (["dataset.split=train[:32]"], ["rows was 64, is 32", "tokens was"]),
         (["seed=5"], ["seed was 0, is 5"]),
         (["max_steps_per_epoch=8"], ["steps an epoch was 6, is 8"]),

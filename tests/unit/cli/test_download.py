@@ -1,9 +1,12 @@
 """The download command with the hubs' own clients, against a hub on loopback."""
 
+import argparse
 import os
 
 import pytest
 from stand_in_hub import StandInHub, serving
+
+from distill_tune.cli.download import _reason
 
 WEIGHTS = os.urandom(24 * 2**20)  # the clients read in pieces of some 10 MiB
 FILES = {
@@ -122,6 +125,11 @@ def test_a_hub_out_of_reach_and_a_wrong_name_are_told(download, cli):
     done = cli("download", "Small")
     assert done.returncode == 2
     assert "name a model as OWNER/NAME" in done.stderr
+
+
+def test_what_asks_modelscope_already_is_not_sent_there():
+    told = _reason(ConnectionError("no"), argparse.Namespace(source="modelscope", token=None))
+    assert told == "ModelScope cannot be reached; without --source modelscope Hugging Face is asked"
 
 
 def test_content_that_is_not_what_the_hub_lists_is_deleted(download, tmp_path):

@@ -13,7 +13,7 @@ from distill_tune.config.values import check_values
 from distill_tune.errors import UserError
 from distill_tune.training import preparation
 
-ALL = {key: 1 for key, entry in KEYS.items() if isinstance(entry.default, Needed)}
+ALL = {key: 1 for key, entry in KEYS.items() if isinstance(entry.default, Needed) and entry.recipe is None}
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_what_a_copy_no_longer_needs_is_not_missing(copy):
     config = OmegaConf.create({key: 1 for key in ALL if key not in ("epochs", "device")})
     assert check_keys(config, recipe, "") == ([], [])
     del config["dataset"], config["output_dir"]
-    missing = [f"{key}: missing; the recipe needs it" for key in ("dataset", "output_dir")]
+    missing = [f"{key}: missing; the recipe needs it: {KEYS[key].meaning}" for key in ("dataset", "output_dir")]
     assert check_keys(config, recipe, "") == (missing, [])
 
 
@@ -150,7 +150,7 @@ def test_a_file_that_is_no_recipe_is_told(tmp_path: Path, monkeypatch):
 def test_a_key_of_one_recipe_is_needed_there_and_refused_where_it_is_asked_of_another():
     stored, trained = find_recipe("teacher_cache"), find_recipe("kd_single_device")
     (told,) = faults(stored)
-    assert told.startswith("cache: missing; teacher_cache needs it")
+    assert told.startswith("cache: missing; the recipe needs it: what is stored: kind")
     assert faults(stored, ["cache.kind=sampled"], cache={"kind": "sampled"}) == []
     assert faults(trained, cache={"kind": "sampled"}) == []  # one file serves all
     told = faults(trained, ["cache.kind=sampled"], cache={"kind": "sampled"})
@@ -188,7 +188,7 @@ def test_the_table_has_every_key_that_the_recipes_read_with_its_default():
     of_all = of_both | reads_in(recipes_folder() / "kd_distributed.py")
     of_cache = reads_in(recipes_folder() / "teacher_cache.py")
     assert set(of_all | of_cache) == set(KEYS)
-    assert {key for key in KEYS if KEYS[key].distributed} == set(of_all) - set(of_both)
+    assert {key for key in KEYS if KEYS[key].recipe == "kd_distributed"} == set(of_all) - set(of_both)
     assert {key for key in KEYS if KEYS[key].recipe == "teacher_cache"} == set(of_cache) - set(of_all)
     for key, default in of_all.items():
         told = KEYS[key].default

@@ -70,7 +70,7 @@ def test_it_gives_the_word_on_each_row_in_any_order(tmp_path):
         (
             SampledEncoding(VOCABULARY),
             (ForwardKL(), None, None),
-            "temperature is a schedule: take a cache of kind hidden",
+            "temperature is a schedule: take kind hidden",
         ),
         (TopEncoding(VOCABULARY, 4), (TopK(8), None, 1.0), "of 4 tokens cannot serve TopK of 8: make one of 8"),
         (TopEncoding(VOCABULARY, 4), (ForwardKL(), None, 1.0, "mixture"), "combine by sum or by_row"),

@@ -1,0 +1,56 @@
+"""Whether what a config names to be written to can be, before rows are read and a model loads."""
+
+import inspect
+import os
+import tempfile
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from distill_tune.config.components import find_component
+from distill_tune.config.trust import is_known
+from distill_tune.errors import CollectedFaults, UserError
+
+_FOLDERS = ("output_dir", "metric_logger.log_dir", "profiler.output_dir")
+_CALLED = ("log_config", "log_dict", "close")  # of a logger
+
+
+def check_outputs(cfg: DictConfig) -> None:
+    """
+    Raises:
+        UserError: a folder that cannot be made or written, or a class of a known package that is no logger; of other
+            code a run tells it itself.
+    """
+    faults = CollectedFaults("what is written")
+    for key in _FOLDERS:
+        folder = OmegaConf.select(cfg, key)
+        is_used = key != "profiler.output_dir" or OmegaConf.select(cfg, "profiler.enabled") is not False
+        if isinstance(folder, str) and is_used:
+            with faults:
+                require_writable(key, folder)
+    name = OmegaConf.select(cfg, "metric_logger._component_")
+    if name and is_known(name):
+        with faults:
+            _require_logger(name)
+    faults.tell()
+
+
+def require_writable(key: str, folder: str) -> None:
+    """Make a folder in one, or where it would be made, and take it away again.
+
+    Raises:
+        UserError: it cannot be made; ``key`` is named.
+    """
+    path = Path(os.path.expanduser(folder))
+    try:
+        there = next((place for place in (path, *path.parents) if place.exists()), Path())
+        os.rmdir(tempfile.mkdtemp(prefix=".distill-tune-", dir=there))
+    except OSError as error:
+        raise UserError(f"{key}={folder}: cannot be written: {error.strerror}") from error
+
+
+def _require_logger(name: str) -> None:
+    found = find_component(name)
+    if inspect.isclass(found) and not all(hasattr(found, method) for method in _CALLED):
+        told = f"is no logger, which has {', '.join(_CALLED)}"
+        raise UserError(f"metric_logger={name}: {told}; name one of torchtune.training.metric_logging")
