@@ -22,16 +22,27 @@ class Against(NamedTuple):
     total: torch.Tensor
 
 
-def against(record: SparseSignal, divergence: Divergence, logits: torch.Tensor, exponentials: torch.Tensor) -> Against:
-    """
+def set_apart(record: SparseSignal, exponentials: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The exponentials of the record's tokens ``[b, k]``, and the sum of all others ``[b, 1]``.
+
     Args:
-        logits: of the record's tokens ``[b, k]``, less a number of each row.
-        exponentials: of the logits of all tokens less that number, ``[b, v]``; those of the record's become 0.
+        exponentials: of all tokens, ``[b, v]``; those of the record's become 0.
     """
     ids = record.ids.long()
     tokens = exponentials.gather(1, ids).mul_(record.is_token)
     # A difference from the total would have no digits where the student is sure.
-    rest = exponentials.scatter_add_(1, ids, -tokens).sum(-1, keepdim=True)
+    return tokens, exponentials.scatter_add_(1, ids, -tokens).sum(-1, keepdim=True)
+
+
+def against(
+    record: SparseSignal, divergence: Divergence, logits: torch.Tensor, tokens: torch.Tensor, rest: torch.Tensor
+) -> Against:
+    """
+    Args:
+        logits: of the record's tokens ``[b, k]``, less a number of each row.
+        tokens: their exponentials ``[b, k]``, 0 for what only fills a row.
+        rest: the sum of the exponentials of all other tokens' logits less that number, ``[b, 1]``.
+    """
     total = rest + tokens.sum(-1, keepdim=True)
     student = Distribution(
         torch.cat([logits, rest.log()], 1).sub_(total.log()), torch.cat([tokens, rest], 1).div_(total)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from distill_tune.losses.against_record import against
+from distill_tune.losses.against_record import against, set_apart
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.divergences import HUGE, Distribution, Divergence, ForwardKL, distribution
 from distill_tune.losses.signals import Word, capped
@@ -82,6 +82,11 @@ def losses_and_gradient(
             teacher_softcap=mixture.teachers[0][1],
         )
         return ce.sum(), kd.sum(), out
+    if _has_kernel_for_record(mixture, logits, words):
+        from distill_tune.losses import triton_record
+
+        ce, kd = triton_record.losses_and_gradient(mixture, logits, targets, words[0], out)  # type: ignore[arg-type]
+        return ce.sum(), kd.sum(), out
     ce = kd = torch.zeros((), device=logits.device)
     part_bytes = _PART_BYTES.get(logits.device.type, _PART_BYTES["cuda"])
     rows = max(1, part_bytes // (4 * logits.shape[1]))
@@ -112,6 +117,11 @@ def _has_kernel(mixture: Mixture, logits: torch.Tensor, words: Sequence[Word] = 
     return logits.is_cuda and known and _is_usual(mixture) and _has_triton()
 
 
+def _has_kernel_for_record(mixture: Mixture, logits: torch.Tensor, words: Sequence[Word]) -> bool:
+    is_record = bool(words) and isinstance(words[0], SparseSignal)
+    return logits.is_cuda and is_record and _in_place(mixture, logits, words) is _scattered and _has_triton()
+
+
 @functools.cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
@@ -138,22 +148,22 @@ def _scattered(
     """:func:`_plain` for cross-entropy, and a record's divergence where there is one: the student's exponentials, each
     row times one number, and what the target and the record's tokens have besides."""
     ce_share = 1 - mixture.kd_ratio if words else 1.0
-    student.sub_(student.amax(-1, keepdim=True))
-    at_target = student.gather(1, targets[:, None])
+    largest = student.amax(-1, keepdim=True)
+    at_target = student.gather(1, targets[:, None]) - largest
     if not words:
-        kd, ce_sum = student.new_zeros(()), student.exp_().sum(-1, keepdim=True)
+        kd, ce_sum = student.new_zeros(()), student.sub_(largest).exp_().sum(-1, keepdim=True)
         gradient = student.mul_(ce_share / ce_sum)
     else:
         record, temperature = words[0], mixture.temperature
         assert isinstance(record, SparseSignal)
         tokens, of_ce = record.ids.long(), None
-        at_tokens = student.gather(1, tokens).div_(temperature)
         if ce_share and temperature not in (1, 2):
-            of_ce = torch.exp(student, out=scratch[0])
-        exponentials = _scaled(student, temperature).exp_()
+            of_ce = torch.sub(student, largest, out=scratch[0]).exp_()
+        torch.add(largest / -temperature, student, alpha=1 / temperature, out=student)
+        at_tokens, exponentials = student.gather(1, tokens), student.exp_()
         if ce_share and temperature == 2:  # an exponential takes ten times as long as a product
             of_ce = torch.square(exponentials, out=scratch[0])
-        found = against(record, mixture.divergence, at_tokens, exponentials)
+        found = against(record, mixture.divergence, at_tokens, *set_apart(record, exponentials))
         weight = mixture.kd_weight / temperature  # 1/T from the chain rule through logits / T
         of_tokens, of_rest, kd = found.of_tokens * weight, found.of_rest * weight, found.values.sum()
         if temperature == 1:
@@ -250,7 +260,8 @@ def _plain(
             values, kd_gradient, weight = _with_logits(mixture, own, of_teacher, targets, scratch[2][:, :v])
         else:
             tokens = word.ids.long()
-            found = against(word, mixture.divergence, own.log_probs.gather(1, tokens), own.probs)
+            at_tokens = own.log_probs.gather(1, tokens)
+            found = against(word, mixture.divergence, at_tokens, *set_apart(word, own.probs))
             values = found.values
             kd_gradient = own.probs.mul_(found.of_rest).scatter_add_(1, tokens, found.of_tokens)
             weight = None if mixture.token_weight is None else _token_weights(mixture.token_weight, word, v)

@@ -4,7 +4,16 @@ import pytest
 import torch
 from stand_in_cuda import cuda_branches
 
-from distill_tune.losses import CrossEntropy, ForwardKL, LinearProjection, TopTokens, distillation_loss, head, rows
+from distill_tune.losses import (
+    CrossEntropy,
+    ForwardKL,
+    LinearProjection,
+    SampledTokens,
+    TopTokens,
+    distillation_loss,
+    head,
+    rows,
+)
 from distill_tune.losses.divergences import ReverseKL
 from distill_tune.losses.rows import Mixture
 from distill_tune.losses.signals import HiddenStates
@@ -17,19 +26,31 @@ N, D, V, V_T = 13, 24, 101, 110
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    from distill_tune.losses import triton_rows
+    from distill_tune.losses import triton_record, triton_rows
 
-    monkeypatch.setattr(triton_rows, "_BLOCK", 32)  # several blocks, and a rest
+    for module in (triton_rows, triton_record):
+        monkeypatch.setattr(module, "_BLOCK", 32)  # several blocks, and a rest
     monkeypatch.setattr(head, "CHUNK_BYTES", {"cpu": 4 * (V + V_T) * 5})  # several chunks, and a rest
 
 
 @pytest.fixture
 def launched(monkeypatch):
-    from distill_tune.losses import triton_rows
+    from distill_tune.losses import triton_record, triton_rows
 
-    calls, kernel = [], triton_rows.losses_and_gradient
-    monkeypatch.setattr(triton_rows, "losses_and_gradient", lambda *a, **named: calls.append(a) or kernel(*a, **named))
+    calls = []
+    for module in (triton_rows, triton_record):
+        kernel = module.losses_and_gradient
+        counted = lambda *a, _kernel=kernel, **named: calls.append(a) or _kernel(*a, **named)  # noqa: E731
+        monkeypatch.setattr(module, "losses_and_gradient", counted)
     return calls
+
+
+def of_top(logits, k):
+    return TopTokens.of(logits, k, 2.0)
+
+
+def of_drawn(logits, k):
+    return SampledTokens.drawn(logits, k, 2.0, torch.Generator().manual_seed(1))
 
 
 def step(dtype, weight_dtype, bias=True, softcap=None, record_of=None, **settings):
@@ -76,15 +97,17 @@ def assert_near(found, wanted, tolerance):
         {"kd_ratio": 0.3, "temperature": 1.0},
         {"kd_ratio": 1.0, "temperature": 2.0},
         {"kd_ratio": 0.5, "temperature": 2.0, "softcap": 5.0, "bias": False},
+        {"kd_ratio": 0.5, "temperature": 2.0, "record_of": of_drawn},
+        {"kd_ratio": 0.5, "temperature": 2.0, "record_of": of_top, "divergence": ReverseKL()},
     ],
-    ids=["both", "teacher", "capped"],
+    ids=["both", "teacher", "capped", "drawn", "top"],
 )
 def test_losses_and_gradients_are_those_of_the_cpu(dtype, weight_dtype, tolerance, settings, launched):
     wanted = step(dtype, weight_dtype, **settings)
     assert not launched
     with cuda_branches():
         found = step(dtype, weight_dtype, **settings)
-    assert len(launched) > 2
+    assert len(launched) >= 2
     assert_near(found, wanted, tolerance)
 
 
@@ -93,7 +116,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(dtype, weight_dtype, toleranc
     [
         ("triton", {}),
         ("the usual loss", {"divergence": ReverseKL()}),
-        ("all logits", {"record_of": lambda logits, k: TopTokens.of(logits, k, 2.0)}),
+        ("the usual loss", {"divergence": ReverseKL(), "record_of": of_top, "softcap": 5.0}),
     ],
 )
 def test_where_there_is_no_kernel_the_plain_formulas_are_taken(without, settings, launched, monkeypatch):
