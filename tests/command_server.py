@@ -128,14 +128,22 @@ def _serve() -> None:
     import datasets  # noqa: F401
     import torch
     import torch.distributed.checkpoint
+    import torch.distributed.elastic.rendezvous.c10d_rendezvous_backend
     import torch.distributed.run  # noqa: F401
+    import transformers.models.auto.tokenization_auto
+    import transformers.models.encoder_decoder
     import transformers.models.llama.modeling_llama
-    import transformers.models.llama.tokenization_llama  # noqa: F401
+    import transformers.models.llama.tokenization_llama
+    import transformers.tokenization_utils_sentencepiece  # noqa: F401
+    from sentencepiece import sentencepiece_model_pb2  # noqa: F401
 
     from distill_tune import data, evaluation, losses, models, teachers, training  # noqa: F401
-    from distill_tune.cli import main  # noqa: F401
+    from distill_tune.cli import main, planned_run  # noqa: F401
+    from distill_tune.evaluation import estimate  # noqa: F401
 
     import torchtune.datasets
+    import torchtune.models.llama2
+    import torchtune.models.llama3_2
     import torchtune.training  # noqa: F401
 
     running: dict[int, Child] = {}
