@@ -189,7 +189,7 @@ def _command(request: dict) -> None:
     if forbidden := os.environ.get("FORBIDDEN"):  # a function that this command must not come to
         module, _, name = forbidden.rpartition(".")
         setattr(sys.modules[module], name, _forbidden)
-    if "--nproc_per_node" in request["arguments"]:
+    if {"--nproc_per_node", "kd_distributed"} & set(request["arguments"]):
         _fork_ranks_of_torchrun(request["arguments"])
     _run_and_exit(request["arguments"])
 
@@ -210,7 +210,7 @@ def _fork_ranks_of_torchrun(arguments: list[str]) -> None:
 
     given = dict(itertools.pairwise(arguments))
     spare: list[tuple[Child, int]] = []
-    for _ in range(int(given["--nproc_per_node"]) * (1 + int(given.get("--max_restarts", 0)))):
+    for _ in range(int(given.get("--nproc_per_node", 1)) * (1 + int(given.get("--max_restarts", 0)))):
         reads, writes = os.pipe()
         pid = os.fork()
         if pid == 0:
