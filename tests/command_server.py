@@ -189,7 +189,7 @@ def _command(request: dict) -> None:
     if forbidden := os.environ.get("FORBIDDEN"):  # a function that this command must not come to
         module, _, name = forbidden.rpartition(".")
         setattr(sys.modules[module], name, _forbidden)
-    if {"--nproc_per_node", "kd_distributed"} & set(request["arguments"]):
+    if {"--nproc_per_node", "kd_distributed", "teacher_cache"} & set(request["arguments"]):  # the recipes of ranks
         _fork_ranks_of_torchrun(request["arguments"])
     _run_and_exit(request["arguments"])
 
