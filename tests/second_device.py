@@ -4,7 +4,8 @@ Its tensors are numbers in the CPU's memory that say they lie elsewhere. An oper
 CUDA refuses it; what makes the CPU wait for a device is counted, with the line that asked. Numbers are right, so a run
 on it can be compared with one on the CPU. What it does not stand for: CUDA's own kernels, asynchrony, streams, memory.
 
-    echo '[["kd_single_device", "--config", "tiny"]]' | python second_device.py
+    echo '[["kd_single_device", "--config", "tiny"]]' > commands.json
+    python second_device.py commands.json
 """
 
 import contextlib
@@ -243,7 +244,7 @@ def _of_one_rank() -> dict[str, str]:
 
 
 def main() -> None:
-    """Run what is asked for on standard input, a list of command lines; print what each step of each waited for."""
+    """Run what a file asks for, a list of command lines; print what each step of each waited for."""
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # its threads would not know the device
     from distill_tune import training
     from distill_tune.cli.main import main as distill_tune
@@ -265,7 +266,7 @@ def main() -> None:
     # A view of a tensor that is wrapped, as all are here, cannot be taken in inference mode.
     no_inference = patch.object(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else _NOTHING)
     with second_device(), device, of_rank, no_inference, patch.object(training.Metrics, "write", write_and_count):
-        for arguments in json.load(sys.stdin):
+        for arguments in json.loads(Path(sys.argv[1]).read_text()):
             of_steps, before = [], list(sys.path)
             try:
                 with patch.dict(os.environ, _of_one_rank() if arguments[0] == "kd_distributed" else {}):
