@@ -128,14 +128,22 @@ def _serve() -> None:
     import datasets  # noqa: F401
     import torch
     import torch.distributed.checkpoint
+    import torch.distributed.elastic.rendezvous.c10d_rendezvous_backend
     import torch.distributed.run  # noqa: F401
+    import transformers.models.auto.tokenization_auto
+    import transformers.models.encoder_decoder
     import transformers.models.llama.modeling_llama
-    import transformers.models.llama.tokenization_llama  # noqa: F401
+    import transformers.models.llama.tokenization_llama
+    import transformers.tokenization_utils_sentencepiece  # noqa: F401
+    from sentencepiece import sentencepiece_model_pb2  # noqa: F401
 
     from distill_tune import data, evaluation, losses, models, teachers, training  # noqa: F401
-    from distill_tune.cli import main  # noqa: F401
+    from distill_tune.cli import main, planned_run  # noqa: F401
+    from distill_tune.evaluation import estimate  # noqa: F401
 
     import torchtune.datasets
+    import torchtune.models.llama2
+    import torchtune.models.llama3_2
     import torchtune.training  # noqa: F401
 
     running: dict[int, Child] = {}
@@ -181,7 +189,7 @@ def _command(request: dict) -> None:
     if forbidden := os.environ.get("FORBIDDEN"):  # a function that this command must not come to
         module, _, name = forbidden.rpartition(".")
         setattr(sys.modules[module], name, _forbidden)
-    if "--nproc_per_node" in request["arguments"]:
+    if {"--nproc_per_node", "kd_distributed", "teacher_cache"} & set(request["arguments"]):  # the recipes of ranks
         _fork_ranks_of_torchrun(request["arguments"])
     _run_and_exit(request["arguments"])
 
@@ -198,10 +206,11 @@ def _set_environment(variables: dict[str, str]) -> None:
 def _fork_ranks_of_torchrun(arguments: list[str]) -> None:
     """Fork a process for each that torchrun will start, before it does anything: it takes them in place of Popen."""
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 
     given = dict(itertools.pairwise(arguments))
     spare: list[tuple[Child, int]] = []
-    for _ in range(int(given["--nproc_per_node"]) * (1 + int(given.get("--max_restarts", 0)))):
+    for _ in range(int(given.get("--nproc_per_node", 1)) * (1 + int(given.get("--max_restarts", 0)))):
         reads, writes = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -219,6 +228,8 @@ def _fork_ranks_of_torchrun(arguments: list[str]) -> None:
         return child
 
     subprocess_handler.Popen = started  # type: ignore[misc, assignment]
+    # Its records' names; through inspect, which looks for the source of every frame, half a second a start.
+    dynamic_rendezvous.get_method_name = lambda depth=2: sys._getframe(depth).f_code.co_name
 
 
 def _rank(reads: int) -> None:

@@ -4,7 +4,8 @@ Its tensors are numbers in the CPU's memory that say they lie elsewhere. An oper
 CUDA refuses it; what makes the CPU wait for a device is counted, with the line that asked. Numbers are right, so a run
 on it can be compared with one on the CPU. What it does not stand for: CUDA's own kernels, asynchrony, streams, memory.
 
-    echo '[["kd_single_device", "--config", "tiny"]]' | python second_device.py
+    echo '[["kd_single_device", "--config", "tiny"]]' > commands.json
+    python second_device.py commands.json
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import socket
 import sys
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +25,6 @@ from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "second"
@@ -79,6 +79,19 @@ class SecondDevice(TorchDispatchMode):
         if any(isinstance(leaf, DTensor) for leaf in tree_leaves((arguments, named))):
             return NotImplemented  # what it is made of comes by next
         return _run(function, arguments, named or {})
+
+
+def tree_leaves(value: Any) -> list[Any]:
+    """Of lists, tuples and dicts, as operators have them; PyTorch's own takes several times as long."""
+    if type(value) in (list, tuple):
+        return [leaf for part in value for leaf in tree_leaves(part)]
+    return tree_leaves([*value.values()]) if type(value) is dict else [value]
+
+
+def tree_map(change: Callable[[Any], Any], value: Any) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)([tree_map(change, part) for part in value])
+    return {key: tree_map(change, part) for key, part in value.items()} if type(value) is dict else change(value)
 
 
 def _count(what: str) -> None:
@@ -243,7 +256,7 @@ def _of_one_rank() -> dict[str, str]:
 
 
 def main() -> None:
-    """Run what is asked for on standard input, a list of command lines; print what each step of each waited for."""
+    """Run what a file asks for, a list of command lines; print what each step of each waited for."""
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # its threads would not know the device
     from distill_tune import training
     from distill_tune.cli.main import main as distill_tune
@@ -265,7 +278,7 @@ def main() -> None:
     # A view of a tensor that is wrapped, as all are here, cannot be taken in inference mode.
     no_inference = patch.object(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else _NOTHING)
     with second_device(), device, of_rank, no_inference, patch.object(training.Metrics, "write", write_and_count):
-        for arguments in json.load(sys.stdin):
+        for arguments in json.loads(Path(sys.argv[1]).read_text()):
             of_steps, before = [], list(sys.path)
             try:
                 with patch.dict(os.environ, _of_one_rank() if arguments[0] == "kd_distributed" else {}):

@@ -7,7 +7,6 @@ machine, and no module is on both sides.
 
 import ast
 import contextlib
-import gc
 import hashlib
 import inspect
 import os
@@ -16,6 +15,8 @@ import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+from distill_tune.collector import without_collections
 
 HELD_OUT_SHARE = 0.1
 MIN_ANSWER, MAX_ANSWER, MAX_SIGNATURE = 30, 400, 120  # characters
@@ -46,7 +47,7 @@ def collect(
     """
     rows: list[dict[str, str]] = []
     seen: set[str] = set()
-    with _without_collections():
+    with without_collections():
         for module, path in sorted(_modules(folders), key=lambda item: _hash(item[0] + " order")):
             if is_held_out(module) != held_out:
                 continue
@@ -90,30 +91,18 @@ def _modules(folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
     for root in dict.fromkeys([*installed, *folders]):
         for where, below, files in os.walk(root):  # some 30,000 files: pathlib takes nine times as long
             below[:] = filter(_is_taken, below)
-            package = os.path.relpath(where, root).replace(os.sep, ".").strip(".")
+            package = where.removeprefix(str(root)).replace(os.sep, ".")
             for name in files:
-                stem, suffix = os.path.splitext(name)
-                module = f"{package}.{stem}".strip(".").removesuffix(".__init__")
-                if suffix == ".py" and _is_taken(stem) and module not in seen:
-                    seen.add(module)
-                    yield module, os.path.join(where, name)
+                stem = name.removesuffix(".py")
+                if stem != name and _is_taken(stem):
+                    module = f"{package}.{stem}".strip(".").removesuffix(".__init__")
+                    if module not in seen:
+                        seen.add(module)
+                        yield module, os.path.join(where, name)
 
 
 def _is_taken(name: str) -> bool:
     return name.isidentifier() and name not in _SKIPPED_FOLDERS
-
-
-@contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """Syntax trees have no cycles, and are so many objects that collections would look at all others again and again:
-    beside torch's they took two thirds of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _definitions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, _Definition]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_tune.collector import without_collections
 from distill_tune.errors import UserError, one_line
 
 # Of what a tokenizer is made, by transformers or by those that read the same folders (vLLM, llama.cpp, mistral-common).
@@ -32,7 +33,8 @@ def read_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with without_collections():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises plain Exception for a broken file
         raise UserError(f"cannot be read by transformers: {one_line(error)[:300]}") from error
 

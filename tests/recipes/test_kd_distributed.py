@@ -69,12 +69,12 @@ def test_shards_of_different_sizes_are_exported_whole(folders, cli, tmp_path):
     assert model["model.embed_tokens.weight"].shape[0] == VOCAB_SIZE
 
 
-def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(folders, cli, fresh_cli, tmp_path, rows_file):
+def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(folders, cli, tmp_path, rows_file):
     rows = {"_component_": "distill_tune.data.instruct", "source": str(rows_file), "split": "train[:9]"}
     folders(dataset_val=rows, dataset={**rows, "split": "train[:25]"})  # in the last step the second has no row either
     settings = ["model.lora_dropout=0", "save_every_n_steps=2"]  # dropout differs between numbers of processes
     ok(cli("run", "kd_single_device", "--config", "config.yaml", *settings, "batch_size=8", "output_dir=one"))
-    done = ok(fresh_cli(*TWO, *settings, "output_dir=two", "enable_activation_checkpointing=True"))
+    done = ok(cli(*TWO, *settings, "output_dir=two", "enable_activation_checkpointing=True"))
     assert done.stdout.count("step 4/4") == 1
     one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
     assert [line["step"] for line in two] == [1, 2, 3, 4]

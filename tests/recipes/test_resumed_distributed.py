@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import resumed_ranks
 import torch
+from command_server import CommandServer
 from safetensors.torch import load_file
 from tiny import MEASURED, ROWS, metrics_of
 
@@ -31,7 +30,12 @@ STOPPED = {"live": 3}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teacher_folder: Path) -> Path:
+def folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    student_folder: Path,
+    teacher_folder: Path,
+    command_server: CommandServer,
+) -> Path:
     """A folder of each case's runs."""
     folder = tmp_path_factory.mktemp("resumed")
     (folder / "rows.json").write_text(json.dumps(ROWS[:20]))
@@ -64,16 +68,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teach
             [str(folder / name), str(folder / f"{name}.yaml"), STEPS, RESUMED.get(name, [2]), STOPPED.get(name)]
         )
     (folder / "cases.json").write_text(json.dumps(line))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = Path(resumed_ranks.__file__)
     path = os.pathsep.join(filter(None, [str(script.parent), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [*command, str(script), str(folder / "cases.json")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    arguments = [*torchrun, str(script), str(folder / "cases.json")]
+    done = command_server.start(arguments, folder, environment, output=folder).completed(timeout=600)
     assert done.returncode == 0, done.stderr
     assert "could not be written" not in done.stdout
     return folder

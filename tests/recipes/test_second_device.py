@@ -2,11 +2,11 @@
 
 import json
 import math
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
+import second_device
 from architectures import ARCHITECTURES, write_architecture
 from on_demo_models import FEW_ROWS, needed, write_needed
 from tiny import ROWS, metrics_of
@@ -32,8 +32,14 @@ def command(config: str, output: str, *overrides: str) -> list[str]:
     return ["kd_single_device", "--config", config, *overrides, *FEW, f"output_dir={output}"]
 
 
+def forked(command_server, folder, script, *arguments):
+    """A script in a process of its own, to its end: what PyTorch knows of a device it knows for good."""
+    environment = os.environ | {"PYTHONPATH": str(Path(second_device.__file__).parent)}
+    return command_server.start([str(script), *arguments], folder, environment, output=folder).completed(timeout=600)
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, tokenizer_file, demo_teacher_url):
+def runs(tmp_path_factory, tokenizer_file, demo_teacher_url, command_server):
     """Every run in one process: what each of its steps waited for, or a traceback; the folder with their metrics."""
     folder = tmp_path_factory.mktemp("second")
     write_needed(folder, ROWS, tokenizer_file)
@@ -46,10 +52,8 @@ def runs(tmp_path_factory, tokenizer_file, demo_teacher_url):
         models = [f"{key}.path=models/{name}" for key in ("model", "teacher_model")]
         commands[name] = command("signals/gguf_teacher", f"of/{name}", *FEW_ROWS, *models)
     commands["sharded"] = ["kd_distributed", *command("tiny", "sharded", *FEW_ROWS)[1:]]
-    script = Path(__file__).parents[1] / "second_device.py"
-    done = subprocess.run(
-        [sys.executable, script], cwd=folder, input=json.dumps([*commands.values()]), capture_output=True, text=True
-    )
+    (folder / "commands.json").write_text(json.dumps([*commands.values()]))
+    done = forked(command_server, folder, second_device.__file__, "commands.json")
     assert done.returncode == 0, done.stderr[-2000:]
     return folder, dict(zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
@@ -94,12 +98,17 @@ def test_the_numbers_are_those_of_the_cpu(runs, cli, tmp_path):
         )
 
 
-def run_lines(lines):
-    done = subprocess.run([sys.executable, "-c", lines], cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def run_lines(command_server, tmp_path):
+    def run(lines):
+        (tmp_path / "lines.py").write_text(lines)
+        done = forked(command_server, tmp_path, tmp_path / "lines.py")
+        assert done.returncode == 0, done.stderr
+
+    return run
 
 
-def test_what_is_reduced_over_ranks_waits_once():
+def test_what_is_reduced_over_ranks_waits_once(run_lines):
     run_lines("""
 import torch, second_device
 from distill_tune import training
@@ -113,7 +122,7 @@ with second_device.second_device():
 """)
 
 
-def test_infinite_values_are_left_out_without_a_look():
+def test_infinite_values_are_left_out_without_a_look(run_lines):
     run_lines("""
 import torch, second_device
 from distill_tune import losses
@@ -137,7 +146,7 @@ with second_device.second_device():
 """)
 
 
-def test_adaptive_kl_waits_once_for_each_size_of_head_that_a_part_has():
+def test_adaptive_kl_waits_once_for_each_size_of_head_that_a_part_has(run_lines):
     """Of 64 tokens, 2,048, all."""
     run_lines("""
 import torch, second_device
@@ -158,7 +167,7 @@ with second_device.second_device():
 """)
 
 
-def test_a_tensor_in_the_wrong_place_and_a_wait_are_found():
+def test_a_tensor_in_the_wrong_place_and_a_wait_are_found(run_lines):
     """That the device is no CPU by another name."""
     run_lines("""
 import torch, second_device
