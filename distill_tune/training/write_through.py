@@ -20,6 +20,7 @@ from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
 from distill_tune.losses import Divergence, HiddenStates, LinearProjection, SparseSignal, TokenWeight
 from distill_tune.models.vocabulary import Vocabulary
+from distill_tune.sizes import binary
 from distill_tune.teachers.recorded import signal_of
 from distill_tune.training.distributed import from_main_process, is_main_process, on_all_ranks, rank, wait_for_all
 from distill_tune.training.teacher_cache import (
@@ -62,6 +63,7 @@ class WriteThrough(teachers.Teacher):
         self._of_steps: frozenset[bytes] = frozenset()
         self._missing: set[bytes] = set()
         self._ahead: set[bytes] = set()
+        self._is_let_go = False
         self._num_live = len(live.each(Shape((), ())))
         self._reader: cache.CacheReader | None = None
         self._writer: cache.CacheWriter | None = None
@@ -105,9 +107,13 @@ class WriteThrough(teachers.Teacher):
         if not lacking:
             self._let_go()
             return f"{self._told}: has all {total}; the teacher is not loaded"
-        first = (rows.origin(row) for rows in datasets for row, digest in enumerate(rows.digests) if digest in lacking)
-        which = "" if lacking == self._needed else f": {teachers.some_of(first, len(lacking))}"
-        return f"{self._told}: lacks {len(lacking):,} of {total}{which}; the teacher is asked about each once"
+        found = [(of, row) for of in datasets for row, digest in enumerate(of.digests) if digest in lacking]
+        num_bytes = self.encoding.bytes_of_position()[0] * sum(int(of.supervised[row]) for of, row in found)
+        named = teachers.some_of((of.origin(row) for of, row in found), len(lacking))
+        return (
+            f"{self._told}: lacks {len(lacking):,} of {total}{'' if lacking == self._needed else f': {named}'}; the "
+            f"teacher is asked about each once, which adds some {binary(num_bytes)}"
+        )
 
     def _lacking(self) -> set[bytes]:
         """Of the rows that are read, those that the cache lacks."""
@@ -118,9 +124,20 @@ class WriteThrough(teachers.Teacher):
         return {needed[at] for at in (self._reader.find(needed) < 0).nonzero()[0].tolist()}
 
     def each(self, shape: Shape) -> list[tuple[teachers.Teacher, Shape]]:
-        if self._missing:
-            return self._live.each(shape)
-        return self._num_live * [(teachers.Teacher(), Shape((), ()))]
+        if self._is_let_go:
+            return self._num_live * [(teachers.Teacher(), Shape((), ()))]
+        return self._live.each(shape)
+
+    @property
+    def num_asked(self) -> int:
+        """Of the rows that the steps read, those about which the teacher is yet to be asked."""
+        return len(self._missing & self._of_steps)
+
+    def asked_as(self, other: "WriteThrough") -> None:
+        """Take what another has prepared, of the same rows."""
+        self._missing, self._of_steps = other._missing, other._of_steps
+        if not self._missing:
+            self._let_go()
 
     # ---- While the run goes on
 
@@ -229,6 +246,7 @@ class WriteThrough(teachers.Teacher):
         print(f"{self._told}: has all {counted(len(self._needed), 'row')} now; the teacher is let go")
 
     def _let_go(self) -> None:
+        self._is_let_go = True
         self._live, self.models, self.may_be_lost = teachers.Teacher(), (), False
         gc.collect()
         if torch.cuda.is_available():
