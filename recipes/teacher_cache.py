@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> None:
     training.use_day(cfg.get("date") or (made and made.date))
 
     # ---- The teacher without weights, and every row of dataset and dataset_val once
-    built = training.build_models(cfg, device)
+    built = training.build_models(cfg, device, with_cache=False)
     teacher = built.teacher
     encoding = training.encoding_for(cfg.cache, built, cfg)
     steps = training.plan_steps(cfg, built, seed)
@@ -55,6 +55,7 @@ def main(cfg: DictConfig) -> None:
     if todo:
         shard = shard_teacher if training.num_ranks() > 1 else None
         teacher.load(built.student, device, shard=shard, compile=cfg.get("compile", False))
+        teacher.expect(batch for step in todo for batch in plan.micro_batches(0, step))
 
     # ---- Its word on each row
     done, stopped_by = plan.steps_per_epoch - len(todo), 0
@@ -66,17 +67,14 @@ def main(cfg: DictConfig) -> None:
             started = time.perf_counter()
             (batch,) = plan.micro_batches(0, step)
             batch = batch.to(device)
-            signal = teacher(batch)
-            if encoding.kind == cache.HiddenEncoding.kind:
-                training.write_output_layer(folder, signal)
-            num_positions = batch.num_supervised if batch.digests else ()
-            rows = cache.encoded(encoding, signal, batch.digests, num_positions, seed)
-            del signal
+            rows, output_layer = training.recorded(teacher, encoding, batch, seed)
+            training.write_output_layer(folder, output_layer)
+            del output_layer
             teacher.release()
             writer.add(batch.digests, rows)
             done += 1
 
-            counts = (sum(num_positions), sum(map(len, rows)))
+            counts = (len(batch.supervised_positions), sum(map(len, rows)))
             (positions, num_bytes), (signal_number, peak_memory) = training.reduced_over_ranks(
                 counts, most=(stop.number, training.peak_memory_bytes(device))
             )

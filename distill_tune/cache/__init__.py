@@ -16,7 +16,7 @@ from distill_tune.cache.reader import CacheReader
 from distill_tune.cache.recording import encoded
 from distill_tune.cache.shard import damage_of, shard_files
 from distill_tune.cache.vocabulary_file import fingerprint_of, read_vocabulary, write_vocabulary
-from distill_tune.cache.writer import SHARD_BYTES, CacheWriter, begin, finish
+from distill_tune.cache.writer import SHARD_BYTES, CacheWriter, begin, cache_there, finish, require_same_teacher
 
 __all__ = [
     "MANIFEST",
@@ -31,6 +31,7 @@ __all__ = [
     "SampledEncoding",
     "TopEncoding",
     "begin",
+    "cache_there",
     "damage_of",
     "encoded",
     "encoding_of",
@@ -39,6 +40,7 @@ __all__ = [
     "positions_in",
     "read_output_layer",
     "read_vocabulary",
+    "require_same_teacher",
     "settings_of",
     "shard_files",
     "write_output_layer",

@@ -14,8 +14,11 @@ SHARD_BYTES = 64 * 2**20
 _SECONDS = 300  # after which a shard is closed though it is small: what a kill may cost a slow teacher
 
 
-def begin(folder: Path, manifest: Manifest) -> Manifest:
+def begin(folder: Path, manifest: Manifest, key: str = "output_dir") -> Manifest:
     """Make a cache's folder, or go on with the one that is there, of the same teacher and settings.
+
+    Args:
+        key: of a config that names the folder.
 
     Returns:
         The manifest that is there now: of a cache that was finished, as it was, until :func:`finish` adds to it.
@@ -23,21 +26,14 @@ def begin(folder: Path, manifest: Manifest) -> Manifest:
     Raises:
         UserError: it cannot be written, another run writes to it, or it is another cache, or no cache.
     """
-    was = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not keep_to_oneself(folder):
-            raise UserError(f"output_dir={folder}: another run is writing there; wait for it, or name another")
-        if (folder / MANIFEST).exists():
-            was = Manifest.read(folder)
-            if differ := list(was.differences(manifest)):
-                told = "\n  ".join(differ)
-                raise UserError(
-                    f"output_dir={folder}: holds another cache; set it back, or name another folder\n  {told}"
-                )
+            raise UserError(f"{key}={folder}: another run is writing there; wait for it, or name another")
+        was = cache_there(folder, key)
+        if was is not None:
+            require_same_teacher(was, manifest, f"{key}={folder}")
             manifest = was
-        elif others := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
-            raise UserError(f"output_dir={folder}: holds {others[0]}, and is no cache; name a new folder")
         for partial in folder.glob(".*.partial"):  # of a run that was killed
             partial.unlink()
         for path in shard_files(folder):
@@ -49,8 +45,33 @@ def begin(folder: Path, manifest: Manifest) -> Manifest:
         if manifest is not was:
             manifest.write(folder)
     except OSError as error:
-        raise UserError(f"output_dir={folder}: cannot be written: {error.strerror}") from error
+        raise UserError(f"{key}={folder}: cannot be written: {error.strerror}") from error
     return manifest
+
+
+def cache_there(folder: Path, key: str = "output_dir") -> Manifest | None:
+    """The manifest of the cache in a folder; None of a new or empty folder.
+
+    Raises:
+        UserError: the folder holds something else, or a manifest that cannot be read.
+    """
+    if (folder / MANIFEST).exists():
+        return Manifest.read(folder)
+    if folder.exists() and (others := sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))):
+        raise UserError(f"{key}={folder}: holds {others[0]}, and is no cache; name a new folder")
+    return None
+
+
+def require_same_teacher(was: Manifest, manifest: Manifest, told: str) -> None:
+    """
+    Args:
+        told: key and value that name the cache.
+
+    Raises:
+        UserError: records of another teacher, or of other settings, are in a cache.
+    """
+    if differ := list(was.differences(manifest)):
+        raise UserError("\n  ".join([f"{told}: holds another cache; set it back, or name another folder", *differ]))
 
 
 def finish(folder: Path, manifest: Manifest, rows: Sequence[str]) -> Manifest:
@@ -70,13 +91,15 @@ class CacheWriter:
 
     Args:
         shard_bytes: of records, after which a shard is closed.
+        key: of a config that names the folder.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-        self._folder, self._shard_bytes = folder, shard_bytes
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES, key: str = "output_dir") -> None:
+        self._folder, self._shard_bytes, self._told = folder, shard_bytes, f"{key}={folder}"
         self._known = {bytes(digest) for path in shard_files(folder) for digest in Shard.open(path).digests}
         self._digests: list[bytes] = []
         self._rows: list[bytes] = []
+        self._num_bytes = 0
         self._began = time.monotonic()
 
     def lacks(self, digests: Sequence[bytes]) -> bool:
@@ -94,7 +117,8 @@ class CacheWriter:
                 self._known.add(digest)
                 self._digests.append(digest)
                 self._rows.append(row)
-        if sum(map(len, self._rows)) >= self._shard_bytes or time.monotonic() - self._began >= _SECONDS:
+                self._num_bytes += len(row)
+        if self._num_bytes >= self._shard_bytes or time.monotonic() - self._began >= _SECONDS:
             self.close()
 
     def close(self) -> None:
@@ -108,7 +132,7 @@ class CacheWriter:
                 retried("writing a shard", lambda: Shard.write(self._folder, self._digests, self._rows))
             except OSError as error:
                 raise UserError(
-                    f"output_dir={self._folder}: cannot be written: {error.strerror}; what was closed is there, and "
+                    f"{self._told}: cannot be written: {error.strerror}; what was closed is there, and "
                     "the same command goes on"
                 ) from error
-        self._digests, self._rows, self._began = [], [], time.monotonic()
+        self._digests, self._rows, self._num_bytes, self._began = [], [], 0, time.monotonic()

@@ -40,7 +40,7 @@ class PlannedCache:
         Raises:
             UserError: as the recipe's, before it loads a weight.
         """
-        built = built_of(cfg)
+        built = built_of(cfg, with_cache=False)
         encoding = training.encoding_for(cfg.cache, built, cfg)
         steps = training.plan_steps(cfg, built, cfg.get("seed") or 0, num_processes)
         plans = [steps.plan] + ([steps.plan_val] if steps.plan_val else [])

@@ -28,7 +28,7 @@ def verify(folder: Path, config_name: str, overrides: Sequence[str], num_rows: i
     reader = cache.CacheReader(folder)
     device = training.find_device(cfg.device)
     training.use_day(cfg.get("date") or reader.manifest.date)
-    built = training.build_models(cfg, device)
+    built = training.build_models(cfg, device, with_cache=False)
     wanted = training.encoding_for(cfg.cache, built, cfg)
     steps = training.plan_steps(cfg, built, reader.manifest.seed)
     plans = [steps.plan] + ([steps.plan_val] if steps.plan_val else [])
@@ -59,8 +59,7 @@ def _both(
     missing = 0
     for step in _spread(plan.steps_per_epoch):
         (batch,) = plan.micro_batches(0, step)
-        signal = built.teacher(batch.to(device))
-        said = cache.encoded(reader.encoding, signal, batch.digests, batch.num_supervised, reader.manifest.seed)
+        said, _ = training.recorded(built.teacher, reader.encoding, batch.to(device), reader.manifest.seed)
         there = (reader.find(batch.digests) >= 0).tolist()
         missing += there.count(False)
         stored += reader.rows([digest for digest, is_there in zip(batch.digests, there, strict=True) if is_there])

@@ -64,6 +64,7 @@ class SeveralTeachers(Teacher):
     def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
         for own, teacher in enumerate(self._teachers):
             teacher.require_signals(datasets, augmented, own if self._combination == "by_row" else None)
+        self.content = "".join(teacher.content for teacher in self._teachers)
 
     def each(self, shape: Shape) -> list[tuple[Teacher, Shape]]:
         rows_of = shape.following if self._combination == "by_row" else lambda number: shape

@@ -49,6 +49,7 @@ from distill_tune.training.teacher_cache import (
     encoding_for,
     find_cache,
     finish_cache,
+    recorded,
     tokens_of_a_batch,
     write_output_layer,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "plan_steps",
     "rank",
     "read_metrics",
+    "recorded",
     "reduced_over_ranks",
     "require_one_process",
     "require_same_on_all_ranks",

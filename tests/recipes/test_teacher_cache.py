@@ -2,73 +2,16 @@
 
 import json
 import os
-import runpy
 import shutil
 import signal
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from tiny import MEASURED, ROWS, metrics_of, put_before
+from stored_teacher import ALONE, CACHED, losses_of, of_all
+from tiny import ROWS, put_before
 
-from distill_tune.cache import CacheReader, shard_files
+from distill_tune.cache import shard_files
 from distill_tune.cli.main import main as command_line
-from distill_tune.config.files import recipes_folder
-from distill_tune.disk import release_locks
-
-ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-CACHED = ["teacher_model={_component_: distill_tune.teachers.Cached, path: cache}"]
-
-
-@pytest.fixture
-def config(write_config, student_folder, teacher_folder, tmp_path, monkeypatch):
-    """config.yaml of models from their folders, of which the teacher's is the test's own."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(teacher_folder, tmp_path / "teacher")
-
-    def write(**changes):
-        models = {
-            "model": {"_component_": "distill_tune.models.from_hf", "path": str(student_folder)},
-            "teacher_model": {"_component_": "distill_tune.models.from_hf", "path": "teacher"},
-        }
-        return write_config(**models | {"checkpointer": None, "teacher_checkpointer": None} | changes)
-
-    write()
-    return write
-
-
-@pytest.fixture
-def run(config, monkeypatch):
-    """A recipe in this process, as one rank alone."""
-
-    def go(recipe: str | Path, *overrides: str) -> None:
-        path = recipes_folder() / f"{recipe}.py" if isinstance(recipe, str) else recipe
-        with monkeypatch.context() as patched:
-            for name, value in ({} if recipe == "kd_single_device" else ALONE).items():
-                patched.setenv(name, value)
-            patched.setattr(sys, "argv", [str(path), "--config", "config.yaml", *overrides])
-            patched.setattr(sys, "path", [str(path.parent), *sys.path])
-            try:
-                runpy.run_path(str(path), run_name="__main__")
-            finally:
-                release_locks()
-                if torch.distributed.is_initialized():
-                    torch.distributed.destroy_process_group()
-
-    return go
-
-
-def losses_of(folder: Path) -> list[dict]:
-    return [{key: line[key] for key in line.keys() - MEASURED} for line in metrics_of(folder)]
-
-
-def of_all(folder: Path):
-    """The record of every row, in the order of digests."""
-    reader = CacheReader(folder)
-    digests = sorted(bytes(digest) for shard in reader._shards for digest in shard.digests)
-    assert len(set(digests)) == len(digests)
-    return reader.encoding.decode(reader.rows(digests))
 
 
 @pytest.mark.parametrize("recipe", ["kd_single_device", "kd_distributed"])
