@@ -11,12 +11,17 @@ from distill_tune.serve.connection import NoAnswer, Refused
 
 _NOTHING = -9000.0  # some write minus infinity as -9999, since JSON has none
 _TOO_MUCH = 1.02  # a position's mass, of log-probabilities in bf16
+_ERROR = torch.finfo(torch.float32).eps  # of a mass near 1, of log-probabilities that were computed in float32
 
 Position = Mapping[int, float]  # log-probabilities by token
 
 
 def record_of(positions: Sequence[Position], encoding: TopEncoding) -> TopTokens:
     """The likeliest of each position's tokens, and 1 less their mass for all others.
+
+    Of a teacher that is sure, 1 less the mass is no more than the error of its log-probabilities, and may be 0 or less.
+    The rest is then taken as k times what the last of the k has, as if probabilities fell with the square of their
+    rank, or as that error where it is less. At most it is what the last has times the number of the others.
 
     Raises:
         NoAnswer: a position with fewer tokens than were asked for.
@@ -36,8 +41,9 @@ def record_of(positions: Sequence[Position], encoding: TopEncoding) -> TopTokens
     mass = log_probs.double().exp().sum(-1)
     if (mass > _TOO_MUCH).any() or log_probs.isnan().any():
         raise Refused(200, f"log-probabilities of a position add up to {mass.max():.3f}: they are no distribution")
-    rest = torch.log1p(-mass.clamp(max=1.0)).float()
-    return TopTokens(ids, log_probs, rest, encoding.temperature, encoding.vocab_size)
+    last = log_probs[:, -1].double().exp()
+    rest = torch.maximum(1 - mass, (k * last).clamp(max=_ERROR)).minimum((encoding.vocab_size - k) * last)
+    return TopTokens(ids, log_probs, rest.log().float(), encoding.temperature, encoding.vocab_size)
 
 
 def blobs_of(rows: Sequence[Sequence[Position]], batch: Batch, encoding: TopEncoding) -> list[bytes]:
