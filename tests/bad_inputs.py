@@ -1,17 +1,16 @@
 """Wrong inputs, and a part of the message that is told: the cases of tests/recipes/test_bad_input.py."""
 
 import dataclasses
-import http.server
 import io
 import json
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import yaml
+from loopback import LoopbackServer, Reply
 from tiny import ROWS, write_model
 
 from distill_tune import cache
@@ -325,21 +324,13 @@ class Wrong:
     def served(self, status: int, answers: dict[str, object]) -> list[str]:
         """A served teacher whose server has these answers by path, all with one status."""
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                content = json.dumps(answers.get(self.path, {})).encode()
-                self.send_response(status if self.path in answers or status != 200 else 404)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+        def reply(method: str, path: str, body: bytes) -> Reply:
+            return Reply(
+                status if path in answers or status != 200 else 404, json.dumps(answers.get(path, {})).encode()
+            )
 
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         settings = yaml.safe_load((self.folder / "config.yaml").read_text())
-        url = f"http://127.0.0.1:{server.server_address[1]}"
+        url = LoopbackServer(reply).url
         settings["teacher_model"] = {"_component_": "distill_tune.teachers.Served", "url": url}
         del settings["teacher_checkpointer"]
         (self.folder / "config.yaml").write_text(yaml.safe_dump(settings))

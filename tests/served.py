@@ -1,13 +1,13 @@
 """`distill-tune serve` as tests start it, and a server before it that fails."""
 
 import contextlib
-import http.server
 import os
 import re
 import signal
-import threading
 import time
 import urllib.request
+
+from loopback import LoopbackServer, Reply
 
 
 def started(start_cli, *arguments, **environment):
@@ -36,7 +36,7 @@ def serving(tmp_path_factory, command_server, *arguments, **environment):
     assert command.wait(30) == 0
 
 
-class Proxy:
+class Proxy(LoopbackServer):
     """Between a run and a server.
 
     Args:
@@ -45,38 +45,19 @@ class Proxy:
     """
 
     def __init__(self, url, fails):
-        proxy = self
+        self.asked, self.behind, self._fails = 0, url, fails
+        super().__init__(self._reply)
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def answer(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                proxy.asked += self.path.startswith("/score")
-                how = fails(self.path, proxy.asked)
-                if how == "silent":
-                    time.sleep(1)
-                if how in ("hang up", "silent"):
-                    return
-                if how == "overloaded":
-                    self.send_error(503)
-                    return
-                request = urllib.request.Request(proxy.behind + self.path, body or None, method=self.command)
-                with urllib.request.urlopen(request) as response:
-                    content = response.read()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content[: len(content) // 2] if how == "half" else content)
-
-            do_GET = do_POST = answer
-
-            def log_message(self, *arguments):
-                pass
-
-        self.asked, self.behind = 0, url
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
+    def _reply(self, method, path, body):
+        self.asked += path.startswith("/score")
+        how = self._fails(path, self.asked)
+        if how == "silent":
+            time.sleep(1)
+        if how in ("hang up", "silent"):
+            return None
+        if how == "overloaded":
+            return Reply(503, b"")
+        request = urllib.request.Request(self.behind + path, body or None, method=method)
+        with urllib.request.urlopen(request) as response:
+            content = response.read()
+        return Reply(200, content, sent=len(content) // 2 if how == "half" else None)

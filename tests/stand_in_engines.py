@@ -13,16 +13,15 @@ of log-probability, id and text, of the first without a log-probability. With ``
 """
 
 import base64
-import http.server
 import json
-import threading
 
 import torch
+from loopback import LoopbackServer, Reply
 
 from distill_tune.data.batch import Row, joined
 
 
-class StandIn:
+class StandIn(LoopbackServer):
     """
     Args:
         teacher: loaded.
@@ -37,35 +36,17 @@ class StandIn:
         self._teacher, self._tokenizer = teacher, tokenizer
         self._most, self._heeds_temperature, self._longest = most, heeds_temperature, longest
         self.asked = []
-        stand_in = self
+        super().__init__(self._reply)
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                found = stand_in.get(self.path)
-                self.answer(*((404, {"detail": "Not Found"}) if found is None else (200, found)))
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                stand_in.asked.append(body)
-                self.answer(*stand_in.post(self.path, body))
-
-            def answer(self, status, found):
-                content = json.dumps(found).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *arguments):
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
+    def _reply(self, method, path, body):
+        if method == "GET":
+            found = self.get(path)
+            status, found = (404, {"detail": "Not Found"}) if found is None else (200, found)
+        else:
+            asked = json.loads(body)
+            self.asked.append(asked)
+            status, found = self.post(path, asked)
+        return Reply(status, json.dumps(found).encode())
 
     def get(self, path):
         if path == "/v1/models":

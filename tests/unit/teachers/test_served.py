@@ -1,16 +1,15 @@
 """A served teacher asked by a run: what is proven before any step, and what failures leave of the loss."""
 
 import dataclasses
-import http.server
 import json
 import random
 import shutil
 import signal
-import threading
 import time
 
 import pytest
 import torch
+from loopback import LoopbackServer, Reply
 from omegaconf import OmegaConf
 from served import Proxy, serving, started
 from tiny import VOCAB_SIZE, write_model
@@ -275,20 +274,7 @@ def test_no_server_is_told(opened):
 
 
 def test_a_server_of_another_kind_is_told(opened):
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            content = json.dumps({"hello": "world"}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *arguments):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = LoopbackServer(lambda method, path, body: Reply(200, json.dumps({"hello": "world"}).encode()))
     with pytest.raises(UserError, match="is none of distill-tune, vllm, sglang"):
-        opened(f"http://127.0.0.1:{server.server_address[1]}")
-    server.shutdown()
-    server.server_close()
+        opened(server.url)
+    server.close()
