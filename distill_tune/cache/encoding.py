@@ -59,7 +59,7 @@ class Encoding(Protocol):
         """The record of some rows, one after another, on the CPU.
 
         Raises:
-            ValueError: bytes that are none of such rows.
+            ValueError: bytes that are none of such rows; a token that the vocabulary has not.
         """
         ...
 
@@ -141,7 +141,7 @@ class SampledEncoding:
         words = entries.view("<u4")[:, 0]
         is_token = numpy.arange(max(1, counts.max(initial=0))) < counts[:, None]  # [n, k]
         ids, weights = numpy.zeros(is_token.shape, numpy.int32), numpy.zeros(is_token.shape, numpy.float32)
-        ids[is_token] = words & (1 << self._id_bits) - 1
+        ids[is_token] = _known(words & (1 << self._id_bits) - 1, self.vocab_size)
         values = words >> self._id_bits
         if self._has_weights:
             weights[is_token] = numpy.exp(_values(values, *_LOG_WEIGHTS, 32 - self._id_bits))
@@ -198,7 +198,7 @@ class TopEncoding:
             all_words.append(reader.take("<u4", reader.num_positions * self._entries).reshape(-1, self._entries))
             reader.require_end()
         words, bits = numpy.concatenate(all_words), _id_bits(self.vocab_size)
-        ids = (words & (1 << bits) - 1).astype(numpy.int32)
+        ids = _known(words & (1 << bits) - 1, self.vocab_size).astype(numpy.int32)
         log_probs = _log_probs_of(32 - bits)[words >> bits]  # [n, k]
         log_rest = _log_probs_of(16)[numpy.concatenate(rests)]
         log_total = numpy.log(numpy.exp(log_probs).sum(-1) + numpy.exp(log_rest))
@@ -294,6 +294,12 @@ def _require_vocabulary(vocab_size: int) -> None:
 
 def _id_bits(vocab_size: int) -> int:
     return _NARROW_IDS if vocab_size <= 2**_NARROW_IDS else _WIDE_IDS
+
+
+def _known(ids: numpy.ndarray, vocab_size: int) -> numpy.ndarray:
+    if (largest := ids.max(initial=0)) >= vocab_size:
+        raise ValueError(f"a record has the token {largest}, of a vocabulary of {vocab_size}")
+    return ids
 
 
 def _header(num_positions: int) -> bytes:

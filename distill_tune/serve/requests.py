@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from distill_tune.cache.encoding import positions_in
 from distill_tune.data.batch import Batch
@@ -13,7 +14,7 @@ from distill_tune.serve.engine import AnyEncoding, Engine
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0  # seconds
 
-Answer = concurrent.futures.Future[list[bytes]]
+Answer = concurrent.futures.Future[Any]  # a record, as the encoding decodes it
 
 
 class AllLost(Exception):
@@ -62,7 +63,7 @@ class Requests:
         self._threads = 0
 
     def ask(self, batch: Batch, encoding: AnyEncoding, seed: int) -> Answer:
-        """Each row's record, in time. The future's exception is :class:`AllLost` where it will not come."""
+        """The record of all rows, in time. The future's exception is :class:`AllLost` where it will not come."""
         answer: Answer = concurrent.futures.Future()
         self._jobs.put((batch, encoding, seed, answer))
         if self._threads < self.at_a_time:
@@ -78,7 +79,7 @@ class Requests:
             except BaseException as error:  # whoever waits for the answer raises it
                 answer.set_exception(error)
 
-    def _answered(self, batch: Batch, encoding: AnyEncoding, seed: int) -> list[bytes]:
+    def _answered(self, batch: Batch, encoding: AnyEncoding, seed: int) -> Any:
         tries: dict[int, int] = {}
         answered_before: dict[int, int] = {}  # by a server, when it first failed this request
         while True:
@@ -89,10 +90,11 @@ class Requests:
                 found = [positions_in(row) for row in rows]
                 if found != list(batch.num_supervised):
                     raise NoAnswer(f"records of {found} positions, where {list(batch.num_supervised)} were asked for")
+                record = encoding.decode(rows)
                 with self._lock:
                     server.answered += 1
                     server.failed_in_a_row = 0
-                return rows
+                return record
             except Refused as error:
                 self._leave_out(server, str(error))
             except (NoAnswer, ValueError) as error:

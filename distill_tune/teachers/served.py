@@ -256,7 +256,7 @@ class Served(Teacher):
         asked = self._asked_for(batch)
         self._ask_ahead()
         try:
-            record = self._encoding.decode(asked.answer.result())
+            record = asked.answer.result()
         except AllLost as error:
             raise UserError(f"{_KEY}: no server answers any more: {error}") from error
         return signal_of(record, batch, self._projection)
@@ -288,5 +288,5 @@ class Served(Teacher):
         if batch.digests:
             return _Asked(batch.digests, self._requests.ask(batch, self._encoding, self._seed))
         nothing: Answer = concurrent.futures.Future()
-        nothing.set_result([])
+        nothing.set_result(self._encoding.decode([]))
         return _Asked((), nothing)
