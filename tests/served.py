@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+import urllib.error
 import urllib.request
 
 from loopback import LoopbackServer, Reply
@@ -58,6 +59,9 @@ class Proxy(LoopbackServer):
         if how == "overloaded":
             return Reply(503, b"")
         request = urllib.request.Request(self.behind + path, body or None, method=method)
-        with urllib.request.urlopen(request) as response:
-            content = response.read()
+        try:
+            with urllib.request.urlopen(request) as response:
+                content = response.read()
+        except urllib.error.HTTPError as error:
+            return Reply(error.code, error.read())
         return Reply(200, content, sent=len(content) // 2 if how == "half" else None)

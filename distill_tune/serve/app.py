@@ -39,6 +39,7 @@ _SETTINGS: dict[str, dict[str, Callable[[str], Any]]] = {
     TopEncoding.kind: {"k": int, "temperature": float, "vocab_size": int},
     HiddenEncoding.kind: {},
 }
+_CONTENT = "content"  # of the teacher that is asked, as /about tells it
 _BINARY = "application/octet-stream"
 
 
@@ -92,6 +93,8 @@ def application(
         return Response(await to_thread.run_sync(output_layer_as_bytes, plain), media_type=_BINARY)
 
     async def score(request: Request) -> Response:
+        if request.query_params.get(_CONTENT, content) != content:
+            raise HTTPException(409, f"serves another teacher now, {model}")
         encoding, seed = _asked_for(request.query_params, scorer, kinds)
         body = await _body(request, _HEADER + _BYTES_A_TOKEN * most_tokens_of_request)
         try:
@@ -134,7 +137,7 @@ def _asked_for(query: QueryParams, scorer: Scorer, kinds: list[str]) -> tuple[En
         raise HTTPException(400, f"kind={kind[:40]}: must be one of {', '.join(kinds)}")
     settings: dict[str, Any] = {}
     for name, text in query.items():
-        if name == "kind":
+        if name in ("kind", _CONTENT):
             continue
         if name not in _SETTINGS[kind]:
             raise HTTPException(400, f"{name[:40]}: kind {kind} has {', '.join(_SETTINGS[kind]) or 'no settings'}")

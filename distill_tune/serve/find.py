@@ -1,5 +1,7 @@
 """Which engine answers at an address."""
 
+from http.client import RemoteDisconnected
+
 from distill_tune.errors import UserError
 from distill_tune.serve import own, sglang, vllm
 from distill_tune.serve.connection import NoAnswer, Refused, Server, Unreachable
@@ -10,6 +12,11 @@ from distill_tune.serve.vllm import VLLM
 
 ENGINES = (own.NAME, vllm.NAME, sglang.NAME)
 _NOT_THERE = 404
+_OF_CLIENTS = "/v1"  # with which clients of OpenAI's form write an address
+
+
+class NoServer(UserError):
+    """None answers at an address."""
 
 
 def find_engine(server: Server, engine: str, model: str | None) -> Engine:
@@ -19,7 +26,8 @@ def find_engine(server: Server, engine: str, model: str | None) -> Engine:
         model: of those that the server serves; None where there is one.
 
     Raises:
-        UserError: there is none, it wants another token, or does not serve that model.
+        NoServer: there is none.
+        UserError: it is another kind of server, wants another token, or does not serve that model.
     """
     told = f"url={server.url}"
     found: list[str] = []
@@ -35,7 +43,11 @@ def find_engine(server: Server, engine: str, model: str | None) -> Engine:
                 raise UserError(f"{told}: {error}") from error
             found.append(f"{name}: {error}")
         except Unreachable as error:
-            raise UserError(f"{told}: no server answers ({error}); start one: distill-tune serve") from error
+            asks_tls = isinstance(error.__cause__, RemoteDisconnected) and server.url.startswith("http:")
+            what = "is it one of https?" if asks_tls else "start one: distill-tune serve"
+            raise NoServer(f"{told}: no server answers ({error}); {what}") from error
         except NoAnswer as error:
             found.append(f"{name}: {error}")
+    if server.url.endswith(_OF_CLIENTS):
+        raise UserError(f"{told}: leave {_OF_CLIENTS} out")
     raise UserError(f"{told}: is none of {', '.join(ENGINES)} ({'; '.join(found)})")

@@ -47,7 +47,8 @@ class DistillTune:
 
     def records(self, batch: Batch, encoding: AnyEncoding, seed: int) -> list[bytes]:
         settings: dict[str, Any] = {} if isinstance(encoding, HiddenEncoding) else dataclasses.asdict(encoding)
-        query = {name: value for name, value in settings.items() if value is not None} | {"kind": encoding.kind}
+        query = {name: value for name, value in settings.items() if value is not None}
+        query |= {"kind": encoding.kind, "content": self.about.content}  # one with another teacher refuses
         if encoding.kind == "sampled":
             query["seed"] = seed
         body = self.server.ask("/score", rows_as_bytes(batch), query, "application/octet-stream")

@@ -9,7 +9,7 @@ from typing import Any
 
 from distill_tune.cache.encoding import positions_in
 from distill_tune.data.batch import Batch
-from distill_tune.serve.connection import NoAnswer, Refused
+from distill_tune.serve.connection import Busy, NoAnswer, Refused
 from distill_tune.serve.engine import AnyEncoding, Engine
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0  # seconds
@@ -29,6 +29,7 @@ class _Asked:
         self.under_way = 0
         self.answered = 0  # requests, so far
         self.failed_in_a_row = 0
+        self.is_busy = False
         self.lost: str | None = None
 
 
@@ -37,12 +38,14 @@ class Requests:
 
     A request that has no answer goes to another server, and once all have been tried it waits, longer each time. A
     server is left out, which is told, when it refuses, or when it has failed a request, or as many requests as it has
-    at a time, for all their tries and has answered no other meanwhile. What is asked for is a function of the batch, so
+    at a time, for all their tries and has answered no other meanwhile. That it is busy, which is told, is no failure
+    before a request has waited for ``patience`` seconds. What is asked for is a function of the batch, so
     neither the server nor the number of tries shows in the answer.
 
     Args:
         concurrency: requests that each server has at a time.
         retries: of a request, at one server.
+        patience: seconds.
         say: hears of servers that are left out; from any thread.
     """
 
@@ -52,11 +55,13 @@ class Requests:
         *,
         concurrency: int,
         retries: int,
+        patience: float = 300,
         say: Callable[[str], None] = print,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self._servers = [_Asked(engine) for engine in engines]
         self._concurrency, self._retries, self._say, self._wait = concurrency, retries, say, wait
+        self._patience = patience
         self._lock = threading.Lock()
         self._jobs: queue.SimpleQueue[tuple[Batch, AnyEncoding, int, Answer]] = queue.SimpleQueue()
         self.at_a_time = concurrency * len(engines)
@@ -81,9 +86,12 @@ class Requests:
 
     def _answered(self, batch: Batch, encoding: AnyEncoding, seed: int) -> Any:
         tries: dict[int, int] = {}
+        failures: dict[int, int] = {}  # of these tries
         answered_before: dict[int, int] = {}  # by a server, when it first failed this request
+        waited = 0.0  # seconds
         while True:
-            number = self._next(tries)
+            number, seconds = self._next(tries)
+            waited += seconds
             server = self._servers[number]
             try:
                 rows = server.engine.records(batch, encoding, seed)
@@ -94,32 +102,39 @@ class Requests:
                 with self._lock:
                     server.answered += 1
                     server.failed_in_a_row = 0
+                    server.is_busy = False
                 return record
             except Refused as error:
                 self._leave_out(server, str(error))
             except (NoAnswer, ValueError) as error:
                 tries[number] = tries.get(number, 0) + 1
+                if isinstance(error, Busy) and waited < self._patience:
+                    self._tell_busy(server, error)
+                    continue
+                failures[number] = failures.get(number, 0) + 1
                 answered_before.setdefault(number, server.answered)
                 with self._lock:
                     server.failed_in_a_row += 1
                     is_down = server.failed_in_a_row > self._retries * self._concurrency
                 if is_down:
                     self._leave_out(server, f"{error}, {server.failed_in_a_row} times in a row")
-                elif tries[number] > self._retries:
+                elif failures[number] > self._retries:
                     if server.answered > answered_before[number]:
                         raise AllLost(f"{server.engine.server.url} answers, but not this request: {error}") from error
-                    self._leave_out(server, f"{error}, {tries[number]} times")
+                    self._leave_out(server, f"{error}, {failures[number]} times")
             finally:
                 with self._lock:
                     server.under_way -= 1
 
-    def _next(self, tries: dict[int, int]) -> int:
-        """The server to ask next, of those that this request has tried least; waits before each further round.
+    def _next(self, tries: dict[int, int]) -> tuple[int, float]:
+        """The server to ask next, of those that this request has tried least, and the seconds that were waited.
+
+        There is a wait before each further round.
 
         Raises:
             AllLost: there is none.
         """
-        waited = False
+        waited = 0.0
         while True:
             with self._lock:
                 alive = [number for number, server in enumerate(self._servers) if server.lost is None]
@@ -129,9 +144,15 @@ class Requests:
                 rounds = tries.get(number, 0)
                 if not rounds or waited:
                     self._servers[number].under_way += 1
-                    return number
-            self._wait(min(_FIRST_WAIT * 2 ** (rounds - 1), _LONGEST_WAIT))
-            waited = True
+                    return number, waited
+            waited = min(_FIRST_WAIT * 2 ** (rounds - 1), _LONGEST_WAIT)
+            self._wait(waited)
+
+    def _tell_busy(self, server: _Asked, error: Busy) -> None:
+        with self._lock:
+            was_busy, server.is_busy = server.is_busy, True
+        if not was_busy:
+            self._say(f"teacher at {server.engine.server.url}: busy ({error}); the run waits for it")
 
     def _leave_out(self, server: _Asked, reason: str) -> None:
         with self._lock:

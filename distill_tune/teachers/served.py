@@ -19,7 +19,7 @@ from distill_tune.losses import Divergence, HiddenStates, LinearProjection, Spar
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.serve.connection import Server, ServerError
 from distill_tune.serve.engine import AnyEncoding, Engine
-from distill_tune.serve.find import ENGINES, find_engine
+from distill_tune.serve.find import ENGINES, NoServer, find_engine
 from distill_tune.serve.own import DistillTune
 from distill_tune.serve.probe import Tokens, describe, require_known_answer, require_temperature
 from distill_tune.serve.requests import AllLost, Answer, Requests
@@ -72,7 +72,7 @@ class Served(Teacher):
         engine: ``distill-tune``, ``vllm``, ``sglang``, or ``auto``.
         model: which of a server's models, where it serves several.
         token: that the servers ask for; default the environment variable DISTILL_TUNE_SERVE_TOKEN.
-        timeout: seconds without a byte after which a request is asked again.
+        timeout: seconds without a byte after which a request is asked again, and for which a server may be busy.
         concurrency: requests that each server has at a time.
         retries: of a request at one server, after waits of 0.25 seconds, twice that, and so on, 30 at most.
 
@@ -113,7 +113,7 @@ class Served(Teacher):
         self._engine, self._model = engine, model
         token = token or os.environ.get(TOKEN) or None
         self._servers = [Server(one, token, timeout) for one in urls]
-        self._concurrency, self._retries = concurrency, retries
+        self._concurrency, self._retries, self._timeout = concurrency, retries, timeout
         self._temperature = 1.0
         self._upcoming = _Upcoming(iter(()))
         self._coming: list[_Asked] = []
@@ -128,7 +128,7 @@ class Served(Teacher):
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         try:
-            self._engines = [find_engine(server, self._engine, self._model) for server in self._servers]
+            self._engines = self._found_engines()
             self._require_kind()
             about = self._engines[0].about
             self._tokens = Tokens(tokenizer, checkpoint.folder)
@@ -154,6 +154,27 @@ class Served(Teacher):
         self.width = about.width if self.kind == "hidden" else 0
         print(describe(self._engines, self.kind, known))
         return common
+
+    def _found_engines(self) -> list[Engine]:
+        """Those of the servers that answer; the others are left out, which is told.
+
+        Raises:
+            UserError: none answers; one is no server of a teacher.
+        """
+        found: list[Engine] = []
+        silent: list[tuple[Server, NoServer]] = []
+        for server in self._servers:
+            try:
+                found.append(find_engine(server, self._engine, self._model))
+            except NoServer as error:
+                silent.append((server, error))
+        if not found:
+            raise silent[0][1]
+        for server, reason in silent:
+            print(
+                f"teacher at {server.url}: left out ({reason.__cause__}); {len(found)} of {len(self._servers)} answer"
+            )
+        return found
 
     def _require_kind(self) -> None:
         for engine in self._engines:
@@ -183,7 +204,7 @@ class Served(Teacher):
                 self._differing |= self._tokens.differing_by_name(engine, used_tokens)
             except ServerError as error:
                 raise UserError(f"{_KEY}.url={engine.server.url}: {error}") from error
-        models.require_same_tokens(self._differing, used_tokens, f"{about.model} at {self._servers[0].url}")
+        models.require_same_tokens(self._differing, used_tokens, f"{about.model} at {self._engines[0].server.url}")
 
     def require_loss(
         self,
@@ -215,7 +236,9 @@ class Served(Teacher):
     def load(
         self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False
     ) -> None:
-        self._requests = Requests(self._engines, concurrency=self._concurrency, retries=self._retries)
+        self._requests = Requests(
+            self._engines, concurrency=self._concurrency, retries=self._retries, patience=self._timeout
+        )
         settings: dict[str, Any] = {"vocab_size": self._vocab_size}
         if self.kind != "hidden":
             self._encoding: AnyEncoding = encoding_of(

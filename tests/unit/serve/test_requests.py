@@ -8,7 +8,7 @@ import torch
 from distill_tune.cache.encoding import TopEncoding
 from distill_tune.data.batch import Row, joined
 from distill_tune.losses import TopTokens
-from distill_tune.serve.connection import NoAnswer, Refused
+from distill_tune.serve.connection import Busy, NoAnswer, Refused
 from distill_tune.serve.requests import AllLost, Requests
 
 BATCH = joined([Row(torch.tensor([1, 2]), torch.tensor([-100, 2]))])
@@ -76,6 +76,28 @@ def test_after_its_tries_it_is_left_out_and_then_all_are_lost(asked):
         answer()
     assert waits == [0.25, 0.5, 1.0]
     assert said == ["teacher at a: left out (503, 4 times in a row); 0 of 1 answer"]
+
+
+def test_one_that_is_busy_is_waited_for_and_told_once(asked):
+    busy = Scripted("a", *[Busy("429")] * 9)
+    answer, waits, said = asked(busy)
+    assert answer() == [ROW]
+    assert waits[:4] == [0.25, 0.5, 1.0, 2.0] and max(waits) == 30.0
+    assert said == ["teacher at a: busy (429); the run waits for it"]
+
+
+def test_one_that_is_busy_for_too_long_has_failed(asked):
+    answer, waits, said = asked(Scripted("a", *[Busy("429")] * 99))
+    with pytest.raises(AllLost, match="a: 429, 4 times in a row"):
+        answer()
+    assert 300 <= sum(waits) < 450
+    assert len(said) == 2
+
+
+def test_another_server_is_asked_while_one_is_busy(asked):
+    answer, waits, _ = asked(Scripted("a", Busy("429")), Scripted("b"))
+    assert answer() == [ROW]
+    assert waits == []
 
 
 @pytest.mark.parametrize("wrong", [[], [ROW, ROW], [(2).to_bytes(4, "little")], [b"\0"], [ROW[:-1]], [row_of(10)]])

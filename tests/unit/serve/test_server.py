@@ -139,6 +139,15 @@ def test_a_wrong_request_is_told_with_400(served, batch, query, told):
     assert refused.value.status == 400
 
 
+def test_one_that_serves_another_teacher_now_refuses(served, batch):
+    """A server that was started again with other weights."""
+    with pytest.raises(Refused, match="serves another teacher now") as refused:
+        served.ask("/score", rows_as_bytes(batch), {"kind": "top_k", "content": "of before"})
+    assert refused.value.status == 409
+    content = json.loads(served.ask("/about"))["content"]
+    assert served.ask("/score", rows_as_bytes(batch), {"kind": "top_k", "content": content})
+
+
 def test_a_body_that_is_none_is_told_with_400(served):
     with pytest.raises(Refused, match="no safetensors file") as refused:
         served.ask("/score", b"nothing", {"kind": "top_k"})

@@ -5,6 +5,8 @@ import json
 import random
 import shutil
 import signal
+import socket
+import threading
 import time
 
 import pytest
@@ -21,6 +23,7 @@ from distill_tune.errors import UserError
 from distill_tune.losses import ForwardKL, LinearProjection, ReverseKL, TopTokens, distillation_loss
 
 pytest.importorskip("uvicorn")
+ALERT = b"\x15\x03\x01\x00\x02\x02\x46"  # protocol version
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +260,8 @@ def test_a_row_that_the_teacher_cannot_read_is_told(url, opened):
         ({"url": "localhost:8000"}, "must be http://machine:port"),
         ({"url": "http://x:99999"}, "url=http://x:99999: "),
         ({"url": []}, "name a server"),
+        ({"url": "http://me:secret@x:1"}, "names a user; a server is given a token"),
+        ({"url": "http://x:1", "token": "a\n"}, "token: must be of printable ASCII"),
         ({"url": "http://x:1", "kind": "dense"}, "kind=dense: must be one of sampled, top_k, hidden"),
         ({"url": "http://x:1", "engine": "llama"}, "engine=llama: must be one of auto, distill-tune, vllm, sglang"),
         ({"url": "http://x:1", "k": 0}, "k=0: must be at least 1"),
@@ -271,6 +276,59 @@ def test_a_wrong_setting_is_told(settings, told):
 def test_no_server_is_told(opened):
     with pytest.raises(UserError, match=r"url=http://127.0.0.1:9: no server answers \(Connection refused\)"):
         opened("http://127.0.0.1:9")
+
+
+def test_one_of_several_that_is_not_there_is_left_out_and_told(url, opened, capsys):
+    all_batches = batches(2)
+    wanted = losses_of(opened(url), all_batches)
+    capsys.readouterr()
+    assert losses_of(opened(["http://127.0.0.1:9", url]), all_batches) == wanted
+    assert "teacher at http://127.0.0.1:9: left out (Connection refused); 1 of 2 answer" in capsys.readouterr().out
+
+
+def test_an_address_as_clients_of_openai_write_it_is_told(url, opened):
+    with pytest.raises(UserError, match="/v1: leave /v1 out"):
+        opened(f"{url}/v1")
+
+
+def test_https_to_a_server_without_tls_is_told(url, opened):
+    with pytest.raises(UserError, match="does not speak TLS: take http:// in place of https://"):
+        opened(url.replace("http:", "https:"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [(b"", "closed connection without response.*is it one of https"), (ALERT, "speaks TLS: take https")],
+)
+def test_http_to_a_server_of_tls_is_told(opened, answer, told):
+    """One hangs up, another answers with an alert."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        answering = threading.Thread(target=answer_once, args=(listening, answer))
+        answering.start()
+        with pytest.raises(UserError, match=told):
+            opened(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        answering.join()
+
+
+def answer_once(listening, answer):
+    connection, _ = listening.accept()
+    with connection:
+        connection.recv(4096)
+        connection.sendall(answer)
+
+
+def test_a_server_that_is_started_again_with_another_teacher_is_left_out(
+    url, proxied, opened, no_waits, start_cli, tmp_path, tokenizer_file
+):
+    proxy = proxied(lambda path, asked: None)
+    teacher, (first, second) = opened(proxy.url, retries=1, concurrency=1), batches(2)
+    assert teacher.lost([first]) is None
+    command, proxy.behind = started(
+        start_cli, "--teacher", write_model(tmp_path / "other", tokenizer_file, seed=9, width=64, layers=3)
+    )
+    assert "409: serves another teacher now, other" in teacher.lost([second])
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(30) == 0
 
 
 def test_a_server_of_another_kind_is_told(opened):
