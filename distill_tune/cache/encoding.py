@@ -27,6 +27,7 @@ _WIDE_IDS = 20
 _NARROW_COUNTS = 2**6  # more draws than this less one take 4 bytes an entry
 _MOST_ENTROPY = 16.0  # nats; that of 2^20 tokens is 13.9
 _LEAST_LOG_PROB = -32.0
+_LEAST_TEMPERATURE = 1e-3  # logits divided by less are infinite
 _LOG_WEIGHTS = (-24.0, 8.0)
 # Distinct tokens of so many draws, as large models give them (arXiv 2503.16870), and how they grow with the draws.
 _DISTINCT_OF_50, _WITH_DRAWS = 12.0, 0.8
@@ -84,6 +85,9 @@ class SampledEncoding:
         _require_vocabulary(self.vocab_size)
         if not 1 <= self.draws <= MOST_DRAWS:
             raise ValueError(f"draws={self.draws}: must be from 1 to {MOST_DRAWS}")
+        _require_temperature("temperature", self.temperature)
+        if self.proposal_temperature is not None:
+            _require_temperature("proposal_temperature", self.proposal_temperature)
 
     @property
     def _has_weights(self) -> bool:
@@ -171,6 +175,7 @@ class TopEncoding:
         _require_vocabulary(self.vocab_size)
         if self.k < 1:
             raise ValueError(f"k={self.k}: must be at least 1")
+        _require_temperature("temperature", self.temperature)
 
     @property
     def _entries(self) -> int:
@@ -290,6 +295,11 @@ def without_positions() -> bytes:
 def _require_vocabulary(vocab_size: int) -> None:
     if vocab_size > MOST_TOKENS:
         raise ValueError(f"a vocabulary of {vocab_size} tokens: ids are kept up to {MOST_TOKENS}")
+
+
+def _require_temperature(name: str, temperature: float) -> None:
+    if not _LEAST_TEMPERATURE <= temperature < numpy.inf:
+        raise ValueError(f"{name}={temperature:g}: must be at least {_LEAST_TEMPERATURE:g}")
 
 
 def _id_bits(vocab_size: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding, without_positions
+from distill_tune.errors import UserError
 from distill_tune.losses import HiddenStates, SampledTokens, TopTokens, chunk_rows
 from distill_tune.losses.signals import TeacherSignal, capped
 
@@ -38,14 +39,33 @@ def encoded(
     Args:
         signal: of the rows' positions, one row after another; of a ``hidden`` encoding :class:`HiddenStates`.
         num_positions: of each row.
+
+    Raises:
+        UserError: the teacher gives what is no number.
     """
     if isinstance(encoding, HiddenEncoding):
         assert isinstance(signal, HiddenStates)
+        _require_numbers(signal.hidden - signal.hidden)  # also of what is infinite
         return encoding.encode(signal.hidden, num_positions)
     records = list(_records(encoding, signal, digests, num_positions, seed))
     if not records:
         return [without_positions()] * len(num_positions)
-    return encoding.encode(_joined(records), num_positions)  # type: ignore[arg-type]
+    record = _joined(records)
+    of_tokens = record.weights if isinstance(record, SampledTokens) else record.log_probs
+    _require_numbers(of_tokens, getattr(record, "entropy", of_tokens))
+    return encoding.encode(record, num_positions)  # type: ignore[arg-type]
+
+
+def _require_numbers(*tensors: torch.Tensor) -> None:
+    """
+    Raises:
+        UserError: one is NaN.
+    """
+    if any(tensor.isnan().any() for tensor in tensors):
+        raise UserError(
+            "teacher_model: what it says of a row is no number (NaN, or infinite); are its weights whole, and does its "
+            "dtype reach far enough? fp32 and bf16 do"
+        )
 
 
 def _records(

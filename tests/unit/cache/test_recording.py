@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from distill_tune.cache import HiddenEncoding, SampledEncoding, TopEncoding, encoded, recording
+from distill_tune.errors import UserError
 from distill_tune.losses import DenseLogits, HiddenStates, LinearProjection, MixtureOfTeachers, SampledTokens, TopTokens
 
 COUNTS = [3, 700, 0, 20]
@@ -54,6 +55,36 @@ def test_top_tokens_are_those_of_all_logits_in_whatever_chunks(logits, monkeypat
     assert encoded(encoding, DenseLogits(logits), DIGESTS, COUNTS, seed=0) == wanted
     monkeypatch.setattr(recording, "chunk_rows", lambda *_: 1)
     assert encoded(encoding, DenseLogits(logits), DIGESTS, COUNTS, seed=0) == wanted
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [SampledEncoding(90, 20), SampledEncoding(90, 20, 1.0, 0.5), TopEncoding(90, 6), TopEncoding(90, 90)],
+)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_no_number_is_refused(logits, encoding, value):
+    logits = logits.clone()
+    logits[5, 7] = value
+    with pytest.raises(UserError, match="what it says of a row is no number"):
+        encoded(encoding, DenseLogits(logits), DIGESTS, COUNTS, seed=0)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_hidden_state_that_is_no_number_is_refused(value):
+    hidden = torch.zeros(sum(COUNTS), 4, dtype=torch.float16)
+    hidden[5, 2] = value
+    with pytest.raises(UserError, match="what it says of a row is no number"):
+        encoded(
+            HiddenEncoding(90, 4), HiddenStates(hidden, LinearProjection(torch.zeros(90, 4)), ()), DIGESTS, COUNTS, 0
+        )
+
+
+def test_a_token_that_is_ruled_out_is_a_number(logits):
+    logits = logits.clone()
+    logits[:, 7] = -torch.inf
+    for encoding in (SampledEncoding(90, 20), TopEncoding(90, 90)):
+        record = encoding.decode(encoded(encoding, DenseLogits(logits), DIGESTS, COUNTS, seed=0))
+        assert not (record.is_token & (record.ids == 7)).any()
 
 
 def test_a_cap_is_applied_before_anything_is_kept(logits):
