@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import signal
 import socket
 from collections.abc import Iterator, Sequence
@@ -36,8 +37,11 @@ class Stop:
         return signal.Signals(self.number).name if self.number else "nothing"
 
     def asked(self, number: int, frame: FrameType | None) -> None:
-        if self.number or self.server is None:  # nothing is under way while the weights are read
+        if self.server is None:  # nothing is under way while the weights are read
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        if self.number:  # a forward pass cannot be interrupted, and there is nothing here to lose
+            print(f"ended by a second {signal.Signals(number).name}, requests under way unanswered", flush=True)
+            os._exit(128 + number)
         self.number, self.server.should_exit = number, True
 
 

@@ -201,6 +201,30 @@ def test_a_request_under_way_is_answered_before_it_ends(start_cli, teacher_folde
     assert command.wait(30) == 0
 
 
+def test_a_second_signal_ends_it_at_once_with_a_line(start_cli, teacher_folder):
+    command, url = started(start_cli, "--teacher", teacher_folder)
+    many = joined([Row(torch.ones(100, dtype=torch.int32), torch.ones(100, dtype=torch.int32))] * 2000)
+    failures = []
+
+    def ask():
+        with pytest.raises(NoAnswer):
+            asked(Server(url), many, "top_k")
+        failures.append(True)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.5)
+    command.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    assert asking.is_alive()
+    command.send_signal(signal.SIGINT)
+    assert command.wait(30) == 130
+    asking.join()
+    output, errors = command.told()
+    assert failures and errors == ""
+    assert "ended by a second SIGINT, requests under way unanswered" in output
+
+
 def test_what_it_cannot_serve_is_told(cli, teacher_folder, tmp_path):
     for arguments, told in (
         (["--teacher", "nowhere", "--port", 0], "--teacher nowhere: no such folder, or it has no config.json"),
