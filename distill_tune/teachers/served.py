@@ -21,7 +21,7 @@ from distill_tune.serve.connection import Server, ServerError
 from distill_tune.serve.engine import AnyEncoding, Engine
 from distill_tune.serve.find import ENGINES, NoServer, find_engine
 from distill_tune.serve.own import DistillTune
-from distill_tune.serve.probe import Tokens, describe, require_known_answer, require_temperature
+from distill_tune.serve.probe import Tokens, answered_by, describe, require_known_answer, require_temperature
 from distill_tune.serve.requests import AllLost, Answer, Requests
 from distill_tune.teachers.recorded import signal_of
 from distill_tune.teachers.teacher import Shard, Teacher
@@ -134,7 +134,8 @@ class Served(Teacher):
             self._tokens = Tokens(tokenizer, checkpoint.folder)
             self._differing: dict[int, str] = {}
             for engine in self._engines:
-                self._differing |= self._tokens.differing(engine)
+                with answered_by(engine):
+                    self._differing |= self._tokens.differing(engine)
             common = models.common_vocabulary(student, about.vocab_size or models.output_head(student).vocab_size)
             # Of hidden states the whole layer; else what is left out of a longer vocabulary is padding.
             self._vocab_size = about.vocab_size if self.kind == "hidden" and about.vocab_size else common
@@ -145,8 +146,6 @@ class Served(Teacher):
                 require_temperature(self._engines, self._tokens, self._vocab_size, self._temperature)
         except UserError as error:
             raise UserError(f"{_KEY}.{error}" if str(error).startswith("url=") else f"{_KEY}: {error}") from error
-        except ServerError as error:
-            raise UserError(f"{_KEY}.url={self._servers[0].url}: {error}") from error
         told = [engine.about.content or f"{engine.about.engine} {engine.about.model}" for engine in self._engines]
         if len(set(told)) > 1:
             raise UserError(f"{_KEY}.url: the servers do not serve the same teacher ({', '.join(told)})")
