@@ -14,7 +14,7 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models
 from distill_tune.cache.encoding import encoding_of
 from distill_tune.data.batch import Batch
-from distill_tune.errors import UserError
+from distill_tune.errors import UserError, one_line
 from distill_tune.losses import Divergence, HiddenStates, LinearProjection, SparseSignal, TokenWeight, unserved
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.serve.connection import Server, ServerError
@@ -139,6 +139,8 @@ class Served(Teacher):
             common = models.common_vocabulary(student, about.vocab_size or models.output_head(student).vocab_size)
             # Of hidden states the whole layer; else what is left out of a longer vocabulary is padding.
             self._vocab_size = about.vocab_size if self.kind == "hidden" and about.vocab_size else common
+            self.width = about.width if self.kind == "hidden" else 0
+            self._encoding = self._made_encoding()
             known = require_known_answer(
                 self._engines, self._tokens, self._vocab_size, self._settings.get("k", _LISTED)
             )
@@ -150,9 +152,19 @@ class Served(Teacher):
         if len(set(told)) > 1:
             raise UserError(f"{_KEY}.url: the servers do not serve the same teacher ({', '.join(told)})")
         self.content = hashlib.sha256(told[0].encode()).hexdigest()
-        self.width = about.width if self.kind == "hidden" else 0
         print(describe(self._engines, self.kind, known))
         return common
+
+    def _made_encoding(self) -> AnyEncoding:
+        """
+        Raises:
+            UserError: a setting is out of its range.
+        """
+        own = {"width": self.width} if self.kind == "hidden" else {"temperature": self._temperature} | self._settings
+        try:
+            return encoding_of(self.kind, {"vocab_size": self._vocab_size} | own)
+        except ValueError as error:
+            raise UserError(one_line(error)) from error
 
     def _found_engines(self) -> list[Engine]:
         """Those of the servers that answer; the others are left out, which is told.
@@ -238,13 +250,8 @@ class Served(Teacher):
         self._requests = Requests(
             self._engines, concurrency=self._concurrency, retries=self._retries, patience=self._timeout
         )
-        settings: dict[str, Any] = {"vocab_size": self._vocab_size}
         if self.kind != "hidden":
-            self._encoding: AnyEncoding = encoding_of(
-                self.kind, settings | self._settings | {"temperature": self._temperature}
-            )
             return
-        self._encoding = encoding_of(self.kind, settings | {"width": self.width})
         first: Engine = self._engines[0]
         assert isinstance(first, DistillTune)
         try:
