@@ -1,5 +1,6 @@
 """Several teachers: one distribution from all, a divergence from each, or one teacher a row."""
 
+import hashlib
 import itertools
 import operator
 from collections.abc import Iterator, Sequence
@@ -43,7 +44,8 @@ class SeveralTeachers(Teacher):
         common = [teacher.check(student, checkpoint, tokenizer) for teacher in self._teachers]
         self.folders = list(itertools.chain.from_iterable(teacher.folders for teacher in self._teachers))
         self.files = list(itertools.chain.from_iterable(teacher.files for teacher in self._teachers))
-        self.content = "".join(teacher.content for teacher in self._teachers)
+        if any(contents := [teacher.content for teacher in self._teachers]):
+            self.content = hashlib.sha256(" ".join(contents).encode()).hexdigest()
         self.models = list(itertools.chain.from_iterable(teacher.models for teacher in self._teachers))
         return min((size for size in common if size is not None), default=None)
 

@@ -4,6 +4,7 @@ Recipes begin with these functions, and `distill-tune validate` and `plan` call 
 wrong as the others do. A key that they read is valid in each recipe that calls them (:mod:`distill_tune.config.keys`).
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,8 +80,11 @@ class Steps(NamedTuple):
             for model in files
             if files[model]
         }
-        if built.teacher.content:
-            contents[content_of("teacher_model")] = built.teacher.content[:_SHOWN_DIGITS]
+        if content := built.teacher.content:
+            name = content_of("teacher_model")
+            if name in contents:  # of several teachers, some of which have files
+                content = hashlib.sha256(f"{contents[name]} {content}".encode()).hexdigest()
+            contents[name] = content[:_SHOWN_DIGITS]
         return self.plan.identity | {"steps an epoch": self.steps_per_epoch} | from_main_process(contents)
 
 
