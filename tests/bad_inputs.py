@@ -147,6 +147,7 @@ OF_COMPONENTS = [
     ),
     (f"{KIND}Served +teacher_model.url=localhost:8000", "url=localhost:8000: must be http://machine:port or https"),
     (f"{KIND}Served +teacher_model.url=[]", "url=[]: name a server, http://machine:port"),
+    (f"{KIND}Served +teacher_model.url=http://me:secret@x:1", "url=http://...@x: names a user; a server is given a"),
     (f"{KIND}Served", "teacher_model.url: missing; distill_tune.teachers.Served needs it"),
     (
         f"{KIND}Served +teacher_model.url=http://127.0.0.1:9 +teacher_model.kind=dense",
