@@ -46,6 +46,7 @@ class Cached(Teacher):
         except UserError as error:
             raise UserError(f"{self._told}: {error}") from error
         self._encoding = self._cache.encoding
+        self.record_kind = "" if isinstance(self._encoding, HiddenEncoding) else self._encoding.kind
         self._differing: dict[int, str] = {}
         self._projection: LinearProjection | None = None
 

@@ -109,6 +109,7 @@ class Served(Teacher):
         if timeout <= 0 or retries < 0 or seed < 0:
             raise UserError(f"timeout={timeout}, retries={retries}, seed={seed}: must be above 0, and at least 0")
         self.kind, self._seed = kind, seed
+        self.record_kind = "" if kind == "hidden" else kind
         self._settings = {"draws": draws} if kind == "sampled" else {"k": k} if kind == "top_k" else {}
         self._engine, self._model = engine, model
         token = token or os.environ.get(TOKEN) or None

@@ -13,6 +13,7 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.batch import Batch
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
+from distill_tune.errors import UserError
 from distill_tune.losses import Divergence, MixtureOfTeachers, SumOfTeachers, TeacherOfEachRow, TokenWeight
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.teachers.teacher import Shard, Teacher
@@ -60,6 +61,13 @@ class SeveralTeachers(Teacher):
         temperature: float | None,
         combination: str | None = None,
     ) -> None:
+        kinds = [teacher.record_kind for teacher in self._teachers]
+        if self._combination == "by_row" and len(set(kinds)) > 1:
+            each = (f"{name}: {kind or 'none'}" for name, kind in zip(self._all_names, kinds, strict=True))
+            raise UserError(
+                f"teacher_combination=by_row: records of one teacher need records of the same kind of each other "
+                f"({', '.join(each)}); take one kind for all, or kind hidden, which goes with any"
+            )
         for teacher in self._teachers:
             teacher.require_loss(divergence, token_weight, temperature, self._combination)
 
