@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from distill_tune.cache.encoding import positions_in
 from distill_tune.data.batch import Batch
@@ -14,7 +14,15 @@ from distill_tune.serve.engine import AnyEncoding, Engine
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0  # seconds
 
-Answer = concurrent.futures.Future[Any]  # a record, as the encoding decodes it
+
+class Answered(NamedTuple):
+    """Each row's record in its bytes, and the record of all of them that these are."""
+
+    rows: list[bytes]
+    record: Any
+
+
+Answer = concurrent.futures.Future[Answered]
 
 
 class AllLost(Exception):
@@ -68,7 +76,7 @@ class Requests:
         self._threads = 0
 
     def ask(self, batch: Batch, encoding: AnyEncoding, seed: int) -> Answer:
-        """The record of all rows, in time. The future's exception is :class:`AllLost` where it will not come."""
+        """Each row's record, in time. The future's exception is :class:`AllLost` where it will not come."""
         answer: Answer = concurrent.futures.Future()
         self._jobs.put((batch, encoding, seed, answer))
         if self._threads < self.at_a_time:
@@ -84,7 +92,7 @@ class Requests:
             except BaseException as error:  # whoever waits for the answer raises it
                 answer.set_exception(error)
 
-    def _answered(self, batch: Batch, encoding: AnyEncoding, seed: int) -> Any:
+    def _answered(self, batch: Batch, encoding: AnyEncoding, seed: int) -> Answered:
         tries: dict[int, int] = {}
         failures: dict[int, int] = {}  # of these tries
         answered_before: dict[int, int] = {}  # by a server, when it first failed this request
@@ -103,7 +111,7 @@ class Requests:
                     server.answered += 1
                     server.failed_in_a_row = 0
                     server.is_busy = False
-                return record
+                return Answered(rows, record)
             except Refused as error:
                 self._leave_out(server, str(error))
             except (NoAnswer, ValueError) as error:

@@ -22,7 +22,7 @@ from distill_tune.serve.engine import AnyEncoding, Engine
 from distill_tune.serve.find import ENGINES, NoServer, find_engine
 from distill_tune.serve.own import DistillTune
 from distill_tune.serve.probe import Tokens, answered_by, describe, require_known_answer, require_temperature
-from distill_tune.serve.requests import AllLost, Answer, Requests
+from distill_tune.serve.requests import AllLost, Answer, Answered, Requests
 from distill_tune.teachers.recorded import signal_of
 from distill_tune.teachers.teacher import Shard, Teacher
 
@@ -286,7 +286,7 @@ class Served(Teacher):
         asked = self._asked_for(batch)
         self._ask_ahead()
         try:
-            record = asked.answer.result()
+            record = asked.answer.result().record
         except AllLost as error:
             raise UserError(f"{_KEY}: no server answers any more: {error}") from error
         return signal_of(record, batch, self._projection)
@@ -318,5 +318,5 @@ class Served(Teacher):
         if batch.digests:
             return _Asked(batch.digests, self._requests.ask(batch, self._encoding, self._seed))
         nothing: Answer = concurrent.futures.Future()
-        nothing.set_result(self._encoding.decode([]))
+        nothing.set_result(Answered([], self._encoding.decode([])))
         return _Asked((), nothing)

@@ -44,7 +44,7 @@ def asked():
         waits, said = [], []
         requests = Requests(engines, concurrency=concurrency, retries=retries, say=said.append, wait=waits.append)
         answer = requests.ask(BATCH, ENCODING, 0)
-        return lambda: ENCODING.encode(answer.result(), [1]), waits, said
+        return lambda: answer.result().rows, waits, said
 
     return ask
 
