@@ -40,6 +40,8 @@ def main(cfg: DictConfig) -> None:
     manifest = training.begin_cache(folder, cfg, built, steps, encoding, seed)
     writer = cache.CacheWriter(folder)
     todo = [step for step in range(plan.steps_per_epoch) if writer.lacks(plan.digests(0, step))]
+    if not todo and encoding.kind == "hidden" and not (folder / cache.OUTPUT_LAYER).exists():
+        todo = [0]  # of which nothing is written but the output layer
     todo = training.from_main_process(todo)
     if not todo and manifest.finished:
         training.leave()

@@ -1,6 +1,7 @@
 """A teacher's word on rows, stored: found by what a row contains, whatever the order in which it is asked for."""
 
 from distill_tune.cache.agreement import Agreement
+from distill_tune.cache.beside import OUTPUT_LAYER, damaged_beside
 from distill_tune.cache.encoding import (
     Encoding,
     HiddenEncoding,
@@ -11,7 +12,7 @@ from distill_tune.cache.encoding import (
     settings_of,
 )
 from distill_tune.cache.manifest import MANIFEST, Manifest
-from distill_tune.cache.output_layer import OUTPUT_LAYER, read_output_layer, write_output_layer
+from distill_tune.cache.output_layer import read_output_layer, write_output_layer
 from distill_tune.cache.reader import CacheReader
 from distill_tune.cache.recording import encoded
 from distill_tune.cache.shard import damage_of, shard_files
@@ -33,6 +34,7 @@ __all__ = [
     "begin",
     "cache_there",
     "damage_of",
+    "damaged_beside",
     "encoded",
     "encoding_of",
     "fingerprint_of",

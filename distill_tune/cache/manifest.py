@@ -28,6 +28,7 @@ class Manifest:
         package: version that began it.
         rows: fingerprints of the datasets that it was last made for.
         files: of each shard, by name, its bytes, rows and positions; a shard's name has its checksum.
+        beside: SHA-256 of each other file, by name.
         finished: all rows of these datasets are there.
     """
 
@@ -41,6 +42,7 @@ class Manifest:
     package: str = ""
     rows: tuple[str, ...] = ()
     files: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     finished: bool = False
     format: int = _FORMAT
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from distill_tune.cache.beside import damaged_beside, digests_beside
 from distill_tune.cache.manifest import MANIFEST, Manifest
 from distill_tune.cache.shard import Shard, shard_files
 from distill_tune.disk import keep_to_oneself, retried
@@ -42,6 +43,9 @@ def begin(folder: Path, manifest: Manifest, key: str = "output_dir") -> Manifest
             except UserError as error:
                 print(f"{error}; made anew")
                 path.unlink()
+        for path in damaged_beside(folder, manifest):
+            print(f"{path}: is damaged; made anew")
+            path.unlink()
         if manifest is not was:
             manifest.write(folder)
     except OSError as error:
@@ -81,7 +85,8 @@ def finish(folder: Path, manifest: Manifest, rows: Sequence[str]) -> Manifest:
         rows: fingerprints of the datasets of which all rows are there.
     """
     files = {path.name: Shard.open(path).sizes() for path in shard_files(folder)}
-    manifest = dataclasses.replace(manifest, files=files, rows=tuple(rows), finished=True)
+    beside = digests_beside(folder)
+    manifest = dataclasses.replace(manifest, files=files, beside=beside, rows=tuple(rows), finished=True)
     manifest.write(folder)
     return manifest
 

@@ -82,10 +82,11 @@ def _verify_files(folder: Path) -> None:
     Raises:
         UserError: it is no whole cache, or a file's content is not as it was written.
     """
-    from distill_tune.cache import CacheReader, damage_of, shard_files
+    from distill_tune.cache import CacheReader, damage_of, damaged_beside, shard_files
 
     manifest = CacheReader(folder).manifest
     found = [told for path in shard_files(folder) if (told := damage_of(path))]
+    found += damaged_beside(folder, manifest).values()
     if found:
         raise UserError("\n  ".join(found))
     print(f"{folder}: all {len(manifest.files)} shards are as they were written")

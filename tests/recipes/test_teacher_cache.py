@@ -10,7 +10,7 @@ import torch
 from stored_teacher import ALONE, CACHED, losses_of, of_all
 from tiny import ROWS, put_before
 
-from distill_tune.cache import shard_files
+from distill_tune.cache import OUTPUT_LAYER, shard_files
 from distill_tune.cli.main import main as command_line
 
 
@@ -205,6 +205,12 @@ def test_a_cache_is_shown_and_verified_against_its_teacher_and_not_against_anoth
     shard.unlink()
     run("teacher_cache", f"cache.kind={kind}", "output_dir=cache")
     command_line(["cache", "verify", "cache"])  # made anew
+    if kind == "hidden":
+        (tmp_path / "cache" / OUTPUT_LAYER).unlink()
+        with pytest.raises(SystemExit):
+            command_line(["cache", "verify", "cache"])
+        run("teacher_cache", "cache.kind=hidden", "output_dir=cache")
+        command_line(["cache", "verify", "cache"])
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,26 @@ import torch
 
 from distill_tune.cache import (
     MANIFEST,
+    OUTPUT_LAYER,
     CacheReader,
     CacheWriter,
     Manifest,
     TopEncoding,
     begin,
     damage_of,
+    damaged_beside,
     finish,
     read_output_layer,
+    read_vocabulary,
     shard_files,
     write_output_layer,
+    write_vocabulary,
 )
+from distill_tune.cache.beside import VOCABULARY
 from distill_tune.disk import release_locks
 from distill_tune.errors import UserError
 from distill_tune.losses import AutogradProjection, LinearProjection, TopTokens
+from distill_tune.models.vocabulary import Vocabulary
 
 ENCODING = TopEncoding(100, 4)
 MADE = Manifest("top_k", dataclasses.asdict(ENCODING), seed=0, teacher={"content": "a", "dtype": "fp32"})
@@ -206,6 +212,32 @@ def test_an_output_layer_comes_back(tmp_path, softcap):
     assert torch.equal(back.weight, layer.weight)
     assert torch.equal(back.bias, layer.bias)
     assert back.softcap == softcap
+
+
+def test_what_is_beside_the_shards_is_compared_with_its_checksum_and_made_anew(tmp_path):
+    layer = LinearProjection(torch.randn(10, 4), None, None)
+    write_output_layer(tmp_path, layer)
+    write_vocabulary(tmp_path, Vocabulary({0: "a"}, frozenset()))
+    (tmp_path / ".lock").touch()
+    MADE.write(tmp_path)
+    manifest = finish(tmp_path, MADE, [])
+    assert not damaged_beside(tmp_path, manifest)
+    readers = {OUTPUT_LAYER: lambda: read_output_layer(tmp_path, "cpu"), VOCABULARY: lambda: read_vocabulary(tmp_path)}
+    for name, read in readers.items():
+        read()
+        content = bytearray((tmp_path / name).read_bytes())
+        content[-1] ^= 128
+        (tmp_path / name).write_bytes(content)
+        told = f"{name}: is damaged: its checksum differs; delete it, and the command"
+        with pytest.raises(UserError, match=told):
+            read()
+        assert told in damaged_beside(tmp_path, manifest)[tmp_path / name]
+        begin(tmp_path, MADE)
+        assert not (tmp_path / name).exists()
+        release_locks()
+        with pytest.raises(UserError, match=f"{name}: is missing; the command that made the cache makes it anew"):
+            CacheReader(tmp_path)
+        manifest = finish(tmp_path, manifest, [])  # without what is gone
 
 
 def test_an_output_layer_that_is_no_matrix_is_refused(tmp_path):
