@@ -97,7 +97,7 @@ def check_keys(
             known = KEYS[key]
             is_of_other = known.recipe not in (None, recipe.path.stem) and not any(map(config.get, known.beside))
             if key in asked and recipe.is_shipped and is_of_other:
-                without = f", or it does beside {' or '.join(known.beside)}" if known.beside else ""
+                without = f", or it, beside {' or '.join(known.beside)}" if known.beside else ""
                 faults.append(f"{key}: {recipe.path.stem} does not read it; {known.recipe} does{without}")
             if key in asked and key == recipe.path.stem:
                 faults.append(f"{key}: the recipe {recipe.path.stem} does not read it; it writes to output_dir")

@@ -249,8 +249,6 @@ class WriteThrough(teachers.Teacher):
         self._is_let_go = True
         self._live, self.models, self.may_be_lost = teachers.Teacher(), (), False
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def release(self) -> None:
         self._live.release()

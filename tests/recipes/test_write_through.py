@@ -152,33 +152,6 @@ def test_two_ranks_fill_one_cache_together_also_where_one_was_killed(config, cli
     assert losses_of(tmp_path / "out") == losses_of(tmp_path / "again")
 
 
-REFUSED = [
-    (["teacher_cache=cache"], "teacher_cache=cache: no cache yet; say what it is to hold: cache.kind="),
-    (
-        ["cache.kind=top_k"],
-        "cache: kd_single_device does not read it; teacher_cache does, or it does beside teacher_cache",
-    ),
-    ([*THROUGH, "teacher_model=distill_tune.teachers.EMA"], "EMA follows the student; it cannot be stored before"),
-    ([*THROUGH, "kd_token_weight=distill_tune.losses.TargetProbability"], "does not know what TargetProbability needs"),
-    ([*THROUGH, "cache.temperature=2"], "teacher_cache=cache: a top_k record made at temperature 2 serves no other"),
-    ([*THROUGH, "augmentations=[{_component_: distill_tune.data.DropTokens}]"], "prompts that no cache has"),
-    ([*THROUGH, "output_dir=cache"], "teacher_cache=cache: output_dir is the run's own folder; name another"),
-    (["teacher_cache=teacher", "cache.kind=top_k"], "teacher_cache=teacher: holds "),
-    (
-        [*THROUGH, "hidden_loss=distill_tune.losses.HiddenLoss"],
-        "hidden_loss compares layers, whose states no cache has",
-    ),
-]
-
-
-@pytest.mark.parametrize(("overrides", "told"), REFUSED)
-def test_what_no_cache_can_stand_before_is_told_before_anything_loads(run, capsys, tmp_path, overrides, told):
-    with pytest.raises(SystemExit):
-        run("kd_single_device", *overrides)
-    assert told in capsys.readouterr().err
-    assert not (tmp_path / "cache").exists()
-
-
 def test_a_cache_of_another_teacher_or_of_other_settings_is_refused(run, config, student_folder, tmp_path, capsys):
     run("kd_single_device", *THROUGH)
     for changed, told in (

@@ -33,10 +33,10 @@ def rows_of(count: int, seed: int = 0) -> TokenisedRows:
     return TokenisedRows(tokens, labels.flatten(), torch.arange(count + 1) * 5, packed=False, max_seq_len=64)
 
 
-def stored(folder, rows: TokenisedRows, encoding=None, date=None) -> tuple[Cached, torch.Tensor]:
+def stored(folder, rows: TokenisedRows, encoding=None, date=None, logits_seed=7) -> tuple[Cached, torch.Tensor]:
     """A cache of some logits for the rows, and these."""
     encoding = encoding or TopEncoding(VOCABULARY, VOCABULARY)
-    logits = torch.randn(3 * len(rows), VOCABULARY, generator=torch.Generator().manual_seed(7))
+    logits = torch.randn(3 * len(rows), VOCABULARY, generator=torch.Generator().manual_seed(logits_seed))
     manifest = begin(folder, Manifest(encoding.kind, settings_of(encoding), 0, {"content": "a"}, date=date))
     writer = CacheWriter(folder)
     writer.add(rows.digests, encoded(encoding, DenseLogits(logits), rows.digests, [3] * len(rows), seed=0))
@@ -101,6 +101,27 @@ def test_missing_rows_are_counted_and_the_first_are_named(tmp_path):
     assert "lacks 7 of 11 rows" in told
     assert "row 5; row 6; row 7 and 4 more; add them with the teacher at hand" in told
     assert "made with date=2026-03-01, which a chat template may write" in told
+
+
+def test_a_run_goes_on_with_a_cache_that_has_grown_and_not_with_other_records(tmp_path):
+    rows = rows_of(9)
+    (first, _), (other, _) = stored(tmp_path / "a", rows.first(4)), stored(tmp_path / "b", rows.first(4), logits_seed=8)
+    (small, _) = stored(tmp_path / "c", rows.first(4), TopEncoding(VOCABULARY, 4))
+    release_locks()
+    begin(tmp_path / "a", first._cache.manifest)
+    writer = CacheWriter(tmp_path / "a")
+    writer.add(rows.digests[4:], [bytes(row) for row in first._cache.rows(rows.digests[:4])] + [b"\0" * 4])
+    writer.close()
+    finish(tmp_path / "a", first._cache.manifest, ["rows"])
+    contents = []
+    for teacher in (first, Cached(str(tmp_path / "a")), other, small):
+        teacher.require_signals([rows.first(4)], augmented=False)
+        contents.append(teacher.content)
+    assert contents[0] == contents[1] != ""
+    assert len(set(contents)) == 3
+    several = SeveralTeachers([Cached(str(tmp_path / "a")), Cached(str(tmp_path / "b"))], [1, 1], ["a", "b"], "sum")
+    several.require_signals([rows.first(4)], augmented=False)
+    assert several.content == contents[1] + contents[2]
 
 
 def test_of_teachers_by_row_each_needs_its_own_rows_alone(tmp_path):
