@@ -14,7 +14,7 @@ from distill_tune.cache.encoding import (
 from distill_tune.cache.manifest import MANIFEST, Manifest
 from distill_tune.cache.output_layer import read_output_layer, write_output_layer
 from distill_tune.cache.reader import CacheReader
-from distill_tune.cache.recording import encoded
+from distill_tune.cache.recording import encoded, scores_of
 from distill_tune.cache.shard import damage_of, shard_files
 from distill_tune.cache.vocabulary_file import fingerprint_of, read_vocabulary, write_vocabulary
 from distill_tune.cache.writer import SHARD_BYTES, CacheWriter, begin, cache_there, finish, require_same_teacher
@@ -43,6 +43,7 @@ __all__ = [
     "read_output_layer",
     "read_vocabulary",
     "require_same_teacher",
+    "scores_of",
     "settings_of",
     "shard_files",
     "write_output_layer",

@@ -68,7 +68,7 @@ def encoding_for(settings: DictConfig, built: "Models", cfg: DictConfig) -> AnyE
             )
         return cache.HiddenEncoding(teacher.vocab_size, teacher.width)  # type: ignore[attr-defined]
     chosen = {name: settings[name] for name in _FIELDS[kind] if settings.get(name) is not None}
-    if isinstance(teacher, teachers.Served) and teacher.kind != cache.HiddenEncoding.kind:
+    if is_recorded(teacher):
         chosen |= teacher.settings
     if "temperature" not in chosen:
         chosen["temperature"] = cfg.get("temperature", 1.0)
@@ -109,19 +109,27 @@ def _require_as_served(
             raise UserError(f"{told}, with {name}={its.get(name)}; leave cache.{name}={settings[name]} out")
 
 
+def is_recorded(teacher: teachers.Teacher) -> bool:
+    """Whether a teacher's word comes as a record, which is all that is known of it."""
+    return isinstance(teacher, teachers.Served) and teacher.kind != cache.HiddenEncoding.kind
+
+
 @torch.no_grad()
 def recorded(
-    teacher: teachers.Teacher, encoding: AnyEncoding, batch: data.Batch, seed: int
+    teacher: teachers.Teacher, encoding: AnyEncoding, batch: data.Batch, seed: int, signal: Any = None
 ) -> tuple[list[bytes], LinearProjection | None]:
     """Ask a teacher about a batch.
+
+    Args:
+        signal: what it has said already.
 
     Returns:
         The record of each row, and the output layer of hidden states.
     """
-    if isinstance(teacher, teachers.Served) and teacher.kind != cache.HiddenEncoding.kind:
-        assert teacher.encoding == encoding
+    if is_recorded(teacher):
+        assert isinstance(teacher, teachers.Served) and teacher.encoding == encoding
         return teacher.records(batch), None
-    signal = teacher(batch)
+    signal = teacher(batch) if signal is None else signal
     num_positions = batch.num_supervised if batch.digests else ()
     rows = cache.encoded(encoding, signal, batch.digests, num_positions, seed)
     return rows, signal.projection if encoding.kind == cache.HiddenEncoding.kind else None

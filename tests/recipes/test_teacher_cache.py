@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from stored_teacher import ALONE, CACHED, losses_of, of_all
 from tiny import ROWS, put_before
 
@@ -211,6 +212,20 @@ def test_a_cache_is_shown_and_verified_against_its_teacher_and_not_against_anoth
             command_line(["cache", "verify", "cache"])
         run("teacher_cache", "cache.kind=hidden", "output_dir=cache")
         command_line(["cache", "verify", "cache"])
+
+
+def test_draws_are_not_those_of_another_teacher_that_is_as_sure(run, config, tmp_path, capsys):
+    run("teacher_cache", "cache.kind=sampled", "output_dir=cache")
+    path = tmp_path / "teacher" / "model.safetensors"
+    weights = load_file(path)
+    norm = weights["model.norm.weight"]
+    norm[torch.rand(len(norm), generator=torch.Generator().manual_seed(5)) < 0.5] *= -1  # other tokens, as likely
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(SystemExit):
+        command_line(["cache", "verify", "cache", "--config", "config.yaml"])
+    told = capsys.readouterr()
+    assert "what is stored is not what this teacher says" in told.err
+    assert "what was drawn, by its distribution now: " in told.out
 
 
 @pytest.mark.parametrize(
