@@ -12,6 +12,22 @@ from distill_tune.errors import UserError
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
+_SIZES = ("bytes", "rows", "positions")
+_TEXT_OR_NONE, _NUMBER_OR_NONE = (str, type(None)), (int, float, type(None))
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "kind": str,
+    "settings": dict,
+    "seed": int,
+    "teacher": dict,
+    "tokenizer": _TEXT_OR_NONE,
+    "template": _TEXT_OR_NONE,
+    "date": _TEXT_OR_NONE,
+    "package": str,
+    "rows": list,
+    "files": dict,
+    "beside": dict,
+    "finished": bool,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +72,7 @@ class Manifest:
             values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             if values["format"] != _FORMAT:
                 raise UserError(f"{folder}: a cache of format {values['format']}; this version reads {_FORMAT}")
+            _require_readable(values)
             return cls(**values | {"rows": tuple(values["rows"])})
         except FileNotFoundError as error:
             raise UserError(f"{folder}: no cache of a teacher, which has a {MANIFEST}") from error
@@ -86,6 +103,22 @@ class Manifest:
     def num_bytes(self) -> int:
         """Of all shards."""
         return sum(file["bytes"] for file in self.files.values())
+
+
+def _require_readable(values: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: a value that no manifest has.
+    """
+    for name, of in _TYPES.items():
+        if name in values and not isinstance(values[name], of):
+            raise ValueError(f"{name} is {values[name]!r}")
+    for name, value in values["settings"].items():
+        if isinstance(value, bool) or not isinstance(value, _NUMBER_OR_NONE):
+            raise ValueError(f"{name} of settings is {value!r}")
+    for name, sizes in values["files"].items():
+        if not isinstance(sizes, dict) or not all(type(sizes.get(size)) is int for size in _SIZES):
+            raise ValueError(f"{name} of files is {sizes!r}")
 
 
 def _differing(name: str, was: Any, now: Any) -> Iterator[str]:

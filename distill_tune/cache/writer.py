@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill_tune.cache.beside import damaged_beside, digests_beside
+from distill_tune.cache.beside import OUTPUT_LAYER, damaged_beside, digests_beside
 from distill_tune.cache.manifest import MANIFEST, Manifest
 from distill_tune.cache.shard import Shard, shard_files
 from distill_tune.disk import keep_to_oneself, retried
@@ -47,6 +47,7 @@ def begin(folder: Path, manifest: Manifest, key: str = "output_dir") -> Manifest
             print(f"{path}: is damaged; made anew")
             path.unlink()
         if manifest is not was:
+            (folder / OUTPUT_LAYER).unlink(missing_ok=True)  # of one that came to no row
             manifest.write(folder)
     except OSError as error:
         raise UserError(f"{key}={folder}: cannot be written: {error.strerror}") from error
@@ -54,13 +55,13 @@ def begin(folder: Path, manifest: Manifest, key: str = "output_dir") -> Manifest
 
 
 def cache_there(folder: Path, key: str = "output_dir") -> Manifest | None:
-    """The manifest of the cache in a folder; None of a new or empty folder.
+    """The manifest of the cache in a folder; None of a new or empty folder, and of one that came to no row.
 
     Raises:
         UserError: the folder holds something else, or a manifest that cannot be read.
     """
     if (folder / MANIFEST).exists():
-        return Manifest.read(folder)
+        return Manifest.read(folder) if shard_files(folder) else None
     if folder.exists() and (others := sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))):
         raise UserError(f"{key}={folder}: holds {others[0]}, and is no cache; name a new folder")
     return None

@@ -141,8 +141,14 @@ def test_an_unfinished_cache_is_not_used_and_one_that_grows_is(tmp_path):
         ({"tokenizer": "other"}, "tokenizer was None, is other"),
     ],
 )
-def test_a_folder_with_another_cache_is_refused(tmp_path, changed, told):
-    begin(tmp_path, MADE)
+def test_a_folder_with_another_cache_is_refused_once_it_has_a_row(tmp_path, changed, told):
+    begin(tmp_path, dataclasses.replace(MADE, **changed))
+    (tmp_path / OUTPUT_LAYER).touch()
+    release_locks()
+    assert begin(tmp_path, MADE) == MADE == Manifest.read(tmp_path)
+    assert not (tmp_path / OUTPUT_LAYER).exists()
+    release_locks()
+    written(tmp_path, *rows_of(4))
     release_locks()
     with pytest.raises(UserError, match=told):
         begin(tmp_path, dataclasses.replace(MADE, **changed))
@@ -196,6 +202,29 @@ def test_a_folder_without_a_readable_manifest_is_told(tmp_path, text, told):
         CacheReader(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"files": []},
+        {"files": {"records-0.safetensors": {"rows": 1, "positions": 1}}},
+        {"files": {"records-0.safetensors": None}},
+        {"settings": "x"},
+        {"settings": {"vocab_size": 100, "k": 4, "temperature": "x"}},
+        {"teacher": None},
+        {"rows": None},
+        {"date": 3},
+        {"beside": ["a"]},
+    ],
+)
+def test_a_manifest_of_other_values_is_told_and_not_used(tmp_path, changed):
+    MADE.write(tmp_path)
+    values = json.loads((tmp_path / MANIFEST).read_text())
+    assert Manifest.read(tmp_path) == MADE
+    (tmp_path / MANIFEST).write_text(json.dumps(values | changed))
+    with pytest.raises(UserError, match=r"manifest\.json: cannot be read: (Value|Type)Error: "):
+        Manifest.read(tmp_path)
+
+
 def test_a_cache_of_a_later_format_is_told(tmp_path):
     MADE.write(tmp_path)
     values = json.loads((tmp_path / MANIFEST).read_text())
@@ -215,12 +244,15 @@ def test_an_output_layer_comes_back(tmp_path, softcap):
 
 
 def test_what_is_beside_the_shards_is_compared_with_its_checksum_and_made_anew(tmp_path):
+    begin(tmp_path, MADE)
     layer = LinearProjection(torch.randn(10, 4), None, None)
     write_output_layer(tmp_path, layer)
     write_vocabulary(tmp_path, Vocabulary({0: "a"}, frozenset()))
-    (tmp_path / ".lock").touch()
-    MADE.write(tmp_path)
+    writer = CacheWriter(tmp_path)
+    writer.add(*rows_of(4))
+    writer.close()
     manifest = finish(tmp_path, MADE, [])
+    release_locks()
     assert not damaged_beside(tmp_path, manifest)
     readers = {OUTPUT_LAYER: lambda: read_output_layer(tmp_path, "cpu"), VOCABULARY: lambda: read_vocabulary(tmp_path)}
     for name, read in readers.items():
