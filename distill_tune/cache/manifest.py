@@ -80,8 +80,12 @@ class Manifest:
             raise UserError(f"{folder / MANIFEST}: cannot be read: {type(error).__name__}: {error}") from error
 
     def write(self, folder: Path) -> None:
+        """
+        Raises:
+            UserError: the disk is full, or fails.
+        """
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
-        write_whole(folder / MANIFEST, text.encode())
+        write_or_tell(folder / MANIFEST, text.encode())
 
     def differences(self, other: "Manifest") -> Iterator[str]:
         """What of another's records would not be as these are: ``draws was 50, is 12``."""
@@ -124,6 +128,20 @@ def _require_readable(values: Mapping[str, Any]) -> None:
 def _differing(name: str, was: Any, now: Any) -> Iterator[str]:
     if was != now:
         yield f"{name} was {was}, is {now}"
+
+
+def write_or_tell(path: Path, content: bytes) -> None:
+    """:func:`write_whole` of what is beside the shards.
+
+    Raises:
+        UserError: the disk is full, or fails.
+    """
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror}; what was closed is there, and the same command goes on"
+        ) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

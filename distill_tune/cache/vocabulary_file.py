@@ -5,12 +5,16 @@ import json
 from pathlib import Path
 
 from distill_tune.cache.beside import VOCABULARY, content_beside
-from distill_tune.cache.manifest import write_whole
+from distill_tune.cache.manifest import write_or_tell
 from distill_tune.models.vocabulary import Vocabulary
 
 
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
-    write_whole(folder / VOCABULARY, _text_of(vocabulary).encode())
+    """
+    Raises:
+        UserError: the disk is full, or fails.
+    """
+    write_or_tell(folder / VOCABULARY, _text_of(vocabulary).encode())
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:

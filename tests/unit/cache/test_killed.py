@@ -13,11 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill_tune.cache import CacheReader, CacheWriter, Manifest, TopEncoding, begin, finish, shard_files
+from distill_tune.cache import (
+    CacheReader,
+    CacheWriter,
+    Manifest,
+    TopEncoding,
+    begin,
+    finish,
+    shard_files,
+    write_output_layer,
+    write_vocabulary,
+)
 from distill_tune.cache.shard import Shard
 from distill_tune.disk import release_locks
 from distill_tune.errors import UserError
-from distill_tune.losses import TopTokens
+from distill_tune.losses import LinearProjection, TopTokens
+from distill_tune.models.vocabulary import Vocabulary
 
 KILLS = int(os.environ.get("DISTILL_TUNE_TEST_KILLS", 15))
 BATCHES, ROWS = 60, 4
@@ -137,7 +148,13 @@ def test_on_a_full_disk_what_was_closed_stays_and_it_is_told(tmp_path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(UserError, match="No space left on device; what was closed is there, and the same command"):
-        writer.add(digests, rows)
+    for write in (
+        lambda: writer.add(digests, rows),
+        lambda: finish(tmp_path, MADE, []),
+        lambda: write_vocabulary(tmp_path, Vocabulary({0: "a"}, frozenset())),
+        lambda: write_output_layer(tmp_path, LinearProjection(torch.zeros(3, 2), None, None)),
+    ):
+        with pytest.raises(UserError, match="No space left on device; what was closed is there, and the same command"):
+            write()
     release_locks()
     assert [path.name for path in tmp_path.iterdir()] == kept
