@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -9,6 +10,7 @@ from stored_teacher import CACHED, losses_of, of_all
 from tiny import ROWS, put_before
 
 from distill_tune.cache import CacheReader, shard_files
+from distill_tune.cli.main import main as command_line
 from distill_tune.teachers import LiveTeacher
 
 THROUGH = ["teacher_cache=cache", "cache.kind=top_k"]
@@ -169,3 +171,23 @@ def test_a_cache_of_another_teacher_or_of_other_settings_is_refused(run, config,
     assert (
         "teacher_cache: the recipe teacher_cache does not read it; it writes to output_dir" in capsys.readouterr().err
     )
+
+
+def test_plan_counts_the_teacher_once_and_not_at_all_where_nothing_is_missing(run, config, tmp_path, capsys):
+    config(epochs=2, batch_size=16, max_steps_per_epoch=None)
+
+    def work(*overrides: str) -> tuple[float, str]:
+        command_line(["plan", "--config", "config.yaml", "--gpu", "24GB", *overrides])
+        told = capsys.readouterr().out
+        return float(re.search(r"work: ([\d.e-]+) TFLOP", told)[1]), told
+
+    (live, _), (alone, _) = work(), work("kd_ratio=0")
+    missing, told = work(*THROUGH)
+    assert "teacher_cache=cache: lacks 64 of 64 rows; the teacher is asked about each once, which adds some" in told
+    assert missing - alone == pytest.approx((live - alone) / 2, rel=0.05)
+    assert not (tmp_path / "cache").exists()
+    run("teacher_cache", "cache.kind=top_k", "output_dir=cache")
+    capsys.readouterr()
+    there, told = work("teacher_cache=cache")
+    assert there == alone
+    assert "  teacher  " not in told
