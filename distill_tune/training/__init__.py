@@ -51,6 +51,7 @@ from distill_tune.training.teacher_cache import (
     finish_cache,
     is_recorded,
     recorded,
+    require_serving,
     tokens_of_a_batch,
     write_output_layer,
 )
@@ -113,6 +114,7 @@ __all__ = [
     "reduced_over_ranks",
     "require_one_process",
     "require_same_on_all_ranks",
+    "require_serving",
     "schedule_remarks",
     "seed_everything",
     "shard_student",

@@ -14,7 +14,6 @@ from omegaconf import DictConfig, ListConfig
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, losses, models, teachers
 from distill_tune.config.components import build
-from distill_tune.config.trust import may_be_called
 from distill_tune.config.values import needs_teacher
 from distill_tune.disk import sampled_digest
 from distill_tune.errors import CollectedFaults, FinishedRun
@@ -30,7 +29,7 @@ from distill_tune.training.distributed import (
     rank,
     require_same_on_all_ranks,
 )
-from distill_tune.training.loss_check import check_losses
+from distill_tune.training.loss_check import check_losses, loss_of
 from distill_tune.training.optimizer import check_lr_scheduler, check_optimizer
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.schedules import Schedules
@@ -161,14 +160,8 @@ def _require_loss(cfg: DictConfig, teacher: teachers.Teacher) -> None:
     Raises:
         UserError: the teacher's signal cannot serve the config's losses; of code from elsewhere the loss itself tells.
     """
-    if not (may_be_called(cfg.get("kd_loss")) and may_be_called(cfg.get("kd_token_weight"))):
-        return
-    temperature = cfg.get("temperature", 1.0)
-    teacher.require_loss(
-        build("kd_loss", cfg.get("kd_loss"), losses.ForwardKL()),
-        build("kd_token_weight", cfg.get("kd_token_weight")),
-        float(temperature) if isinstance(temperature, int | float) else None,
-    )
+    if loss := loss_of(cfg):
+        teacher.require_loss(*loss)
 
 
 def reading_of(cfg: DictConfig, teacher_names: Sequence[str]) -> data.Reading:

@@ -18,6 +18,7 @@ from distill_tune.errors import UserError, one_line
 from distill_tune.losses import LinearProjection
 from distill_tune.models.vocabulary import Vocabulary, written_by
 from distill_tune.training.distributed import from_main_process, is_main_process, wait_for_all
+from distill_tune.training.loss_check import loss_of
 from distill_tune.training.state import PATHS, content_of, plain_config
 
 if TYPE_CHECKING:
@@ -148,12 +149,23 @@ def begin_cache(
     """:func:`distill_tune.cache.begin` by the main process; all ranks call it.
 
     Raises:
-        UserError: see there; prompts that change each time; one row that follows two teachers.
+        UserError: see there; a loss that this kind does not serve; prompts that change each time; one row
+            that follows two teachers.
     """
+    require_serving(encoding, cfg)
     teachers.require_lasting_prompts("augmentations", steps.plan.datasets, bool(cfg.get("augmentations")))
     require_one_teacher_each(steps.plan.datasets)
     manifest = describe_cache(cfg, built, steps, encoding, seed)
     return begin_described(folder, manifest, vocabulary_of(built))
+
+
+def require_serving(encoding: AnyEncoding, cfg: DictConfig) -> None:
+    """
+    Raises:
+        UserError: a run with this config could not train from what is to be stored.
+    """
+    if loss := loss_of(cfg):
+        teachers.require_served_by(encoding, f"cache.kind={encoding.kind}", *loss)
 
 
 def begin_described(

@@ -159,6 +159,7 @@ REFUSED = [
     (["cache.kind=sampled", "kd_ratio=0"], "there is nothing to store"),
     (["cache.kind=sampled", "cache.draws=5000"], "cache.draws=5000: must be from 1 to 4095"),
     (["cache.kind=top_k", SCHEDULE], "a top_k record serves one temperature; take cache.kind=hidden"),
+    (["cache.kind=top_k", "kd_loss={_component_: distill_tune.losses.TopK, k: 60}"], "cannot serve TopK of 60"),
     (["cache.kind=top_k", "augmentations=[{_component_: distill_tune.data.DropTokens}]"], "prompts that no cache has"),
     (["cache.kind=hidden", TWO], "of several teachers (mixture) take sampled or top_k, or one each"),
     (["cache.kind=top_k", TWO, "teacher_combination=sum"], "make a cache of each one alone"),
