@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> None:
     if not todo and encoding.kind == "hidden" and not (folder / cache.OUTPUT_LAYER).exists():
         todo = [0]  # of which nothing is written but the output layer
     todo = training.from_main_process(todo)
-    if not todo and manifest.finished:
+    if not todo and cache.is_whole(folder, manifest):
         training.leave()
         raise FinishedRun(f"output_dir={folder}: this cache has all {plan.num_rows} rows; nothing is left to do")
 

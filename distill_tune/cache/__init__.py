@@ -17,7 +17,15 @@ from distill_tune.cache.reader import CacheReader
 from distill_tune.cache.recording import encoded, scores_of
 from distill_tune.cache.shard import damage_of, shard_files
 from distill_tune.cache.vocabulary_file import fingerprint_of, read_vocabulary, write_vocabulary
-from distill_tune.cache.writer import SHARD_BYTES, CacheWriter, begin, cache_there, finish, require_same_teacher
+from distill_tune.cache.writer import (
+    SHARD_BYTES,
+    CacheWriter,
+    begin,
+    cache_there,
+    finish,
+    is_whole,
+    require_same_teacher,
+)
 
 __all__ = [
     "MANIFEST",
@@ -39,6 +47,7 @@ __all__ = [
     "encoding_of",
     "fingerprint_of",
     "finish",
+    "is_whole",
     "positions_in",
     "read_output_layer",
     "read_vocabulary",

@@ -79,13 +79,19 @@ def require_same_teacher(was: Manifest, manifest: Manifest, told: str) -> None:
         raise UserError("\n  ".join([f"{told}: holds another cache; set it back, or name another folder", *differ]))
 
 
+def is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Whether a cache was finished with the very shards that are there: none is missing, none has come since."""
+    return manifest.finished and manifest.files.keys() == {path.name for path in shard_files(folder)}
+
+
 def finish(folder: Path, manifest: Manifest, rows: Sequence[str]) -> Manifest:
     """List all shards in the manifest: the cache may be used.
 
     Args:
         rows: fingerprints of the datasets of which all rows are there.
     """
-    files = {path.name: Shard.open(path).sizes() for path in shard_files(folder)}
+    known = set[bytes]()
+    files = {path.name: Shard.open(path).sizes(known) for path in shard_files(folder)}
     beside = digests_beside(folder)
     manifest = dataclasses.replace(manifest, files=files, beside=beside, rows=tuple(rows), finished=True)
     manifest.write(folder)

@@ -19,6 +19,7 @@ from distill_tune.cache import (
     damage_of,
     damaged_beside,
     finish,
+    is_whole,
     read_output_layer,
     read_vocabulary,
     shard_files,
@@ -26,6 +27,7 @@ from distill_tune.cache import (
     write_vocabulary,
 )
 from distill_tune.cache.beside import VOCABULARY
+from distill_tune.cache.shard import Shard
 from distill_tune.disk import release_locks
 from distill_tune.errors import UserError
 from distill_tune.losses import AutogradProjection, LinearProjection, TopTokens
@@ -129,6 +131,19 @@ def test_an_unfinished_cache_is_not_used_and_one_that_grows_is(tmp_path):
     writer.close()
     assert finish(tmp_path, manifest, []).num_rows == 40
     assert len(CacheReader(tmp_path).rows(digests)) == 40
+
+
+def test_a_row_in_two_shards_is_counted_once_and_a_shard_that_is_gone_is_not_whole(tmp_path):
+    digests, rows = rows_of(8)
+    written(tmp_path, digests, rows)
+    again = Shard.write(tmp_path, digests[:1], rows[:1])  # as two processes leave a row that both have met
+    manifest = finish(tmp_path, MADE, [])
+    assert (manifest.num_rows, manifest.num_positions) == (8, sum(row[0] for row in rows))
+    assert is_whole(tmp_path, manifest)
+    again.unlink()
+    assert not is_whole(tmp_path, manifest)
+    assert not CacheWriter(tmp_path).lacks(digests)
+    assert is_whole(tmp_path, finish(tmp_path, MADE, []))
 
 
 @pytest.mark.parametrize(
