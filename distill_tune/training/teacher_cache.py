@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -20,9 +20,6 @@ from distill_tune.models.vocabulary import Vocabulary, written_by
 from distill_tune.training.distributed import from_main_process, is_main_process, wait_for_all
 from distill_tune.training.loss_check import loss_of
 from distill_tune.training.state import PATHS, content_of, plain_config
-
-if TYPE_CHECKING:
-    from distill_tune.training.preparation import Models, Steps
 
 _PATHS = PATHS | {"output_dir", "name"}  # mean nothing where content is known
 _FIELDS = {"sampled": ("draws", "temperature", "proposal_temperature"), "top_k": ("k", "temperature"), "hidden": ()}
@@ -41,7 +38,7 @@ def find_cache(output_dir: str) -> tuple[Path, cache.Manifest | None]:
     return folder, from_main_process(cache.Manifest.read(folder) if (folder / cache.MANIFEST).exists() else None)
 
 
-def encoding_for(settings: DictConfig, built: "Models", cfg: DictConfig) -> AnyEncoding:
+def encoding_for(settings: DictConfig, built: Any, cfg: DictConfig) -> AnyEncoding:
     """How records of the ``cache`` section's kind are kept.
 
     Raises:
@@ -144,7 +141,7 @@ def tokens_of_a_batch(cfg: DictConfig, plans: Sequence[data.StepPlan]) -> int:
 
 
 def begin_cache(
-    folder: Path, cfg: DictConfig, built: "Models", steps: "Steps", encoding: AnyEncoding, seed: int
+    folder: Path, cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncoding, seed: int
 ) -> cache.Manifest:
     """:func:`distill_tune.cache.begin` by the main process; all ranks call it.
 
@@ -195,9 +192,7 @@ def require_one_teacher_each(datasets: Sequence[data.TokenisedRows]) -> None:
                     raise UserError(f"{rows.origin(row)}: another row has the same content and another teacher_id")
 
 
-def describe_cache(
-    cfg: DictConfig, built: "Models", steps: "Steps", encoding: AnyEncoding, seed: int
-) -> cache.Manifest:
+def describe_cache(cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncoding, seed: int) -> cache.Manifest:
     """The manifest of a cache that this config would make. All ranks call it."""
     vocabulary = vocabulary_of(built)
     template = getattr(getattr(built.tokenizer, "transformers_tokenizer", None), "chat_template", None)
@@ -231,7 +226,7 @@ def _without_paths(node: Any) -> Any:
     return [_without_paths(value) for value in node] if isinstance(node, list) else node
 
 
-def vocabulary_of(built: "Models") -> Vocabulary | None:
+def vocabulary_of(built: Any) -> Vocabulary | None:
     """Of the teacher, or of what writes the rows; None where neither can be read."""
     for folder in built.teacher.folders:
         if (found := Vocabulary.of(folder)) is not None:

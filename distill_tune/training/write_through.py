@@ -4,7 +4,7 @@ import gc
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import torch
@@ -35,9 +35,6 @@ from distill_tune.training.teacher_cache import (
 )
 
 from torchtune.modules import TransformerDecoder
-
-if TYPE_CHECKING:
-    from distill_tune.training.preparation import Models, Steps
 
 KEY = "teacher_cache"
 
@@ -260,7 +257,7 @@ class WriteThrough(teachers.Teacher):
         return {}
 
 
-def behind_cache(cfg: DictConfig, built: "Models") -> WriteThrough:
+def behind_cache(cfg: DictConfig, built: Any) -> WriteThrough:
     """The teacher of a config behind its ``teacher_cache``, whose kind is that of ``cache``, or of what is there.
 
     Raises:
@@ -277,7 +274,7 @@ def behind_cache(cfg: DictConfig, built: "Models") -> WriteThrough:
     return WriteThrough(built.teacher, folder, encoding_for(settings, built, cfg))
 
 
-def prepare_cache(teacher: WriteThrough, cfg: DictConfig, built: "Models", steps: "Steps", seed: int) -> str:
+def prepare_cache(teacher: WriteThrough, cfg: DictConfig, built: Any, steps: Any, seed: int) -> str:
     """:meth:`WriteThrough.prepare` with the rows of a run. All ranks call it.
 
     Raises:
@@ -294,7 +291,7 @@ def prepare_cache(teacher: WriteThrough, cfg: DictConfig, built: "Models", steps
     return teacher.prepare(manifest, vocabulary_of(built), datasets + in_validation, of_steps, of_validation)
 
 
-def _read_in(steps: "Steps", epochs: int) -> frozenset[bytes]:
+def _read_in(steps: Any, epochs: int) -> frozenset[bytes]:
     """Digests of all rows that the steps of a run read: an epoch that is cut short, or weighted, leaves some out."""
     every = frozenset(digest for rows in steps.plan.datasets for digest in rows.digests)
     read = set[bytes]()
