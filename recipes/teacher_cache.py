@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
     plan = data.StepPlan.of_teacher(plans, training.tokens_of_a_batch(cfg, plans))
     manifest = training.begin_cache(folder, cfg, built, steps, encoding, seed)
     writer = cache.CacheWriter(folder)
-    todo = [step for step in range(plan.steps_per_epoch) if writer.lacks(plan.digests(0, step))]
+    todo = [step for step in range(plan.steps_per_epoch) if writer.lacks(plan.record_keys(0, step))]
     if not todo and encoding.kind == "hidden" and not (folder / cache.OUTPUT_LAYER).exists():
         todo = [0]  # of which nothing is written but the output layer
     todo = training.from_main_process(todo)
@@ -73,7 +73,7 @@ def main(cfg: DictConfig) -> None:
             training.write_output_layer(folder, output_layer)
             del output_layer
             teacher.release()
-            writer.add(batch.digests, rows)
+            writer.add(batch.record_keys, rows)
             done += 1
 
             counts = (len(batch.supervised_positions), sum(map(len, rows)))

@@ -72,9 +72,9 @@ def _both(
         batch = batch.to(device)
         signal = None if training.is_recorded(built.teacher) else built.teacher(batch)
         said, _ = training.recorded(built.teacher, reader.encoding, batch, reader.manifest.seed, signal)
-        there = (reader.find(batch.digests) >= 0).tolist()
+        there = (reader.find(batch.record_keys) >= 0).tolist()
         missing += there.count(False)
-        of_rows = reader.rows([digest for digest, is_there in zip(batch.digests, there, strict=True) if is_there])
+        of_rows = reader.rows([digest for digest, is_there in zip(batch.record_keys, there, strict=True) if is_there])
         stored += of_rows
         if signal is not None and isinstance(reader.encoding, cache.SampledEncoding):
             starts = itertools.compress(itertools.accumulate(batch.num_supervised, initial=0), there)

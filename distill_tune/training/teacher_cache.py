@@ -146,12 +146,10 @@ def begin_cache(
     """:func:`distill_tune.cache.begin` by the main process; all ranks call it.
 
     Raises:
-        UserError: see there; a loss that this kind does not serve; prompts that change each time; one row
-            that follows two teachers.
+        UserError: see there; a loss that this kind does not serve; prompts that change each time.
     """
     require_serving(encoding, cfg)
     teachers.require_lasting_prompts("augmentations", steps.plan.datasets, bool(cfg.get("augmentations")))
-    require_one_teacher_each(steps.plan.datasets)
     manifest = describe_cache(cfg, built, steps, encoding, seed)
     return begin_described(folder, manifest, vocabulary_of(built))
 
@@ -179,19 +177,6 @@ def begin_described(
     return from_main_process(manifest)
 
 
-def require_one_teacher_each(datasets: Sequence[data.TokenisedRows]) -> None:
-    """
-    Raises:
-        UserError: rows of the same content follow different teachers: a row is found by its content.
-    """
-    followed: dict[bytes, int] = {}
-    for rows in datasets:
-        if rows.teacher_ids is not None:
-            for row, (digest, teacher) in enumerate(zip(rows.digests, rows.teacher_ids.tolist(), strict=True)):
-                if followed.setdefault(digest, teacher) != teacher:
-                    raise UserError(f"{rows.origin(row)}: another row has the same content and another teacher_id")
-
-
 def describe_cache(cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncoding, seed: int) -> cache.Manifest:
     """The manifest of a cache that this config would make. All ranks call it."""
     vocabulary = vocabulary_of(built)
@@ -200,7 +185,7 @@ def describe_cache(cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncodin
         kind=encoding.kind,
         settings=cache.settings_of(encoding),
         seed=seed,
-        teacher=_described(cfg, steps.identity_with(built).get(content_of("teacher_model"))),
+        teacher=_described(cfg, built.teacher.names, steps.identity_with(built).get(content_of("teacher_model"))),
         tokenizer=None if vocabulary is None else cache.fingerprint_of(vocabulary),
         template=None if template is None else cache.fingerprint_of(str(template)),
         date=day_of_run(),
@@ -208,7 +193,7 @@ def describe_cache(cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncodin
     )
 
 
-def _described(cfg: DictConfig, content: str | None) -> dict[str, Any]:
+def _described(cfg: DictConfig, names: Sequence[str], content: str | None) -> dict[str, Any]:
     """What decides on a teacher's word: weights by content, and every setting but where they lie."""
     plain = plain_config(cfg)
     return {
@@ -217,6 +202,7 @@ def _described(cfg: DictConfig, content: str | None) -> dict[str, Any]:
         "dtype": cfg.get("teacher_dtype") or cfg.dtype,
         "quantizer": plain.get("teacher_quantizer"),
         "combination": plain.get("teacher_combination"),
+        "names": list(names) or None,  # by which rows choose, in the order of their keys
     }
 
 
@@ -253,7 +239,7 @@ def finish_cache(folder: Path, manifest: cache.Manifest, plans: Sequence[data.St
     wait_for_all()
     if is_main_process():
         written = cache.CacheWriter(folder)
-        if lacking := sum(written.lacks([row]) for plan in plans for rows in plan.datasets for row in rows.digests):
+        if lacking := sum(written.lacks([row]) for plan in plans for rows in plan.datasets for row in rows.record_keys):
             raise UserError(
                 f"output_dir={folder}: lacks {lacking:,} rows that other processes have written; name a folder that "
                 "all machines share"

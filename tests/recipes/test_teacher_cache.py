@@ -55,6 +55,32 @@ def test_top_tokens_teach_as_the_live_teachers_do_and_resume_bit_for_bit(run, co
     assert losses_of(tmp_path / "again") == losses_of(tmp_path / "whole")
 
 
+def test_a_row_that_follows_another_teacher_than_before_is_asked_about_again(
+    run, config, rows_file, student_folder, tmp_path
+):
+    rows = json.loads(rows_file.read_text())[:8]
+    for name, of_each in (("first", "aaaaaaaa"), ("second", "abbbabab")):
+        named = [row | {"teacher_id": teacher} for row, teacher in zip(rows, of_each, strict=True)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(named))
+    from_hf = "distill_tune.models.from_hf"
+    config(
+        teacher_model=[
+            {"_component_": from_hf, "path": "teacher", "name": "a"},
+            {"_component_": from_hf, "path": str(student_folder), "name": "b"},
+        ],
+        teacher_combination="by_row",
+        kd_loss={"_component_": "distill_tune.losses.TopK", "k": 6},
+        max_steps_per_epoch=1,
+        epochs=1,
+    )
+    for name in ("first", "second"):
+        run("teacher_cache", "cache.kind=top_k", "cache.k=6", "output_dir=cache", f"dataset.source={name}.json")
+    run("kd_single_device", "output_dir=live", "dataset.source=second.json")
+    run("kd_single_device", "output_dir=cached", "dataset.source=second.json", *CACHED)
+    (live,), (cached,) = losses_of(tmp_path / "live"), losses_of(tmp_path / "cached")
+    assert cached["kd_loss"] == pytest.approx(live["kd_loss"], rel=2e-3)
+
+
 def test_draws_teach_whatever_the_order_the_packing_and_the_weights(run, config, rows_file, tmp_path, capsys):
     run("teacher_cache", "cache.kind=sampled", "cache.draws=400", "output_dir=cache")
     assert f"train from it: '{CACHED[0]}'" in capsys.readouterr().out

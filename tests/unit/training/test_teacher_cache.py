@@ -1,6 +1,5 @@
 """What a cache is not finished or begun with."""
 
-import dataclasses
 import json
 
 import pytest
@@ -12,7 +11,7 @@ from distill_tune.data import StepPlan, TokenisedRows
 from distill_tune.disk import release_locks
 from distill_tune.errors import UserError
 from distill_tune.losses import TopTokens
-from distill_tune.training.teacher_cache import finish_cache, require_one_teacher_each, require_serving
+from distill_tune.training.teacher_cache import finish_cache, require_serving
 
 ENCODING, SAMPLED = cache.TopEncoding(50, 4), cache.SampledEncoding(50)
 
@@ -65,11 +64,3 @@ def test_a_kind_that_does_not_serve_the_loss_of_its_own_config_is_refused(encodi
         require_serving(encoding, OmegaConf.create(config))
     require_serving(encoding, OmegaConf.create({}))
     require_serving(cache.HiddenEncoding(50, 8), OmegaConf.create(config))
-
-
-def test_a_row_that_follows_two_teachers_is_told():
-    rows = dataclasses.replace(rows_of(3), teacher_ids=torch.tensor([0, 1, 1]))
-    require_one_teacher_each([rows, rows, rows_of(3)])
-    turned = dataclasses.replace(rows, teacher_ids=torch.tensor([0, 1, 0]))
-    with pytest.raises(UserError, match="row 3: another row has the same content and another teacher_id"):
-        require_one_teacher_each([rows, turned])
