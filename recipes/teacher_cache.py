@@ -62,6 +62,7 @@ def main(cfg: DictConfig) -> None:
     # ---- Its word on each row
     done, stopped_by = plan.steps_per_epoch - len(todo), 0
     with (
+        writer,
         training.StopSignals("what is done is written", "the same command goes on") as stop,
         training.Progress(plan.steps_per_epoch, done=done) as progress,
     ):

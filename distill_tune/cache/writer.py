@@ -99,7 +99,8 @@ def finish(folder: Path, manifest: Manifest, rows: Sequence[str]) -> Manifest:
 
 
 class CacheWriter:
-    """Adds rows to a cache that :func:`begin` has made; several processes may, each its own.
+    """Adds rows to a cache that :func:`begin` has made; several processes may, each its own. As a context manager it
+    closes itself at the end, whatever ends it: what a teacher said before it was lost is kept.
 
     Args:
         shard_bytes: of records, after which a shard is closed.
@@ -113,6 +114,12 @@ class CacheWriter:
         self._rows: list[bytes] = []
         self._num_bytes = 0
         self._began = time.monotonic()
+
+    def __enter__(self) -> "CacheWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def lacks(self, digests: Sequence[bytes]) -> bool:
         """Whether one of these rows is not there."""

@@ -11,8 +11,11 @@ from safetensors.torch import load_file, save_file
 from stored_teacher import ALONE, CACHED, losses_of, of_all
 from tiny import ROWS, put_before
 
+from distill_tune import training
 from distill_tune.cache import OUTPUT_LAYER, shard_files
+from distill_tune.cache.shard import Shard
 from distill_tune.cli.main import main as command_line
+from distill_tune.errors import UserError
 
 
 @pytest.mark.parametrize("recipe", ["kd_single_device", "kd_distributed"])
@@ -157,6 +160,24 @@ def test_killed_and_stopped_it_goes_on_and_every_byte_is_as_if_it_had_not_been(c
     done = cli(*slow("pass"), **ALONE)
     assert "step 8/" in done.stdout
     assert torch.equal(of_all(tmp_path / "cache").log_probs, of_all(tmp_path / "whole").log_probs)
+
+
+def test_what_a_teacher_said_before_it_is_lost_is_kept(run, monkeypatch, tmp_path, capsys):
+    asked = training.recorded
+
+    def lost_in_the_end(*arguments):
+        if len(calls) == 3:
+            raise UserError("teacher_model: no server answers any more")
+        calls.append(arguments)
+        return asked(*arguments)
+
+    calls = []
+    monkeypatch.setattr(training, "recorded", lost_in_the_end)
+    with pytest.raises(SystemExit):
+        run("teacher_cache", "cache.kind=top_k", "output_dir=cache")
+    assert "no server answers any more" in capsys.readouterr().err
+    (shard,) = shard_files(tmp_path / "cache")
+    assert len(Shard.open(shard)) == sum(len(batch.digests) for _, _, batch, _ in calls)
 
 
 def test_two_processes_make_the_cache_of_one_and_train_from_it_as_one(config, cli, run, tmp_path):
