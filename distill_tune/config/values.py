@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
+from distill_tune.config.files import is_cache
 from distill_tune.config.keys import KEYS, is_set
 from distill_tune.config.kinds import ABOVE_0, WARM_UP, Kind, one_of, whole
 from distill_tune.config.nearest import did_you_mean, nearest
@@ -86,7 +87,7 @@ def _of_cache(cache: Any) -> Iterator[str]:
         if fault := kind.fault(value):
             yield f"cache.{name}={_shown(value)}: {fault}"
         elif heeded_by and cache.get("kind") not in heeded_by:
-            yield f"cache.{name}={value}: cache.kind={cache.get('kind')} does not heed it; leave it out"
+            yield f"cache.{name}={value}: cache.kind={cache.get('kind')} does not heed it; leave it out (~cache.{name})"
 
 
 def _of_arguments(config: DictConfig) -> Iterator[str]:
@@ -106,7 +107,10 @@ def _of_arguments(config: DictConfig) -> Iterator[str]:
             yield f"{key}.path={path}: a GGUF file can be a teacher; a student needs a Hugging Face model folder"
         if is_model(key) and name.endswith(".EarlierCheckpoint") and not os.path.isfile(f"{path}/state.json"):
             yield f"{key}.path={path}: no checkpoint of a run; name a folder checkpoints/step_N"
-        if is_model(key) and name == _STORED and not os.path.isfile(f"{path}/manifest.json"):
+        if is_model(key) and name == _STORED and not is_cache(path):
+            if os.path.exists(path):
+                yield f"{key}.path={path}: is no cache of a teacher, which has a manifest.json; name another folder"
+                continue
             told = f"distill-tune run teacher_cache --config ... cache.kind=sampled output_dir={path}"
             yield f"{key}.path={path}: no cache of a teacher; make one from this config with its teacher: {told}"
 
