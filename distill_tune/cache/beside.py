@@ -26,8 +26,8 @@ def content_beside(folder: Path, name: str) -> bytes:
     known = Manifest.read(folder).beside.get(name) if (folder / MANIFEST).exists() else None
     if known not in (None, hashlib.sha256(content).hexdigest()):
         raise UserError(
-            f"{folder / name}: is damaged: its checksum differs; delete it, and the command that made the cache makes "
-            "it anew"
+            f"{folder / name}: is damaged: its checksum differs; copy it again, or delete it, and the command that "
+            "made the cache makes it anew"
         )
     return content
 
@@ -39,7 +39,9 @@ def require_there(folder: Path, manifest: Manifest) -> None:
     """
     for name in manifest.beside:
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: is missing; the command that made the cache makes it anew")
+            raise UserError(
+                f"{folder / name}: is missing; copy it again, or the command that made the cache makes it anew"
+            )
 
 
 def damaged_beside(folder: Path, manifest: Manifest) -> dict[Path, str]:

@@ -50,9 +50,9 @@ class CacheReader:
     def _open(self, name: str, num_bytes: int) -> Shard:
         path = self.folder / name
         if not path.is_file():
-            raise UserError(f"{path}: is missing; the command that made the cache makes it anew")
-        if path.stat().st_size != num_bytes:
-            raise UserError(f"{path}: is damaged: it has another size; {MADE_ANEW}")
+            raise UserError(f"{path}: is missing; copy it again, or the command that made the cache makes it anew")
+        if (there := path.stat().st_size) != num_bytes:
+            raise UserError(f"{path}: is damaged: it has {there:,} bytes, not {num_bytes:,}; {MADE_ANEW}")
         return Shard.open(path)
 
     def find(self, digests: Sequence[bytes]) -> numpy.ndarray:

@@ -92,7 +92,7 @@ class Shard:
         return {"bytes": self.path.stat().st_size, "rows": len(new), "positions": int(self.positions[new].sum())}
 
 
-MADE_ANEW = "delete the file, and the command that made the cache makes it anew"
+MADE_ANEW = "copy it again, or delete it, and the command that made the cache makes it anew"
 
 
 def shard_files(folder: Path) -> list[Path]:

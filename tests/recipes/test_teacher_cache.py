@@ -230,10 +230,11 @@ def test_a_cache_is_shown_and_verified_against_its_teacher_and_not_against_anoth
     shown = capsys.readouterr().out
     assert shown.startswith(f"cache: {kind}, vocab_size 320")
     assert f"{len(ROWS)} rows, " in shown
-    assert "distill_tune.models.from_hf" in shown
+    assert "\n  of distill_tune.models.from_hf, content " in shown
+    assert ", no chat template, " in shown
     command_line(["cache", "verify", "cache", "--config", "config.yaml", "--rows", "40"])
     told = capsys.readouterr().out
-    assert "all 1 shards are as they were written" in told
+    assert "read whole, 1 shard and what is beside: as they were written" in told
     assert "differ by 0 at most, 0 on average; 100.0% of positions are the same" in told
     assert "another teacher" not in told
     with pytest.raises(SystemExit):
@@ -250,7 +251,7 @@ def test_a_cache_is_shown_and_verified_against_its_teacher_and_not_against_anoth
     shard.write_bytes(content)
     with pytest.raises(SystemExit):
         command_line(["cache", "verify", "cache"])
-    assert "is damaged: its checksum differs; delete the file" in capsys.readouterr().err
+    assert "is damaged: its checksum differs; copy it again, or delete it" in capsys.readouterr().err
     shard.unlink()
     run("teacher_cache", f"cache.kind={kind}", "output_dir=cache")
     command_line(["cache", "verify", "cache"])  # made anew
@@ -279,6 +280,7 @@ def test_draws_are_not_those_of_another_teacher_that_is_as_sure(run, config, tmp
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        ([], "say what to do, and with which cache"),
         (["ls", "nowhere"], "nowhere: no cache of a teacher"),
         (["verify", "nowhere"], "nowhere: no cache of a teacher"),
         (["verify", "nowhere", "--rows", "0"], "--rows 0: must be a whole number of at least 1"),

@@ -194,7 +194,10 @@ def test_damage_is_told_where_it_is(tmp_path):
     with pytest.raises(UserError, match=rf"{first.name}: row \d+ is damaged"):
         reader.rows(digests)
     second.write_bytes(second.read_bytes()[:-1])
-    with pytest.raises(UserError, match=f"{second.name}: is damaged: it has another size"):
+    with pytest.raises(
+        UserError,
+        match=rf"{second.name}: is damaged: it has [\d,]+ bytes, not [\d,]+; copy it again, or delete it, and",
+    ):
         CacheReader(tmp_path)
     second.unlink()
     with pytest.raises(UserError, match=f"{second.name}: is missing"):
@@ -275,14 +278,16 @@ def test_what_is_beside_the_shards_is_compared_with_its_checksum_and_made_anew(t
         content = bytearray((tmp_path / name).read_bytes())
         content[-1] ^= 128
         (tmp_path / name).write_bytes(content)
-        told = f"{name}: is damaged: its checksum differs; delete it, and the command"
+        told = f"{name}: is damaged: its checksum differs; copy it again, or delete it, and the command"
         with pytest.raises(UserError, match=told):
             read()
         assert told in damaged_beside(tmp_path, manifest)[tmp_path / name]
         begin(tmp_path, MADE)
         assert not (tmp_path / name).exists()
         release_locks()
-        with pytest.raises(UserError, match=f"{name}: is missing; the command that made the cache makes it anew"):
+        with pytest.raises(
+            UserError, match=f"{name}: is missing; copy it again, or the command that made the cache makes it anew"
+        ):
             CacheReader(tmp_path)
         manifest = finish(tmp_path, manifest, [])  # without what is gone
 
