@@ -40,8 +40,9 @@ class PlannedCache:
         Raises:
             UserError: as the recipe's, before it loads a weight.
         """
-        built = built_of(cfg)
+        built = built_of(cfg, with_cache=False)
         encoding = training.encoding_for(cfg.cache, built, cfg)
+        training.require_serving(encoding, cfg)
         steps = training.plan_steps(cfg, built, cfg.get("seed") or 0, num_processes)
         plans = [steps.plan] + ([steps.plan_val] if steps.plan_val else [])
         plan = data.StepPlan.of_teacher(plans, training.tokens_of_a_batch(cfg, plans))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from distill_tune.config.files import is_cache
 from distill_tune.config.keys import KEYS
 from distill_tune.config.meant import meant_by
 from distill_tune.config.nearest import did_you_mean, nearest
@@ -130,6 +131,11 @@ def no_module(package: str, folders: Sequence[str] = ()) -> str:
     return f"no module named {package}; is the package installed{also}?"
 
 
+def how_to_read_cache(key: str, path: str) -> str:
+    """How a config names the folder of a cache."""
+    return f"write '{key}={{_component_: distill_tune.teachers.Cached, path: {path}}}'"
+
+
 def has_no(module: str, name: str, names: Iterable[str]) -> str:
     """What is told of a module that has not a name, but ``names``."""
     return f"{module} has no {name}{did_you_mean(nearest(name, names))}"
@@ -144,7 +150,9 @@ def check_components(config: DictConfig, may_import: Callable[[str], bool] = lam
     faults: list[str] = []
     for key, component in components_of(config):
         name = component["_component_"]
-        if name.isidentifier() and may_import("distill_tune"):
+        if is_model(key) and is_cache(name):
+            faults.append(f"{key}={name}: is a cache of a teacher; {how_to_read_cache(key, name)}")
+        elif name.isidentifier() and may_import("distill_tune"):
             near = did_you_mean(meant_by(key, name))
             faults.append(f"{key}={name}: must be the dotted name of what to call{near}")
         elif may_import(name):

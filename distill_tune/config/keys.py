@@ -43,7 +43,8 @@ class Key(NamedTuple):
         meaning: in a line.
         beside: keys of which one has to be set as well for this one to be heeded.
         distributed: whether recipes of several devices alone read it.
-        recipe: of the shipped ones the only one that reads it, and needs it; None for all.
+        recipe: of the shipped ones the only one that needs it; the others read it beside those of ``beside`` alone.
+            None for all.
     """
 
     kind: Kind
@@ -75,10 +76,17 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "teacher_dtype": Key(DTYPE, None, "what a teacher's weights are held in; default `dtype`", _TEACHER),
         "teacher_quantizer": Key(COMPONENT, None, "torchao's config, or NF4, for a teacher's weights", _TEACHER),
         "teacher_offload": Key(FLAG, False, "keep a teacher's layers in host memory and copy each in time", _TEACHER),
+        "teacher_cache": Key(
+            FOLDER_TO_WRITE,
+            None,
+            "a cache before the teacher, which is asked about the rows that are missing there, each once",
+            _TEACHER,
+        ),
         "cache": Key(
             SETTINGS,
             None,
             "what is stored: kind (sampled, top_k, hidden), draws (50), proposal_temperature, k (50), temperature",
+            ("teacher_cache",),
             recipe="teacher_cache",
         ),
     },

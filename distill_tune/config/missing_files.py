@@ -7,7 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from distill_tune.config.files import configs_folder, is_model_folder
+from distill_tune.config.components import how_to_read_cache
+from distill_tune.config.files import configs_folder, is_cache, is_model_folder
 from distill_tune.config.nodes import components_of, is_model
 
 _OF_TOKENIZERS = ("path", "merges_file", "vocab_path", "merges_path", "special_tokens_path")
@@ -59,6 +60,8 @@ def _missing(config: DictConfig) -> Iterator[tuple[str, str, str]]:
                 yield f"{key}.path", path, "no such file"
             elif not path.endswith(".gguf") and not is_model_folder(path):
                 told = "no such folder, or it has no config.json; name a Hugging Face model folder"
+                if is_cache(path):
+                    told = f"is a cache of a teacher, and no model's folder; {how_to_read_cache(key, path)}"
                 yield f"{key}.path", path, told
         folder, files = texts.get("checkpoint_dir"), component.get("checkpoint_files")
         if folder is not None and not os.path.isdir(folder):

@@ -41,9 +41,10 @@ def _default(key: Key) -> str:
 
 
 def _said(key: Key) -> str:
-    beside = f" (with {' or '.join(key.beside)})" if key.beside else ""
-    read_by = "kd_distributed" if key.distributed else key.recipe
-    return key.meaning + beside + (f"; {read_by}" if read_by else "")
+    beside = " or ".join(key.beside)
+    if key.recipe:
+        return f"{key.meaning}; {key.recipe}" + (f", or others with {beside}" if beside else "")
+    return key.meaning + (f" (with {beside})" if beside else "") + ("; kd_distributed" if key.distributed else "")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
+from distill_tune.config.files import is_cache
 from distill_tune.config.keys import KEYS, is_set
 from distill_tune.config.kinds import ABOVE_0, WARM_UP, Kind, one_of, whole
 from distill_tune.config.nearest import did_you_mean, nearest
@@ -86,7 +87,7 @@ def _of_cache(cache: Any) -> Iterator[str]:
         if fault := kind.fault(value):
             yield f"cache.{name}={_shown(value)}: {fault}"
         elif heeded_by and cache.get("kind") not in heeded_by:
-            yield f"cache.{name}={value}: cache.kind={cache.get('kind')} does not heed it; leave it out"
+            yield f"cache.{name}={value}: cache.kind={cache.get('kind')} does not heed it; leave it out (~cache.{name})"
 
 
 def _of_arguments(config: DictConfig) -> Iterator[str]:
@@ -106,7 +107,10 @@ def _of_arguments(config: DictConfig) -> Iterator[str]:
             yield f"{key}.path={path}: a GGUF file can be a teacher; a student needs a Hugging Face model folder"
         if is_model(key) and name.endswith(".EarlierCheckpoint") and not os.path.isfile(f"{path}/state.json"):
             yield f"{key}.path={path}: no checkpoint of a run; name a folder checkpoints/step_N"
-        if is_model(key) and name == _STORED and not os.path.isfile(f"{path}/manifest.json"):
+        if is_model(key) and name == _STORED and not is_cache(path):
+            if os.path.exists(path):
+                yield f"{key}.path={path}: is no cache of a teacher, which has a manifest.json; name another folder"
+                continue
             told = f"distill-tune run teacher_cache --config ... cache.kind=sampled output_dir={path}"
             yield f"{key}.path={path}: no cache of a teacher; make one from this config with its teacher: {told}"
 
@@ -131,6 +135,11 @@ def _of_several(config: DictConfig) -> Iterator[str]:
                 yield f"{checkpointer}: missing; {model.get('_component_')} does not know its folder"
     if config.get("teacher_quantizer") is not None and config.get("teacher_offload") is True:
         yield "teacher_offload=True: streams plain weights alone; leave teacher_quantizer out"
+    if (stored := config.get("teacher_cache")) is not None:
+        if hidden_loss is not None:
+            yield f"teacher_cache={stored}: hidden_loss compares layers, whose states no cache has; leave one out"
+        if os.path.abspath(str(stored)) == os.path.abspath(str(config.get("output_dir"))):
+            yield f"teacher_cache={stored}: output_dir is the run's own folder; name another"
     if isinstance(hidden_loss, DictConfig) and hidden_loss.get("positions") == "all":
         for key in _PROMPT_KEYS:
             if config.get(key) is not None:
@@ -140,7 +149,8 @@ def _of_several(config: DictConfig) -> Iterator[str]:
 def _without_effect(config: DictConfig, read_otherwise: Set[str]) -> Iterator[str]:
     """Settings that nothing would heed beside the others."""
     for key, entry in KEYS.items():
-        is_heeded = not entry.beside or key in read_otherwise or any(config.get(name) for name in entry.beside)
+        needs_another = entry.beside and not entry.recipe and key not in read_otherwise
+        is_heeded = not needs_another or any(config.get(name) for name in entry.beside)
         if not is_heeded and is_set(key, config.get(key)):
             yield f"{key}={_shown(config[key])}: nothing heeds it without {' or '.join(entry.beside)}; leave it out"
     teacher = config.get("teacher_model")

@@ -76,6 +76,10 @@ class Served(Teacher):
         concurrency: requests that each server has at a time.
         retries: of a request at one server, after waits of 0.25 seconds, twice that, and so on, 30 at most.
 
+    Attributes:
+        settings: of its kind: ``k`` or ``draws``.
+        encoding: of its records; known after :meth:`load`.
+
     Raises:
         UserError: a setting is out of its range.
     """
@@ -110,7 +114,7 @@ class Served(Teacher):
             raise UserError(f"timeout={timeout}, retries={retries}, seed={seed}: must be above 0, and at least 0")
         self.kind, self._seed = kind, seed
         self.record_kind = "" if kind == "hidden" else kind
-        self._settings = {"draws": draws} if kind == "sampled" else {"k": k} if kind == "top_k" else {}
+        self.settings = {"draws": draws} if kind == "sampled" else {"k": k} if kind == "top_k" else {}
         self._engine, self._model = engine, model
         token = token or os.environ.get(TOKEN) or None
         self._servers = [Server(one, token, timeout) for one in urls]
@@ -141,10 +145,8 @@ class Served(Teacher):
             # Of hidden states the whole layer; else what is left out of a longer vocabulary is padding.
             self._vocab_size = about.vocab_size if self.kind == "hidden" and about.vocab_size else common
             self.width = about.width if self.kind == "hidden" else 0
-            self._encoding = self._made_encoding()
-            known = require_known_answer(
-                self._engines, self._tokens, self._vocab_size, self._settings.get("k", _LISTED)
-            )
+            self.encoding = self._made_encoding()
+            known = require_known_answer(self._engines, self._tokens, self._vocab_size, self.settings.get("k", _LISTED))
             if self._temperature != 1:
                 require_temperature(self._engines, self._tokens, self._vocab_size, self._temperature)
         except UserError as error:
@@ -161,7 +163,7 @@ class Served(Teacher):
         Raises:
             UserError: a setting is out of its range.
         """
-        own = {"width": self.width} if self.kind == "hidden" else {"temperature": self._temperature} | self._settings
+        own = {"width": self.width} if self.kind == "hidden" else {"temperature": self._temperature} | self.settings
         try:
             return encoding_of(self.kind, {"vocab_size": self._vocab_size} | own)
         except ValueError as error:
@@ -196,9 +198,9 @@ class Served(Teacher):
                     f"{told}: {about.engine}, serving {about.model}, gives {', '.join(about.kinds)}, "
                     f"not kind={self.kind}"
                 )
-            if about.most_log_probs is not None and self._settings.get("k", 0) > about.most_log_probs:
+            if about.most_log_probs is not None and self.settings.get("k", 0) > about.most_log_probs:
                 raise UserError(
-                    f"{told}: gives {about.most_log_probs} log-probabilities at most: k={self._settings['k']}"
+                    f"{told}: gives {about.most_log_probs} log-probabilities at most: k={self.settings['k']}"
                 )
 
     def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
@@ -238,7 +240,7 @@ class Served(Teacher):
             token_weight,
             temperature=temperature,
             recorded_temperature=temperature,
-            k=self._settings.get("k"),
+            k=self.settings.get("k"),
             combination=combination,
         )
         if reason:
@@ -282,14 +284,23 @@ class Served(Teacher):
         Raises:
             UserError: no server answers any more, which :meth:`lost` would have told.
         """
-        batch = batch.for_teacher
-        asked = self._asked_for(batch)
+        return signal_of(self._answered(batch).record, batch.for_teacher, self._projection)
+
+    def records(self, batch: Batch) -> list[bytes]:
+        """The record of each row, in the bytes of ``encoding``.
+
+        Raises:
+            UserError: as a call.
+        """
+        return self._answered(batch).rows
+
+    def _answered(self, batch: Batch) -> Answered:
+        asked = self._asked_for(batch.for_teacher)
         self._ask_ahead()
         try:
-            record = asked.answer.result().record
+            return asked.answer.result()
         except AllLost as error:
             raise UserError(f"{_KEY}: no server answers any more: {error}") from error
-        return signal_of(record, batch, self._projection)
 
     def _asked_for(self, batch: Batch) -> _Asked:
         """A batch's answer, taken from those that come; where it is not among them, it is asked for now.
@@ -316,7 +327,7 @@ class Served(Teacher):
 
     def _ask(self, batch: Batch) -> _Asked:
         if batch.digests:
-            return _Asked(batch.digests, self._requests.ask(batch, self._encoding, self._seed))
+            return _Asked(batch.digests, self._requests.ask(batch, self.encoding, self._seed))
         nothing: Answer = concurrent.futures.Future()
-        nothing.set_result(Answered([], self._encoding.decode([])))
+        nothing.set_result(Answered([], self.encoding.decode([])))
         return _Asked((), nothing)

@@ -45,8 +45,7 @@ class SeveralTeachers(Teacher):
         common = [teacher.check(student, checkpoint, tokenizer) for teacher in self._teachers]
         self.folders = list(itertools.chain.from_iterable(teacher.folders for teacher in self._teachers))
         self.files = list(itertools.chain.from_iterable(teacher.files for teacher in self._teachers))
-        if any(contents := [teacher.content for teacher in self._teachers]):
-            self.content = hashlib.sha256(" ".join(contents).encode()).hexdigest()
+        self._find_content()
         self.models = list(itertools.chain.from_iterable(teacher.models for teacher in self._teachers))
         return min((size for size in common if size is not None), default=None)
 
@@ -74,6 +73,11 @@ class SeveralTeachers(Teacher):
     def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
         for own, teacher in enumerate(self._teachers):
             teacher.require_signals(datasets, augmented, own if self._combination == "by_row" else None)
+        self._find_content()
+
+    def _find_content(self) -> None:
+        if any(contents := [teacher.content for teacher in self._teachers]):
+            self.content = hashlib.sha256(" ".join(contents).encode()).hexdigest()
 
     def each(self, shape: Shape) -> list[tuple[Teacher, Shape]]:
         rows_of = shape.following if self._combination == "by_row" else lambda number: shape

@@ -15,7 +15,6 @@ from omegaconf import DictConfig, ListConfig
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, losses, models, teachers
 from distill_tune.config.components import build
-from distill_tune.config.trust import may_be_called
 from distill_tune.config.values import needs_teacher
 from distill_tune.disk import sampled_digest
 from distill_tune.errors import CollectedFaults, FinishedRun
@@ -31,13 +30,14 @@ from distill_tune.training.distributed import (
     rank,
     require_same_on_all_ranks,
 )
-from distill_tune.training.loss_check import check_losses
+from distill_tune.training.loss_check import check_losses, loss_of
 from distill_tune.training.optimizer import check_lr_scheduler, check_optimizer
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.schedules import Schedules
 from distill_tune.training.state import TrainingState, content_of
 from distill_tune.training.tokenizer_check import check_tokenizer
 from distill_tune.training.warm_up import schedule_remarks
+from distill_tune.training.write_through import WriteThrough, behind_cache, prepare_cache
 
 from torchtune.modules import TransformerDecoder
 
@@ -113,12 +113,13 @@ def open_run(cfg: DictConfig) -> tuple[RunFolder, Checkpoints, Path | None, Trai
     return run, checkpoints, checkpoint, state
 
 
-def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = True) -> Models:
+def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = True, with_cache: bool = True) -> Models:
     """Student, teacher and tokenizer, compared with their checkpoints and with each other.
 
     Args:
         device: on which they will be, which decides on their dtypes.
         needs_weights: False where shapes are all that is asked for.
+        with_cache: False where the teacher itself is asked, whatever ``teacher_cache`` has of it.
 
     Raises:
         UserError: one of them cannot be built, does not fit its checkpoint, or not the other; the optimizer refuses
@@ -149,8 +150,12 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
     faults.tell()
     _require_loss(cfg, teacher)
     common_vocab_size = teacher.check(student, student_checkpoint, tokenizer)
-    models.match_layers(student, teacher, hidden_loss)
-    return Models(student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size)
+    built = Models(student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size)
+    if with_cache and cfg.get("teacher_cache") is not None and needs_teacher(cfg):
+        built = built._replace(teacher=behind_cache(cfg, built))
+        _require_loss(cfg, built.teacher)
+    models.match_layers(student, built.teacher, hidden_loss)
+    return built
 
 
 def _require_loss(cfg: DictConfig, teacher: teachers.Teacher) -> None:
@@ -158,14 +163,8 @@ def _require_loss(cfg: DictConfig, teacher: teachers.Teacher) -> None:
     Raises:
         UserError: the teacher's signal cannot serve the config's losses; of code from elsewhere the loss itself tells.
     """
-    if not (may_be_called(cfg.get("kd_loss")) and may_be_called(cfg.get("kd_token_weight"))):
-        return
-    temperature = cfg.get("temperature", 1.0)
-    teacher.require_loss(
-        build("kd_loss", cfg.get("kd_loss"), losses.ForwardKL()),
-        build("kd_token_weight", cfg.get("kd_token_weight")),
-        float(temperature) if isinstance(temperature, int | float) else None,
-    )
+    if loss := loss_of(cfg):
+        teacher.require_loss(*loss)
 
 
 def reading_of(cfg: DictConfig, teacher_names: Sequence[str]) -> data.Reading:
@@ -254,4 +253,7 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
             "hidden_loss_weight": built.hidden_loss.weight,
         },
     )
-    return Steps(plan, plan_val, steps_per_epoch, total_steps, schedules)
+    steps = Steps(plan, plan_val, steps_per_epoch, total_steps, schedules)
+    if isinstance(built.teacher, WriteThrough):
+        print(prepare_cache(built.teacher, cfg, built, steps, seed))
+    return steps

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distill_tune.cache import HiddenEncoding, SampledEncoding, TopEncoding, encoded, recording
+from distill_tune.cache import HiddenEncoding, SampledEncoding, TopEncoding, encoded, recording, scores_of
 from distill_tune.errors import UserError
 from distill_tune.losses import DenseLogits, HiddenStates, LinearProjection, MixtureOfTeachers, SampledTokens, TopTokens
 
@@ -47,6 +47,22 @@ def test_draws_are_those_of_the_teacher(logits):
     shares = torch.zeros(1200, 90).scatter_add_(1, record.ids.long(), record.weights).view(400, 3, 90).mean(0)
     assert (shares - logits[:3].softmax(-1)).abs().max() < 4e-3  # 24,000 draws
     assert torch.allclose(record.entropy[:3], SampledTokens.drawn(logits[:3]).entropy, atol=2e-4)
+
+
+@pytest.mark.parametrize("encoding", [SampledEncoding(80, 20, 0.8), SampledEncoding(80, 20, 1.0, 1.5)])
+def test_draws_are_scored_by_the_distribution_that_they_came_from_and_by_another_of_the_same_entropy(logits, encoding):
+    record = encoding.decode(encoded(encoding, DenseLogits(logits), DIGESTS, COUNTS, seed=0))
+    scores = scores_of(record, DenseLogits(torch.cat([logits[:5], logits])), 5)
+    assert scores.shape == (sum(COUNTS),)
+    assert abs(scores.mean()) < 4 * scores.std() / len(scores) ** 0.5
+    assert abs(scores.mean()) < 0.02
+    another = logits.clone()
+    another[:, :80] = logits[:, :80].flip(1)
+    wanted = (logits[:, :80] / encoding.temperature).log_softmax(-1)
+    gap = wanted - (another[:, :80] / encoding.temperature).log_softmax(-1)
+    assert scores_of(record, DenseLogits(another), 0).mean().item() == pytest.approx(
+        (wanted.exp() * gap).sum(-1).mean().item(), rel=0.05
+    )
 
 
 def test_top_tokens_are_those_of_all_logits_in_whatever_chunks(logits, monkeypatch):
