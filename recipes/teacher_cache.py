@@ -39,9 +39,11 @@ def main(cfg: DictConfig) -> None:
     plan = data.StepPlan.of_teacher(plans, training.tokens_of_a_batch(cfg, plans))
     manifest = training.begin_cache(folder, cfg, built, steps, encoding, seed)
     writer = cache.CacheWriter(folder)
-    todo = [step for step in range(plan.steps_per_epoch) if writer.lacks(plan.digests(0, step))]
+    todo = [step for step in range(plan.steps_per_epoch) if writer.lacks(plan.record_keys(0, step))]
+    if not todo and encoding.kind == "hidden" and not (folder / cache.OUTPUT_LAYER).exists():
+        todo = [0]  # of which nothing is written but the output layer
     todo = training.from_main_process(todo)
-    if not todo and manifest.finished:
+    if not todo and cache.is_whole(folder, manifest):
         training.leave()
         raise FinishedRun(f"output_dir={folder}: this cache has all {plan.num_rows} rows; nothing is left to do")
 
@@ -60,6 +62,7 @@ def main(cfg: DictConfig) -> None:
     # ---- Its word on each row
     done, stopped_by = plan.steps_per_epoch - len(todo), 0
     with (
+        writer,
         training.StopSignals("what is done is written", "the same command goes on") as stop,
         training.Progress(plan.steps_per_epoch, done=done) as progress,
     ):
@@ -71,7 +74,7 @@ def main(cfg: DictConfig) -> None:
             training.write_output_layer(folder, output_layer)
             del output_layer
             teacher.release()
-            writer.add(batch.digests, rows)
+            writer.add(batch.record_keys, rows)
             done += 1
 
             counts = (len(batch.supervised_positions), sum(map(len, rows)))

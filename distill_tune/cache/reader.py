@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy
 
+from distill_tune.cache.beside import require_there
 from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding, encoding_of
 from distill_tune.cache.manifest import Manifest
 from distill_tune.cache.shard import MADE_ANEW, Shard, shard_files
@@ -22,7 +23,7 @@ class CacheReader:
         unfinished: take what is there by now of a cache that is being written.
 
     Raises:
-        UserError: there is none, it is not finished, or a shard is missing or cut short.
+        UserError: there is none, it is not finished, or one of its files is missing or cut short.
     """
 
     def __init__(self, folder: Path, *, unfinished: bool = False) -> None:
@@ -38,6 +39,7 @@ class CacheReader:
         if unfinished:
             self._shards = list(map(Shard.open, shard_files(folder)))
         else:
+            require_there(folder, self.manifest)
             self._shards = [self._open(name, sizes["bytes"]) for name, sizes in self.manifest.files.items()]
         digests = numpy.concatenate([numpy.zeros((0, DIGEST_BYTES), numpy.uint8), *(s.digests for s in self._shards)])
         halves = numpy.ascontiguousarray(digests).view(numpy.uint64)  # [rows, 2]
@@ -48,9 +50,9 @@ class CacheReader:
     def _open(self, name: str, num_bytes: int) -> Shard:
         path = self.folder / name
         if not path.is_file():
-            raise UserError(f"{path}: is missing; the command that made the cache makes it anew")
-        if path.stat().st_size != num_bytes:
-            raise UserError(f"{path}: is damaged: it has another size; {MADE_ANEW}")
+            raise UserError(f"{path}: is missing; copy it again, or the command that made the cache makes it anew")
+        if (there := path.stat().st_size) != num_bytes:
+            raise UserError(f"{path}: is damaged: it has {there:,} bytes, not {num_bytes:,}; {MADE_ANEW}")
         return Shard.open(path)
 
     def find(self, digests: Sequence[bytes]) -> numpy.ndarray:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from distill_tune.cache.beside import OUTPUT_LAYER, damaged_beside, digests_beside
 from distill_tune.cache.manifest import MANIFEST, Manifest
 from distill_tune.cache.shard import Shard, shard_files
 from distill_tune.disk import keep_to_oneself, retried
@@ -42,7 +43,11 @@ def begin(folder: Path, manifest: Manifest, key: str = "output_dir") -> Manifest
             except UserError as error:
                 print(f"{error}; made anew")
                 path.unlink()
+        for path in damaged_beside(folder, manifest):
+            print(f"{path}: is damaged; made anew")
+            path.unlink()
         if manifest is not was:
+            (folder / OUTPUT_LAYER).unlink(missing_ok=True)  # of one that came to no row
             manifest.write(folder)
     except OSError as error:
         raise UserError(f"{key}={folder}: cannot be written: {error.strerror}") from error
@@ -50,13 +55,13 @@ def begin(folder: Path, manifest: Manifest, key: str = "output_dir") -> Manifest
 
 
 def cache_there(folder: Path, key: str = "output_dir") -> Manifest | None:
-    """The manifest of the cache in a folder; None of a new or empty folder.
+    """The manifest of the cache in a folder; None of a new or empty folder, and of one that came to no row.
 
     Raises:
         UserError: the folder holds something else, or a manifest that cannot be read.
     """
     if (folder / MANIFEST).exists():
-        return Manifest.read(folder)
+        return Manifest.read(folder) if shard_files(folder) else None
     if folder.exists() and (others := sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))):
         raise UserError(f"{key}={folder}: holds {others[0]}, and is no cache; name a new folder")
     return None
@@ -74,20 +79,28 @@ def require_same_teacher(was: Manifest, manifest: Manifest, told: str) -> None:
         raise UserError("\n  ".join([f"{told}: holds another cache; set it back, or name another folder", *differ]))
 
 
+def is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Whether a cache was finished with the very shards that are there: none is missing, none has come since."""
+    return manifest.finished and manifest.files.keys() == {path.name for path in shard_files(folder)}
+
+
 def finish(folder: Path, manifest: Manifest, rows: Sequence[str]) -> Manifest:
     """List all shards in the manifest: the cache may be used.
 
     Args:
         rows: fingerprints of the datasets of which all rows are there.
     """
-    files = {path.name: Shard.open(path).sizes() for path in shard_files(folder)}
-    manifest = dataclasses.replace(manifest, files=files, rows=tuple(rows), finished=True)
+    known = set[bytes]()
+    files = {path.name: Shard.open(path).sizes(known) for path in shard_files(folder)}
+    beside = digests_beside(folder)
+    manifest = dataclasses.replace(manifest, files=files, beside=beside, rows=tuple(rows), finished=True)
     manifest.write(folder)
     return manifest
 
 
 class CacheWriter:
-    """Adds rows to a cache that :func:`begin` has made; several processes may, each its own.
+    """Adds rows to a cache that :func:`begin` has made; several processes may, each its own. As a context manager it
+    closes itself at the end, whatever ends it: what a teacher said before it was lost is kept.
 
     Args:
         shard_bytes: of records, after which a shard is closed.
@@ -101,6 +114,12 @@ class CacheWriter:
         self._rows: list[bytes] = []
         self._num_bytes = 0
         self._began = time.monotonic()
+
+    def __enter__(self) -> "CacheWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def lacks(self, digests: Sequence[bytes]) -> bool:
         """Whether one of these rows is not there."""

@@ -42,6 +42,7 @@ class PlannedCache:
         """
         built = built_of(cfg, with_cache=False)
         encoding = training.encoding_for(cfg.cache, built, cfg)
+        training.require_serving(encoding, cfg)
         steps = training.plan_steps(cfg, built, cfg.get("seed") or 0, num_processes)
         plans = [steps.plan] + ([steps.plan_val] if steps.plan_val else [])
         plan = data.StepPlan.of_teacher(plans, training.tokens_of_a_batch(cfg, plans))

@@ -1,6 +1,7 @@
 """Checks of plain values, alone and beside each other; all without importing anything heavy."""
 
 import importlib.util
+import os
 from collections.abc import Iterator, Set
 from typing import Any
 
@@ -77,7 +78,7 @@ def _of_cache(cache: Any) -> Iterator[str]:
         elif fault := _CACHE[str(name)][0].fault(value):
             yield f"cache.{name}={_shown(value)}: {fault}"
         elif (heeded_by := _CACHE[str(name)][1]) and value is not None and cache.get("kind") not in heeded_by:
-            yield f"cache.{name}={value}: cache.kind={cache.get('kind')} does not heed it; leave it out"
+            yield f"cache.{name}={value}: cache.kind={cache.get('kind')} does not heed it; leave it out (~cache.{name})"
 
 
 def _of_arguments(config: DictConfig) -> Iterator[str]:

@@ -51,6 +51,8 @@ class Cached(Teacher):
         except UserError as error:
             raise UserError(f"{self._told}: {error}") from error
         self._encoding = self._cache.encoding
+        self.record_kind = "" if isinstance(self._encoding, HiddenEncoding) else self._encoding.kind
+        self.names = tuple(self._cache.manifest.teacher.get("names") or ())
         self._differing: dict[int, str] = {}
         self._projection: LinearProjection | None = None
         self._contents: list[str] = []
@@ -88,7 +90,8 @@ class Cached(Teacher):
             if number is not None and rows.teacher_ids is not None:
                 asked = (rows.teacher_ids == number).nonzero()[:, 0].numpy()
             total += len(asked)
-            digests = [rows.digests[row] for row in asked.tolist()]
+            keys = rows.record_keys if number is None else rows.digests  # one of several has a cache of its own
+            digests = [keys[row] for row in asked.tolist()]
             lacking = asked[self._cache.find(digests) < 0]
             missing += [rows.origin(row) for row in lacking.tolist()]
             read += digests
@@ -114,8 +117,8 @@ class Cached(Teacher):
             self._projection = read_output_layer(self._cache.folder, device)
 
     def __call__(self, batch: Batch) -> SparseSignal | HiddenStates:
+        record = self._encoding.decode(self._cache.rows(batch.record_keys))
         batch = batch.for_teacher
-        record = self._encoding.decode(self._cache.rows(batch.digests))
         num_positions = len(batch.supervised_positions)
         if len(record) != num_positions:
             raise UserError(f"{self._told}: has {len(record)} positions of rows with {num_positions}; make it anew")

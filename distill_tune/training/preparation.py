@@ -5,6 +5,7 @@ wrong as the others do. A key that they read is valid in each recipe that calls 
 """
 
 import contextlib
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from distill_tune.training.distributed import (
     rank,
     require_same_on_all_ranks,
 )
-from distill_tune.training.loss_check import check_losses
+from distill_tune.training.loss_check import check_losses, loss_of
 from distill_tune.training.optimizer import check_lr_scheduler, check_optimizer
 from distill_tune.training.output_check import check_outputs
 from distill_tune.training.run_folder import RunFolder
@@ -86,9 +87,11 @@ class Steps(NamedTuple):
             for model in files
             if files[model]
         }
-        if built.teacher.content:
-            of_files = contents.get(content_of("teacher_model"), "")
-            contents[content_of("teacher_model")] = of_files + built.teacher.content[:_SHOWN_DIGITS]
+        if content := built.teacher.content:
+            name = content_of("teacher_model")
+            if name in contents:  # of several teachers, some of which have files
+                content = hashlib.sha256(f"{contents[name]} {content}".encode()).hexdigest()
+            contents[name] = content[:_SHOWN_DIGITS]
         return self.plan.identity | {"steps an epoch": self.steps_per_epoch} | from_main_process(contents)
 
 
@@ -191,14 +194,8 @@ def _require_loss(cfg: DictConfig, teacher: teachers.Teacher) -> None:
     Raises:
         UserError: the teacher's signal cannot serve the config's losses; of code from elsewhere the loss itself tells.
     """
-    if not (may_be_called(cfg.get("kd_loss")) and may_be_called(cfg.get("kd_token_weight"))):
-        return
-    temperature = cfg.get("temperature", 1.0)
-    teacher.require_loss(
-        build("kd_loss", cfg.get("kd_loss"), losses.ForwardKL()),
-        build("kd_token_weight", cfg.get("kd_token_weight")),
-        float(temperature) if isinstance(temperature, int | float) else None,
-    )
+    if loss := loss_of(cfg):
+        teacher.require_loss(*loss)
 
 
 def reading_of(cfg: DictConfig, teacher_names: Sequence[str]) -> data.Reading:

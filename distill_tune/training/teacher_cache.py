@@ -18,6 +18,7 @@ from distill_tune.errors import UserError, one_line
 from distill_tune.losses import LinearProjection
 from distill_tune.models.vocabulary import Vocabulary, written_by
 from distill_tune.training.distributed import from_main_process, is_main_process, wait_for_all
+from distill_tune.training.loss_check import loss_of
 from distill_tune.training.output_check import require_writable
 from distill_tune.training.state import PATHS, content_of, plain_config
 
@@ -67,7 +68,7 @@ def encoding_for(settings: DictConfig, built: Any, cfg: DictConfig) -> AnyEncodi
             )
         return cache.HiddenEncoding(teacher.vocab_size, teacher.width)  # type: ignore[attr-defined]
     chosen = {name: settings[name] for name in _FIELDS[kind] if settings.get(name) is not None}
-    if isinstance(teacher, teachers.Served) and teacher.kind != cache.HiddenEncoding.kind:
+    if is_recorded(teacher):
         chosen |= teacher.settings
     if "temperature" not in chosen:
         chosen["temperature"] = cfg.get("temperature", 1.0)
@@ -108,19 +109,27 @@ def _require_as_served(
             raise UserError(f"{told}, with {name}={its.get(name)}; leave cache.{name}={settings[name]} out")
 
 
+def is_recorded(teacher: teachers.Teacher) -> bool:
+    """Whether a teacher's word comes as a record, which is all that is known of it."""
+    return isinstance(teacher, teachers.Served) and teacher.kind != cache.HiddenEncoding.kind
+
+
 @torch.no_grad()
 def recorded(
-    teacher: teachers.Teacher, encoding: AnyEncoding, batch: data.Batch, seed: int
+    teacher: teachers.Teacher, encoding: AnyEncoding, batch: data.Batch, seed: int, signal: Any = None
 ) -> tuple[list[bytes], LinearProjection | None]:
     """Ask a teacher about a batch.
+
+    Args:
+        signal: what it has said already.
 
     Returns:
         The record of each row, and the output layer of hidden states.
     """
-    if isinstance(teacher, teachers.Served) and teacher.kind != cache.HiddenEncoding.kind:
-        assert teacher.encoding == encoding
+    if is_recorded(teacher):
+        assert isinstance(teacher, teachers.Served) and teacher.encoding == encoding
         return teacher.records(batch), None
-    signal = teacher(batch)
+    signal = teacher(batch) if signal is None else signal
     num_positions = batch.num_supervised if batch.digests else ()
     rows = cache.encoded(encoding, signal, batch.digests, num_positions, seed)
     return rows, signal.projection if encoding.kind == cache.HiddenEncoding.kind else None
@@ -139,12 +148,21 @@ def begin_cache(
     """:func:`distill_tune.cache.begin` by the main process; all ranks call it.
 
     Raises:
-        UserError: see there; prompts that change each time; one row that follows two teachers.
+        UserError: see there; a loss that this kind does not serve; prompts that change each time.
     """
+    require_serving(encoding, cfg)
     teachers.require_lasting_prompts("augmentations", steps.plan.datasets, bool(cfg.get("augmentations")))
-    require_one_teacher_each(steps.plan.datasets)
     manifest = describe_cache(cfg, built, steps, encoding, seed)
     return begin_described(folder, manifest, vocabulary_of(built))
+
+
+def require_serving(encoding: AnyEncoding, cfg: DictConfig) -> None:
+    """
+    Raises:
+        UserError: a run with this config could not train from what is to be stored.
+    """
+    if loss := loss_of(cfg):
+        teachers.require_served_by(encoding, f"cache.kind={encoding.kind}", *loss)
 
 
 def begin_described(
@@ -161,19 +179,6 @@ def begin_described(
     return from_main_process(manifest)
 
 
-def require_one_teacher_each(datasets: Sequence[data.TokenisedRows]) -> None:
-    """
-    Raises:
-        UserError: rows of the same content follow different teachers: a row is found by its content.
-    """
-    followed: dict[bytes, int] = {}
-    for rows in datasets:
-        if rows.teacher_ids is not None:
-            for row, (digest, teacher) in enumerate(zip(rows.digests, rows.teacher_ids.tolist(), strict=True)):
-                if followed.setdefault(digest, teacher) != teacher:
-                    raise UserError(f"{rows.origin(row)}: another row has the same content and another teacher_id")
-
-
 def describe_cache(cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncoding, seed: int) -> cache.Manifest:
     """The manifest of a cache that this config would make. All ranks call it."""
     vocabulary = vocabulary_of(built)
@@ -182,7 +187,7 @@ def describe_cache(cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncodin
         kind=encoding.kind,
         settings=cache.settings_of(encoding),
         seed=seed,
-        teacher=_described(cfg, steps.identity_with(built).get(content_of("teacher_model"))),
+        teacher=_described(cfg, built.teacher.names, steps.identity_with(built).get(content_of("teacher_model"))),
         tokenizer=None if vocabulary is None else cache.fingerprint_of(vocabulary),
         template=None if template is None else cache.fingerprint_of(str(template)),
         date=day_of_run(),
@@ -190,7 +195,7 @@ def describe_cache(cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncodin
     )
 
 
-def _described(cfg: DictConfig, content: str | None) -> dict[str, Any]:
+def _described(cfg: DictConfig, names: Sequence[str], content: str | None) -> dict[str, Any]:
     """What decides on a teacher's word: weights by content, and every setting but where they lie."""
     plain = plain_config(cfg)
     return {
@@ -199,6 +204,7 @@ def _described(cfg: DictConfig, content: str | None) -> dict[str, Any]:
         "dtype": cfg.get("teacher_dtype") or cfg.dtype,
         "quantizer": plain.get("teacher_quantizer"),
         "combination": plain.get("teacher_combination"),
+        "names": list(names) or None,  # by which rows choose, in the order of their keys
     }
 
 
@@ -235,7 +241,7 @@ def finish_cache(folder: Path, manifest: cache.Manifest, plans: Sequence[data.St
     wait_for_all()
     if is_main_process():
         written = cache.CacheWriter(folder)
-        if lacking := sum(written.lacks([row]) for plan in plans for rows in plan.datasets for row in rows.digests):
+        if lacking := sum(written.lacks([row]) for plan in plans for rows in plan.datasets for row in rows.record_keys):
             raise UserError(
                 f"output_dir={folder}: lacks {lacking:,} rows that other processes have written; name a folder that "
                 "all machines share"

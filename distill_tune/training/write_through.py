@@ -29,7 +29,6 @@ from distill_tune.training.teacher_cache import (
     describe_cache,
     encoding_for,
     recorded,
-    require_one_teacher_each,
     vocabulary_of,
     write_output_layer,
 )
@@ -80,7 +79,6 @@ class WriteThrough(teachers.Teacher):
 
     def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
         teachers.require_lasting_prompts(self._told, datasets, augmented)
-        require_one_teacher_each(datasets)
 
     def prepare(
         self,
@@ -104,7 +102,7 @@ class WriteThrough(teachers.Teacher):
         if not lacking:
             self._let_go()
             return f"{self._told}: has all {total}; the teacher is not loaded"
-        found = [(of, row) for of in datasets for row, digest in enumerate(of.digests) if digest in lacking]
+        found = [(of, row) for of in datasets for row, digest in enumerate(of.record_keys) if digest in lacking]
         num_bytes = self.encoding.bytes_of_position()[0] * sum(int(of.supervised[row]) for of, row in found)
         named = teachers.some_of((of.origin(row) for of, row in found), len(lacking))
         return (
@@ -174,7 +172,7 @@ class WriteThrough(teachers.Teacher):
     def _rows_missing(self, batch: Batch, but: set[bytes]) -> list[int]:
         """Numbers of a batch's rows that are missing, each once, and not among others, to which they are added."""
         rows = []
-        for row, digest in enumerate(batch.digests):
+        for row, digest in enumerate(batch.record_keys):
             if digest in self._missing and digest not in but:
                 but.add(digest)
                 rows.append(row)
@@ -192,27 +190,27 @@ class WriteThrough(teachers.Teacher):
         """
         made = self._recorded_now(batch) if self._missing else {}
         assert self._reader is not None
-        written = [digest for digest in batch.digests if digest not in made]
+        written = [digest for digest in batch.record_keys if digest not in made]
         if written and self._reader.find(written).min() < 0:
             raise UserError(
                 f"{self._told}: lacks rows that other processes have written; name a folder that all machines share"
             )
         found = dict(zip(written, self._reader.rows(written), strict=True)) | made
-        record = self.encoding.decode([found[digest] for digest in batch.digests])
+        record = self.encoding.decode([found[digest] for digest in batch.record_keys])
         return signal_of(record, batch.for_teacher, self._projection)
 
     def _recorded_now(self, batch: Batch) -> dict[bytes, Any]:
         """Records of those of a batch's rows that nobody has asked about yet. All ranks call it, with their batches."""
         assert self._reader is not None and self._writer is not None
-        there = self._reader.find(batch.digests) >= 0
-        unread = list(dict.fromkeys(d for d, is_there in zip(batch.digests, there, strict=True) if not is_there))
+        there = self._reader.find(batch.record_keys) >= 0
+        unread = list(dict.fromkeys(d for d, is_there in zip(batch.record_keys, there, strict=True) if not is_there))
         of_ranks = on_all_ranks(unread)
         if not self._missing.issuperset(itertools.chain(*of_ranks)):  # one has been asked about, on whichever rank
             self._read_what_is_written()
         asked = [[digest for digest in of_rank if digest in self._missing] for of_rank in of_ranks]
         if not any(asked):
             return {}
-        rows = [batch.digests.index(digest) for digest in asked[rank()]]
+        rows = [batch.record_keys.index(digest) for digest in asked[rank()]]
         own = batch.of_rows(rows) if rows else joined(()).to(batch.tokens.device)
         records, output_layer = recorded(self._live, self.encoding, own, self._manifest.seed)
         if output_layer is not None and self._projection is None:
@@ -221,12 +219,12 @@ class WriteThrough(teachers.Teacher):
             self._projection = cache.read_output_layer(self.folder, self._device)
         del output_layer
         by_others = set(itertools.chain(*asked[: rank()]))  # who have met the same row at the same time
-        mine = [at for at, digest in enumerate(own.digests) if digest not in by_others]
-        self._writer.add([own.digests[at] for at in mine], [records[at] for at in mine])
+        mine = [at for at, digest in enumerate(own.record_keys) if digest not in by_others]
+        self._writer.add([own.record_keys[at] for at in mine], [records[at] for at in mine])
         self._missing.difference_update(*asked)
         if not self._missing:
             self._finish()
-        return dict(zip(own.digests, records, strict=True))
+        return dict(zip(own.record_keys, records, strict=True))
 
     def _read_what_is_written(self) -> None:
         """Of all ranks, until now."""
@@ -286,18 +284,18 @@ def prepare_cache(teacher: WriteThrough, cfg: DictConfig, built: Any, steps: Any
         cache.require_same_teacher(was, manifest, f"{KEY}={teacher.folder}")
     datasets = list(steps.plan.datasets)
     in_validation = list(steps.plan_val.datasets) if steps.plan_val else []
-    of_validation = frozenset(digest for rows in in_validation for digest in rows.digests)
+    of_validation = frozenset(digest for rows in in_validation for digest in rows.record_keys)
     of_steps = _read_in(steps, cfg.epochs)
     return teacher.prepare(manifest, vocabulary_of(built), datasets + in_validation, of_steps, of_validation)
 
 
 def _read_in(steps: Any, epochs: int) -> frozenset[bytes]:
     """Digests of all rows that the steps of a run read: an epoch that is cut short, or weighted, leaves some out."""
-    every = frozenset(digest for rows in steps.plan.datasets for digest in rows.digests)
+    every = frozenset(digest for rows in steps.plan.datasets for digest in rows.record_keys)
     read = set[bytes]()
     for epoch in range(epochs):
         for step in range(steps.steps_per_epoch):
-            read.update(steps.plan.digests(epoch, step))
+            read.update(steps.plan.record_keys(epoch, step))
         if len(read) == len(every):
             return every
     return frozenset(read)
