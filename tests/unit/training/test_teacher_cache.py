@@ -55,7 +55,7 @@ def test_a_cache_without_the_rows_of_another_machine_is_not_finished(tmp_path):
             "of 4 tokens cannot serve TopK of 5",
         ),
         (SAMPLED, {"temperature": 2.0}, "the loss is at 2: make one at 2, or one of kind hidden"),
-        (SAMPLED, {"temperature": {"_component_": "distill_tune.training.Linear"}}, "take a cache of kind hidden"),
+        (SAMPLED, {"temperature": {"_component_": "distill_tune.training.Linear"}}, "take kind hidden"),
         (SAMPLED, {"kd_token_weight": {"_component_": "distill_tune.losses.TargetProbability"}}, "take kind hidden"),
     ],
 )
