@@ -89,7 +89,7 @@ def encoding_for(settings: DictConfig, built: Any, cfg: DictConfig) -> AnyEncodi
         raise UserError(f"cache.{one_line(error)}") from error
 
 
-def remark_on_size(encoding: AnyEncoding, teacher: teachers.Teacher) -> str | None:
+def remark_on_size(encoding: cache.Encoding, teacher: teachers.Teacher) -> str | None:
     """What to tell where hidden states, which serve more, would take less of the disk."""
     width, most = getattr(teacher, "width", 0), encoding.bytes_of_position()[1]
     if not isinstance(encoding, cache.TopEncoding) or not 0 < 2 * width < most:
