@@ -203,7 +203,7 @@ def describe_cache(cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncodin
         kind=encoding.kind,
         settings=cache.settings_of(encoding),
         seed=seed,
-        teacher=_described(cfg, built.teacher.names, steps.identity_with(built).get(content_of("teacher_model"))),
+        teacher=describe_teacher(cfg, built.teacher.names, steps.identity_with(built).get(content_of("teacher_model"))),
         tokenizer=None if vocabulary is None else cache.fingerprint_of(vocabulary),
         template=None if template is None else cache.fingerprint_of(str(template)),
         date=day_of_run(),
@@ -211,7 +211,7 @@ def describe_cache(cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncodin
     )
 
 
-def _described(cfg: DictConfig, names: Sequence[str], content: str | None) -> dict[str, Any]:
+def describe_teacher(cfg: DictConfig, names: Sequence[str], content: str | None) -> dict[str, Any]:
     """What decides on a teacher's word: weights by content, and every setting but where they lie."""
     plain = plain_config(cfg)
     return {
