@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+import torch
 import yaml
 from loopback import LoopbackServer, Reply
 from tiny import ROWS, write_model
 
 from distill_tune import cache
+from distill_tune.cache.shard import Shard
 
 # One wrong setting each, told before anything heavy is imported: overrides, and a part of the message.
 AT_ONCE = [
@@ -369,11 +371,13 @@ class Wrong:
         return self.rows("rows.json", rows)
 
     def cache(self, kind: str, /, *overrides: str, **changes: object) -> list[str]:
-        """A stored teacher that has no row, and overrides that take it."""
+        """A stored teacher whose manifest lists no row, and overrides that take it."""
         encoding = cache.encoding_of(kind, {"vocab_size": 320, **({"width": 64} if kind == "hidden" else {})})
         manifest = cache.Manifest(kind, cache.settings_of(encoding), 0, {}, finished=True)
         (self.folder / "cache").mkdir()
         dataclasses.replace(manifest, **changes).write(self.folder / "cache")
+        row = cache.HiddenEncoding(320, 1).encode(torch.zeros(1, 1), [1])
+        Shard.write(self.folder / "cache", [bytes(16)], row)  # without one it would be no cache yet
         return [*f"{KIND}Cached +teacher_model.path=cache".split(), *overrides]
 
     def without(self, name: str) -> list[str]:
@@ -817,7 +821,7 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     (
         "cache: a shard is gone",
         lambda w: w.cache("top_k", files={"records-1.safetensors": {"bytes": 9, "rows": 1, "positions": 1}}),
-        "records-1.safetensors: is missing; the command that made the cache makes it anew",
+        "records-1.safetensors: is missing; copy it again, or the command that made the cache makes it anew",
     ),
     (
         "cache: lacks the rows",

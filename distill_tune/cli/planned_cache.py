@@ -73,6 +73,10 @@ class PlannedCache:
         return max(1, self.num_processes // int(self.cfg.get("data_parallel_replicate_dim") or 1))
 
     @property
+    def remark(self) -> str | None:
+        return training.remark_on_size(self.encoding, self.built.teacher)
+
+    @property
     def bytes_each(self) -> tuple[float, float]:
         """Of a position: about, and at most."""
         return self.encoding.bytes_of_position()

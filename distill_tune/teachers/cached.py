@@ -28,6 +28,10 @@ from distill_tune.teachers.teacher import Shard, Teacher
 from torchtune.modules import TransformerDecoder
 
 _SHOWN = 3
+_READ_OTHERWISE = (
+    "where they are the rows that it was made for, they are read otherwise now: set max_seq_len, train_on_input, "
+    "prompts and templates back; else "
+)
 
 AnyEncoding = SampledEncoding | TopEncoding | HiddenEncoding
 
@@ -102,9 +106,10 @@ class Cached(Teacher):
             return
         date, today = self._cache.manifest.date, day_of_run()
         as_of = f" (it was made with date={date}, which a chat template may write)" if date not in (None, today) else ""
+        otherwise = "" if len(missing) < total else _READ_OTHERWISE
         raise UserError(
             f"{self._told}: lacks {len(missing):,} of {counted(total, 'row')}{as_of}: "
-            f"{some_of(missing, len(missing))}; "
+            f"{some_of(missing, len(missing))}; {otherwise}"
             "add them with the teacher at hand: distill-tune run teacher_cache with this dataset and "
             f"output_dir={self._cache.folder}; or as they come: the teacher as teacher_model, and "
             f"teacher_cache={self._cache.folder}"

@@ -80,10 +80,26 @@ def encoding_for(settings: DictConfig, built: Any, cfg: DictConfig) -> AnyEncodi
     for name in ("temperature", "proposal_temperature"):
         if name in chosen:
             chosen[name] = float(chosen[name])
+    if chosen.get("k", 0) >= size:
+        raise UserError(
+            f"cache.k={chosen['k']}: must be below the {size:,} tokens of the vocabulary; cache.kind=hidden keeps all "
+            "that the teacher says"
+        )
     try:
         return cache.encoding_of(kind, {"vocab_size": size} | chosen)
     except ValueError as error:
         raise UserError(f"cache.{one_line(error)}") from error
+
+
+def remark_on_size(encoding: cache.Encoding, teacher: teachers.Teacher) -> str | None:
+    """What to tell where hidden states, which serve more, would take less of the disk."""
+    width, most = getattr(teacher, "width", 0), encoding.bytes_of_position()[1]
+    if not isinstance(encoding, cache.TopEncoding) or not 0 < 2 * width < most:
+        return None
+    return (
+        f"cache.k={encoding.k}: takes {most:.0f} bytes a token; cache.kind=hidden would take {2 * width} bytes, and "
+        "serve every divergence and temperature"
+    )
 
 
 def _require_as_served(
@@ -152,6 +168,8 @@ def begin_cache(
     """
     require_serving(encoding, cfg)
     teachers.require_lasting_prompts("augmentations", steps.plan.datasets, bool(cfg.get("augmentations")))
+    if is_main_process() and (remark := remark_on_size(encoding, built.teacher)):
+        print(remark)
     manifest = describe_cache(cfg, built, steps, encoding, seed)
     return begin_described(folder, manifest, vocabulary_of(built))
 
@@ -187,7 +205,7 @@ def describe_cache(cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncodin
         kind=encoding.kind,
         settings=cache.settings_of(encoding),
         seed=seed,
-        teacher=_described(cfg, built.teacher.names, steps.identity_with(built).get(content_of("teacher_model"))),
+        teacher=describe_teacher(cfg, built.teacher.names, steps.identity_with(built).get(content_of("teacher_model"))),
         tokenizer=None if vocabulary is None else cache.fingerprint_of(vocabulary),
         template=None if template is None else cache.fingerprint_of(str(template)),
         date=day_of_run(),
@@ -195,7 +213,7 @@ def describe_cache(cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncodin
     )
 
 
-def _described(cfg: DictConfig, names: Sequence[str], content: str | None) -> dict[str, Any]:
+def describe_teacher(cfg: DictConfig, names: Sequence[str], content: str | None) -> dict[str, Any]:
     """What decides on a teacher's word: weights by content, and every setting but where they lie."""
     plain = plain_config(cfg)
     return {

@@ -1,5 +1,6 @@
 """`teacher_cache` of a run: a cache before its teacher, which is asked about the rows that are missing, each once."""
 
+import contextlib
 import gc
 import itertools
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from distill_tune.counts import counted
 from distill_tune.data.batch import Batch, joined
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
+from distill_tune.disk import keep_to_oneself
 from distill_tune.errors import UserError
 from distill_tune.losses import Divergence, HiddenStates, LinearProjection, SparseSignal, TokenWeight
 from distill_tune.models.vocabulary import Vocabulary
@@ -154,9 +156,19 @@ class WriteThrough(teachers.Teacher):
             self._missing = from_main_process(self._lacking())  # nobody else writes there from now on
             self._writer = cache.CacheWriter(self.folder, key=KEY)
             self._live.load(student, device, shard=shard, compile=compile)
+        elif is_main_process():
+            self._list_what_is_there()
         self._reader = cache.CacheReader(self.folder, unfinished=True)
         if from_main_process((self.folder / cache.OUTPUT_LAYER).exists()):
             self._projection = cache.read_output_layer(self.folder, device)
+
+    def _list_what_is_there(self) -> None:
+        """In the manifest, where what wrote the last rows was killed before it did; unless another is writing there."""
+        manifest = cache.Manifest.read(self.folder)
+        if not cache.is_whole(self.folder, manifest):
+            with contextlib.suppress(OSError):  # a folder that can only be read
+                if keep_to_oneself(self.folder):
+                    cache.finish(self.folder, manifest, [rows.fingerprint for rows in self._datasets])
 
     def expect(self, batches: Iterator[Batch]) -> None:
         self._live.expect(self._asked_of(batches))

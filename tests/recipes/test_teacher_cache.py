@@ -205,6 +205,7 @@ REFUSED = [
     (["cache.kind=hidden", "teacher_model=distill_tune.teachers.EMA"], "EMA follows the student"),
     (["cache.kind=sampled", "kd_ratio=0"], "there is nothing to store"),
     (["cache.kind=sampled", "cache.draws=5000"], "cache.draws=5000: must be from 1 to 4095"),
+    (["cache.kind=top_k", "cache.k=320"], "cache.k=320: must be below the 320 tokens of the vocabulary"),
     (["cache.kind=top_k", SCHEDULE], "a top_k record serves one temperature; take cache.kind=hidden"),
     (["cache.kind=top_k", "kd_loss={_component_: distill_tune.losses.TopK, k: 60}"], "cannot serve TopK of 60"),
     (["cache.kind=top_k", "augmentations=[{_component_: distill_tune.data.DropTokens}]"], "prompts that no cache has"),

@@ -9,6 +9,7 @@ import pytest
 from stored_teacher import CACHED, losses_of, of_all
 from tiny import ROWS, put_before
 
+from distill_tune import cache
 from distill_tune.cache import CacheReader, shard_files
 from distill_tune.cli.main import main as command_line
 from distill_tune.teachers import LiveTeacher
@@ -62,6 +63,21 @@ def test_the_first_epoch_fills_the_cache_and_all_are_those_from_the_recipes_cach
     before = {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
     run("teacher_cache", of_kind, "output_dir=cache")  # and nothing is left to do
     assert {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == before
+
+
+def test_killed_before_it_lists_the_last_rows_the_next_run_does(run, config, asked, monkeypatch, tmp_path):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "finish", killed)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run("kd_single_device", "output_dir=one", *THROUGH)
+    assert not CacheReader(tmp_path / "cache", unfinished=True).manifest.finished
+    asked.clear()
+    run("kd_single_device", "output_dir=other", *THROUGH)
+    assert not asked
+    assert len(CacheReader(tmp_path / "cache").manifest.files) == len(shard_files(tmp_path / "cache"))
 
 
 def test_rows_that_a_cache_lacks_are_asked_about_beside_those_that_it_has(

@@ -105,6 +105,9 @@ def test_missing_rows_are_counted_and_the_first_are_named(tmp_path):
     assert "lacks 7 of 11 rows" in told
     assert "row 5; row 6; row 7 and 4 more; add them with the teacher at hand" in told
     assert "made with date=2026-03-01, which a chat template may write" in told
+    assert "read otherwise" not in told
+    with pytest.raises(UserError, match=r"lacks 2 of 2 rows.* they are read otherwise now: set max_seq_len, train_on"):
+        teacher.require_signals([rows_of(2, seed=1)], augmented=False)
 
 
 def test_a_run_goes_on_with_a_cache_that_has_grown_and_not_with_other_records(tmp_path):

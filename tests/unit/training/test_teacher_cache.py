@@ -11,7 +11,7 @@ from distill_tune.data import StepPlan, TokenisedRows
 from distill_tune.disk import release_locks
 from distill_tune.errors import UserError
 from distill_tune.losses import TopTokens
-from distill_tune.training.teacher_cache import finish_cache, require_serving
+from distill_tune.training.teacher_cache import describe_teacher, finish_cache, require_serving
 
 ENCODING, SAMPLED = cache.TopEncoding(50, 4), cache.SampledEncoding(50)
 
@@ -64,3 +64,15 @@ def test_a_kind_that_does_not_serve_the_loss_of_its_own_config_is_refused(encodi
         require_serving(encoding, OmegaConf.create(config))
     require_serving(encoding, OmegaConf.create({}))
     require_serving(cache.HiddenEncoding(50, 8), OmegaConf.create(config))
+
+
+def test_a_served_teacher_is_the_same_at_another_port_and_asked_otherwise():
+    served = {"_component_": "distill_tune.teachers.Served", "kind": "hidden", "url": "http://one:8000"}
+
+    def described(**changes):
+        cfg = OmegaConf.create({"dtype": "fp32", "teacher_model": served | changes})
+        return describe_teacher(cfg, (), "content")
+
+    transport = {"url": ["http://other:1"], "retries": 1, "timeout": 60, "concurrency": 9, "token": "of-mine"}
+    assert described(**transport) == described()
+    assert described(kind="top_k") != described()
