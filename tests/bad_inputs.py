@@ -422,6 +422,8 @@ SERVED = {
     "kinds": ["top_k"],
     "most_tokens_of_row": 4096,
     "most_log_probs": 320,
+    "most_tokens_of_request": 4096,
+    "most_bytes_of_answer": 1 << 30,
     "tokenizer": "another",
 }
 OTHER_TOKENS = {"tokens": {str(index): f"token{index}" for index in range(320)}, "added": []}
