@@ -77,7 +77,7 @@ AT_ONCE = [
     ("batch_size=True", "batch_size=True: must be a whole number of at least 1 or null"),
     ("max_steps_per_epoch=-1", "max_steps_per_epoch=-1: must be a whole number of at least 1 or null"),
     ("clip_grad_norm=0", "clip_grad_norm=0: must be a number above 0 or null"),
-    ("dtype=fp16", "dtype=fp16: is not supported: gradients underflow in fp16 without loss scaling; take bf16"),
+    ("dtype=fp16", "dtype=fp16: must be one of bf16, fp32; gradients underflow in fp16 without loss scaling"),
     ("dtype=float", "dtype=float: must be one of bf16, fp32"),
     ("device=gpu", "device=gpu: must be cpu, cuda, cuda:N, mps or auto (the fastest that is there)"),
     ("on_bad_row=ignore", "on_bad_row=ignore: must be one of stop, skip"),

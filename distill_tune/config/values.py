@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from distill_tune.config.keys import KEYS, is_set
+from distill_tune.config.keys import KEYS
 from distill_tune.config.kinds import ABOVE_0, WARM_UP, Kind, one_of, whole
 from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.config.nodes import components_of, nodes_of
@@ -122,7 +122,7 @@ def _without_effect(config: DictConfig, read_otherwise: Set[str]) -> Iterator[st
     for key, entry in KEYS.items():
         needs_another = entry.beside and not entry.recipe and key not in read_otherwise
         is_heeded = not needs_another or any(config.get(name) for name in entry.beside)
-        if not is_heeded and is_set(key, config.get(key)):
+        if not is_heeded and config.get(key) not in (None, entry.default or False):
             yield f"{key}={_shown(config[key])}: nothing heeds it without {' or '.join(entry.beside)}; leave it out"
     teacher = config.get("teacher_model")
     kind = str(teacher.get("_component_", "")) if isinstance(teacher, DictConfig) else ""
