@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from distill_tune.config.keys import KEYS
 from distill_tune.config.kinds import ABOVE_0, WARM_UP, Kind, one_of, whole
 from distill_tune.config.nearest import did_you_mean, nearest
-from distill_tune.config.nodes import components_of, nodes_of
+from distill_tune.config.nodes import components_of, is_component, nodes_of
 
 MOST_LAYERS = 10_000
 # Of arguments, by name: of which keys' components, and what they may be; a type is told with the others of a signature.
@@ -125,11 +125,11 @@ def _without_effect(config: DictConfig, read_otherwise: Set[str]) -> Iterator[st
         if not is_heeded and config.get(key) not in (None, entry.default or False):
             yield f"{key}={_shown(config[key])}: nothing heeds it without {' or '.join(entry.beside)}; leave it out"
     teacher = config.get("teacher_model")
-    kind = str(teacher.get("_component_", "")) if isinstance(teacher, DictConfig) else ""
+    kind = teacher["_component_"] if is_component(teacher) else ""
     is_stored = kind == _STORED  # from this very config, with the live teacher's keys in it
     for key, of_several in (("teacher_combination", "teacher_model"), ("dataset_temperature", "dataset")):
-        is_of_live = is_stored and of_several == "teacher_model"
-        if config.get(key) is not None and isinstance(config.get(of_several), DictConfig) and not is_of_live:
+        is_one = is_component(config.get(of_several)) and not (is_stored and of_several == "teacher_model")
+        if config.get(key) is not None and is_one:
             yield f"{key}={config[key]}: {of_several} names one {of_several.removesuffix('_model')}; give a list"
     if config.get("resume_from_checkpoint") and config.get("resume") is not None:
         told = f"resume_from_checkpoint={config['resume_from_checkpoint']}"
