@@ -69,9 +69,7 @@ def _of_keys(config: DictConfig) -> Iterator[str]:
 def _of_cache(cache: Any) -> Iterator[str]:
     if not isinstance(cache, DictConfig):
         return
-    if "kind" not in cache:
-        yield f"cache.kind: missing; it {_CACHE['kind'][0].fault(None)}"
-    for name, value in cache.items():
+    for name, value in {"kind": None, **cache}.items():
         if name not in _CACHE:
             near = did_you_mean(nearest(str(name), _CACHE), otherwise=f"; it has {', '.join(_CACHE)}")
             yield f"cache.{name}: no such key{near}"
