@@ -132,6 +132,7 @@ OF_COMPONENTS = [
         "torch.optim.AdmW: torch.optim has no AdmW, did you mean AdamW",
     ),
     ("optimizer=AdamW", "optimizer=AdamW: must be the dotted name of what to call, did you mean torch.optim.AdamW?"),
+    ("optimizer=.AdamW", "optimizer._component_=.AdamW: must be the dotted name of what to call"),
     ("optimizer=adamw_torch", "did you mean torch.optim.AdamW"),
     ("kd_loss=ForwardKL", "did you mean distill_tune.losses.ForwardKL?"),
     ("lr_scheduler=StepLR", "did you mean torch.optim.lr_scheduler.StepLR?"),

@@ -99,25 +99,29 @@ def find_component(name: str) -> Callable[..., Any]:
     """
     if name.startswith("torchtune."):
         importlib.import_module("distill_tune._torchtune_compat")
-    module_name, attributes = _SERVED_BY.get(name, name), list[str]()
-    while True:
-        try:
-            found = importlib.import_module(module_name)
-            break
-        except ModuleNotFoundError as error:
-            if error.name and not module_name.startswith(error.name):
-                raise UserError(f"{name}: needs the package {error.name}; pip install {error.name}") from error
-            module_name, _, last = module_name.rpartition(".")
-            attributes.insert(0, last)
-            if not module_name:
-                raise UserError(f"{name}: {no_module(last)}") from error
-    for attribute in attributes:
-        if not hasattr(found, attribute):
-            raise UserError(f"{name}: {has_no(module_name, attribute, dir(found))}")
-        found = getattr(found, attribute)
+    if "" in name.split("."):
+        raise UserError(f"{name}: must be the dotted name of what to call")
+    try:
+        found = _found(_SERVED_BY.get(name, name))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
     if not callable(found):
         raise UserError(f"{name}: is a {type(found).__name__}, nothing that can be called")
     return found
+
+
+def _found(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and not name.startswith(error.name):
+            raise UserError(f"needs the package {error.name}; pip install {error.name}") from error
+        within, _, last = name.rpartition(".")
+        if not within:
+            raise UserError(no_module(last)) from error
+    if not hasattr(parent := _found(within), last):
+        raise UserError(has_no(within, last, dir(parent)))
+    return getattr(parent, last)
 
 
 def check_components(config: DictConfig, may_import: Callable[[str], bool] = lambda name: True) -> list[str]:
