@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from distill_tune.cli.keys_page import help_text
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_recipe, folders_of_own_modules
 from distill_tune.config.recipe_keys import Recipe
-from distill_tune.config.reference import help_text
 from distill_tune.counts import counted
 from distill_tune.errors import UserError
 from distill_tune.launch import is_heeded, is_launched

@@ -5,7 +5,7 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -42,6 +42,9 @@ _SERVED_BY = dict.fromkeys(("torch.nn.CrossEntropyLoss", *_CROSS_ENTROPIES), "di
     for of_chunks in ("", "WithChunkedOutput")
 }
 _SERVED_LOSS_ARGUMENTS = {"ignore_index", "mask_ignored_tokens", "num_output_chunks", "reduction", "tp_enabled"}
+
+# Of an argument that no signature has.
+_ANYTHING = inspect.Parameter("anything", inspect.Parameter.KEYWORD_ONLY, default=None)
 
 # Types that a value of YAML may have.
 _IN_WORDS = {
@@ -96,25 +99,29 @@ def find_component(name: str) -> Callable[..., Any]:
     """
     if name.startswith("torchtune."):
         importlib.import_module("distill_tune._torchtune_compat")
-    module_name, attributes = _SERVED_BY.get(name, name), list[str]()
-    while True:
-        try:
-            found = importlib.import_module(module_name)
-            break
-        except ModuleNotFoundError as error:
-            if error.name and not module_name.startswith(error.name):
-                raise UserError(f"{name}: needs the package {error.name}; pip install {error.name}") from error
-            module_name, _, last = module_name.rpartition(".")
-            attributes.insert(0, last)
-            if not module_name:
-                raise UserError(f"{name}: {no_module(last)}") from error
-    for attribute in attributes:
-        if not hasattr(found, attribute):
-            raise UserError(f"{name}: {has_no(module_name, attribute, dir(found))}")
-        found = getattr(found, attribute)
+    if "" in name.split("."):
+        raise UserError(f"{name}: must be the dotted name of what to call")
+    try:
+        found = _found(_SERVED_BY.get(name, name))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
     if not callable(found):
         raise UserError(f"{name}: is a {type(found).__name__}, nothing that can be called")
     return found
+
+
+def _found(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and not name.startswith(error.name):
+            raise UserError(f"needs the package {error.name}; pip install {error.name}") from error
+        within, _, last = name.rpartition(".")
+        if not within:
+            raise UserError(no_module(last)) from error
+    if not hasattr(parent := _found(within), last):
+        raise UserError(has_no(within, last, dir(parent)))
+    return getattr(parent, last)
 
 
 def check_components(config: DictConfig, may_import: Callable[[str], bool] = lambda name: True) -> list[str]:
@@ -143,47 +150,43 @@ def arguments_taken(key: str, name: str) -> set[str] | None:
     """The arguments that a config may give a component; None where any, or where that cannot be told."""
     with contextlib.suppress(UserError):  # told by check_components
         taken = _arguments_of(key, name)
-        return None if taken is None or taken.others else taken.given
+        return None if taken.others else set(taken.given)
     return None
 
 
 class _Arguments(NamedTuple):
-    """A component's parameters, what of them the recipe passes, what a config may give, and whether also others."""
+    """What a config may give a component, what the recipe passes, and whether it takes any others."""
 
-    parameters: Mapping[str, inspect.Parameter]
+    given: dict[str, inspect.Parameter]
     passed: set[str]
-    given: set[str]
     others: bool
 
 
-def _arguments_of(key: str, name: str) -> _Arguments | None:
-    """None where it is written in C, without a signature."""
+def _arguments_of(key: str, name: str) -> _Arguments:
     component = find_component(name)
-    parameters = None
+    parameters = inspect.signature(lambda **others: None).parameters  # as of what is written in C, without a signature
     for evaluated in (False, True):  # annotations that cannot be evaluated say nothing
         with contextlib.suppress(Exception):
             parameters = inspect.signature(component, eval_str=evaluated).parameters
-    if parameters is None:
-        return None
-    top, _, rest = key.partition(".")
-    by_place = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    given = {p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     others = {p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD}
-    passed = set[str]()
+    passed, more = set[str](), set[str]()
+    top, _, rest = key.partition(".")
     if not rest or rest.isdigit():
-        passed = {*by_place[: _PASSED_BY_PLACE.get(top, 0)], *_PASSED_BY_NAME.get(top, ())}
-        given |= ENTRY_KEYS.get(top, set())
-    given |= _SERVED_LOSS_ARGUMENTS if name in _SERVED_BY else set()
-    given |= _LOAD_DATASET_KEYS if "load_dataset_kwargs" in others else set()
-    return _Arguments(parameters, passed, given - passed, bool(others - {"load_dataset_kwargs"}))
+        passed = {*list(parameters)[: _PASSED_BY_PLACE.get(top, 0)], *_PASSED_BY_NAME.get(top, ())}
+        more |= ENTRY_KEYS.get(top, set())
+    more |= _SERVED_LOSS_ARGUMENTS if name in _SERVED_BY else set()
+    more |= _LOAD_DATASET_KEYS if "load_dataset_kwargs" in others else set()
+    given = dict.fromkeys(more, _ANYTHING)
+    given |= {p.name: p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    for argument in given.keys() & _OPTIONAL_HERE.get(name.rpartition(".")[2], set()):
+        given[argument] = given[argument].replace(default=None)
+    given = {argument: parameter for argument, parameter in given.items() if argument not in passed}
+    return _Arguments(given, passed, bool(others - {"load_dataset_kwargs"}))
 
 
 def _argument_faults(key: str, component: DictConfig) -> Iterator[str]:
     name = component["_component_"]
     taken = _arguments_of(key, name)
-    if taken is None:
-        return
-    optional = _OPTIONAL_HERE.get(name.rpartition(".")[2], set[str]())
     for argument in map(str, component):
         if argument in taken.passed:
             yield f"{key}.{argument}: the recipe passes this itself; leave it out"
@@ -198,19 +201,16 @@ def _argument_faults(key: str, component: DictConfig) -> Iterator[str]:
             if argument in KEYS:
                 near = f"; it is a key of the config itself: {argument}={component[argument]}"
             yield f"{key}.{argument}: {name} has no such argument{near}"
-    for argument, parameter in taken.parameters.items():
-        if argument not in taken.given:
-            continue
+    for argument, parameter in taken.given.items():
         if argument in component:
             value = component[argument]
             is_right = is_component(value) or f"{key}.{argument}" in _MORE_HERE
             value = OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
             # Whatever its annotation says, a default is right (`path: str = None`); True is not 1.
             is_right |= type(value) is type(parameter.default) and bool(value == parameter.default)
-            is_right |= value is None and argument in optional
             if not is_right and (wanted := _mismatch(value, _annotation_of(parameter))):
                 yield f"{key}.{argument}={value}: must be {wanted}"
-        elif parameter.default is parameter.empty and argument not in optional:
+        elif parameter.default is parameter.empty:
             yield f"{key}.{argument}: missing; {name} needs it"
     if name in _SERVED_BY and (index := component.get("ignore_index", -100)) != -100:
         yield f"{key}.ignore_index={index}: must be -100, which marks unsupervised tokens everywhere here"

@@ -48,9 +48,6 @@ def _is_day(value: Any) -> bool:
         return False
 
 
-_FP16 = "is not supported: gradients underflow in fp16 without loss scaling; take bf16 or fp32"
-
-
 def _no_folder_for(value: str) -> str | None:
     files = (folder for folder in (Path(value), *Path(value).parents) if os.path.exists(folder) and not folder.is_dir())
     return next((f"cannot be made: {file} is a file" for file in files), None)
@@ -75,11 +72,7 @@ FLAG = Kind("True or False", lambda value: isinstance(value, bool))
 TEXT = like("text", ".+")
 DAY = Kind("a day, as 2026-03-01", _is_day)
 DEVICE = like("cpu, cuda, cuda:N, mps or auto (the fastest that is there)", r"(cpu|cuda|mps|auto)(:\d+)?")
-DTYPE = Kind(
-    "one of bf16, fp32",
-    lambda value: value in ("bf16", "fp32", "fp16"),
-    lambda value: _FP16 if value == "fp16" else None,
-)
+DTYPE = dataclasses.replace(one_of("bf16", "fp32"), hint="; gradients underflow in fp16 without loss scaling")
 FOLDER_TO_WRITE = Kind("a folder's path", TEXT.fits, _no_folder_for)
 _CHECKPOINTS = "auto, True, False or a folder checkpoints/step_N"
 RESUME = Kind(_CHECKPOINTS, lambda value: isinstance(value, bool | str), _no_checkpoint)
@@ -112,12 +105,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "teacher_dtype": Key(DTYPE, None, "what a teacher's weights are held in; default `dtype`", _TEACHER),
         "teacher_quantizer": Key(COMPONENT, None, "torchao's config, or NF4, for a teacher's weights", _TEACHER),
         "teacher_offload": Key(FLAG, False, "keep a teacher's layers in host memory and copy each in time", _TEACHER),
-        "teacher_cache": Key(
-            FOLDER_TO_WRITE,
-            None,
-            "a cache before the teacher, which is asked about the rows that are missing there, each once",
-            _TEACHER,
-        ),
+        "teacher_cache": Key(FOLDER_TO_WRITE, None, "a cache; the teacher is asked only for rows it lacks", _TEACHER),
         "cache": Key(SETTINGS, Needed(), _STORED, ("teacher_cache",), recipe="teacher_cache"),
     },
     "Data": {
@@ -184,11 +172,3 @@ SECTIONS: dict[str, dict[str, Key]] = {
     },
 }
 KEYS = {name: key for section in SECTIONS.values() for name, key in section.items()}
-
-
-def is_set(name: str, value: Any) -> bool:
-    """Whether a value says something else than the key's absence."""
-    default = KEYS[name].default
-    if value is None or (value is False and default is None):
-        return False
-    return type(value) is not type(default) or bool(value != default)

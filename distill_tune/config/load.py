@@ -49,10 +49,13 @@ def load_config(
         say: is told of each that loses others.
 
     Raises:
-        UserError: the file is not a YAML mapping; an override cannot be applied; an interpolation cannot be resolved.
+        UserError: the file cannot be read, or is no YAML mapping; an override or interpolation cannot be applied.
     """
     with _told_as(f"config {path}: not valid YAML"):
-        config = OmegaConf.load(path)
+        try:
+            config = OmegaConf.load(path)
+        except OSError as error:
+            raise UserError(f"config {path}: cannot be read: {error.strerror}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"config {path}: must be a mapping of keys, found {type(config).__name__}")
     faults = CollectedFaults("the command line")
@@ -140,11 +143,6 @@ def _remove(config: DictConfig, key: str) -> None:
     parent_key, _, last = key.rpartition(".")
     try:
         parent = OmegaConf.select(config, parent_key) if parent_key else config
-    except (OmegaConfBaseException, ValueError):
-        parent = None
-    if isinstance(parent, DictConfig) and last in parent:
-        del parent[last]
-    elif isinstance(parent, ListConfig) and last.isdigit() and int(last) < len(parent):
-        del parent[int(last)]
-    else:
-        raise UserError(f"~{key}: there is no {key} to remove")
+        del parent[int(last) if isinstance(parent, ListConfig) else last]
+    except (OmegaConfBaseException, TypeError, LookupError, ValueError) as error:
+        raise UserError(f"~{key}: there is no {key} to remove") from error

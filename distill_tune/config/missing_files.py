@@ -10,7 +10,11 @@ from omegaconf import DictConfig, ListConfig
 from distill_tune.config.files import configs_folder, how_to_read_cache, is_cache, is_model_folder
 from distill_tune.config.nodes import components_of, is_model
 
-_OF_TOKENIZERS = ("merges_file", "vocab_path", "merges_path", "special_tokens_path")
+# Of arguments, by name: what there is not, where what is asked is not so. Those of tokenizers, and of checkpointers.
+_NAMED = {
+    **dict.fromkeys(("merges_file", "merges_path", "special_tokens_path", "vocab_path"), ("file", os.path.exists)),
+    "checkpoint_dir": ("folder", os.path.isdir),
+}
 _DOWNLOAD = re.compile(r"^# +(distill-tune download \S+/(\S+))$", re.MULTILINE)
 
 
@@ -26,13 +30,9 @@ class MissingFile(str):
     path: Path
 
 
-def missing_files(config: DictConfig, source: str = "") -> Iterator[MissingFile]:
-    """
-    Args:
-        source: the YAML text, whose head may say how models are got.
-    """
+def missing_files(config: DictConfig) -> Iterator[MissingFile]:
     for key, path, what in _missing(config):
-        fault = MissingFile(f"{key}={path}: {what}{_how_to_get(Path(path), source)}")
+        fault = MissingFile(f"{key}={path}: {what}{_how_to_get(Path(path))}")
         fault.key, fault.path = key, Path(path)
         yield fault
 
@@ -43,16 +43,13 @@ def _missing(config: DictConfig) -> Iterator[tuple[str, str, str]]:
         texts = {str(name): value for name, value in component.items() if isinstance(value, str)}
         if "path" in texts and (told := _told_of(key, texts["_component_"], texts["path"])):
             yield f"{key}.path", texts["path"], told
-        for name in _OF_TOKENIZERS if key.startswith("tokenizer") else ():
-            if name in texts and not os.path.exists(texts[name]):
-                yield f"{key}.{name}", texts[name], "no such file"
-        folder, files = texts.get("checkpoint_dir"), component.get("checkpoint_files")
-        if folder is not None and not os.path.isdir(folder):
-            yield f"{key}.checkpoint_dir", folder, "no such folder"
-        elif folder is not None and isinstance(files, ListConfig):
-            for file in (os.path.join(folder, str(name)) for name in files):
-                if not os.path.isfile(file):
-                    yield f"{key}.checkpoint_files", file, "no such file"
+        for name, (what, is_there) in _NAMED.items():
+            if name in texts and not is_there(texts[name]):
+                yield f"{key}.{name}", texts[name], f"no such {what}"
+        folder, files = texts.get("checkpoint_dir", ""), component.get("checkpoint_files")
+        for name in files if os.path.isdir(folder) and isinstance(files, ListConfig) else ():
+            if not os.path.isfile(file := os.path.join(folder, str(name))):
+                yield f"{key}.checkpoint_files", file, "no such file"
 
 
 def _told_of(key: str, name: str, path: str) -> str | None:
@@ -83,10 +80,10 @@ def _told_of(key: str, name: str, path: str) -> str | None:
     return None if is_model_folder(path) else told
 
 
-def _how_to_get(path: Path, source: str) -> str:
-    """The command of the config's head, or of a shipped one, that gets the model's folder that a path is in."""
-    texts = [source, *(config.read_text(encoding="utf-8") for config in configs_folder().rglob("*.yaml"))]
-    for command, name in _DOWNLOAD.findall("\n".join(texts)):
+def _how_to_get(path: Path) -> str:
+    """The command that gets the model's folder that a path is in, as the head of a shipped config has it."""
+    heads = "\n".join(config.read_text(encoding="utf-8") for config in configs_folder().rglob("*.yaml"))
+    for command, name in _DOWNLOAD.findall(heads):
         if name in path.parts:
             folder = Path(*path.parts[: path.parts.index(name) + 1])
             return f"; get it: {command}" + ("" if folder == Path("models") / name else f" --output {folder}")

@@ -26,6 +26,7 @@ _INTERPOLATION = re.compile(r"\$\{\s*([A-Za-z_]\w*)")
 _NAMES = re.compile(r"""\.([A-Za-z_]\w*)\b(?!\s*\()|["']([A-Za-z_]\w*)(?:[.\[][^"'\n]*)?["']""")
 _READ_OF_CFG = re.compile(r"""\bcfg(?:\.get\(\s*["']|\[["']|\.)([A-Za-z_]\w*)""")
 _IMPORTED = re.compile(r"^\s*(?:from|import)\s+([A-Za-z_]\w*)", re.MULTILINE)
+_READ_OR_KNOWN = KNOWN | sys.stdlib_module_names | {"numpy", "omegaconf"}  # packages that read no key
 _PATHS = "models_dir"  # of shipped configs, for others to refer to
 _LIKE = 0.75  # of difflib, where nothing else can be meant: adapter and date have 0.73
 _ALMOST = 0.8  # of difflib: kd_raito and kd_ratio have 0.88, mode and model 0.89, my_model and model 0.77
@@ -71,7 +72,8 @@ class Recipe:
         lines = [line for line in self.text.splitlines() if line not in shipped]
         self.names = _names_in(texts)
         self.reads = {name for text in texts for name in _READ_OF_CFG.findall(text)} - set(dir(DictConfig))
-        self.imports_unread = any(_is_unread(name, path) for text in texts for name in _IMPORTED.findall(text))
+        imported = {name for text in texts for name in _IMPORTED.findall(text)} - _READ_OR_KNOWN
+        self.imports_unread = not all(any(_files_of(name, path)) for name in imported)
         self.reads_otherwise = _names_in([*lines, *beside]) & set(KEYS)
 
     def needs(self, key: str) -> bool:
@@ -139,12 +141,6 @@ def _meant_by(key: str, config: DictConfig, recipe: Recipe) -> list[str]:
 
 def _names_in(texts: Iterable[str]) -> set[str]:
     return {name for text in texts for pair in _NAMES.findall(text) for name in pair if name}
-
-
-def _is_unread(package: str, recipe: Path) -> bool:
-    """Whether a package is none of Python's, of those that this one is made for, or of a folder that is searched."""
-    known = KNOWN | sys.stdlib_module_names | {"numpy", "omegaconf"}
-    return package not in known and not any(_files_of(package, recipe))
 
 
 def _files_of(module: str, recipe: Path) -> Iterator[Path]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from distill_tune.config.keys import KEYS, is_set
+from distill_tune.config.keys import KEYS
 from distill_tune.config.kinds import ABOVE_0, WARM_UP, Kind, one_of, whole
 from distill_tune.config.nearest import did_you_mean, nearest
-from distill_tune.config.nodes import components_of, nodes_of
+from distill_tune.config.nodes import components_of, is_component, nodes_of
 
 MOST_LAYERS = 10_000
 # Of arguments, by name: of which keys' components, and what they may be; a type is told with the others of a signature.
@@ -69,9 +69,7 @@ def _of_keys(config: DictConfig) -> Iterator[str]:
 def _of_cache(cache: Any) -> Iterator[str]:
     if not isinstance(cache, DictConfig):
         return
-    if "kind" not in cache:
-        yield f"cache.kind: missing; it {_CACHE['kind'][0].fault(None)}"
-    for name, value in cache.items():
+    for name, value in {"kind": None, **cache}.items():
         if name not in _CACHE:
             near = did_you_mean(nearest(str(name), _CACHE), otherwise=f"; it has {', '.join(_CACHE)}")
             yield f"cache.{name}: no such key{near}"
@@ -122,14 +120,14 @@ def _without_effect(config: DictConfig, read_otherwise: Set[str]) -> Iterator[st
     for key, entry in KEYS.items():
         needs_another = entry.beside and not entry.recipe and key not in read_otherwise
         is_heeded = not needs_another or any(config.get(name) for name in entry.beside)
-        if not is_heeded and is_set(key, config.get(key)):
+        if not is_heeded and config.get(key) not in (None, entry.default or False):
             yield f"{key}={_shown(config[key])}: nothing heeds it without {' or '.join(entry.beside)}; leave it out"
     teacher = config.get("teacher_model")
-    kind = str(teacher.get("_component_", "")) if isinstance(teacher, DictConfig) else ""
+    kind = teacher["_component_"] if is_component(teacher) else ""
     is_stored = kind == _STORED  # from this very config, with the live teacher's keys in it
     for key, of_several in (("teacher_combination", "teacher_model"), ("dataset_temperature", "dataset")):
-        is_of_live = is_stored and of_several == "teacher_model"
-        if config.get(key) is not None and isinstance(config.get(of_several), DictConfig) and not is_of_live:
+        is_one = is_component(config.get(of_several)) and not (is_stored and of_several == "teacher_model")
+        if config.get(key) is not None and is_one:
             yield f"{key}={config[key]}: {of_several} names one {of_several.removesuffix('_model')}; give a list"
     if config.get("resume_from_checkpoint") and config.get("resume") is not None:
         told = f"resume_from_checkpoint={config['resume_from_checkpoint']}"

@@ -87,3 +87,9 @@ def test_all_bad_overrides_are_told_together(load):
     with pytest.raises(UserError) as caught:
         load("kd_ratio", "~nothing", "+kd_ratio=1")
     assert str(caught.value).startswith("3 faults in the command line")
+
+
+def test_a_file_that_cannot_be_read_is_told_so_and_not_as_wrong_yaml(tmp_path):
+    with pytest.raises(UserError) as caught:
+        load_config(tmp_path)
+    assert str(caught.value) == f"config {tmp_path}: cannot be read: Is a directory"

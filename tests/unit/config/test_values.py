@@ -28,7 +28,7 @@ def test_what_a_kind_heeds_is_taken(cache):
 @pytest.mark.parametrize(
     ("cache", "told"),
     [
-        ({}, "cache.kind: missing; it must be one of sampled, top_k, hidden"),
+        ({}, "cache.kind=None: must be one of sampled, top_k, hidden"),
         ({"kind": "dense"}, "cache.kind=dense: must be one of sampled, top_k, hidden"),
         ({"kind": None}, "cache.kind=None: must be one of sampled, top_k, hidden"),
         ({"kind": "sampled", "drws": 5}, "cache.drws: no such key, did you mean draws?"),

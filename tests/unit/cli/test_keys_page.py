@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from distill_tune.cli.keys_page import help_text, page
 from distill_tune.config.keys import KEYS
-from distill_tune.config.reference import help_text, page
 from distill_tune.config.values import check_values
 
 
 def test_the_page_is_the_table():
     told = (Path(__file__).parents[3] / "docs" / "keys.md").read_text(encoding="utf-8")
-    assert told == page(), "python -m distill_tune.config.reference > docs/keys.md"
+    assert told == page(), "python -m distill_tune.cli.keys_page > docs/keys.md"
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -1,4 +1,4 @@
-"""The table of keys as a page and as a help text. ``python -m distill_tune.config.reference > docs/keys.md``"""
+"""The table of keys as a page and as a help text. ``python -m distill_tune.cli.keys_page > docs/keys.md``"""
 
 import textwrap
 
