@@ -181,8 +181,10 @@ def test_two_processes_train_on_chats(name: str, place: Path, models_dir: Path, 
 
 
 @pytest.mark.parametrize("name", [name for name in config_names() if name.startswith(FOLDERS)])
-def test_what_runs_on_the_demos_models(name: str, place: Path, tokenizer_file: Path, cli: Callable):
-    settings = [*needed(name, "before/checkpoints/step_3"), *FEW, "output_dir=out"]
+def test_what_runs_on_the_demos_models(
+    name: str, place: Path, tokenizer_file: Path, demo_teacher_url: str, cli: Callable
+):
+    settings = [*needed(name, "before/checkpoints/step_3", demo_teacher_url), *FEW, "output_dir=out"]
     if name == "signals/earlier_checkpoint":
         told(cli("run", "kd_single_device", "--config", "tiny", *FEW_ROWS, *FEW, "output_dir=before"))
     write_needed(place, ALPACA, tokenizer_file)
