@@ -23,7 +23,8 @@ def hide_secrets(text: str) -> str:
     """The text without the values of environment variables that hold secrets, and without what looks like one."""
     for name, value in os.environ.items():
         if _VARIABLES.search(name) and len(value) >= _SHORTEST:
-            text = text.replace(value, _HIDDEN)
+            for written in (value, repr(value)[1:-1]):  # as errors show what has line ends or the like
+                text = text.replace(written, _HIDDEN)
     return _SHAPES.sub(_HIDDEN, text)
 
 

@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> None:
     training.use_day(cfg.get("date") or (made and made.date))
 
     # ---- The teacher without weights, and every row of dataset and dataset_val once
-    built = training.build_models(cfg, device)
+    built = training.build_models(cfg, device, with_cache=False)
     teacher = built.teacher
     encoding = training.encoding_for(cfg.cache, built, cfg)
     steps = training.plan_steps(cfg, built, seed)
@@ -39,9 +39,11 @@ def main(cfg: DictConfig) -> None:
     plan = data.StepPlan.of_teacher(plans, training.tokens_of_a_batch(cfg, plans))
     manifest = training.begin_cache(folder, cfg, built, steps, encoding, seed)
     writer = cache.CacheWriter(folder)
-    todo = [step for step in range(plan.steps_per_epoch) if writer.lacks(plan.digests(0, step))]
+    todo = [step for step in range(plan.steps_per_epoch) if writer.lacks(plan.record_keys(0, step))]
+    if not todo and encoding.kind == "hidden" and not (folder / cache.OUTPUT_LAYER).exists():
+        todo = [0]  # of which nothing is written but the output layer
     todo = training.from_main_process(todo)
-    if not todo and manifest.finished:
+    if not todo and cache.is_whole(folder, manifest):
         training.leave()
         raise FinishedRun(f"output_dir={folder}: this cache has all {plan.num_rows} rows; nothing is left to do")
 
@@ -55,10 +57,12 @@ def main(cfg: DictConfig) -> None:
     if todo:
         shard = shard_teacher if training.num_ranks() > 1 else None
         teacher.load(built.student, device, shard=shard, compile=cfg.get("compile", False))
+        teacher.expect(batch for step in todo for batch in plan.micro_batches(0, step))
 
     # ---- Its word on each row
     done, stopped_by = plan.steps_per_epoch - len(todo), 0
     with (
+        writer,
         training.StopSignals("what is done is written", "the same command goes on") as stop,
         training.Progress(plan.steps_per_epoch, done=done) as progress,
     ):
@@ -66,17 +70,14 @@ def main(cfg: DictConfig) -> None:
             started = time.perf_counter()
             (batch,) = plan.micro_batches(0, step)
             batch = batch.to(device)
-            signal = teacher(batch)
-            if encoding.kind == cache.HiddenEncoding.kind:
-                training.write_output_layer(folder, signal)
-            num_positions = batch.num_supervised if batch.digests else ()
-            rows = cache.encoded(encoding, signal, batch.digests, num_positions, seed)
-            del signal
+            rows, output_layer = training.recorded(teacher, encoding, batch, seed)
+            training.write_output_layer(folder, output_layer)
+            del output_layer
             teacher.release()
-            writer.add(batch.digests, rows)
+            writer.add(batch.record_keys, rows)
             done += 1
 
-            counts = (sum(num_positions), sum(map(len, rows)))
+            counts = (len(batch.supervised_positions), sum(map(len, rows)))
             (positions, num_bytes), (signal_number, peak_memory) = training.reduced_over_ranks(
                 counts, most=(stop.number, training.peak_memory_bytes(device))
             )

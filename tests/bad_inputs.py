@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+import torch
 import yaml
 from loopback import LoopbackServer, Reply
 from tiny import ROWS, write_model
 
 from distill_tune import cache
+from distill_tune.cache.shard import Shard
 
 # One wrong setting each, told before anything heavy is imported: overrides, and a part of the message.
 AT_ONCE = [
@@ -45,6 +47,10 @@ AT_ONCE = [
         "teacher_offload: distill_tune.teachers.EMA does not heed it; it is for models",
     ),
     ("cache.kind=sampled", "cache: kd_single_device does not read it; teacher_cache does"),
+    (
+        "teacher_cache=cache ~teacher_model kd_ratio=0",
+        "teacher_cache=cache: nothing heeds it without teacher_model; leave it out",
+    ),
     ("teacher_prompt_template=hello", "teacher_prompt_template=hello: must be text with {input}"),
     ("augmentations=3", "augmentations=3: must be a list of components"),
     ("dataset_temperature=0", "dataset_temperature=0: must be a number above 0 or null"),
@@ -99,6 +105,7 @@ AT_ONCE = [
 ]
 
 LOSS, HIDDEN = "kd_loss._component_=distill_tune.losses.", "hidden_loss._component_=distill_tune.losses.HiddenLoss"
+THROUGH = ("teacher_cache=cache", "cache.kind=top_k")
 ARGUMENTS = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "intermediate_dim", "max_seq_len")
 LOGGERS = "torchtune.training.metric_logging."
 KIND = " ".join(f"~teacher_model.{name}" for name in ARGUMENTS) + " teacher_model=distill_tune.teachers."
@@ -364,11 +371,13 @@ class Wrong:
         return self.rows("rows.json", rows)
 
     def cache(self, kind: str, /, *overrides: str, **changes: object) -> list[str]:
-        """A stored teacher that has no row, and overrides that take it."""
+        """A stored teacher whose manifest lists no row, and overrides that take it."""
         encoding = cache.encoding_of(kind, {"vocab_size": 320, **({"width": 64} if kind == "hidden" else {})})
         manifest = cache.Manifest(kind, cache.settings_of(encoding), 0, {}, finished=True)
         (self.folder / "cache").mkdir()
         dataclasses.replace(manifest, **changes).write(self.folder / "cache")
+        row = cache.HiddenEncoding(320, 1).encode(torch.zeros(1, 1), [1])
+        Shard.write(self.folder / "cache", [bytes(16)], row)  # without one it would be no cache yet
         return [*f"{KIND}Cached +teacher_model.path=cache".split(), *overrides]
 
     def without(self, name: str) -> list[str]:
@@ -413,6 +422,8 @@ SERVED = {
     "kinds": ["top_k"],
     "most_tokens_of_row": 4096,
     "most_log_probs": 320,
+    "most_tokens_of_request": 4096,
+    "most_bytes_of_answer": 1 << 30,
     "tokenizer": "another",
 }
 OTHER_TOKENS = {"tokens": {str(index): f"token{index}" for index in range(320)}, "added": []}
@@ -812,7 +823,7 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     (
         "cache: a shard is gone",
         lambda w: w.cache("top_k", files={"records-1.safetensors": {"bytes": 9, "rows": 1, "positions": 1}}),
-        "records-1.safetensors: is missing; the command that made the cache makes it anew",
+        "records-1.safetensors: is missing; copy it again, or the command that made the cache makes it anew",
     ),
     (
         "cache: lacks the rows",
@@ -849,6 +860,57 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
         "cache: prompts that change",
         lambda w: w.cache("top_k", "augmentations=[{_component_: distill_tune.data.DropTokens}]"),
         "augmentations make prompts that no cache has",
+    ),
+    # A cache that a run fills
+    (
+        "teacher_cache: nothing said of its kind",
+        lambda w: ["teacher_cache=cache"],
+        "teacher_cache=cache: no cache yet; say what it is to hold: cache.kind=sampled, top_k or hidden",
+    ),
+    (
+        "teacher_cache: the run's own folder",
+        lambda w: [*THROUGH, "teacher_cache=out"],
+        "teacher_cache=out: output_dir is the run's own folder; name another",
+    ),
+    (
+        "teacher_cache: a folder of something else",
+        lambda w: [*THROUGH, "teacher_cache=."],
+        "and is no cache; name a new folder",
+    ),
+    (
+        "teacher_cache: of another teacher",
+        lambda w: [*w.cache("top_k")[:0], "teacher_cache=cache"],
+        "teacher_cache=cache: holds another cache; set it back, or name another folder",
+    ),
+    (
+        "teacher_cache: a teacher that follows the student",
+        lambda w: [*f"{KIND}EMA".split(), *THROUGH],
+        "EMA follows the student; it cannot be stored before",
+    ),
+    (
+        "teacher_cache: before a cache",
+        lambda w: [*w.cache("top_k"), *THROUGH, "teacher_cache=other"],
+        "distill_tune.teachers.Cached is a cache already; name the teacher itself",
+    ),
+    (
+        "teacher_cache: hidden states of layers",
+        lambda w: [*HIDDEN.split(), *THROUGH],
+        "teacher_cache=cache: hidden_loss compares layers, whose states no cache has; leave one out",
+    ),
+    (
+        "teacher_cache: a divergence that draws do not serve",
+        lambda w: [*THROUGH, "cache.kind=sampled", f"{LOSS}ReverseKL"],
+        "teacher_cache=cache: a sampled record serves ForwardKL, not ReverseKL",
+    ),
+    (
+        "teacher_cache: another temperature",
+        lambda w: [*THROUGH, "cache.temperature=2"],
+        "teacher_cache=cache: a top_k record made at temperature 2 serves no other",
+    ),
+    (
+        "teacher_cache: prompts that change",
+        lambda w: [*THROUGH, "augmentations=[{_component_: distill_tune.data.DropTokens}]"],
+        "teacher_cache=cache: augmentations make prompts that no cache has",
     ),
     ("resume said twice", lambda w: ["resume=auto", "resume_from_checkpoint=True"], "means the same; keep one"),
 ]

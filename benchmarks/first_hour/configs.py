@@ -1,12 +1,16 @@
 """Shipped configs on the demo's models, in bf16, three steps each, through the command."""
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from distill_tune.data import docstring_rows
 from first_hour.outcome import NotMeasured, Settings
 
 STEPS = 3
+MOST_OFF = 1e-3  # of two runs' losses in bf16, whose sums a GPU may add in another order
 
 
 def single_device(settings: Settings, name: str) -> dict[str, Any]:
@@ -26,12 +31,54 @@ def single_device(settings: Settings, name: str) -> dict[str, Any]:
             raise NotMeasured("needs a GGUF file and the folder that it was made from")
         if name == "signals/teacher_of_each_row":
             _write_rows_of_two_teachers(folder / "rows.json")
+        if name == "signals/served_teacher":
+            with _served(settings) as url:
+                return _run(name, settings, folder / "out", f"teacher_model.url={url}")
         more = []
         if name == "signals/earlier_checkpoint":
-            main(["run", "kd_single_device", "--config", "tiny", *_overrides("tiny/tiny", settings, "before")])
+            _run("tiny/tiny", settings, folder / "before")
             more = [f"teacher_model.path=before/checkpoints/step_{STEPS}"]
-        main(["run", "kd_single_device", "--config", name, *_overrides(name, settings, "out"), *more])
-        return _figures(folder / "out")
+        return _run(name, settings, folder / "out", *more)
+
+
+def stored(
+    settings: Settings, kind: str, *, name: str = "tiny/tiny", teacher: Sequence[str] = (), both: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A run that fills a cache, and one that reads it with no teacher at hand: the same losses.
+
+    Args:
+        teacher: settings of the live teacher.
+        both: settings of both runs.
+    """
+    both = [*both, "batch_size=4", f"dataset.num_rows={4 * STEPS}"]  # steps read all rows, which the cache has then
+    with _folder(settings) as folder:
+        filling = _run(name, settings, folder / "filling", *both, *teacher, "teacher_cache=cache", f"cache.kind={kind}")
+        cached = "teacher_model={_component_: distill_tune.teachers.Cached, path: cache}"
+        reading = _run(name, settings, folder / "reading", *both, cached)
+        off = max(abs(a / b - 1) for a, b in zip(filling["losses"], reading["losses"], strict=True))
+        if off > MOST_OFF:
+            raise RuntimeError(f"losses of {filling['losses']} where the cache is filled, {reading['losses']} from it")
+        return reading | {"off": off}
+
+
+def _run(name: str, settings: Settings, output: Path, *more: str) -> dict[str, Any]:
+    main(["run", "kd_single_device", "--config", name, *_overrides(name, settings, str(output)), *more])
+    return _figures(output)
+
+
+@contextlib.contextmanager
+def _served(settings: Settings):
+    """The address of the demo's teacher on the device, behind a server of its own."""
+    if not importlib.util.find_spec("uvicorn"):
+        raise NotMeasured("needs uvicorn and starlette")
+    command = [sys.executable, "-um", "distill_tune", "serve", "--config", "tiny", "--port", "0"]
+    command.append(f"device={settings.device}")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            told = next((line for line in process.stdout if "http://" in line), "")
+            yield re.search(r"http://[^\s,]+", told)[0]
+        finally:
+            process.send_signal(signal.SIGINT)
 
 
 def distributed(settings: Settings, name: str, processes: int | None = None) -> dict[str, Any]:

@@ -17,6 +17,13 @@ _INT8, _INT4, _NF4 = (
     )
 )
 _INT4_PACKED = _INT4 | {"int4_packing_format": "tile_packed_to_4d"}
+KINDS = ("sampled", "top_k", "hidden")
+_STORED: dict[str, dict[str, Any]] = {
+    "of a teacher in int8": {"teacher": [f"+teacher_quantizer={_INT8['_component_']}"]},
+    "of a streamed teacher": {"teacher": ["+teacher_offload=True"]},
+    "of a teacher of Hugging Face": {"name": "signals/hugging_face_teacher"},
+    "compiled": {"both": ["+compile=True"]},
+}
 # Single and sharded; the next three on one device alone; the last by torchtune too.
 CASES = ("long", "long_full")
 SINGLE_CASES = ("alpaca", "long_int4", "long_compiled")
@@ -75,10 +82,16 @@ def _runs(small: bool) -> list[Item]:
     tiny = [name for name in names if name.startswith("tiny/")]
     two = {"processes": 2} if small else {}
     single, several = "first_hour.configs:single_device", "first_hour.configs:distributed"
+    stored = "first_hour.configs:stored"
     return [
         Item(TESTS, "tests marked gpu", "first_hour.suite:gpu_tests", seconds=1800),
         *(Item(CONFIGS, f"kd_single_device {name}", single, {"name": name}) for name in names),
         *(Item(CONFIGS, f"kd_distributed {name}", several, {"name": name, **two}) for name in tiny),
+        *(Item(CONFIGS, f"a cache filled and read: {kind}", stored, {"kind": kind}) for kind in KINDS),
+        *(
+            Item(CONFIGS, f"a cache filled and read: {name}", stored, {"kind": KINDS[0], **settings})
+            for name, settings in _STORED.items()
+        ),
     ]
 
 

@@ -1,6 +1,7 @@
 """A teacher's word on rows, stored: found by what a row contains, whatever the order in which it is asked for."""
 
 from distill_tune.cache.agreement import Agreement
+from distill_tune.cache.beside import OUTPUT_LAYER, damaged_beside
 from distill_tune.cache.encoding import (
     Encoding,
     HiddenEncoding,
@@ -11,12 +12,20 @@ from distill_tune.cache.encoding import (
     settings_of,
 )
 from distill_tune.cache.manifest import MANIFEST, Manifest
-from distill_tune.cache.output_layer import OUTPUT_LAYER, read_output_layer, write_output_layer
+from distill_tune.cache.output_layer import read_output_layer, write_output_layer
 from distill_tune.cache.reader import CacheReader
-from distill_tune.cache.recording import encoded
+from distill_tune.cache.recording import encoded, scores_of
 from distill_tune.cache.shard import damage_of, shard_files
 from distill_tune.cache.vocabulary_file import fingerprint_of, read_vocabulary, write_vocabulary
-from distill_tune.cache.writer import SHARD_BYTES, CacheWriter, begin, finish
+from distill_tune.cache.writer import (
+    SHARD_BYTES,
+    CacheWriter,
+    begin,
+    cache_there,
+    finish,
+    is_whole,
+    require_same_teacher,
+)
 
 __all__ = [
     "MANIFEST",
@@ -31,14 +40,19 @@ __all__ = [
     "SampledEncoding",
     "TopEncoding",
     "begin",
+    "cache_there",
     "damage_of",
+    "damaged_beside",
     "encoded",
     "encoding_of",
     "fingerprint_of",
     "finish",
+    "is_whole",
     "positions_in",
     "read_output_layer",
     "read_vocabulary",
+    "require_same_teacher",
+    "scores_of",
     "settings_of",
     "shard_files",
     "write_output_layer",

@@ -27,6 +27,7 @@ _WIDE_IDS = 20
 _NARROW_COUNTS = 2**6  # more draws than this less one take 4 bytes an entry
 _MOST_ENTROPY = 16.0  # nats; that of 2^20 tokens is 13.9
 _LEAST_LOG_PROB = -32.0
+_LEAST_TEMPERATURE = 1e-3  # logits divided by less are infinite
 _LOG_WEIGHTS = (-24.0, 8.0)
 # Distinct tokens of so many draws, as large models give them (arXiv 2503.16870), and how they grow with the draws.
 _DISTINCT_OF_50, _WITH_DRAWS = 12.0, 0.8
@@ -59,7 +60,7 @@ class Encoding(Protocol):
         """The record of some rows, one after another, on the CPU.
 
         Raises:
-            ValueError: bytes that are none of such rows.
+            ValueError: bytes that are none of such rows; a token that the vocabulary has not.
         """
         ...
 
@@ -84,6 +85,9 @@ class SampledEncoding:
         _require_vocabulary(self.vocab_size)
         if not 1 <= self.draws <= MOST_DRAWS:
             raise ValueError(f"draws={self.draws}: must be from 1 to {MOST_DRAWS}")
+        _require_temperature("temperature", self.temperature)
+        if self.proposal_temperature is not None:
+            _require_temperature("proposal_temperature", self.proposal_temperature)
 
     @property
     def _has_weights(self) -> bool:
@@ -141,7 +145,7 @@ class SampledEncoding:
         words = entries.view("<u4")[:, 0]
         is_token = numpy.arange(max(1, counts.max(initial=0))) < counts[:, None]  # [n, k]
         ids, weights = numpy.zeros(is_token.shape, numpy.int32), numpy.zeros(is_token.shape, numpy.float32)
-        ids[is_token] = words & (1 << self._id_bits) - 1
+        ids[is_token] = _known(words & (1 << self._id_bits) - 1, self.vocab_size)
         values = words >> self._id_bits
         if self._has_weights:
             weights[is_token] = numpy.exp(_values(values, *_LOG_WEIGHTS, 32 - self._id_bits))
@@ -171,6 +175,7 @@ class TopEncoding:
         _require_vocabulary(self.vocab_size)
         if self.k < 1:
             raise ValueError(f"k={self.k}: must be at least 1")
+        _require_temperature("temperature", self.temperature)
 
     @property
     def _entries(self) -> int:
@@ -198,7 +203,7 @@ class TopEncoding:
             all_words.append(reader.take("<u4", reader.num_positions * self._entries).reshape(-1, self._entries))
             reader.require_end()
         words, bits = numpy.concatenate(all_words), _id_bits(self.vocab_size)
-        ids = (words & (1 << bits) - 1).astype(numpy.int32)
+        ids = _known(words & (1 << bits) - 1, self.vocab_size).astype(numpy.int32)
         log_probs = _log_probs_of(32 - bits)[words >> bits]  # [n, k]
         log_rest = _log_probs_of(16)[numpy.concatenate(rests)]
         log_total = numpy.log(numpy.exp(log_probs).sum(-1) + numpy.exp(log_rest))
@@ -292,8 +297,19 @@ def _require_vocabulary(vocab_size: int) -> None:
         raise ValueError(f"a vocabulary of {vocab_size} tokens: ids are kept up to {MOST_TOKENS}")
 
 
+def _require_temperature(name: str, temperature: float) -> None:
+    if not _LEAST_TEMPERATURE <= temperature < numpy.inf:
+        raise ValueError(f"{name}={temperature:g}: must be at least {_LEAST_TEMPERATURE:g}")
+
+
 def _id_bits(vocab_size: int) -> int:
     return _NARROW_IDS if vocab_size <= 2**_NARROW_IDS else _WIDE_IDS
+
+
+def _known(ids: numpy.ndarray, vocab_size: int) -> numpy.ndarray:
+    if (largest := ids.max(initial=0)) >= vocab_size:
+        raise ValueError(f"a record has the token {largest}, of a vocabulary of {vocab_size}")
+    return ids
 
 
 def _header(num_positions: int) -> bytes:

@@ -12,6 +12,22 @@ from distill_tune.errors import UserError
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
+_SIZES = ("bytes", "rows", "positions")
+_TEXT_OR_NONE, _NUMBER_OR_NONE = (str, type(None)), (int, float, type(None))
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "kind": str,
+    "settings": dict,
+    "seed": int,
+    "teacher": dict,
+    "tokenizer": _TEXT_OR_NONE,
+    "template": _TEXT_OR_NONE,
+    "date": _TEXT_OR_NONE,
+    "package": str,
+    "rows": list,
+    "files": dict,
+    "beside": dict,
+    "finished": bool,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +44,7 @@ class Manifest:
         package: version that began it.
         rows: fingerprints of the datasets that it was last made for.
         files: of each shard, by name, its bytes, rows and positions; a shard's name has its checksum.
+        beside: SHA-256 of each other file, by name.
         finished: all rows of these datasets are there.
     """
 
@@ -41,6 +58,7 @@ class Manifest:
     package: str = ""
     rows: tuple[str, ...] = ()
     files: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     finished: bool = False
     format: int = _FORMAT
 
@@ -54,6 +72,7 @@ class Manifest:
             values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             if values["format"] != _FORMAT:
                 raise UserError(f"{folder}: a cache of format {values['format']}; this version reads {_FORMAT}")
+            _require_readable(values)
             return cls(**values | {"rows": tuple(values["rows"])})
         except FileNotFoundError as error:
             raise UserError(f"{folder}: no cache of a teacher, which has a {MANIFEST}") from error
@@ -61,8 +80,12 @@ class Manifest:
             raise UserError(f"{folder / MANIFEST}: cannot be read: {type(error).__name__}: {error}") from error
 
     def write(self, folder: Path) -> None:
+        """
+        Raises:
+            UserError: the disk is full, or fails.
+        """
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
-        write_whole(folder / MANIFEST, text.encode())
+        write_or_tell(folder / MANIFEST, text.encode())
 
     def differences(self, other: "Manifest") -> Iterator[str]:
         """What of another's records would not be as these are: ``draws was 50, is 12``."""
@@ -86,9 +109,39 @@ class Manifest:
         return sum(file["bytes"] for file in self.files.values())
 
 
+def _require_readable(values: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: a value that no manifest has.
+    """
+    for name, of in _TYPES.items():
+        if name in values and not isinstance(values[name], of):
+            raise ValueError(f"{name} is {values[name]!r}")
+    for name, value in values["settings"].items():
+        if isinstance(value, bool) or not isinstance(value, _NUMBER_OR_NONE):
+            raise ValueError(f"{name} of settings is {value!r}")
+    for name, sizes in values["files"].items():
+        if not isinstance(sizes, dict) or not all(type(sizes.get(size)) is int for size in _SIZES):
+            raise ValueError(f"{name} of files is {sizes!r}")
+
+
 def _differing(name: str, was: Any, now: Any) -> Iterator[str]:
     if was != now:
         yield f"{name} was {was}, is {now}"
+
+
+def write_or_tell(path: Path, content: bytes) -> None:
+    """:func:`write_whole` of what is beside the shards.
+
+    Raises:
+        UserError: the disk is full, or fails.
+    """
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror}; what was closed is there, and the same command goes on"
+        ) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

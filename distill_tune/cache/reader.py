@@ -1,13 +1,17 @@
 """Finds rows' records in a cache by what the rows contain."""
 
+import functools
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
 
+from distill_tune.cache.beside import require_there
 from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding, encoding_of
 from distill_tune.cache.manifest import Manifest
-from distill_tune.cache.shard import MADE_ANEW, Shard
+from distill_tune.cache.shard import MADE_ANEW, Shard, shard_files
 from distill_tune.data.row_digest import DIGEST_BYTES
 from distill_tune.errors import UserError
 
@@ -15,13 +19,16 @@ from distill_tune.errors import UserError
 class CacheReader:
     """A finished cache. Shards are mapped: processes of a machine share what they read.
 
+    Args:
+        unfinished: take what is there by now of a cache that is being written.
+
     Raises:
-        UserError: there is none, it is not finished, or a shard is missing or cut short.
+        UserError: there is none, it is not finished, or one of its files is missing or cut short.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, unfinished: bool = False) -> None:
         self.folder, self.manifest = folder, Manifest.read(folder)
-        if not self.manifest.finished:
+        if not (self.manifest.finished or unfinished):
             raise UserError(f"{folder}: this cache is not finished; the command that began it goes on")
         try:
             self.encoding: SampledEncoding | TopEncoding | HiddenEncoding = encoding_of(
@@ -29,7 +36,11 @@ class CacheReader:
             )
         except (ValueError, TypeError) as error:
             raise UserError(f"{folder}: {error}") from error
-        self._shards = [self._open(name, sizes["bytes"]) for name, sizes in self.manifest.files.items()]
+        if unfinished:
+            self._shards = list(map(Shard.open, shard_files(folder)))
+        else:
+            require_there(folder, self.manifest)
+            self._shards = [self._open(name, sizes["bytes"]) for name, sizes in self.manifest.files.items()]
         digests = numpy.concatenate([numpy.zeros((0, DIGEST_BYTES), numpy.uint8), *(s.digests for s in self._shards)])
         halves = numpy.ascontiguousarray(digests).view(numpy.uint64)  # [rows, 2]
         order = numpy.lexsort((halves[:, 1], halves[:, 0]))
@@ -39,13 +50,18 @@ class CacheReader:
     def _open(self, name: str, num_bytes: int) -> Shard:
         path = self.folder / name
         if not path.is_file():
-            raise UserError(f"{path}: is missing; the command that made the cache makes it anew")
-        if path.stat().st_size != num_bytes:
-            raise UserError(f"{path}: is damaged: it has another size; {MADE_ANEW}")
+            raise UserError(f"{path}: is missing; copy it again, or the command that made the cache makes it anew")
+        if (there := path.stat().st_size) != num_bytes:
+            raise UserError(f"{path}: is damaged: it has {there:,} bytes, not {num_bytes:,}; {MADE_ANEW}")
         return Shard.open(path)
 
     def find(self, digests: Sequence[bytes]) -> numpy.ndarray:
         """The number of each row, ``[rows]``, int64; -1 of one that is not there."""
+        places = self._places(digests)
+        return numpy.where(places < 0, -1, self._order[places]) if len(self._order) else places
+
+    def _places(self, digests: Sequence[bytes]) -> numpy.ndarray:
+        """Of each row in the order of digests, ``[rows]``, int64; -1 of one that is not there."""
         wanted = numpy.frombuffer(b"".join(digests), numpy.uint64).reshape(-1, 2)
         at = numpy.searchsorted(self._halves[:, 0], wanted[:, 0])
         found = numpy.full(len(wanted), -1, numpy.int64)
@@ -56,10 +72,25 @@ class CacheReader:
         while len(left := left[at[left] < len(self._halves)]):
             here = self._halves[at[left]]
             is_it = (here == wanted[left]).all(-1)
-            found[left[is_it]] = self._order[at[left[is_it]]]
+            found[left[is_it]] = at[left[is_it]]
             left = left[~is_it & (here[:, 0] == wanted[left, 0])]
             at[left] += 1
         return found
+
+    def content_of(self, digests: Sequence[bytes]) -> str:
+        """SHA-256 of what is read for some rows, whatever their order, and whatever else the cache holds by now."""
+        places = numpy.unique(self._places(digests))
+        places = places[places >= 0]
+        made = [self.manifest.kind, dict(self.manifest.settings), dict(self.manifest.teacher)]
+        content = hashlib.sha256(json.dumps(made, sort_keys=True).encode())
+        content.update(numpy.ascontiguousarray(self._halves[places]).data)
+        content.update(self._checksums[self._order[places]].data)
+        return content.hexdigest()
+
+    @functools.cached_property
+    def _checksums(self) -> numpy.ndarray:
+        """Of all rows, by number, int64."""
+        return numpy.concatenate([numpy.zeros(0, numpy.int64), *(shard.checksums for shard in self._shards)])
 
     def rows(self, digests: Sequence[bytes]) -> list[memoryview]:
         """The encoded record of each row.

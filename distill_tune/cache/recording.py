@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding, without_positions
+from distill_tune.errors import UserError
 from distill_tune.losses import HiddenStates, SampledTokens, TopTokens, chunk_rows
+from distill_tune.losses.divergences import HUGE
 from distill_tune.losses.signals import TeacherSignal, capped
 
 _POSITIONS = 256  # of a row that are drawn for together, wherever the row stands
@@ -38,14 +40,54 @@ def encoded(
     Args:
         signal: of the rows' positions, one row after another; of a ``hidden`` encoding :class:`HiddenStates`.
         num_positions: of each row.
+
+    Raises:
+        UserError: the teacher gives what is no number.
     """
     if isinstance(encoding, HiddenEncoding):
         assert isinstance(signal, HiddenStates)
+        _require_numbers(signal.hidden - signal.hidden)  # also of what is infinite
         return encoding.encode(signal.hidden, num_positions)
     records = list(_records(encoding, signal, digests, num_positions, seed))
     if not records:
         return [without_positions()] * len(num_positions)
-    return encoding.encode(_joined(records), num_positions)  # type: ignore[arg-type]
+    record = _joined(records)
+    of_tokens = record.weights if isinstance(record, SampledTokens) else record.log_probs
+    _require_numbers(of_tokens, getattr(record, "entropy", of_tokens))
+    return encoding.encode(record, num_positions)  # type: ignore[arg-type]
+
+
+def _require_numbers(*tensors: torch.Tensor) -> None:
+    """
+    Raises:
+        UserError: one is NaN.
+    """
+    if any(tensor.isnan().any() for tensor in tensors):
+        raise UserError(
+            "teacher_model: what it says of a row is no number (NaN, or infinite); are its weights whole, and does its "
+            "dtype reach far enough? fp32 and bf16 do"
+        )
+
+
+@torch.no_grad()
+def scores_of(record: SampledTokens, signal: TeacherSignal, start: int) -> torch.Tensor:
+    """How far stored draws are from a teacher, ``[n]``, on the CPU: KL(the one that was drawn from || the teacher) in
+    nats, on average; of a position alone also below 0. Of the same teacher 0 on average, whatever the device.
+
+    Args:
+        record: of some positions that follow one another.
+        signal: of these and others, as the teacher gives it.
+        start: which of the signal's positions is the record's first.
+    """
+    scores = [torch.zeros(0)]
+    for first in range(0, len(record), _POSITIONS):
+        part = record[first : first + _POSITIONS]
+        at, count = start + first, len(part)
+        logits = capped(signal.logits(at, at + count, signal.memory(count)), signal.softcap)[:, : record.vocab_size]
+        log_probs = (logits.float() / record.temperature).log_softmax(-1).gather(1, part.ids.long().to(logits.device))
+        log_probs = log_probs.cpu().clamp(min=-HUGE)  # 0 * -inf must be 0
+        scores.append(-torch.linalg.vecdot(part.weights, log_probs) - part.entropy)
+    return torch.cat(scores)
 
 
 def _records(

@@ -80,12 +80,19 @@ class Shard:
             raise UserError(f"{self.path}: row {number + 1} is damaged: its checksum differs; {MADE_ANEW}")
         return found
 
-    def sizes(self) -> dict[str, int]:
-        """For the manifest."""
-        return {"bytes": self.path.stat().st_size, "rows": len(self), "positions": int(self.positions.sum())}
+    def sizes(self, known: set[bytes]) -> dict[str, int]:
+        """For the manifest.
+
+        Args:
+            known: digests of rows that other shards have, as of processes that met the same row, and which are not
+                counted again; those of this one are added.
+        """
+        new = [row for row, digest in enumerate(map(bytes, self.digests)) if digest not in known]
+        known.update(map(bytes, self.digests))
+        return {"bytes": self.path.stat().st_size, "rows": len(new), "positions": int(self.positions[new].sum())}
 
 
-MADE_ANEW = "delete the file, and the command that made the cache makes it anew"
+MADE_ANEW = "copy it again, or delete it, and the command that made the cache makes it anew"
 
 
 def shard_files(folder: Path) -> list[Path]:

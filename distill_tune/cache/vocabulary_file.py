@@ -4,20 +4,27 @@ import hashlib
 import json
 from pathlib import Path
 
-from distill_tune.cache.manifest import write_whole
+from distill_tune.cache.beside import VOCABULARY, content_beside
+from distill_tune.cache.manifest import write_or_tell
 from distill_tune.models.vocabulary import Vocabulary
-
-_VOCABULARY = "vocabulary.json"
 
 
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
-    write_whole(folder / _VOCABULARY, _text_of(vocabulary).encode())
+    """
+    Raises:
+        UserError: the disk is full, or fails.
+    """
+    write_or_tell(folder / VOCABULARY, _text_of(vocabulary).encode())
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """None where there is none that can be read."""
+    """None where there is none that can be read.
+
+    Raises:
+        UserError: it is not as it was written.
+    """
     try:
-        found = json.loads((folder / _VOCABULARY).read_text(encoding="utf-8"))
+        found = json.loads(content_beside(folder, VOCABULARY))
         return Vocabulary({int(index): token for index, token in found["tokens"].items()}, frozenset(found["added"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from distill_tune.cache.beside import OUTPUT_LAYER, damaged_beside, digests_beside
 from distill_tune.cache.manifest import MANIFEST, Manifest
 from distill_tune.cache.shard import Shard, shard_files
 from distill_tune.disk import keep_to_oneself, retried
@@ -14,8 +15,11 @@ SHARD_BYTES = 64 * 2**20
 _SECONDS = 300  # after which a shard is closed though it is small: what a kill may cost a slow teacher
 
 
-def begin(folder: Path, manifest: Manifest) -> Manifest:
+def begin(folder: Path, manifest: Manifest, key: str = "output_dir") -> Manifest:
     """Make a cache's folder, or go on with the one that is there, of the same teacher and settings.
+
+    Args:
+        key: of a config that names the folder.
 
     Returns:
         The manifest that is there now: of a cache that was finished, as it was, until :func:`finish` adds to it.
@@ -23,21 +27,14 @@ def begin(folder: Path, manifest: Manifest) -> Manifest:
     Raises:
         UserError: it cannot be written, another run writes to it, or it is another cache, or no cache.
     """
-    was = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not keep_to_oneself(folder):
-            raise UserError(f"output_dir={folder}: another run is writing there; wait for it, or name another")
-        if (folder / MANIFEST).exists():
-            was = Manifest.read(folder)
-            if differ := list(was.differences(manifest)):
-                told = "\n  ".join(differ)
-                raise UserError(
-                    f"output_dir={folder}: holds another cache; set it back, or name another folder\n  {told}"
-                )
+            raise UserError(f"{key}={folder}: another run is writing there; wait for it, or name another")
+        was = cache_there(folder, key)
+        if was is not None:
+            require_same_teacher(was, manifest, f"{key}={folder}")
             manifest = was
-        elif others := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
-            raise UserError(f"output_dir={folder}: holds {others[0]}, and is no cache; name a new folder")
         for partial in folder.glob(".*.partial"):  # of a run that was killed
             partial.unlink()
         for path in shard_files(folder):
@@ -46,11 +43,45 @@ def begin(folder: Path, manifest: Manifest) -> Manifest:
             except UserError as error:
                 print(f"{error}; made anew")
                 path.unlink()
+        for path in damaged_beside(folder, manifest):
+            print(f"{path}: is damaged; made anew")
+            path.unlink()
         if manifest is not was:
+            (folder / OUTPUT_LAYER).unlink(missing_ok=True)  # of one that came to no row
             manifest.write(folder)
     except OSError as error:
-        raise UserError(f"output_dir={folder}: cannot be written: {error.strerror}") from error
+        raise UserError(f"{key}={folder}: cannot be written: {error.strerror}") from error
     return manifest
+
+
+def cache_there(folder: Path, key: str = "output_dir") -> Manifest | None:
+    """The manifest of the cache in a folder; None of a new or empty folder, and of one that came to no row.
+
+    Raises:
+        UserError: the folder holds something else, or a manifest that cannot be read.
+    """
+    if (folder / MANIFEST).exists():
+        return Manifest.read(folder) if shard_files(folder) else None
+    if folder.exists() and (others := sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))):
+        raise UserError(f"{key}={folder}: holds {others[0]}, and is no cache; name a new folder")
+    return None
+
+
+def require_same_teacher(was: Manifest, manifest: Manifest, told: str) -> None:
+    """
+    Args:
+        told: key and value that name the cache.
+
+    Raises:
+        UserError: records of another teacher, or of other settings, are in a cache.
+    """
+    if differ := list(was.differences(manifest)):
+        raise UserError("\n  ".join([f"{told}: holds another cache; set it back, or name another folder", *differ]))
+
+
+def is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Whether a cache was finished with the very shards that are there: none is missing, none has come since."""
+    return manifest.finished and manifest.files.keys() == {path.name for path in shard_files(folder)}
 
 
 def finish(folder: Path, manifest: Manifest, rows: Sequence[str]) -> Manifest:
@@ -59,25 +90,36 @@ def finish(folder: Path, manifest: Manifest, rows: Sequence[str]) -> Manifest:
     Args:
         rows: fingerprints of the datasets of which all rows are there.
     """
-    files = {path.name: Shard.open(path).sizes() for path in shard_files(folder)}
-    manifest = dataclasses.replace(manifest, files=files, rows=tuple(rows), finished=True)
+    known = set[bytes]()
+    files = {path.name: Shard.open(path).sizes(known) for path in shard_files(folder)}
+    beside = digests_beside(folder)
+    manifest = dataclasses.replace(manifest, files=files, beside=beside, rows=tuple(rows), finished=True)
     manifest.write(folder)
     return manifest
 
 
 class CacheWriter:
-    """Adds rows to a cache that :func:`begin` has made; several processes may, each its own.
+    """Adds rows to a cache that :func:`begin` has made; several processes may, each its own. As a context manager it
+    closes itself at the end, whatever ends it: what a teacher said before it was lost is kept.
 
     Args:
         shard_bytes: of records, after which a shard is closed.
+        key: of a config that names the folder.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-        self._folder, self._shard_bytes = folder, shard_bytes
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES, key: str = "output_dir") -> None:
+        self._folder, self._shard_bytes, self._told = folder, shard_bytes, f"{key}={folder}"
         self._known = {bytes(digest) for path in shard_files(folder) for digest in Shard.open(path).digests}
         self._digests: list[bytes] = []
         self._rows: list[bytes] = []
+        self._num_bytes = 0
         self._began = time.monotonic()
+
+    def __enter__(self) -> "CacheWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def lacks(self, digests: Sequence[bytes]) -> bool:
         """Whether one of these rows is not there."""
@@ -94,7 +136,8 @@ class CacheWriter:
                 self._known.add(digest)
                 self._digests.append(digest)
                 self._rows.append(row)
-        if sum(map(len, self._rows)) >= self._shard_bytes or time.monotonic() - self._began >= _SECONDS:
+                self._num_bytes += len(row)
+        if self._num_bytes >= self._shard_bytes or time.monotonic() - self._began >= _SECONDS:
             self.close()
 
     def close(self) -> None:
@@ -108,7 +151,7 @@ class CacheWriter:
                 retried("writing a shard", lambda: Shard.write(self._folder, self._digests, self._rows))
             except OSError as error:
                 raise UserError(
-                    f"output_dir={self._folder}: cannot be written: {error.strerror}; what was closed is there, and "
+                    f"{self._told}: cannot be written: {error.strerror}; what was closed is there, and "
                     "the same command goes on"
                 ) from error
-        self._digests, self._rows, self._began = [], [], time.monotonic()
+        self._digests, self._rows, self._num_bytes, self._began = [], [], 0, time.monotonic()

@@ -42,7 +42,7 @@ def compare_run(options: argparse.Namespace) -> tuple[list[Any], int]:
     if dataset is None:
         raise UserError("dataset_val: missing; compare measures on its rows; add it, or name some (--source)")
     device = training.find_device(cfg.device)
-    built = training.build_models(cfg, device)
+    built = training.build_models(cfg, device, with_cache=False)
     if isinstance(built.teacher, EMA | BaseModel | EarlierCheckpoint):
         raise UserError(f"teacher_model: {type(built.teacher).__name__} follows the student; name folders to compare")
     for one, _ in built.teacher.each(data.Shape((), ())):

@@ -78,11 +78,13 @@ def _print_cache(run: "PlannedCache", gpus: Sequence["Gpu"]) -> None:
     weights, workings = run.memory
     about, most = run.bytes_each
     print(f"memory of the teacher: {binary(weights)}, and {binary(workings)} to work with")
-    told = f", {binary(most * run.num_positions)} at most" if most > about else ""
-    print(
-        f"disk: some {binary(about * run.num_positions)} for {run.num_positions:,} supervised tokens of "
-        f"{run.num_rows:,} rows, {about:.0f} bytes each{told}"
-    )
+    of_all, each = f"{binary(most * run.num_positions)}", f"{most:.0f} bytes each"
+    if most > about:
+        of_all = f"{binary(about * run.num_positions)} to {of_all}"
+        each = f"{about:.0f} to {each}: the fewer, the surer the teacher is"
+    print(f"disk: {of_all} for {run.num_positions:,} supervised tokens of {run.num_rows:,} rows, {each}")
+    if remark := run.remark:
+        print(remark)
     print(f"work: {run.num_processes * run.work.teacher / 1e15:,.3g} PFLOP")
     for gpu in gpus:
         needed, available = weights + workings, gpu.memory - CONTEXT
@@ -91,7 +93,7 @@ def _print_cache(run: "PlannedCache", gpus: Sequence["Gpu"]) -> None:
         elif needed > available:
             print(f"{gpu}: does not fit {binary(gpu.memory)}; take more processes, or teacher_offload=True")
         else:
-            print(f"{gpu}: fits, {binary(needed)} of {binary(gpu.memory)}; some {_told(seconds)}")
+            print(f"{gpu}: fits, {binary(needed)} of {binary(gpu.memory)}; {_told(seconds)}")
 
 
 def _take_gpus(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -40,8 +40,9 @@ class PlannedCache:
         Raises:
             UserError: as the recipe's, before it loads a weight.
         """
-        built = built_of(cfg)
+        built = built_of(cfg, with_cache=False)
         encoding = training.encoding_for(cfg.cache, built, cfg)
+        training.require_serving(encoding, cfg)
         steps = training.plan_steps(cfg, built, cfg.get("seed") or 0, num_processes)
         plans = [steps.plan] + ([steps.plan_val] if steps.plan_val else [])
         plan = data.StepPlan.of_teacher(plans, training.tokens_of_a_batch(cfg, plans))
@@ -70,6 +71,10 @@ class PlannedCache:
     @property
     def _shards(self) -> int:
         return max(1, self.num_processes // int(self.cfg.get("data_parallel_replicate_dim") or 1))
+
+    @property
+    def remark(self) -> str | None:
+        return training.remark_on_size(self.encoding, self.built.teacher)
 
     @property
     def bytes_each(self) -> tuple[float, float]:

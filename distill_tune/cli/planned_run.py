@@ -14,6 +14,7 @@ from distill_tune.data.shape import Shape
 from distill_tune.evaluation import duration, estimate
 from distill_tune.teachers import Teacher
 from distill_tune.training.gpus import Gpu
+from distill_tune.training.write_through import WriteThrough
 
 from torchtune.modules import TransformerDecoder
 
@@ -77,6 +78,8 @@ class PlannedRun:
             UserError: its models cannot be built.
         """
         built = built_of(cfg)
+        if isinstance(built.teacher, WriteThrough) and isinstance(self.teacher, WriteThrough):
+            built.teacher.asked_as(self.teacher)
         return PlannedRun(cfg, built.student, built.teacher, data, self.num_processes)
 
     @property
@@ -95,6 +98,13 @@ class PlannedRun:
         """Of all steps, on each process."""
         sampled = self.data.num_sampled
         work = duration.work_of(self.cfg, self.student, self.teacher, self.data.sample, sampled, self.shards)
+        if isinstance(self.teacher, WriteThrough):  # which asks once about rows that are read again and again
+            read = (
+                self.num_processes * sum(len(shape.lengths) for shape in self.data.sample) * self.data.total / sampled
+            )
+            unasked = 1 - min(1.0, self.teacher.num_asked / read)
+            of_teacher = duration.teacher_work_of(self.cfg, self.student, self.teacher, self.data.sample, self.shards)
+            work = work.plus(of_teacher.times(-unasked))
         return work.times(self.data.total / sampled)
 
     def seconds(self, gpu: Gpu) -> duration.Seconds | None:
@@ -103,10 +113,10 @@ class PlannedRun:
         return duration.seconds_on(gpu, self.work, student, training.find_dtype(teacher, torch.device("cpu")))
 
 
-def built_of(cfg: DictConfig) -> Any:
-    """Models without weights, as :class:`~distill_tune.training.preparation.Models`."""
+def built_of(cfg: DictConfig, with_cache: bool = True) -> Any:
+    """Models without weights, as :func:`~distill_tune.training.preparation.build_models` makes them."""
     device = torch.device("cpu")
-    built = training.build_models(cfg, device, needs_weights=False)
+    built = training.build_models(cfg, device, needs_weights=False, with_cache=with_cache)
     dtype = training.find_dtype(cfg.dtype, device)
     models.freeze_all_but_adapters(built.student, training.dtype_to_train_in(cfg.optimizer, dtype, built.student))
     models.compute_in(built.student, dtype)

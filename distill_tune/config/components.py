@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from distill_tune.config.files import how_to_read_cache, is_cache
 from distill_tune.config.keys import KEYS
 from distill_tune.config.nearest import components_meant, did_you_mean, has_no, nearest, no_module
 from distill_tune.config.nodes import components_of, is_component, is_model
@@ -125,7 +126,9 @@ def check_components(config: DictConfig, may_import: Callable[[str], bool] = lam
     faults: list[str] = []
     for key, component in components_of(config):
         name = component["_component_"]
-        if name.isidentifier() and may_import("distill_tune"):
+        if is_model(key) and is_cache(name):
+            faults.append(f"{key}={name}: is a cache of a teacher; {how_to_read_cache(key, name)}")
+        elif name.isidentifier() and may_import("distill_tune"):
             near = did_you_mean(components_meant(key, name))
             faults.append(f"{key}={name}: must be the dotted name of what to call{near}")
         elif may_import(name):

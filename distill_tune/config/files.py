@@ -27,6 +27,16 @@ def is_model_folder(path: str | Path) -> bool:
     return any(os.path.isfile(os.path.join(path, name)) for name in ("config.json", "adapter_config.json"))
 
 
+def is_cache(path: str | Path) -> bool:
+    """Whether recipes/teacher_cache.py, or a run with ``teacher_cache``, has written there."""
+    return os.path.isfile(os.path.join(path, "manifest.json"))
+
+
+def how_to_read_cache(key: str, path: str) -> str:
+    """How a config names the folder of a cache."""
+    return f"write '{key}={{_component_: distill_tune.teachers.Cached, path: {path}}}'"
+
+
 def folders_of_own_modules(recipe: Path) -> list[str]:
     """Where a user's own components lie: beside the recipe, and in the current folder."""
     return [str(recipe.resolve().parent), os.getcwd()]

@@ -27,7 +27,7 @@ class Key(NamedTuple):
         default: what holds where a config does not have it.
         meaning: in a line.
         beside: keys of which one has to be set as well for this one to be heeded.
-        recipe: the shipped one that reads it, where not all do.
+        recipe: the shipped one that reads it, where not all do; the others read it beside those of ``beside`` alone.
     """
 
     kind: Kind
@@ -112,7 +112,13 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "teacher_dtype": Key(DTYPE, None, "what a teacher's weights are held in; default `dtype`", _TEACHER),
         "teacher_quantizer": Key(COMPONENT, None, "torchao's config, or NF4, for a teacher's weights", _TEACHER),
         "teacher_offload": Key(FLAG, False, "keep a teacher's layers in host memory and copy each in time", _TEACHER),
-        "cache": Key(SETTINGS, Needed(), _STORED, recipe="teacher_cache"),
+        "teacher_cache": Key(
+            FOLDER_TO_WRITE,
+            None,
+            "a cache before the teacher, which is asked about the rows that are missing there, each once",
+            _TEACHER,
+        ),
+        "cache": Key(SETTINGS, Needed(), _STORED, ("teacher_cache",), recipe="teacher_cache"),
     },
     "Data": {
         "dataset": Key(DATASETS, Needed("plan_steps"), "one dataset or several, each with a weight"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from distill_tune.config.files import configs_folder, is_model_folder
+from distill_tune.config.files import configs_folder, how_to_read_cache, is_cache, is_model_folder
 from distill_tune.config.nodes import components_of, is_model
 
 _OF_TOKENIZERS = ("merges_file", "vocab_path", "merges_path", "special_tokens_path")
@@ -67,13 +67,18 @@ def _told_of(key: str, name: str, path: str) -> str | None:
     if name.endswith(".EarlierCheckpoint"):
         has_state = os.path.isfile(f"{path}/state.json")
         return None if has_state else "no checkpoint of a run; name a folder checkpoints/step_N"
-    if name.endswith(".Cached"):
+    if name.endswith(".Cached") and not is_cache(path):
+        if os.path.exists(path):
+            return "is no cache of a teacher, which has a manifest.json; name another folder"
         made_by = f"distill-tune run teacher_cache --config ... cache.kind=sampled output_dir={path}"
-        told = f"no cache of a teacher; make one from this config with its teacher: {made_by}"
-        return None if os.path.isfile(f"{path}/manifest.json") else told
+        return f"no cache of a teacher; make one from this config with its teacher: {made_by}"
+    if name.endswith(".Cached"):
+        return None
     if path.endswith(".gguf"):
         of_student = "a GGUF file can be a teacher; a student needs a Hugging Face model folder"
         return "no such file" if not os.path.isfile(path) else of_student if key == "model" else None
+    if is_cache(path):
+        return f"is a cache of a teacher, and no model's folder; {how_to_read_cache(key, path)}"
     told = "no such folder, or it has no config.json; name a Hugging Face model folder"
     return None if is_model_folder(path) else told
 

@@ -101,8 +101,13 @@ def check_keys(
         if key in read:
             continue
         if key in KEYS:
-            if key in asked and KEYS[key].recipe and not recipe.imports_unread:
-                faults.append(f"{key}: {recipe.path.stem} does not read it; {KEYS[key].recipe} does")
+            known = KEYS[key]
+            is_of_other = known.recipe not in (None, recipe.path.stem) and not any(map(config.get, known.beside))
+            if key in asked and is_of_other and not recipe.imports_unread:
+                without = f", or it, beside {' or '.join(known.beside)}" if known.beside else ""
+                faults.append(f"{key}: {recipe.path.stem} does not read it; {known.recipe} does{without}")
+            if key in asked and key == recipe.path.stem:
+                faults.append(f"{key}: the recipe {recipe.path.stem} does not read it; it writes to output_dir")
         elif recipe.is_shipped and key in (OURS | WITHOUT_A_KEY):
             ours = did_you_mean([OURS[key]] if key in OURS else (), f"; {WITHOUT_A_KEY.get(key)}")
             of_others.append(f"{key}: no such key{ours}")

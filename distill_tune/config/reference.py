@@ -42,8 +42,10 @@ def _default(key: Key) -> str:
 
 
 def _said(key: Key) -> str:
-    beside = f" (with {' or '.join(key.beside)})" if key.beside else ""
-    return key.meaning + beside + (f"; {key.recipe}" if key.recipe else "")
+    beside = " or ".join(key.beside)
+    if key.recipe:
+        return f"{key.meaning}; {key.recipe}" + (f", or others with {beside}" if beside else "")
+    return key.meaning + (f" (with {beside})" if beside else "")
 
 
 if __name__ == "__main__":

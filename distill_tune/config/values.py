@@ -1,6 +1,7 @@
 """Checks of plain values, alone and beside each other; all without importing anything heavy."""
 
 import importlib.util
+import os
 from collections.abc import Iterator, Set
 from typing import Any
 
@@ -77,7 +78,7 @@ def _of_cache(cache: Any) -> Iterator[str]:
         elif fault := _CACHE[str(name)][0].fault(value):
             yield f"cache.{name}={_shown(value)}: {fault}"
         elif (heeded_by := _CACHE[str(name)][1]) and value is not None and cache.get("kind") not in heeded_by:
-            yield f"cache.{name}={value}: cache.kind={cache.get('kind')} does not heed it; leave it out"
+            yield f"cache.{name}={value}: cache.kind={cache.get('kind')} does not heed it; leave it out (~cache.{name})"
 
 
 def _of_arguments(config: DictConfig) -> Iterator[str]:
@@ -105,6 +106,11 @@ def _of_several(config: DictConfig) -> Iterator[str]:
         yield f"teacher_model: missing; {why} needs a teacher (kd_ratio=0 trains without one)"
     if config.get("teacher_quantizer") is not None and config.get("teacher_offload") is True:
         yield "teacher_offload=True: streams plain weights alone; leave teacher_quantizer out"
+    if (stored := config.get("teacher_cache")) is not None:
+        if hidden_loss is not None:
+            yield f"teacher_cache={stored}: hidden_loss compares layers, whose states no cache has; leave one out"
+        if os.path.abspath(str(stored)) == os.path.abspath(str(config.get("output_dir"))):
+            yield f"teacher_cache={stored}: output_dir is the run's own folder; name another"
     if isinstance(hidden_loss, DictConfig) and hidden_loss.get("positions") == "all":
         for key in _PROMPT_KEYS:
             if config.get(key) is not None:
@@ -114,7 +120,8 @@ def _of_several(config: DictConfig) -> Iterator[str]:
 def _without_effect(config: DictConfig, read_otherwise: Set[str]) -> Iterator[str]:
     """Settings that nothing would heed beside the others."""
     for key, entry in KEYS.items():
-        is_heeded = not entry.beside or key in read_otherwise or any(config.get(name) for name in entry.beside)
+        needs_another = entry.beside and not entry.recipe and key not in read_otherwise
+        is_heeded = not needs_another or any(config.get(name) for name in entry.beside)
         if not is_heeded and is_set(key, config.get(key)):
             yield f"{key}={_shown(config[key])}: nothing heeds it without {' or '.join(entry.beside)}; leave it out"
     teacher = config.get("teacher_model")

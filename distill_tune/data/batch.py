@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from distill_tune.data.datasets import IGNORE_INDEX
-from distill_tune.data.row_digest import row_digest
+from distill_tune.data.row_digest import record_keys, row_digest
 from distill_tune.models.packed_rows import PackedRows
 from distill_tune.to_device import to_device
 
@@ -62,6 +62,11 @@ class Batch:
         """What the teacher reads."""
         return self.teacher or self
 
+    @functools.cached_property
+    def record_keys(self) -> tuple[bytes, ...]:
+        """Of each row; see :func:`~distill_tune.data.row_digest.record_keys`."""
+        return record_keys(self.digests, self.teacher_ids) if self.digests else ()
+
     @property
     def supervised(self) -> NoReturn:
         """What recipes copied before read."""
@@ -95,7 +100,9 @@ class Batch:
     def rows_of_teacher(self, number: int) -> "Batch":
         """What this teacher reads of the rows that follow it; without such, one position and no target."""
         own = [row for row, teacher in enumerate(self.teacher_ids) if teacher == number]
-        return self.for_teacher.of_rows(own) if own else joined(()).to(self.tokens.device)
+        if not own:
+            return joined(()).to(self.tokens.device)
+        return dataclasses.replace(self.for_teacher.of_rows(own), teacher_ids=(0,) * len(own))
 
     def halves(self) -> "list[Batch]":
         """The batch as two, of about as many tokens; a single row as it is."""

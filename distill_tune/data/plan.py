@@ -210,10 +210,10 @@ class StepPlan:
             teacher_lengths=tuple(map(len, of_teacher)),
         )
 
-    def digests(self, epoch: int, step: int) -> list[bytes]:
+    def record_keys(self, epoch: int, step: int) -> list[bytes]:
         """Of all rows of a step, on all ranks, as their files have them; a batch's are in another order."""
-        found = ((rows.digests, at.tolist()) for rows, at in self._rows_of(self._of_step(epoch, step)))
-        return [digests[row] for digests, at in found for row in at]
+        found = ((rows.record_keys, at.tolist()) for rows, at in self._rows_of(self._of_step(epoch, step)))
+        return [keys[row] for keys, at in found for row in at]
 
     @property
     def largest_shapes(self) -> list[Shape]:

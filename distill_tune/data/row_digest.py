@@ -1,6 +1,7 @@
 """By what a row is known wherever it stands: what it contains."""
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy
 
@@ -18,3 +19,15 @@ def row_digest(tokens: numpy.ndarray, learned: numpy.ndarray) -> bytes:
     digest.update(numpy.ascontiguousarray(tokens, "<i4").data)
     digest.update(numpy.packbits(learned[1:]).data)
     return digest.digest()
+
+
+def record_keys(digests: Iterable[bytes], teacher_ids: Iterable[int]) -> tuple[bytes, ...]:
+    """By what the record of each row is found where rows follow a teacher each: the same row may follow another one.
+
+    Args:
+        teacher_ids: of each row, the number of its teacher; 0 where all follow one, whose rows go by their digests.
+    """
+    return tuple(
+        hashlib.blake2b(digest + number.to_bytes(4, "little"), digest_size=DIGEST_BYTES).digest() if number else digest
+        for digest, number in zip(digests, teacher_ids, strict=True)
+    )

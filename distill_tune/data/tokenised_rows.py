@@ -13,7 +13,7 @@ import torch
 from distill_tune.counts import counted
 from distill_tune.data.batch import Row
 from distill_tune.data.datasets import IGNORE_INDEX
-from distill_tune.data.row_digest import row_digest
+from distill_tune.data.row_digest import record_keys, row_digest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,6 +155,11 @@ class TokenisedRows:
         tokens, learned = self.tokens.numpy(), (self.labels != IGNORE_INDEX).numpy()
         ends = self.offsets.tolist()
         return tuple(row_digest(tokens[start:end], learned[start:end]) for start, end in itertools.pairwise(ends))
+
+    @functools.cached_property
+    def record_keys(self) -> tuple[bytes, ...]:
+        """Of each row, as a batch's ``record_keys`` have it."""
+        return self.digests if self.teacher_ids is None else record_keys(self.digests, self.teacher_ids.tolist())
 
     @functools.cached_property
     def fingerprint_of_text(self) -> str | None:

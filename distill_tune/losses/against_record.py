@@ -6,6 +6,7 @@ import torch
 
 from distill_tune.losses.divergences import Distribution, Divergence
 from distill_tune.losses.sparse import SparseSignal
+from distill_tune.losses.top_k import log_of_rest
 
 
 class Against(NamedTuple):
@@ -45,7 +46,7 @@ def against(
     """
     total = rest + tokens.sum(-1, keepdim=True)
     student = Distribution(
-        torch.cat([logits, rest.log()], 1).sub_(total.log()), torch.cat([tokens, rest], 1).div_(total)
+        torch.cat([logits, log_of_rest(rest)], 1).sub_(total.log()), torch.cat([tokens, rest], 1).div_(total)
     )
     values, gradient = record.compared(student, divergence)
     # Logits of the rest share its gradient by their probability within it.

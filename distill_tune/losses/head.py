@@ -8,8 +8,9 @@ import torch
 
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.divergences import Divergence, ForwardKL
+from distill_tune.losses.mixture import Mixture
 from distill_tune.losses.projection import Projection
-from distill_tune.losses.rows import Mixture, losses_and_gradient
+from distill_tune.losses.rows import losses_and_gradient
 from distill_tune.losses.signals import SumOfTeachers, TeacherSignal, added_up, said
 from distill_tune.losses.sparse import SparseSignal
 from distill_tune.losses.token_weights import TokenWeight

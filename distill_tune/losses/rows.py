@@ -1,6 +1,5 @@
 """The elementwise half of the head: a chunk's logits become its losses and, in place, their own gradient."""
 
-import dataclasses
 import functools
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -9,7 +8,8 @@ import torch
 
 from distill_tune.losses.against_record import against, set_apart
 from distill_tune.losses.cross_entropy import CrossEntropy
-from distill_tune.losses.divergences import HUGE, Distribution, Divergence, ForwardKL, distribution
+from distill_tune.losses.divergences import HUGE, Distribution, ForwardKL, distribution
+from distill_tune.losses.mixture import Mixture
 from distill_tune.losses.signals import Word, capped
 from distill_tune.losses.sparse import SampledTokens, SparseSignal
 from distill_tune.losses.token_weights import TeacherCertainty, TokenWeight
@@ -17,30 +17,6 @@ from distill_tune.losses.token_weights import TeacherCertainty, TokenWeight
 # So much of a chunk's logits is worked on at a time, in float32: it stays in a CPU's cache from one pass to the next;
 # elsewhere it is enough for kernels at full speed, and what they leave between them is small beside the chunk.
 _PART_BYTES = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
-
-
-@dataclasses.dataclass(frozen=True)
-class Mixture:
-    """(1 - kd_ratio) * CE + kd_ratio * T^2 * D(teacher_T || student_T); see :func:`distillation_loss`.
-
-    Attributes:
-        teachers: of each teacher whose divergence is part of the sum, its share and the cap of its logits.
-    """
-
-    kd_ratio: float
-    temperature: float
-    common_vocab_size: int | None
-    cross_entropy: CrossEntropy
-    divergence: Divergence
-    token_weight: TokenWeight | None = None
-    temperature_squared: bool = True
-    softcap: float | None = None
-    teachers: Sequence[tuple[float, float | None]] = ((1.0, None),)
-
-    @property
-    def kd_weight(self) -> float:
-        """What a teacher's divergence counts in the loss, apart from its share."""
-        return self.kd_ratio * (self.temperature**2 if self.temperature_squared else 1)
 
 
 # (ce sum, kd sum, gradient ``[b, v]``)

@@ -197,4 +197,5 @@ def _stratified(probs: torch.Tensor, draws: int, generator: torch.Generator | No
     shares = torch.arange(draws, device=probs.device, dtype=torch.float64)
     within = torch.rand(len(probs), draws, dtype=torch.float64, device=probs.device, generator=generator)
     at = torch.minimum((within + shares) / draws * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(below, at, right=True)
+    # Of what is no number, none is found: a token past the last one would end a GPU's work for good.
+    return torch.searchsorted(below, at, right=True).clamp_(max=probs.shape[1] - 1)

@@ -31,17 +31,23 @@ class TopK:
         tokens = teacher.probs.topk(self.k).indices
         student_tail = student.probs.scatter(1, tokens, 0.0)
         student_rest = student_tail.sum(-1, keepdim=True)
+        teacher_rest = teacher.probs.scatter(1, tokens, 0.0).sum(-1, keepdim=True)
         values, gradient = self.divergence(
-            _grouped(student, tokens, student_rest),
-            _grouped(teacher, tokens, teacher.probs.scatter(1, tokens, 0.0).sum(-1, keepdim=True)),
+            _grouped(student, tokens, student_rest, log_of_rest(student_rest)),
+            _grouped(teacher, tokens, teacher_rest, teacher_rest.log()),
         )
         # Logits of the rest share its gradient by their probability within it.
         of_rest = student_tail.mul_(gradient[:, -1:] / student_rest.clamp(min=torch.finfo(torch.float32).tiny))
         return values, of_rest.scatter_(1, tokens, gradient[:, :-1])
 
 
-def _grouped(of: Distribution, tokens: torch.Tensor, rest: torch.Tensor) -> Distribution:
+def log_of_rest(rest: torch.Tensor) -> torch.Tensor:
+    """Of the student's mass beyond some tokens: too little for float32 is very unlikely, not impossible."""
+    return rest.clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+def _grouped(of: Distribution, tokens: torch.Tensor, rest: torch.Tensor, log_rest: torch.Tensor) -> Distribution:
     """Over the chosen tokens and the rest, ``[n, k + 1]``."""
     return Distribution(
-        torch.cat([of.log_probs.gather(1, tokens), rest.log()], 1), torch.cat([of.probs.gather(1, tokens), rest], 1)
+        torch.cat([of.log_probs.gather(1, tokens), log_rest], 1), torch.cat([of.probs.gather(1, tokens), rest], 1)
     )

@@ -1,16 +1,12 @@
 """A record beside the student's logits on CUDA: as often read and written as where there is no teacher."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 
 from distill_tune.losses.against_record import against
+from distill_tune.losses.mixture import Mixture
 from distill_tune.losses.sparse import SparseSignal
-
-if TYPE_CHECKING:
-    from distill_tune.losses.rows import Mixture
 
 # Columns of a row that a program holds at a time.
 _BLOCK = 4_096
@@ -65,7 +61,7 @@ def _gradient(
 
 
 def losses_and_gradient(
-    mixture: "Mixture", logits: torch.Tensor, targets: torch.Tensor, record: SparseSignal, gradient: torch.Tensor
+    mixture: Mixture, logits: torch.Tensor, targets: torch.Tensor, record: SparseSignal, gradient: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy and divergence of each row, ``[c]`` float32, and the mixture's gradient for the logits.
 

@@ -18,13 +18,15 @@ from starlette.routing import Route
 from distill_tune.cache.encoding import MOST_DRAWS, HiddenEncoding, SampledEncoding, TopEncoding
 from distill_tune.cache.output_layer import output_layer_as_bytes
 from distill_tune.cache.vocabulary_file import fingerprint_of
-from distill_tune.errors import one_line
+from distill_tune.data.datasets import IGNORE_INDEX
+from distill_tune.errors import UserError, one_line
 from distill_tune.losses import LinearProjection
 from distill_tune.models.vocabulary import Vocabulary
 from distill_tune.serve.scorer import SEED, Encoding, Scorer
 from distill_tune.serve.wire import WireError, records_as_bytes, rows_of
 
 MOST_TOP = 1024  # log-probabilities of a position
+MOST_BYTES = 2**30  # of an answer; to make one takes several times that
 _BYTES_A_TOKEN = 16  # of a request's body, at most; with a safetensors header
 _HEADER = 4096
 _WAITING = 64  # requests; more are told to come again
@@ -73,6 +75,7 @@ def application(
         "kinds": kinds,
         "most_tokens_of_row": most_tokens_of_row,
         "most_tokens_of_request": most_tokens_of_request,
+        "most_bytes_of_answer": MOST_BYTES,
         "most_log_probs": min(MOST_TOP, scorer.vocab_size),
         "most_draws": MOST_DRAWS,
         "tokenizer": None if vocabulary is None else fingerprint_of(vocabulary),
@@ -103,12 +106,19 @@ def application(
             raise HTTPException(400, str(error)) from error
         if (total := sum(len(row.tokens) for row in rows)) > most_tokens_of_request:
             raise HTTPException(413, f"a request of {total} tokens: at most {most_tokens_of_request} are taken")
+        positions = sum(int((row.labels != IGNORE_INDEX).sum()) for row in rows)
+        if positions * encoding.bytes_of_position()[1] > MOST_BYTES:
+            told = f"{positions} positions of kind {encoding.kind}: an answer has {MOST_BYTES} bytes at most"
+            raise HTTPException(413, f"{told}; ask for fewer of them, or for less of each")
         if waiting.locked():
             raise HTTPException(503, f"{_WAITING} requests are waiting; come again", {"Retry-After": "1"})
         async with waiting, device:
             if await request.is_disconnected():
                 return Response(status_code=499)
-            answer = await to_thread.run_sync(lambda: records_as_bytes(scorer(rows, encoding, seed)))
+            try:
+                answer = await to_thread.run_sync(lambda: records_as_bytes(scorer(rows, encoding, seed)))
+            except UserError as error:
+                raise HTTPException(422, one_line(error)) from error
         return Response(answer, media_type=_BINARY)
 
     def guarded(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
@@ -145,9 +155,6 @@ def _asked_for(query: QueryParams, scorer: Scorer, kinds: list[str]) -> tuple[En
             settings[name] = _SETTINGS[kind][name](text)
         except ValueError as error:
             raise HTTPException(400, f"{name}={text[:40]}: is no number") from error
-    for name in ("temperature", "proposal_temperature"):
-        if not 0 < settings.get(name, 1) < float("inf"):
-            raise HTTPException(400, f"{name}={settings[name]}: must be above 0")
     if settings.get("k", 1) > MOST_TOP:
         raise HTTPException(400, f"k={settings['k']}: must be from 1 to {MOST_TOP}")
     if not 0 < settings.get("vocab_size", 1) <= scorer.vocab_size:

@@ -1,15 +1,18 @@
 """What a server of another kind is asked for: which it is, what it serves, its tokens, its records."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding
 from distill_tune.data.batch import Batch
-from distill_tune.errors import UserError
+from distill_tune.errors import UserError, one_line
 from distill_tune.serve.connection import NoAnswer, Server
 
 AnyEncoding = SampledEncoding | TopEncoding | HiddenEncoding
+
+_TOLD = 80  # characters
 
 
 class About(NamedTuple):
@@ -66,6 +69,20 @@ def asked_for_json(server: Server, path: str, body: Any = None) -> Any:
         raise NoAnswer(f"{path}: an answer that is no JSON: {found[:60]!r}") from error
 
 
+@contextlib.contextmanager
+def read_from(path: str) -> Iterator[None]:
+    """For what reads an answer as if it had its form.
+
+    Raises:
+        NoAnswer: it has another one.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as error:
+        told = f"{path}: an answer of another form ({type(error).__name__}: {one_line(error)[:_TOLD]})"
+        raise NoAnswer(told) from error
+
+
 def about_of(server: Server, named: str | None, engine: str) -> About:
     """What a server of OpenAI's form, which lists log-probabilities of a prompt, tells of the model that it serves.
 
@@ -77,8 +94,9 @@ def about_of(server: Server, named: str | None, engine: str) -> About:
     if card.get("owned_by") != engine:
         raise NoAnswer(f"/v1/models: is of {card.get('owned_by')}")
     longest = card.get("max_model_len")
-    # One more token is always written.
-    most = None if longest is None else int(longest) - 1
+    with read_from("/v1/models"):
+        # One more token is always written.
+        most = None if longest is None else int(longest) - 1
     return About(engine, str(card["id"]), (TopEncoding.kind,), most_tokens=most)
 
 
@@ -89,10 +107,8 @@ def _model_of(server: Server, named: str | None) -> dict[str, Any]:
         NoAnswer, Refused: it tells of none.
         UserError: it serves others, or several.
     """
-    try:
+    with read_from("/v1/models"):
         cards = {str(card["id"]): card for card in asked_for_json(server, "/v1/models")["data"]}
-    except (KeyError, TypeError) as error:
-        raise NoAnswer("/v1/models: an answer of another form") from error
     if named is None and len(cards) == 1:
         return next(iter(cards.values()))
     if named not in cards:

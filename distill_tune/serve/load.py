@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from distill_tune.config.check import checked_config, load
+from distill_tune.config.check import checked_config
 from distill_tune.config.components import find_component
 from distill_tune.config.files import find_config, find_recipe, is_model_folder
+from distill_tune.config.load import load_config
 from distill_tune.config.missing_files import MissingFile
 from distill_tune.errors import Faults, UserError
 from distill_tune.models.adapter_folder import has_adapter, model_folder
@@ -66,7 +67,7 @@ def config_of_teacher(name: str, overrides: Sequence[str]) -> DictConfig:
         others = [fault for fault in error.faults if not (isinstance(fault, MissingFile) and not _is_teachers(fault))]
         if others:
             raise Faults(f"config {find_config(name)}", others) from error
-        cfg, _ = load(find_config(name), overrides)
+        cfg = load_config(find_config(name), overrides, lambda name: True)
     if cfg.get("teacher_model") is None:
         raise UserError(f"config {find_config(name)}: teacher_model: missing; there is nothing to serve")
     combination = cfg.get("teacher_combination", "mixture")

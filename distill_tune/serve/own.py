@@ -1,7 +1,7 @@
 """Asks `distill-tune serve`."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,8 @@ class DistillTune:
                 str(found["content"]),
             )
             self.tokenizer = found["tokenizer"]
+            self._most_tokens = int(found["most_tokens_of_request"])
+            self._most_bytes = int(found["most_bytes_of_answer"])
         except (KeyError, TypeError, ValueError) as error:
             raise NoAnswer("/about: an answer of another form") from error
 
@@ -51,11 +53,25 @@ class DistillTune:
         query |= {"kind": encoding.kind, "content": self.about.content}  # one with another teacher refuses
         if encoding.kind == "sampled":
             query["seed"] = seed
-        body = self.server.ask("/score", rows_as_bytes(batch), query, "application/octet-stream")
-        try:
-            return [bytes(row) for row in records_of(body, len(batch.lengths))]
-        except WireError as error:
-            raise NoAnswer(str(error)) from error
+        found: list[bytes] = []
+        for part in self._parts(batch, encoding):
+            body = self.server.ask("/score", rows_as_bytes(part), query, "application/octet-stream")
+            try:
+                found += [bytes(row) for row in records_of(body, len(part.lengths))]
+            except WireError as error:
+                raise NoAnswer(str(error)) from error
+        return found
+
+    def _parts(self, batch: Batch, encoding: AnyEncoding) -> Iterator[Batch]:
+        """Rows that follow one another, as many as the server takes in a request; a single one as it is."""
+        of_position = encoding.bytes_of_position()[1]
+        start, tokens, size = 0, 0, 0.0
+        for row, (length, positions) in enumerate(zip(batch.lengths, batch.num_supervised, strict=True)):
+            tokens, size = tokens + length, size + positions * of_position
+            if row > start and (tokens > self._most_tokens or size > self._most_bytes):
+                yield batch.of_rows(range(start, row))
+                start, tokens, size = row, length, positions * of_position
+        yield batch.of_rows(range(start, len(batch.lengths))) if start else batch
 
     def names_of(self, ids: Sequence[int]) -> None:
         return None

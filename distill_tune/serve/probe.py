@@ -1,7 +1,8 @@
 """What is asked of servers before any step, so that a wrong one is an error and not a wrong loss."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,17 +12,18 @@ import torch
 from distill_tune.cache.encoding import TopEncoding
 from distill_tune.cache.vocabulary_file import fingerprint_of
 from distill_tune.data.batch import Batch, Row, joined
-from distill_tune.errors import UserError
+from distill_tune.errors import UserError, one_line
 from distill_tune.losses import TopTokens
 from distill_tune.models.tokenizer_files import open_tokenizer
 from distill_tune.models.vocabulary import Vocabulary, written_by
-from distill_tune.serve.connection import Refused
+from distill_tune.serve.connection import NoAnswer, ServerError
 from distill_tune.serve.engine import Engine
 from distill_tune.serve.own import DistillTune
 
 _SENTENCE = "The weather was fine, so we went for a walk along the river and had lunch at home."
 _MOST_NAMES, _NAMES_AT_A_TIME = 4096, 512  # tokens
-_SAME = 0.05  # nats; what bf16 and other kernels make of a likely token
+# Nats, on average and of a single token: what bf16 and other kernels make of the likeliest.
+_SAME, _ONCE = 0.05, 0.5
 _SHOWN = 80  # characters
 
 
@@ -101,25 +103,20 @@ def require_known_answer(engines: Sequence[Engine], tokens: Tokens, vocab_size: 
         k: log-probabilities of a position that a run will ask for.
 
     Raises:
-        UserError: they do not serve the same teacher, or not so many log-probabilities.
-        NoAnswer, Refused: there is no answer.
+        UserError: they do not serve the same teacher, or not so many log-probabilities; there is no answer.
     """
     size = engines[0].about.vocab_size
     most = min([k, vocab_size, *(engine.about.most_log_probs or k for engine in engines)])
     encoding = TopEncoding(vocab_size if size is None else min(size, vocab_size), most)
     batch = _sentence(engines, tokens)
-    try:
-        records = [_asked(engine, batch, encoding) for engine in engines]
-    except Refused as error:
-        raise UserError(f"url={engines[0].server.url}: k={k}: {error}") from error
+    records = [_asked(engine, batch, encoding) for engine in engines]
     first = records[0]
     for engine, other in zip(engines[1:], records[1:], strict=True):
-        differ = (first.ids[:, 0] != other.ids[:, 0]) | ((first.log_probs - other.log_probs)[:, 0].abs() > _SAME)
-        near = (first.log_probs[:, 0] - other.log_probs[:, 0]).abs() <= _SAME  # two that are as likely as each other
-        if (differ & ~near).any():
+        off = torch.cat([_apart(first, other), _apart(other, first)])
+        if off.mean() > _SAME or off.max() > _ONCE:
             raise UserError(
-                f"url={engine.server.url}: does not serve the same teacher as {engines[0].server.url}: of a known "
-                f"sentence it says {_shown(other)} where the other says {_shown(first)}"
+                f"url={engine.server.url}: does not serve the same teacher as {engines[0].server.url}: the likeliest "
+                f"tokens after each of a known sentence's are {off.mean():.2g} nats apart, and {off.max():.2g} at most"
             )
     wanted = batch.targets[0, batch.supervised_positions]
     among = first.ids == wanted[:, None]
@@ -131,7 +128,7 @@ def require_known_answer(engines: Sequence[Engine], tokens: Tokens, vocab_size: 
 def require_temperature(engines: Sequence[Engine], tokens: Tokens, vocab_size: int, temperature: float) -> None:
     """
     Raises:
-        UserError: log-probabilities are not softened by the temperature that is asked for.
+        UserError: log-probabilities are not softened by the temperature that is asked for; there is no answer.
     """
     batch = _sentence(engines, tokens)
     for engine in engines:
@@ -162,13 +159,42 @@ def describe(engines: Sequence[Engine], kind: str, known: Known) -> str:
     return told
 
 
-def _shown(record: TopTokens) -> str:
-    """Of the likeliest token of each position."""
-    return f"{record.log_probs[:, 0].mean():.3f}"
+def _apart(one: TopTokens, other: TopTokens) -> torch.Tensor:
+    """By how many nats they differ on what is the likeliest token of each position to one, ``[n]``, at least.
+
+    To the other it is no likelier than the last that it lists, where it is not among those.
+    """
+    is_it = other.ids == one.ids[:, :1]
+    its = other.log_probs.masked_fill(~is_it, -torch.inf).amax(-1)
+    own, last = one.log_probs[:, 0], other.log_probs.amin(-1)
+    return torch.where(is_it.any(-1), (own - its).abs(), (own - last).clamp(min=0))
 
 
 def _asked(engine: Engine, batch: Batch, encoding: TopEncoding) -> TopTokens:
-    return encoding.decode(engine.records(batch, encoding, 0))
+    """
+    Raises:
+        UserError: there is no answer.
+    """
+    with answered_by(engine, f"k={encoding.k}: "):
+        record = encoding.decode(engine.records(batch, encoding, 0))
+        if len(record) != (wanted := len(batch.supervised_positions)):
+            raise NoAnswer(f"{len(record)} positions, where {wanted} were asked for")
+        return record
+
+
+@contextlib.contextmanager
+def answered_by(engine: Engine, what: str = "") -> Iterator[None]:
+    """
+    Args:
+        what: is asked for, to be told.
+
+    Raises:
+        UserError: an engine gives no answer, with its address.
+    """
+    try:
+        yield
+    except (ServerError, ValueError) as error:
+        raise UserError(f"url={engine.server.url}: {what}{one_line(error)}") from error
 
 
 def _sentence(engines: Sequence[Engine], tokens: Tokens) -> Batch:

@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from distill_tune.cache.encoding import positions_in
 from distill_tune.data.batch import Batch
@@ -13,7 +14,15 @@ from distill_tune.serve.engine import AnyEncoding, Engine
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0  # seconds
 
-Answer = concurrent.futures.Future[list[bytes]]
+
+class Answered(NamedTuple):
+    """Each row's record in its bytes, and the record of all of them that these are."""
+
+    rows: list[bytes]
+    record: Any
+
+
+Answer = concurrent.futures.Future[Answered]
 
 
 class AllLost(Exception):
@@ -83,7 +92,7 @@ class Requests:
             except BaseException as error:  # whoever waits for the answer raises it
                 answer.set_exception(error)
 
-    def _answered(self, batch: Batch, encoding: AnyEncoding, seed: int) -> list[bytes]:
+    def _answered(self, batch: Batch, encoding: AnyEncoding, seed: int) -> Answered:
         tries: dict[int, int] = {}
         failures: dict[int, int] = {}  # of these tries
         answered_before: dict[int, int] = {}  # by a server, when it first failed this request
@@ -97,11 +106,12 @@ class Requests:
                 found = [positions_in(row) for row in rows]
                 if found != list(batch.num_supervised):
                     raise NoAnswer(f"records of {found} positions, where {list(batch.num_supervised)} were asked for")
+                record = encoding.decode(rows)
                 with self._lock:
                     server.answered += 1
                     server.failed_in_a_row = 0
                     server.is_busy = False
-                return rows
+                return Answered(rows, record)
             except Refused as error:
                 self._leave_out(server, str(error))
             except (NoAnswer, ValueError) as error:

@@ -15,10 +15,11 @@ import numpy
 from distill_tune.cache.encoding import TopEncoding
 from distill_tune.data.batch import Batch
 from distill_tune.serve.connection import NoAnswer, Server
-from distill_tune.serve.engine import AnyEncoding, about_of, asked_for_json
+from distill_tune.serve.engine import AnyEncoding, about_of, asked_for_json, read_from
 from distill_tune.serve.top_answers import Position, blobs_of, rows_asked_for
 
 NAME = "sglang"
+_PATH = "/generate"
 _NEUTRAL = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "max_new_tokens": 1}
 _CLIPPED = 0  # which it writes in place of a vocabulary's last ids
 
@@ -42,19 +43,21 @@ class SGLang:
         starts = [places[0] - 1 if places else 0 for _, places in rows]
         answers = self._generate([tokens for tokens, _ in rows], starts, encoding.k, encoding.temperature, False)
         found = []
-        for (tokens, places), start, answer in zip(rows, starts, answers, strict=True):
-            own = answer["input_token_logprobs"]
-            top = _likeliest(answer, len(own)) if places else []
-            found.append([_position(own, top, tokens, at, start) for at in places])
+        with read_from(_PATH):
+            for (tokens, places), start, answer in zip(rows, starts, answers, strict=True):
+                own = answer["input_token_logprobs"]
+                top = _likeliest(answer, len(own)) if places else []
+                found.append([_position(own, top, tokens, at, start) for at in places])
         return blobs_of(found, batch, encoding)
 
     def names_of(self, ids: Sequence[int]) -> dict[int, str]:
         prompt = [ids[0], *ids]
         (answer,) = self._generate([prompt], [0], 1, 1.0, True)
         found = {}
-        for token, (_, index, text) in zip(prompt, answer["input_token_logprobs"], strict=False):
-            if index == token and text is not None:
-                found[token] = str(text)
+        with read_from(_PATH):
+            for token, (_, index, text) in zip(prompt, answer["input_token_logprobs"], strict=False):
+                if index == token and text is not None:
+                    found[token] = str(text)
         return found
 
     def _generate(
@@ -70,12 +73,10 @@ class SGLang:
             "return_flat_raw_top_logprobs": True,
             "return_flat_raw_top_logprobs_b64": True,
         }
-        found = asked_for_json(self.server, "/generate", body)
-        try:
+        found = asked_for_json(self.server, _PATH, body)
+        with read_from(_PATH):
             answers = [one["meta_info"] for one in found]
             lengths = [len(answer["input_token_logprobs"]) for answer in answers]
-        except (KeyError, TypeError) as error:
-            raise NoAnswer("/generate: an answer without input_token_logprobs") from error
         wanted = [len(prompt) - start for prompt, start in zip(prompts, starts, strict=True)]
         if lengths != wanted:
             raise NoAnswer(f"input_token_logprobs of {lengths} tokens, where {wanted} were asked for")
@@ -100,9 +101,9 @@ def _likeliest(answer: Any, size: int) -> list[Position]:
                 .tolist()
                 for name in ("val", "idx")
             )
-            nothing: list[Position] = [{}] * answer["input_top_logprobs_null_prefix"]
+            nothing: list[Position] = [{}] * min(answer["input_top_logprobs_null_prefix"], size + 1)
         except (KeyError, TypeError, ValueError) as error:
-            raise NoAnswer("/generate: input_top_logprobs in another form") from error
+            raise NoAnswer(f"{_PATH}: input_top_logprobs in another form") from error
         found = nothing + [dict(zip(*of_one, strict=True)) for of_one in zip(ids, values, strict=True)]
     else:
         nested = answer.get("input_top_logprobs") or []

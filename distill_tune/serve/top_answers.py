@@ -1,5 +1,6 @@
 """Log-probabilities that a server lists for each position, as a record."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,6 +12,7 @@ from distill_tune.serve.connection import NoAnswer, Refused
 
 _NOTHING = -9000.0  # some write minus infinity as -9999, since JSON has none
 _TOO_MUCH = 1.02  # a position's mass, of log-probabilities in bf16
+_ERROR = torch.finfo(torch.float32).eps  # of a mass near 1, of log-probabilities that were computed in float32
 
 Position = Mapping[int, float]  # log-probabilities by token
 
@@ -18,8 +20,12 @@ Position = Mapping[int, float]  # log-probabilities by token
 def record_of(positions: Sequence[Position], encoding: TopEncoding) -> TopTokens:
     """The likeliest of each position's tokens, and 1 less their mass for all others.
 
+    Of a teacher that is sure, 1 less the mass is no more than the error of its log-probabilities, and may be 0 or less.
+    The rest is then taken as k times what the last of the k has, as if probabilities fell with the square of their
+    rank, or as that error where it is less. At most it is what the last has times the number of the others.
+
     Raises:
-        NoAnswer: a position with fewer tokens than were asked for.
+        NoAnswer: a position with fewer tokens than were asked for, or with what is no token or no log-probability.
         Refused: what is listed is no distribution, or of another vocabulary.
     """
     k = min(encoding.k, encoding.vocab_size)
@@ -28,16 +34,19 @@ def record_of(positions: Sequence[Position], encoding: TopEncoding) -> TopTokens
         likeliest = sorted(position.items(), key=lambda entry: (-entry[1], entry[0]))[:k]
         if len(likeliest) < k:
             raise NoAnswer(f"a position with {len(likeliest)} log-probabilities, where {k} were asked for")
+        if min(position) < 0 or any(map(math.isnan, position.values())):
+            raise NoAnswer("a position with a token below 0, or a log-probability that is no number")
         if (largest := max(token for token, _ in likeliest)) >= encoding.vocab_size:
             raise Refused(200, f"token {largest} is likely: the student knows {encoding.vocab_size}")
         ids[row] = torch.tensor([token for token, _ in likeliest], dtype=torch.int32)
         values = torch.tensor([value for _, value in likeliest], dtype=torch.float64)
         log_probs[row] = values.masked_fill(values < _NOTHING, -torch.inf).float()
     mass = log_probs.double().exp().sum(-1)
-    if (mass > _TOO_MUCH).any() or log_probs.isnan().any():
+    if (mass > _TOO_MUCH).any():
         raise Refused(200, f"log-probabilities of a position add up to {mass.max():.3f}: they are no distribution")
-    rest = torch.log1p(-mass.clamp(max=1.0)).float()
-    return TopTokens(ids, log_probs, rest, encoding.temperature, encoding.vocab_size)
+    last = log_probs[:, -1].double().exp()
+    rest = torch.maximum(1 - mass, (k * last).clamp(max=_ERROR)).minimum((encoding.vocab_size - k) * last)
+    return TopTokens(ids, log_probs, rest.log().float(), encoding.temperature, encoding.vocab_size)
 
 
 def blobs_of(rows: Sequence[Sequence[Position]], batch: Batch, encoding: TopEncoding) -> list[bytes]:

@@ -10,10 +10,11 @@ from typing import Any
 from distill_tune.cache.encoding import TopEncoding
 from distill_tune.data.batch import Batch
 from distill_tune.serve.connection import NoAnswer, Server
-from distill_tune.serve.engine import AnyEncoding, about_of, asked_for_json
+from distill_tune.serve.engine import AnyEncoding, about_of, asked_for_json, read_from
 from distill_tune.serve.top_answers import Position, blobs_of, rows_asked_for
 
 NAME = "vllm"
+_PATH = "/v1/completions"
 # What a model's generation_config.json would have changed, where the server lists what it samples from.
 _NEUTRAL = {
     "top_p": 1.0,
@@ -42,16 +43,18 @@ class VLLM:
         assert isinstance(encoding, TopEncoding)
         rows = rows_asked_for(batch)
         answers = self._prompt_logprobs([tokens for tokens, _ in rows], encoding.k, encoding.temperature)
-        pairs = zip(rows, answers, strict=True)
-        found = [[_position(answer, tokens, at) for at in places] for (tokens, places), answer in pairs]
+        with read_from(_PATH):
+            pairs = zip(rows, answers, strict=True)
+            found = [[_position(answer, tokens, at) for at in places] for (tokens, places), answer in pairs]
         return blobs_of(found, batch, encoding)
 
     def names_of(self, ids: Sequence[int]) -> dict[int, str]:
         """Where it does not tokenise, its tokens have no text, and there is nothing here."""
         prompt = [ids[0], *ids]  # nothing is told of the first
         (answer,) = self._prompt_logprobs([prompt], 0, 1.0)
-        named = zip(prompt[1:], answer[1:], strict=True)
-        texts = {token: entry[str(token)].get("decoded_token") for token, entry in named if str(token) in entry}
+        with read_from(_PATH):
+            named = zip(prompt[1:], answer[1:], strict=True)
+            texts = {token: entry[str(token)].get("decoded_token") for token, entry in named if str(token) in entry}
         return {token: text for token, text in texts.items() if text is not None}
 
     def _prompt_logprobs(self, prompts: Sequence[Sequence[int]], k: int, temperature: float) -> list[Any]:
@@ -63,14 +66,12 @@ class VLLM:
             "temperature": temperature,
             **_NEUTRAL,
         }
-        found = asked_for_json(self.server, "/v1/completions", body)
-        try:
+        found = asked_for_json(self.server, _PATH, body)
+        with read_from(_PATH):
             choices = sorted(found["choices"], key=lambda choice: choice["index"])
             answers = [choice["prompt_logprobs"] for choice in choices]
             if [len(answer) for answer in answers] != [len(prompt) for prompt in prompts]:
                 raise NoAnswer(f"prompt_logprobs of {len(answers)} rows, where {len(prompts)} were asked for")
-        except (KeyError, TypeError) as error:
-            raise NoAnswer("/v1/completions: an answer without prompt_logprobs") from error
         return answers
 
 

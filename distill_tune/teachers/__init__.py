@@ -1,14 +1,14 @@
 """Where the teacher's signal comes from."""
 
 from distill_tune.teachers.build import build_teacher
-from distill_tune.teachers.cached import Cached
+from distill_tune.teachers.cached import Cached, require_lasting_prompts, require_served_by, some_of
 from distill_tune.teachers.hf import HuggingFace
 from distill_tune.teachers.live import LiveTeacher
 from distill_tune.teachers.load import NF4
 from distill_tune.teachers.own import EMA, BaseModel, EarlierCheckpoint
 from distill_tune.teachers.served import Served
 from distill_tune.teachers.several import SeveralTeachers
-from distill_tune.teachers.teacher import Teacher
+from distill_tune.teachers.teacher import Shard, Teacher
 
 __all__ = [
     "EMA",
@@ -20,6 +20,10 @@ __all__ = [
     "LiveTeacher",
     "Served",
     "SeveralTeachers",
+    "Shard",
     "Teacher",
     "build_teacher",
+    "require_lasting_prompts",
+    "require_served_by",
+    "some_of",
 ]

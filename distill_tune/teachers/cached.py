@@ -1,7 +1,9 @@
 """A teacher that need not be there: its word was stored by recipes/teacher_cache.py."""
 
+import hashlib
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models
-from distill_tune.cache import MANIFEST, CacheReader, HiddenEncoding, read_output_layer, read_vocabulary
+from distill_tune.cache import CacheReader, HiddenEncoding, read_output_layer, read_vocabulary
+from distill_tune.cache.encoding import SampledEncoding, TopEncoding
 from distill_tune.counts import counted
 from distill_tune.data.batch import Batch
 from distill_tune.data.dates import day_of_run
@@ -25,6 +28,12 @@ from distill_tune.teachers.teacher import Shard, Teacher
 from torchtune.modules import TransformerDecoder
 
 _SHOWN = 3
+_READ_OTHERWISE = (
+    "where they are the rows that it was made for, they are read otherwise now: set max_seq_len, train_on_input, "
+    "prompts and templates back; else "
+)
+
+AnyEncoding = SampledEncoding | TopEncoding | HiddenEncoding
 
 
 class Cached(Teacher):
@@ -46,15 +55,17 @@ class Cached(Teacher):
         except UserError as error:
             raise UserError(f"{self._told}: {error}") from error
         self._encoding = self._cache.encoding
+        self.record_kind = "" if isinstance(self._encoding, HiddenEncoding) else self._encoding.kind
+        self.names = tuple(self._cache.manifest.teacher.get("names") or ())
         self._differing: dict[int, str] = {}
         self._projection: LinearProjection | None = None
+        self._contents: list[str] = []
 
     @property
     def vocab_size(self) -> int:
         return self._encoding.vocab_size
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
-        self.files = [self._cache.folder / MANIFEST]  # which names all others by their content
         rows, its = written_by(tokenizer) or Vocabulary.of(checkpoint.folder), read_vocabulary(self._cache.folder)
         if rows is not None and its is not None:
             writer = getattr(tokenizer, "folder", checkpoint.folder)
@@ -72,43 +83,36 @@ class Cached(Teacher):
         temperature: float | None,
         combination: str | None = None,
     ) -> None:
-        if isinstance(self._encoding, HiddenEncoding):
-            return
-        reason = unserved(
-            self._encoding.kind,
-            divergence,
-            token_weight,
-            temperature=temperature,
-            recorded_temperature=self._encoding.temperature,
-            k=getattr(self._encoding, "k", None),
-            combination=combination,
-        )
-        if reason:
-            raise UserError(f"{self._told}: {reason}")
+        require_served_by(self._encoding, self._told, divergence, token_weight, temperature, combination)
 
     def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
-        if augmented and any(rows.teacher is None for rows in datasets):
-            raise UserError(
-                f"{self._told}: augmentations make prompts that no cache has; leave them out, or give the teacher "
-                "a prompt of its own"
-            )
+        require_lasting_prompts(self._told, datasets, augmented)
         missing, total = list[str](), 0
+        read = list[bytes]()
         for rows in datasets:
             asked = numpy.arange(len(rows))
             if number is not None and rows.teacher_ids is not None:
                 asked = (rows.teacher_ids == number).nonzero()[:, 0].numpy()
             total += len(asked)
-            lacking = asked[self._cache.find([rows.digests[row] for row in asked.tolist()]) < 0]
+            keys = rows.record_keys if number is None else rows.digests  # one of several has a cache of its own
+            digests = [keys[row] for row in asked.tolist()]
+            lacking = asked[self._cache.find(digests) < 0]
             missing += [rows.origin(row) for row in lacking.tolist()]
+            read += digests
         if not missing:
+            # Of the rows alone: a cache that has grown since is the same to a run that goes on.
+            self._contents.append(self._cache.content_of(read))
+            self.content = hashlib.sha256("".join(self._contents).encode()).hexdigest()
             return
-        more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
         date, today = self._cache.manifest.date, day_of_run()
         as_of = f" (it was made with date={date}, which a chat template may write)" if date not in (None, today) else ""
+        otherwise = "" if len(missing) < total else _READ_OTHERWISE
         raise UserError(
-            f"{self._told}: lacks {len(missing):,} of {counted(total, 'row')}{as_of}: {'; '.join(missing[:_SHOWN])}"
-            f"{more}; add them with the teacher at hand: distill-tune run teacher_cache with this dataset and "
-            f"output_dir={self._cache.folder}"
+            f"{self._told}: lacks {len(missing):,} of {counted(total, 'row')}{as_of}: "
+            f"{some_of(missing, len(missing))}; {otherwise}"
+            "add them with the teacher at hand: distill-tune run teacher_cache with this dataset and "
+            f"output_dir={self._cache.folder}; or as they come: the teacher as teacher_model, and "
+            f"teacher_cache={self._cache.folder}"
         )
 
     def load(
@@ -118,9 +122,58 @@ class Cached(Teacher):
             self._projection = read_output_layer(self._cache.folder, device)
 
     def __call__(self, batch: Batch) -> SparseSignal | HiddenStates:
+        record = self._encoding.decode(self._cache.rows(batch.record_keys))
         batch = batch.for_teacher
-        record = self._encoding.decode(self._cache.rows(batch.digests))
         num_positions = len(batch.supervised_positions)
         if len(record) != num_positions:
             raise UserError(f"{self._told}: has {len(record)} positions of rows with {num_positions}; make it anew")
         return signal_of(record, batch, self._projection)
+
+
+def some_of(named: Iterable[str], total: int) -> str:
+    """The first of what is named, and how many more of a total there are."""
+    more = f" and {total - _SHOWN:,} more" if total > _SHOWN else ""
+    return "; ".join(itertools.islice(named, _SHOWN)) + more
+
+
+def require_served_by(
+    encoding: AnyEncoding,
+    told: str,
+    divergence: Divergence,
+    token_weight: TokenWeight | None,
+    temperature: float | None,
+    combination: str | None = None,
+) -> None:
+    """
+    Args:
+        told: key and value that name the cache.
+        temperature: of the whole run; None where it changes.
+
+    Raises:
+        UserError: records of this encoding cannot serve the loss.
+    """
+    if isinstance(encoding, HiddenEncoding):
+        return
+    reason = unserved(
+        encoding.kind,
+        divergence,
+        token_weight,
+        temperature=temperature,
+        recorded_temperature=encoding.temperature,
+        k=getattr(encoding, "k", None),
+        combination=combination,
+    )
+    if reason:
+        raise UserError(f"{told}: {reason}")
+
+
+def require_lasting_prompts(told: str, datasets: Sequence[TokenisedRows], augmented: bool) -> None:
+    """
+    Raises:
+        UserError: the prompts that the teacher reads change each time.
+    """
+    if augmented and any(rows.teacher is None for rows in datasets):
+        raise UserError(
+            f"{told}: augmentations make prompts that no cache has; leave them out, or give the teacher a prompt of "
+            "its own"
+        )

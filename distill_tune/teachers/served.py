@@ -14,15 +14,15 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models
 from distill_tune.cache.encoding import encoding_of
 from distill_tune.data.batch import Batch
-from distill_tune.errors import UserError
+from distill_tune.errors import UserError, one_line
 from distill_tune.losses import Divergence, HiddenStates, LinearProjection, SparseSignal, TokenWeight, unserved
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.serve.connection import Server, ServerError
 from distill_tune.serve.engine import AnyEncoding, Engine
 from distill_tune.serve.find import ENGINES, NoServer, find_engine
 from distill_tune.serve.own import DistillTune
-from distill_tune.serve.probe import Tokens, describe, require_known_answer, require_temperature
-from distill_tune.serve.requests import AllLost, Answer, Requests
+from distill_tune.serve.probe import Tokens, answered_by, describe, require_known_answer, require_temperature
+from distill_tune.serve.requests import AllLost, Answer, Answered, Requests
 from distill_tune.teachers.recorded import signal_of
 from distill_tune.teachers.teacher import Shard, Teacher
 
@@ -76,6 +76,10 @@ class Served(Teacher):
         concurrency: requests that each server has at a time.
         retries: of a request at one server, after waits of 0.25 seconds, twice that, and so on, 30 at most.
 
+    Attributes:
+        settings: of its kind: ``k`` or ``draws``.
+        encoding: of its records; known after :meth:`load`.
+
     Raises:
         UserError: a setting is out of its range.
     """
@@ -109,7 +113,8 @@ class Served(Teacher):
         if timeout <= 0 or retries < 0 or seed < 0:
             raise UserError(f"timeout={timeout}, retries={retries}, seed={seed}: must be above 0, and at least 0")
         self.kind, self._seed = kind, seed
-        self._settings = {"draws": draws} if kind == "sampled" else {"k": k} if kind == "top_k" else {}
+        self.record_kind = "" if kind == "hidden" else kind
+        self.settings = {"draws": draws} if kind == "sampled" else {"k": k} if kind == "top_k" else {}
         self._engine, self._model = engine, model
         token = token or os.environ.get(TOKEN) or None
         self._servers = [Server(one, token, timeout) for one in urls]
@@ -134,26 +139,35 @@ class Served(Teacher):
             self._tokens = Tokens(tokenizer, checkpoint.folder)
             self._differing: dict[int, str] = {}
             for engine in self._engines:
-                self._differing |= self._tokens.differing(engine)
+                with answered_by(engine):
+                    self._differing |= self._tokens.differing(engine)
             common = models.common_vocabulary(student, about.vocab_size or models.output_head(student).vocab_size)
             # Of hidden states the whole layer; else what is left out of a longer vocabulary is padding.
             self._vocab_size = about.vocab_size if self.kind == "hidden" and about.vocab_size else common
-            known = require_known_answer(
-                self._engines, self._tokens, self._vocab_size, self._settings.get("k", _LISTED)
-            )
+            self.width = about.width if self.kind == "hidden" else 0
+            self.encoding = self._made_encoding()
+            known = require_known_answer(self._engines, self._tokens, self._vocab_size, self.settings.get("k", _LISTED))
             if self._temperature != 1:
                 require_temperature(self._engines, self._tokens, self._vocab_size, self._temperature)
         except UserError as error:
             raise UserError(f"{_KEY}.{error}" if str(error).startswith("url=") else f"{_KEY}: {error}") from error
-        except ServerError as error:
-            raise UserError(f"{_KEY}.url={self._servers[0].url}: {error}") from error
         told = [engine.about.content or f"{engine.about.engine} {engine.about.model}" for engine in self._engines]
         if len(set(told)) > 1:
             raise UserError(f"{_KEY}.url: the servers do not serve the same teacher ({', '.join(told)})")
         self.content = hashlib.sha256(told[0].encode()).hexdigest()
-        self.width = about.width if self.kind == "hidden" else 0
         print(describe(self._engines, self.kind, known))
         return common
+
+    def _made_encoding(self) -> AnyEncoding:
+        """
+        Raises:
+            UserError: a setting is out of its range.
+        """
+        own = {"width": self.width} if self.kind == "hidden" else {"temperature": self._temperature} | self.settings
+        try:
+            return encoding_of(self.kind, {"vocab_size": self._vocab_size} | own)
+        except ValueError as error:
+            raise UserError(one_line(error)) from error
 
     def _found_engines(self) -> list[Engine]:
         """Those of the servers that answer; the others are left out, which is told.
@@ -184,9 +198,9 @@ class Served(Teacher):
                     f"{told}: {about.engine}, serving {about.model}, gives {', '.join(about.kinds)}, "
                     f"not kind={self.kind}"
                 )
-            if about.most_log_probs is not None and self._settings.get("k", 0) > about.most_log_probs:
+            if about.most_log_probs is not None and self.settings.get("k", 0) > about.most_log_probs:
                 raise UserError(
-                    f"{told}: gives {about.most_log_probs} log-probabilities at most: k={self._settings['k']}"
+                    f"{told}: gives {about.most_log_probs} log-probabilities at most: k={self.settings['k']}"
                 )
 
     def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
@@ -221,7 +235,7 @@ class Served(Teacher):
             token_weight,
             temperature=temperature,
             recorded_temperature=temperature or 1.0,
-            k=self._settings.get("k"),
+            k=self.settings.get("k"),
             combination=combination,
         )
         if reason or temperature is None:
@@ -234,13 +248,8 @@ class Served(Teacher):
         self._requests = Requests(
             self._engines, concurrency=self._concurrency, retries=self._retries, patience=self._timeout
         )
-        settings: dict[str, Any] = {"vocab_size": self._vocab_size}
         if self.kind != "hidden":
-            self._encoding: AnyEncoding = encoding_of(
-                self.kind, settings | self._settings | {"temperature": self._temperature}
-            )
             return
-        self._encoding = encoding_of(self.kind, settings | {"width": self.width})
         first: Engine = self._engines[0]
         assert isinstance(first, DistillTune)
         try:
@@ -270,14 +279,23 @@ class Served(Teacher):
         Raises:
             UserError: no server answers any more, which :meth:`lost` would have told.
         """
-        batch = batch.for_teacher
-        asked = self._asked_for(batch)
+        return signal_of(self._answered(batch).record, batch.for_teacher, self._projection)
+
+    def records(self, batch: Batch) -> list[bytes]:
+        """The record of each row, in the bytes of ``encoding``.
+
+        Raises:
+            UserError: as a call.
+        """
+        return self._answered(batch).rows
+
+    def _answered(self, batch: Batch) -> Answered:
+        asked = self._asked_for(batch.for_teacher)
         self._ask_ahead()
         try:
-            record = self._encoding.decode(asked.answer.result())
+            return asked.answer.result()
         except AllLost as error:
             raise UserError(f"{_KEY}: no server answers any more: {error}") from error
-        return signal_of(record, batch, self._projection)
 
     def _asked_for(self, batch: Batch) -> _Asked:
         """A batch's answer, taken from those that come; where it is not among them, it is asked for now.
@@ -304,7 +322,7 @@ class Served(Teacher):
 
     def _ask(self, batch: Batch) -> _Asked:
         if batch.digests:
-            return _Asked(batch.digests, self._requests.ask(batch, self._encoding, self._seed))
+            return _Asked(batch.digests, self._requests.ask(batch, self.encoding, self._seed))
         nothing: Answer = concurrent.futures.Future()
-        nothing.set_result([])
+        nothing.set_result(Answered([], self.encoding.decode([])))
         return _Asked((), nothing)

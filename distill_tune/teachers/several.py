@@ -1,5 +1,6 @@
 """Several teachers: one distribution from all, a divergence from each, or one teacher a row."""
 
+import hashlib
 import itertools
 import operator
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.batch import Batch
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
+from distill_tune.errors import UserError
 from distill_tune.losses import Divergence, MixtureOfTeachers, SumOfTeachers, TeacherOfEachRow, TokenWeight
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.teachers.teacher import Shard, Teacher
@@ -43,7 +45,7 @@ class SeveralTeachers(Teacher):
         common = [teacher.check(student, checkpoint, tokenizer) for teacher in self._teachers]
         self.folders = list(itertools.chain.from_iterable(teacher.folders for teacher in self._teachers))
         self.files = list(itertools.chain.from_iterable(teacher.files for teacher in self._teachers))
-        self.content = "".join(teacher.content for teacher in self._teachers)
+        self._find_content()
         self.models = list(itertools.chain.from_iterable(teacher.models for teacher in self._teachers))
         return min((size for size in common if size is not None), default=None)
 
@@ -58,12 +60,24 @@ class SeveralTeachers(Teacher):
         temperature: float | None,
         combination: str | None = None,
     ) -> None:
+        kinds = [teacher.record_kind for teacher in self._teachers]
+        if self._combination == "by_row" and len(set(kinds)) > 1:
+            each = (f"{name}: {kind or 'none'}" for name, kind in zip(self._all_names, kinds, strict=True))
+            raise UserError(
+                f"teacher_combination=by_row: records of one teacher need records of the same kind of each other "
+                f"({', '.join(each)}); take one kind for all, or kind hidden, which goes with any"
+            )
         for teacher in self._teachers:
             teacher.require_loss(divergence, token_weight, temperature, self._combination)
 
     def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
         for own, teacher in enumerate(self._teachers):
             teacher.require_signals(datasets, augmented, own if self._combination == "by_row" else None)
+        self._find_content()
+
+    def _find_content(self) -> None:
+        if any(contents := [teacher.content for teacher in self._teachers]):
+            self.content = hashlib.sha256(" ".join(contents).encode()).hexdigest()
 
     def each(self, shape: Shape) -> list[tuple[Teacher, Shape]]:
         rows_of = shape.following if self._combination == "by_row" else lambda number: shape

@@ -37,7 +37,9 @@ class Teacher:
         names: of several teachers, by which rows choose theirs.
         files: of its own weights, known after :meth:`check`: a run goes on with the teacher that it had.
         folders: of other models than the student's, known after :meth:`check`; a GGUF file in place of a folder.
-        content: tells apart teachers that have no ``files`` here, known after :meth:`check`; empty where there is none.
+        content: tells apart teachers that have no ``files`` here, known after :meth:`check` and
+            :meth:`require_signals`; empty where there is none.
+        record_kind: of the records that it gives, ``sampled`` or ``top_k``; empty where it gives whole distributions.
         may_be_lost: while a run goes on, by no fault of its own.
     """
 
@@ -48,6 +50,7 @@ class Teacher:
     files: Sequence[Path] = ()
     folders: Sequence[Path] = ()
     content: str = ""
+    record_kind: str = ""
     may_be_lost = False
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:

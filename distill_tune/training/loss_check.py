@@ -6,9 +6,10 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
-from distill_tune.config.components import find_component
-from distill_tune.config.trust import is_known
+from distill_tune.config.components import build, find_component
+from distill_tune.config.trust import is_known, may_be_called
 from distill_tune.errors import CollectedFaults, UserError
+from distill_tune.losses import Divergence, ForwardKL, TokenWeight
 
 # What the head calls each with, and what there is.
 _CALLED_WITH = {
@@ -31,6 +32,19 @@ def check_losses(cfg: DictConfig) -> None:
                 called = ", ".join(arguments)
                 raise UserError(f"{key}={name}: is not called with {called}; needed is {what}")
     faults.tell()
+
+
+def loss_of(cfg: DictConfig) -> tuple[Divergence, TokenWeight | None, float | None] | None:
+    """Divergence, token weight and temperature of a config, the last None where it changes; None of losses from
+    elsewhere, which tell themselves what they cannot be served with."""
+    if not (may_be_called(cfg.get("kd_loss")) and may_be_called(cfg.get("kd_token_weight"))):
+        return None
+    temperature = cfg.get("temperature", 1.0)
+    return (
+        build("kd_loss", cfg.get("kd_loss"), ForwardKL()),
+        build("kd_token_weight", cfg.get("kd_token_weight")),
+        float(temperature) if isinstance(temperature, int | float) else None,
+    )
 
 
 def _takes(loss: Any, arguments: tuple[str, ...]) -> bool:

@@ -5,6 +5,7 @@ wrong as the others do. A key that they read is valid in each recipe that calls 
 """
 
 import contextlib
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from distill_tune.training.distributed import (
     rank,
     require_same_on_all_ranks,
 )
-from distill_tune.training.loss_check import check_losses
+from distill_tune.training.loss_check import check_losses, loss_of
 from distill_tune.training.optimizer import check_lr_scheduler, check_optimizer
 from distill_tune.training.output_check import check_outputs
 from distill_tune.training.run_folder import RunFolder
@@ -40,6 +41,7 @@ from distill_tune.training.schedules import Schedules
 from distill_tune.training.state import TrainingState, content_of
 from distill_tune.training.tokenizer_check import check_tokenizer
 from distill_tune.training.warm_up import schedule_remarks
+from distill_tune.training.write_through import WriteThrough, behind_cache, prepare_cache
 
 from torchtune.modules import TransformerDecoder
 
@@ -85,8 +87,11 @@ class Steps(NamedTuple):
             for model in files
             if files[model]
         }
-        if built.teacher.content:
-            contents[content_of("teacher_model")] = built.teacher.content[:_SHOWN_DIGITS]
+        if content := built.teacher.content:
+            name = content_of("teacher_model")
+            if name in contents:  # of several teachers, some of which have files
+                content = hashlib.sha256(f"{contents[name]} {content}".encode()).hexdigest()
+            contents[name] = content[:_SHOWN_DIGITS]
         return self.plan.identity | {"steps an epoch": self.steps_per_epoch} | from_main_process(contents)
 
 
@@ -132,12 +137,13 @@ def _begun_or_gone_on_with(cfg: DictConfig, run: RunFolder) -> tuple[Checkpoints
     return checkpoints, checkpoint, state
 
 
-def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = True) -> Models:
+def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = True, with_cache: bool = True) -> Models:
     """Student, teacher and tokenizer, compared with their checkpoints and with each other.
 
     Args:
         device: on which they will be, which decides on their dtypes.
         needs_weights: False where shapes are all that is asked for.
+        with_cache: False where the teacher itself is asked, whatever ``teacher_cache`` has of it.
 
     Raises:
         UserError: one of them cannot be built, does not fit its checkpoint, or not the other; the optimizer refuses
@@ -171,12 +177,16 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
             _require_loss(cfg, teacher)
         with faults:
             common_vocab_size = teacher.check(student, student_checkpoint, tokenizer)
-            models.match_layers(student, teacher, hidden_loss)
+            built = Models(student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size)
+            if with_cache and cfg.get("teacher_cache") is not None and needs_teacher(cfg):
+                built = built._replace(teacher=behind_cache(cfg, built))
+                _require_loss(cfg, built.teacher)
+            models.match_layers(student, built.teacher, hidden_loss)
     if faults and tokenizer is not None and num_ranks() == 1:
         with contextlib.suppress(*_FOLLOWING):
             check_rows(cfg, tokenizer, (), faults)
     faults.tell()
-    return Models(student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size)
+    return built
 
 
 def _require_loss(cfg: DictConfig, teacher: teachers.Teacher) -> None:
@@ -184,14 +194,8 @@ def _require_loss(cfg: DictConfig, teacher: teachers.Teacher) -> None:
     Raises:
         UserError: the teacher's signal cannot serve the config's losses; of code from elsewhere the loss itself tells.
     """
-    if not (may_be_called(cfg.get("kd_loss")) and may_be_called(cfg.get("kd_token_weight"))):
-        return
-    temperature = cfg.get("temperature", 1.0)
-    teacher.require_loss(
-        build("kd_loss", cfg.get("kd_loss"), losses.ForwardKL()),
-        build("kd_token_weight", cfg.get("kd_token_weight")),
-        float(temperature) if isinstance(temperature, int | float) else None,
-    )
+    if loss := loss_of(cfg):
+        teacher.require_loss(*loss)
 
 
 def reading_of(cfg: DictConfig, teacher_names: Sequence[str]) -> data.Reading:
@@ -305,4 +309,7 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
             "hidden_loss_weight": built.hidden_loss.weight,
         },
     )
-    return Steps(plan, plan_val, steps_per_epoch, total_steps, schedules)
+    steps = Steps(plan, plan_val, steps_per_epoch, total_steps, schedules)
+    if isinstance(built.teacher, WriteThrough):
+        print(prepare_cache(built.teacher, cfg, built, steps, seed))
+    return steps

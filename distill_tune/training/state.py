@@ -24,8 +24,8 @@ _FACTORS = "their factors"  # of the sequences of a step; whose product alone ha
 # Where a run writes, and how it is resumed, may be new each time.
 _ABOUT_THE_RUN = ("output_dir", "log_dir", "resume", "resume_from_checkpoint", "resume_with_changes")
 # Where a model's weights are read from, or asked for: means nothing where their content is known.
-_PATHS = {"path", "checkpoint_dir", "checkpoint_files"}
-_PATHS |= {"url", "engine", "token", "timeout", "concurrency", "retries"}
+PATHS = {"path", "checkpoint_dir", "checkpoint_files"}
+PATHS |= {"url", "engine", "token", "timeout", "concurrency", "retries"}
 _NOTHING = "nothing"
 
 
@@ -100,7 +100,7 @@ class TrainingState:
 
     def _is_known_by_content(self, key: str) -> bool:
         first, *below = key.split(".")
-        return bool(_PATHS & set(below)) and content_of(first.replace("checkpointer", "model")) in self.plan
+        return bool(PATHS & set(below)) and content_of(first.replace("checkpointer", "model")) in self.plan
 
     def require_same_plan(self, folder: Path, plan: Mapping[str, Any], with_changes: bool) -> None:
         """

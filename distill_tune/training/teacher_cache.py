@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 import distill_tune
@@ -14,13 +15,14 @@ from distill_tune.config.files import local_path
 from distill_tune.counts import counted
 from distill_tune.data.dates import day_of_run
 from distill_tune.errors import UserError, one_line
+from distill_tune.losses import LinearProjection
 from distill_tune.models.vocabulary import Vocabulary, written_by
 from distill_tune.training.distributed import from_main_process, is_main_process, wait_for_all
+from distill_tune.training.loss_check import loss_of
 from distill_tune.training.output_check import require_writable
-from distill_tune.training.preparation import Models, Steps
-from distill_tune.training.state import content_of, plain_config
+from distill_tune.training.state import PATHS, content_of, plain_config
 
-_PATHS = ("path", "checkpoint_dir", "checkpoint_files", "output_dir", "name")  # mean nothing where content is known
+_PATHS = PATHS | {"output_dir", "name"}  # mean nothing where content is known
 _FIELDS = {"sampled": ("draws", "temperature", "proposal_temperature"), "top_k": ("k", "temperature"), "hidden": ()}
 _FOLLOWS_STUDENT = (teachers.EMA, teachers.BaseModel, teachers.EarlierCheckpoint)
 
@@ -38,7 +40,7 @@ def find_cache(output_dir: str) -> tuple[Path, cache.Manifest | None]:
     return folder, from_main_process(cache.Manifest.read(folder) if (folder / cache.MANIFEST).exists() else None)
 
 
-def encoding_for(settings: DictConfig, built: Models, cfg: DictConfig) -> AnyEncoding:
+def encoding_for(settings: DictConfig, built: Any, cfg: DictConfig) -> AnyEncoding:
     """How records of the ``cache`` section's kind are kept.
 
     Raises:
@@ -50,11 +52,8 @@ def encoding_for(settings: DictConfig, built: Models, cfg: DictConfig) -> AnyEnc
     for one, _ in teacher.each(data.Shape((), ())):
         if isinstance(one, teachers.Cached):
             raise UserError("teacher_model: distill_tune.teachers.Cached is a cache already; name the teacher itself")
-        if isinstance(one, teachers.Served) and one.kind != cache.HiddenEncoding.kind:
-            raise UserError(
-                f"teacher_model.kind={one.kind}: what is served is a record already; take teacher_model.kind=hidden, "
-                "of which any kind can be stored"
-            )
+        if isinstance(one, teachers.Served):
+            _require_as_served(one, settings, teacher, cfg.get("temperature", 1.0))
         if isinstance(one, _FOLLOWS_STUDENT):
             raise UserError(f"teacher_model: {type(one).__name__} follows the student; it cannot be stored before")
     is_several = isinstance(teacher, teachers.SeveralTeachers)
@@ -69,6 +68,8 @@ def encoding_for(settings: DictConfig, built: Models, cfg: DictConfig) -> AnyEnc
             )
         return cache.HiddenEncoding(teacher.vocab_size, teacher.width)  # type: ignore[attr-defined]
     chosen = {name: settings[name] for name in _FIELDS[kind] if settings.get(name) is not None}
+    if is_recorded(teacher):
+        chosen |= teacher.settings
     if "temperature" not in chosen:
         chosen["temperature"] = cfg.get("temperature", 1.0)
         if not isinstance(chosen["temperature"], int | float):
@@ -79,10 +80,75 @@ def encoding_for(settings: DictConfig, built: Models, cfg: DictConfig) -> AnyEnc
     for name in ("temperature", "proposal_temperature"):
         if name in chosen:
             chosen[name] = float(chosen[name])
+    if chosen.get("k", 0) >= size:
+        raise UserError(
+            f"cache.k={chosen['k']}: must be below the {size:,} tokens of the vocabulary; cache.kind=hidden keeps all "
+            "that the teacher says"
+        )
     try:
         return cache.encoding_of(kind, {"vocab_size": size} | chosen)
     except ValueError as error:
         raise UserError(f"cache.{one_line(error)}") from error
+
+
+def remark_on_size(encoding: cache.Encoding, teacher: teachers.Teacher) -> str | None:
+    """What to tell where hidden states, which serve more, would take less of the disk."""
+    width, most = getattr(teacher, "width", 0), encoding.bytes_of_position()[1]
+    if not isinstance(encoding, cache.TopEncoding) or not 0 < 2 * width < most:
+        return None
+    return (
+        f"cache.k={encoding.k}: takes {most:.0f} bytes a token; cache.kind=hidden would take {2 * width} bytes, and "
+        "serve every divergence and temperature"
+    )
+
+
+def _require_as_served(
+    one: teachers.Served, settings: DictConfig, teacher: teachers.Teacher, temperature: float
+) -> None:
+    """
+    Args:
+        temperature: of the loss, at which it is served.
+
+    Raises:
+        UserError: a record that is served is to be stored as another.
+    """
+    if one.kind == cache.HiddenEncoding.kind:
+        return
+    told, otherwise = f"teacher_model.kind={one.kind}: what is served is a record already", "take teacher_model.kind="
+    if teacher is not one or settings["kind"] != one.kind:
+        raise UserError(
+            f"{told}, and cache.kind={settings['kind']} another; {otherwise}hidden, of which any kind can be stored"
+        )
+    its = one.settings | {"temperature": temperature}
+    for name in _FIELDS[one.kind]:
+        if settings.get(name) not in (None, its.get(name)):
+            raise UserError(f"{told}, with {name}={its.get(name)}; leave cache.{name}={settings[name]} out")
+
+
+def is_recorded(teacher: teachers.Teacher) -> bool:
+    """Whether a teacher's word comes as a record, which is all that is known of it."""
+    return isinstance(teacher, teachers.Served) and teacher.kind != cache.HiddenEncoding.kind
+
+
+@torch.no_grad()
+def recorded(
+    teacher: teachers.Teacher, encoding: AnyEncoding, batch: data.Batch, seed: int, signal: Any = None
+) -> tuple[list[bytes], LinearProjection | None]:
+    """Ask a teacher about a batch.
+
+    Args:
+        signal: what it has said already.
+
+    Returns:
+        The record of each row, and the output layer of hidden states.
+    """
+    if is_recorded(teacher):
+        assert isinstance(teacher, teachers.Served) and teacher.encoding == encoding
+        return teacher.records(batch), None
+    signal = teacher(batch) if signal is None else signal
+    num_positions = batch.num_supervised if batch.digests else ()
+    rows = cache.encoded(encoding, signal, batch.digests, num_positions, seed)
+    return rows, signal.projection if encoding.kind == cache.HiddenEncoding.kind else None
 
 
 def tokens_of_a_batch(cfg: DictConfig, plans: Sequence[data.StepPlan]) -> int:
@@ -93,47 +159,53 @@ def tokens_of_a_batch(cfg: DictConfig, plans: Sequence[data.StepPlan]) -> int:
 
 
 def begin_cache(
-    folder: Path, cfg: DictConfig, built: Models, steps: Steps, encoding: AnyEncoding, seed: int
+    folder: Path, cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncoding, seed: int
 ) -> cache.Manifest:
     """:func:`distill_tune.cache.begin` by the main process; all ranks call it.
 
     Raises:
-        UserError: see there; prompts that change each time; one row that follows two teachers.
+        UserError: see there; a loss that this kind does not serve; prompts that change each time.
     """
-    rows = [of_dataset for of_dataset in steps.plan.datasets if of_dataset.teacher is None]
-    if cfg.get("augmentations") and rows:
-        raise UserError("augmentations: make prompts that no cache has; leave them out, here and in training")
-    require_one_teacher_each(steps.plan.datasets)
+    require_serving(encoding, cfg)
+    teachers.require_lasting_prompts("augmentations", steps.plan.datasets, bool(cfg.get("augmentations")))
+    if is_main_process() and (remark := remark_on_size(encoding, built.teacher)):
+        print(remark)
     manifest = describe_cache(cfg, built, steps, encoding, seed)
+    return begin_described(folder, manifest, vocabulary_of(built))
+
+
+def require_serving(encoding: AnyEncoding, cfg: DictConfig) -> None:
+    """
+    Raises:
+        UserError: a run with this config could not train from what is to be stored.
+    """
+    if loss := loss_of(cfg):
+        teachers.require_served_by(encoding, f"cache.kind={encoding.kind}", *loss)
+
+
+def begin_described(
+    folder: Path, manifest: cache.Manifest, vocabulary: Vocabulary | None, key: str = "output_dir"
+) -> cache.Manifest:
+    """
+    Args:
+        vocabulary: to be kept beside the records.
+    """
     if is_main_process():
-        manifest = cache.begin(folder, manifest)
-        if (vocabulary := _vocabulary_of(built)) is not None:
+        manifest = cache.begin(folder, manifest, key)
+        if vocabulary is not None:
             cache.write_vocabulary(folder, vocabulary)
     return from_main_process(manifest)
 
 
-def require_one_teacher_each(datasets: Sequence[data.TokenisedRows]) -> None:
-    """
-    Raises:
-        UserError: rows of the same content follow different teachers: a row is found by its content.
-    """
-    followed: dict[bytes, int] = {}
-    for rows in datasets:
-        if rows.teacher_ids is not None:
-            for row, (digest, teacher) in enumerate(zip(rows.digests, rows.teacher_ids.tolist(), strict=True)):
-                if followed.setdefault(digest, teacher) != teacher:
-                    raise UserError(f"{rows.origin(row)}: another row has the same content and another teacher_id")
-
-
-def describe_cache(cfg: DictConfig, built: Models, steps: Steps, encoding: AnyEncoding, seed: int) -> cache.Manifest:
+def describe_cache(cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncoding, seed: int) -> cache.Manifest:
     """The manifest of a cache that this config would make. All ranks call it."""
-    vocabulary = _vocabulary_of(built)
+    vocabulary = vocabulary_of(built)
     template = getattr(getattr(built.tokenizer, "transformers_tokenizer", None), "chat_template", None)
     return cache.Manifest(
         kind=encoding.kind,
         settings=cache.settings_of(encoding),
         seed=seed,
-        teacher=_described(cfg, steps.identity_with(built).get(content_of("teacher_model"))),
+        teacher=describe_teacher(cfg, built.teacher.names, steps.identity_with(built).get(content_of("teacher_model"))),
         tokenizer=None if vocabulary is None else cache.fingerprint_of(vocabulary),
         template=None if template is None else cache.fingerprint_of(str(template)),
         date=day_of_run(),
@@ -141,7 +213,7 @@ def describe_cache(cfg: DictConfig, built: Models, steps: Steps, encoding: AnyEn
     )
 
 
-def _described(cfg: DictConfig, content: str | None) -> dict[str, Any]:
+def describe_teacher(cfg: DictConfig, names: Sequence[str], content: str | None) -> dict[str, Any]:
     """What decides on a teacher's word: weights by content, and every setting but where they lie."""
     plain = plain_config(cfg)
     return {
@@ -150,6 +222,7 @@ def _described(cfg: DictConfig, content: str | None) -> dict[str, Any]:
         "dtype": cfg.get("teacher_dtype") or cfg.dtype,
         "quantizer": plain.get("teacher_quantizer"),
         "combination": plain.get("teacher_combination"),
+        "names": list(names) or None,  # by which rows choose, in the order of their keys
     }
 
 
@@ -159,7 +232,7 @@ def _without_paths(node: Any) -> Any:
     return [_without_paths(value) for value in node] if isinstance(node, list) else node
 
 
-def _vocabulary_of(built: Models) -> Vocabulary | None:
+def vocabulary_of(built: Any) -> Vocabulary | None:
     """Of the teacher, or of what writes the rows; None where neither can be read."""
     for folder in built.teacher.folders:
         if (found := Vocabulary.of(folder)) is not None:
@@ -167,14 +240,14 @@ def _vocabulary_of(built: Models) -> Vocabulary | None:
     return written_by(built.tokenizer) or Vocabulary.of(built.student_checkpoint.folder)
 
 
-def write_output_layer(folder: Path, signal: Any) -> None:
-    """The teacher's, by the main process, where it is not there yet. It must be gathered.
+def write_output_layer(folder: Path, projection: LinearProjection | None) -> None:
+    """The teacher's, where it has one to be kept, by the main process, where it is not there yet. It must be gathered.
 
     Raises:
         UserError: it is no plain matrix.
     """
-    if is_main_process() and not (folder / cache.OUTPUT_LAYER).exists():
-        cache.write_output_layer(folder, signal.projection)
+    if projection is not None and is_main_process() and not (folder / cache.OUTPUT_LAYER).exists():
+        cache.write_output_layer(folder, projection)
 
 
 def finish_cache(folder: Path, manifest: cache.Manifest, plans: Sequence[data.StepPlan]) -> str:
@@ -186,7 +259,7 @@ def finish_cache(folder: Path, manifest: cache.Manifest, plans: Sequence[data.St
     wait_for_all()
     if is_main_process():
         written = cache.CacheWriter(folder)
-        if lacking := sum(written.lacks([row]) for plan in plans for rows in plan.datasets for row in rows.digests):
+        if lacking := sum(written.lacks([row]) for plan in plans for rows in plan.datasets for row in rows.record_keys):
             raise UserError(
                 f"output_dir={folder}: lacks {lacking:,} rows that other processes have written; name a folder that "
                 "all machines share"

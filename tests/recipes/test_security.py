@@ -74,6 +74,8 @@ def test_what_is_hidden_and_what_is_not(monkeypatch):
     for secret in CANARIES.values():
         assert hide_secrets(f"a {secret} b") == "a *** b"
     assert hide_secrets("hf_abcdefghijklmnopqrstuvwxyz") == "***"
+    monkeypatch.setenv("DISTILL_TUNE_SERVE_TOKEN", "of\ntwo lines")
+    assert hide_secrets(repr("of\ntwo lines")) == "'***'"
     assert hide_secrets("eos_token </s>, 4096 tokens, key=value") == "eos_token </s>, 4096 tokens, key=value"
     config = OmegaConf.create({"eos_token": "</s>", "hf_token": "x", "deep": [{"token": "y", "max_tokens": 5}]})
     hidden = {"eos_token": "</s>", "hf_token": "***", "deep": [{"token": "***", "max_tokens": 5}]}

@@ -2,6 +2,7 @@
 
 import pytest
 from served import Proxy, serving
+from stored_teacher import ALONE
 from tiny import MEASURED, metrics_of
 
 pytest.importorskip("uvicorn")
@@ -74,12 +75,56 @@ def test_a_served_teacher_is_stored_from_its_hidden_states(served, run, cli, url
     served(url, kind="hidden")
     wanted = run("served")
     line = ["run", "teacher_cache", "--config", "config.yaml", "output_dir=cache", "cache.kind=hidden"]
-    done = cli(*line)
+    done = cli(*line, **ALONE)
     assert done.returncode == 0, done.stderr
     stored = ["teacher_model=distill_tune.teachers.Cached", "+teacher_model.path=cache"]
     assert run("stored", *stored) == wanted
     served(url)
-    assert "what is served is a record already; take teacher_model.kind=hidden" in cli(*line).stderr
+    assert (
+        "cache.kind=hidden another; take teacher_model.kind=hidden, of which any kind can be stored"
+        in cli(*line, **ALONE).stderr
+    )
+    for setting in ("cache.k=4", "cache.temperature=2"):
+        done = cli(*line, "cache.kind=top_k", setting, **ALONE)
+        assert "what is served is a record already, with " in done.stderr and f"leave {setting} out" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["top_k", "sampled"])
+def test_served_records_are_kept_as_they_come_and_the_next_epoch_asks_no_server(served, run, cli, url, tmp_path, kind):
+    changes = {"max_steps_per_epoch": None, "batch_size": 8, "epochs": 2}
+    served(url, kind=kind, changes=changes)
+    wanted = run("served")
+    proxy = Proxy(url, lambda path, asked: "overloaded" if asked > 2 and asked % 3 == 0 else None)
+    served(proxy.url, kind=kind, changes=changes)
+    assert run("through", "teacher_cache=cache", f"cache.kind={kind}") == wanted
+    asked = proxy.asked
+    assert asked >= 8
+    assert run("again", "teacher_cache=cache") == wanted
+    assert proxy.asked < asked + 4  # as it is probed
+    proxy.close()
+    line = ["run", "teacher_cache", "--config", "config.yaml", "output_dir=made", f"cache.kind={kind}"]
+    done = cli(*line, f"teacher_model.url={url}", **ALONE)
+    assert done.returncode == 0, done.stderr
+    assert run("from_made", "teacher_model=distill_tune.teachers.Cached", "+teacher_model.path=made") == wanted
+
+
+def test_a_run_that_loses_its_servers_goes_on_with_what_it_has_written(served, run, cli, url, tmp_path):
+    changes = {"max_steps_per_epoch": None, "batch_size": 8, "epochs": 2}
+    served(url, changes=changes)
+    wanted = run("served")
+    proxy = Proxy(url, lambda path, asked: "hang up" if asked > 5 else None)
+    served(proxy.url, concurrency=1, retries=1, changes=changes)
+    through = ["teacher_cache=cache", "cache.kind=top_k"]
+    died = cli(*RUN, "output_dir=died", *through)
+    assert died.returncode == 2 and "the teacher is lost" in died.stderr
+    proxy.close()
+    steps = len(metrics_of(tmp_path / "died"))
+    assert 0 < steps < 8
+    served(url, changes=changes)
+    done = cli(*RUN, "output_dir=died", *through, "resume=auto")
+    assert done.returncode == 0, done.stderr
+    assert f"lacks {64 - 8 * steps} of 64 rows" in done.stdout
+    assert run("again", *through) == wanted
 
 
 @pytest.mark.parametrize("in_validation", [False, True])

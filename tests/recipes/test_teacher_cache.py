@@ -2,73 +2,20 @@
 
 import json
 import os
-import runpy
 import shutil
 import signal
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from tiny import MEASURED, ROWS, metrics_of, put_before
+from safetensors.torch import load_file, save_file
+from stored_teacher import ALONE, CACHED, losses_of, of_all
+from tiny import ROWS, put_before
 
-from distill_tune.cache import CacheReader, shard_files
+from distill_tune import training
+from distill_tune.cache import OUTPUT_LAYER, shard_files
+from distill_tune.cache.shard import Shard
 from distill_tune.cli.main import main as command_line
-from distill_tune.config.files import recipes_folder
-from distill_tune.disk import release_locks
-
-ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-CACHED = ["teacher_model={_component_: distill_tune.teachers.Cached, path: cache}"]
-
-
-@pytest.fixture
-def config(write_config, student_folder, teacher_folder, tmp_path, monkeypatch):
-    """config.yaml of models from their folders, of which the teacher's is the test's own."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(teacher_folder, tmp_path / "teacher")
-
-    def write(**changes):
-        models = {
-            "model": {"_component_": "distill_tune.models.from_hf", "path": str(student_folder)},
-            "teacher_model": {"_component_": "distill_tune.models.from_hf", "path": "teacher"},
-        }
-        return write_config(**models | {"checkpointer": None, "teacher_checkpointer": None} | changes)
-
-    write()
-    return write
-
-
-@pytest.fixture
-def run(config, monkeypatch):
-    """A recipe in this process, as one rank alone."""
-
-    def go(recipe: str | Path, *overrides: str) -> None:
-        path = recipes_folder() / f"{recipe}.py" if isinstance(recipe, str) else recipe
-        with monkeypatch.context() as patched:
-            for name, value in ({} if recipe == "kd_single_device" else ALONE).items():
-                patched.setenv(name, value)
-            patched.setattr(sys, "argv", [str(path), "--config", "config.yaml", *overrides])
-            patched.setattr(sys, "path", [str(path.parent), *sys.path])
-            try:
-                runpy.run_path(str(path), run_name="__main__")
-            finally:
-                release_locks()
-                if torch.distributed.is_initialized():
-                    torch.distributed.destroy_process_group()
-
-    return go
-
-
-def losses_of(folder: Path) -> list[dict]:
-    return [{key: line[key] for key in line.keys() - MEASURED} for line in metrics_of(folder)]
-
-
-def of_all(folder: Path):
-    """The record of every row, in the order of digests."""
-    reader = CacheReader(folder)
-    digests = sorted(bytes(digest) for shard in reader._shards for digest in shard.digests)
-    assert len(set(digests)) == len(digests)
-    return reader.encoding.decode(reader.rows(digests))
+from distill_tune.errors import UserError
 
 
 @pytest.mark.parametrize("recipe", ["kd_single_device", "kd_distributed"])
@@ -109,6 +56,32 @@ def test_top_tokens_teach_as_the_live_teachers_do_and_resume_bit_for_bit(run, co
     moved = CACHED[0].replace("path: cache", "path: elsewhere")
     run("kd_single_device", "output_dir=again", moved, "resume=whole/checkpoints/step_5")
     assert losses_of(tmp_path / "again") == losses_of(tmp_path / "whole")
+
+
+def test_a_row_that_follows_another_teacher_than_before_is_asked_about_again(
+    run, config, rows_file, student_folder, tmp_path
+):
+    rows = json.loads(rows_file.read_text())[:8]
+    for name, of_each in (("first", "aaaaaaaa"), ("second", "abbbabab")):
+        named = [row | {"teacher_id": teacher} for row, teacher in zip(rows, of_each, strict=True)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(named))
+    from_hf = "distill_tune.models.from_hf"
+    config(
+        teacher_model=[
+            {"_component_": from_hf, "path": "teacher", "name": "a"},
+            {"_component_": from_hf, "path": str(student_folder), "name": "b"},
+        ],
+        teacher_combination="by_row",
+        kd_loss={"_component_": "distill_tune.losses.TopK", "k": 6},
+        max_steps_per_epoch=1,
+        epochs=1,
+    )
+    for name in ("first", "second"):
+        run("teacher_cache", "cache.kind=top_k", "cache.k=6", "output_dir=cache", f"dataset.source={name}.json")
+    run("kd_single_device", "output_dir=live", "dataset.source=second.json")
+    run("kd_single_device", "output_dir=cached", "dataset.source=second.json", *CACHED)
+    (live,), (cached,) = losses_of(tmp_path / "live"), losses_of(tmp_path / "cached")
+    assert cached["kd_loss"] == pytest.approx(live["kd_loss"], rel=2e-3)
 
 
 def test_draws_teach_whatever_the_order_the_packing_and_the_weights(run, config, rows_file, tmp_path, capsys):
@@ -189,6 +162,24 @@ def test_killed_and_stopped_it_goes_on_and_every_byte_is_as_if_it_had_not_been(c
     assert torch.equal(of_all(tmp_path / "cache").log_probs, of_all(tmp_path / "whole").log_probs)
 
 
+def test_what_a_teacher_said_before_it_is_lost_is_kept(run, monkeypatch, tmp_path, capsys):
+    asked = training.recorded
+
+    def lost_in_the_end(*arguments):
+        if len(calls) == 3:
+            raise UserError("teacher_model: no server answers any more")
+        calls.append(arguments)
+        return asked(*arguments)
+
+    calls = []
+    monkeypatch.setattr(training, "recorded", lost_in_the_end)
+    with pytest.raises(SystemExit):
+        run("teacher_cache", "cache.kind=top_k", "output_dir=cache")
+    assert "no server answers any more" in capsys.readouterr().err
+    (shard,) = shard_files(tmp_path / "cache")
+    assert len(Shard.open(shard)) == sum(len(batch.digests) for _, _, batch, _ in calls)
+
+
 def test_two_processes_make_the_cache_of_one_and_train_from_it_as_one(config, cli, run, tmp_path):
     config(dataset_val="${dataset}")
     run("teacher_cache", "cache.kind=top_k", "output_dir=one")
@@ -214,7 +205,9 @@ REFUSED = [
     (["cache.kind=hidden", "teacher_model=distill_tune.teachers.EMA"], "EMA follows the student"),
     (["cache.kind=sampled", "kd_ratio=0"], "there is nothing to store"),
     (["cache.kind=sampled", "cache.draws=5000"], "cache.draws=5000: must be from 1 to 4095"),
+    (["cache.kind=top_k", "cache.k=320"], "cache.k=320: must be below the 320 tokens of the vocabulary"),
     (["cache.kind=top_k", SCHEDULE], "a top_k record serves one temperature; take cache.kind=hidden"),
+    (["cache.kind=top_k", "kd_loss={_component_: distill_tune.losses.TopK, k: 60}"], "cannot serve TopK of 60"),
     (["cache.kind=top_k", "augmentations=[{_component_: distill_tune.data.DropTokens}]"], "prompts that no cache has"),
     (["cache.kind=hidden", TWO], "of several teachers (mixture) take sampled or top_k, or one each"),
     (["cache.kind=top_k", TWO, "teacher_combination=sum"], "make a cache of each one alone"),
@@ -238,10 +231,11 @@ def test_a_cache_is_shown_and_verified_against_its_teacher_and_not_against_anoth
     shown = capsys.readouterr().out
     assert shown.startswith(f"cache: {kind}, vocab_size 320")
     assert f"{len(ROWS)} rows, " in shown
-    assert "distill_tune.models.from_hf" in shown
+    assert "\n  of distill_tune.models.from_hf, content " in shown
+    assert ", no chat template, " in shown
     command_line(["cache", "verify", "cache", "--config", "config.yaml", "--rows", "40"])
     told = capsys.readouterr().out
-    assert "all 1 shards are as they were written" in told
+    assert "read whole, 1 shard and what is beside: as they were written" in told
     assert "differ by 0 at most, 0 on average; 100.0% of positions are the same" in told
     assert "another teacher" not in told
     with pytest.raises(SystemExit):
@@ -258,15 +252,36 @@ def test_a_cache_is_shown_and_verified_against_its_teacher_and_not_against_anoth
     shard.write_bytes(content)
     with pytest.raises(SystemExit):
         command_line(["cache", "verify", "cache"])
-    assert "is damaged: its checksum differs; delete the file" in capsys.readouterr().err
+    assert "is damaged: its checksum differs; copy it again, or delete it" in capsys.readouterr().err
     shard.unlink()
     run("teacher_cache", f"cache.kind={kind}", "output_dir=cache")
     command_line(["cache", "verify", "cache"])  # made anew
+    if kind == "hidden":
+        (tmp_path / "cache" / OUTPUT_LAYER).unlink()
+        with pytest.raises(SystemExit):
+            command_line(["cache", "verify", "cache"])
+        run("teacher_cache", "cache.kind=hidden", "output_dir=cache")
+        command_line(["cache", "verify", "cache"])
+
+
+def test_draws_are_not_those_of_another_teacher_that_is_as_sure(run, config, tmp_path, capsys):
+    run("teacher_cache", "cache.kind=sampled", "output_dir=cache")
+    path = tmp_path / "teacher" / "model.safetensors"
+    weights = load_file(path)
+    norm = weights["model.norm.weight"]
+    norm[torch.rand(len(norm), generator=torch.Generator().manual_seed(5)) < 0.5] *= -1  # other tokens, as likely
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(SystemExit):
+        command_line(["cache", "verify", "cache", "--config", "config.yaml"])
+    told = capsys.readouterr()
+    assert "what is stored is not what this teacher says" in told.err
+    assert "what was drawn, by its distribution now: " in told.out
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        ([], "say what to do, and with which cache"),
         (["ls", "nowhere"], "nowhere: no cache of a teacher"),
         (["verify", "nowhere"], "nowhere: no cache of a teacher"),
         (["verify", "nowhere", "--rows", "0"], "--rows 0: must be a whole number of at least 1"),

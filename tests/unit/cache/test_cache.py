@@ -10,20 +10,28 @@ import torch
 
 from distill_tune.cache import (
     MANIFEST,
+    OUTPUT_LAYER,
     CacheReader,
     CacheWriter,
     Manifest,
     TopEncoding,
     begin,
     damage_of,
+    damaged_beside,
     finish,
+    is_whole,
     read_output_layer,
+    read_vocabulary,
     shard_files,
     write_output_layer,
+    write_vocabulary,
 )
+from distill_tune.cache.beside import VOCABULARY
+from distill_tune.cache.shard import Shard
 from distill_tune.disk import release_locks
 from distill_tune.errors import UserError
 from distill_tune.losses import AutogradProjection, LinearProjection, TopTokens
+from distill_tune.models.vocabulary import Vocabulary
 
 ENCODING = TopEncoding(100, 4)
 MADE = Manifest("top_k", dataclasses.asdict(ENCODING), seed=0, teacher={"content": "a", "dtype": "fp32"})
@@ -125,6 +133,19 @@ def test_an_unfinished_cache_is_not_used_and_one_that_grows_is(tmp_path):
     assert len(CacheReader(tmp_path).rows(digests)) == 40
 
 
+def test_a_row_in_two_shards_is_counted_once_and_a_shard_that_is_gone_is_not_whole(tmp_path):
+    digests, rows = rows_of(8)
+    written(tmp_path, digests, rows)
+    again = Shard.write(tmp_path, digests[:1], rows[:1])  # as two processes leave a row that both have met
+    manifest = finish(tmp_path, MADE, [])
+    assert (manifest.num_rows, manifest.num_positions) == (8, sum(row[0] for row in rows))
+    assert is_whole(tmp_path, manifest)
+    again.unlink()
+    assert not is_whole(tmp_path, manifest)
+    assert not CacheWriter(tmp_path).lacks(digests)
+    assert is_whole(tmp_path, finish(tmp_path, MADE, []))
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
@@ -135,8 +156,14 @@ def test_an_unfinished_cache_is_not_used_and_one_that_grows_is(tmp_path):
         ({"tokenizer": "other"}, "tokenizer was None, is other"),
     ],
 )
-def test_a_folder_with_another_cache_is_refused(tmp_path, changed, told):
-    begin(tmp_path, MADE)
+def test_a_folder_with_another_cache_is_refused_once_it_has_a_row(tmp_path, changed, told):
+    begin(tmp_path, dataclasses.replace(MADE, **changed))
+    (tmp_path / OUTPUT_LAYER).touch()
+    release_locks()
+    assert begin(tmp_path, MADE) == MADE == Manifest.read(tmp_path)
+    assert not (tmp_path / OUTPUT_LAYER).exists()
+    release_locks()
+    written(tmp_path, *rows_of(4))
     release_locks()
     with pytest.raises(UserError, match=told):
         begin(tmp_path, dataclasses.replace(MADE, **changed))
@@ -167,7 +194,10 @@ def test_damage_is_told_where_it_is(tmp_path):
     with pytest.raises(UserError, match=rf"{first.name}: row \d+ is damaged"):
         reader.rows(digests)
     second.write_bytes(second.read_bytes()[:-1])
-    with pytest.raises(UserError, match=f"{second.name}: is damaged: it has another size"):
+    with pytest.raises(
+        UserError,
+        match=rf"{second.name}: is damaged: it has [\d,]+ bytes, not [\d,]+; copy it again, or delete it, and",
+    ):
         CacheReader(tmp_path)
     second.unlink()
     with pytest.raises(UserError, match=f"{second.name}: is missing"):
@@ -190,6 +220,29 @@ def test_a_folder_without_a_readable_manifest_is_told(tmp_path, text, told):
         CacheReader(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"files": []},
+        {"files": {"records-0.safetensors": {"rows": 1, "positions": 1}}},
+        {"files": {"records-0.safetensors": None}},
+        {"settings": "x"},
+        {"settings": {"vocab_size": 100, "k": 4, "temperature": "x"}},
+        {"teacher": None},
+        {"rows": None},
+        {"date": 3},
+        {"beside": ["a"]},
+    ],
+)
+def test_a_manifest_of_other_values_is_told_and_not_used(tmp_path, changed):
+    MADE.write(tmp_path)
+    values = json.loads((tmp_path / MANIFEST).read_text())
+    assert Manifest.read(tmp_path) == MADE
+    (tmp_path / MANIFEST).write_text(json.dumps(values | changed))
+    with pytest.raises(UserError, match=r"manifest\.json: cannot be read: (Value|Type)Error: "):
+        Manifest.read(tmp_path)
+
+
 def test_a_cache_of_a_later_format_is_told(tmp_path):
     MADE.write(tmp_path)
     values = json.loads((tmp_path / MANIFEST).read_text())
@@ -206,6 +259,37 @@ def test_an_output_layer_comes_back(tmp_path, softcap):
     assert torch.equal(back.weight, layer.weight)
     assert torch.equal(back.bias, layer.bias)
     assert back.softcap == softcap
+
+
+def test_what_is_beside_the_shards_is_compared_with_its_checksum_and_made_anew(tmp_path):
+    begin(tmp_path, MADE)
+    layer = LinearProjection(torch.randn(10, 4), None, None)
+    write_output_layer(tmp_path, layer)
+    write_vocabulary(tmp_path, Vocabulary({0: "a"}, frozenset()))
+    writer = CacheWriter(tmp_path)
+    writer.add(*rows_of(4))
+    writer.close()
+    manifest = finish(tmp_path, MADE, [])
+    release_locks()
+    assert not damaged_beside(tmp_path, manifest)
+    readers = {OUTPUT_LAYER: lambda: read_output_layer(tmp_path, "cpu"), VOCABULARY: lambda: read_vocabulary(tmp_path)}
+    for name, read in readers.items():
+        read()
+        content = bytearray((tmp_path / name).read_bytes())
+        content[-1] ^= 128
+        (tmp_path / name).write_bytes(content)
+        told = f"{name}: is damaged: its checksum differs; copy it again, or delete it, and the command"
+        with pytest.raises(UserError, match=told):
+            read()
+        assert told in damaged_beside(tmp_path, manifest)[tmp_path / name]
+        begin(tmp_path, MADE)
+        assert not (tmp_path / name).exists()
+        release_locks()
+        with pytest.raises(
+            UserError, match=f"{name}: is missing; copy it again, or the command that made the cache makes it anew"
+        ):
+            CacheReader(tmp_path)
+        manifest = finish(tmp_path, manifest, [])  # without what is gone
 
 
 def test_an_output_layer_that_is_no_matrix_is_refused(tmp_path):

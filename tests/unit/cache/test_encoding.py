@@ -94,6 +94,15 @@ def test_rows_are_read_in_any_order_and_from_memory_at_any_place():
     assert HiddenEncoding(1000, 6).decode([]).shape == (0, 6)
 
 
+@pytest.mark.parametrize("kind", [SampledTokens, TopTokens])
+def test_a_token_that_the_vocabulary_has_not_is_refused(kind):
+    record = (SampledTokens.drawn if kind is SampledTokens else TopTokens.of)(logits(1000), 50)
+    encoding = SampledEncoding if kind is SampledTokens else TopEncoding
+    rows = encoding(1000, 50).encode(record, POSITIONS)
+    with pytest.raises(ValueError, match=r"a record has the token 99., of a vocabulary of 900"):
+        encoding(900, 50).decode(rows)
+
+
 @pytest.mark.parametrize("encoding", [SampledEncoding(1000), TopEncoding(1000, 4), HiddenEncoding(1000, 6)])
 def test_bytes_that_are_no_row_are_refused(encoding):
     if encoding.kind == "hidden":

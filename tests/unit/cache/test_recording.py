@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from distill_tune.cache import HiddenEncoding, SampledEncoding, TopEncoding, encoded, recording
+from distill_tune.cache import HiddenEncoding, SampledEncoding, TopEncoding, encoded, recording, scores_of
+from distill_tune.errors import UserError
 from distill_tune.losses import DenseLogits, HiddenStates, LinearProjection, MixtureOfTeachers, SampledTokens, TopTokens
 
 COUNTS = [3, 700, 0, 20]
@@ -48,12 +49,58 @@ def test_draws_are_those_of_the_teacher(logits):
     assert torch.allclose(record.entropy[:3], SampledTokens.drawn(logits[:3]).entropy, atol=2e-4)
 
 
+@pytest.mark.parametrize("encoding", [SampledEncoding(80, 20, 0.8), SampledEncoding(80, 20, 1.0, 1.5)])
+def test_draws_are_scored_by_the_distribution_that_they_came_from_and_by_another_of_the_same_entropy(logits, encoding):
+    record = encoding.decode(encoded(encoding, DenseLogits(logits), DIGESTS, COUNTS, seed=0))
+    scores = scores_of(record, DenseLogits(torch.cat([logits[:5], logits])), 5)
+    assert scores.shape == (sum(COUNTS),)
+    assert abs(scores.mean()) < 4 * scores.std() / len(scores) ** 0.5
+    assert abs(scores.mean()) < 0.02
+    another = logits.clone()
+    another[:, :80] = logits[:, :80].flip(1)
+    wanted = (logits[:, :80] / encoding.temperature).log_softmax(-1)
+    gap = wanted - (another[:, :80] / encoding.temperature).log_softmax(-1)
+    assert scores_of(record, DenseLogits(another), 0).mean().item() == pytest.approx(
+        (wanted.exp() * gap).sum(-1).mean().item(), rel=0.05
+    )
+
+
 def test_top_tokens_are_those_of_all_logits_in_whatever_chunks(logits, monkeypatch):
     encoding = TopEncoding(80, 6, 0.7)  # of the 80 tokens that the student has, too
     wanted = encoding.encode(TopTokens.of(logits[:, :80], 6, 0.7), COUNTS)
     assert encoded(encoding, DenseLogits(logits), DIGESTS, COUNTS, seed=0) == wanted
     monkeypatch.setattr(recording, "chunk_rows", lambda *_: 1)
     assert encoded(encoding, DenseLogits(logits), DIGESTS, COUNTS, seed=0) == wanted
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [SampledEncoding(90, 20), SampledEncoding(90, 20, 1.0, 0.5), TopEncoding(90, 6), TopEncoding(90, 90)],
+)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_no_number_is_refused(logits, encoding, value):
+    logits = logits.clone()
+    logits[5, 7] = value
+    with pytest.raises(UserError, match="what it says of a row is no number"):
+        encoded(encoding, DenseLogits(logits), DIGESTS, COUNTS, seed=0)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_hidden_state_that_is_no_number_is_refused(value):
+    hidden = torch.zeros(sum(COUNTS), 4, dtype=torch.float16)
+    hidden[5, 2] = value
+    with pytest.raises(UserError, match="what it says of a row is no number"):
+        encoded(
+            HiddenEncoding(90, 4), HiddenStates(hidden, LinearProjection(torch.zeros(90, 4)), ()), DIGESTS, COUNTS, 0
+        )
+
+
+def test_a_token_that_is_ruled_out_is_a_number(logits):
+    logits = logits.clone()
+    logits[:, 7] = -torch.inf
+    for encoding in (SampledEncoding(90, 20), TopEncoding(90, 90)):
+        record = encoding.decode(encoded(encoding, DenseLogits(logits), DIGESTS, COUNTS, seed=0))
+        assert not (record.is_token & (record.ids == 7)).any()
 
 
 def test_a_cap_is_applied_before_anything_is_kept(logits):

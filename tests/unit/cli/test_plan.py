@@ -44,13 +44,18 @@ def test_it_tells_data_memory_disk_and_work(write_config, capsys):
 
 @pytest.mark.parametrize(
     ("kind", "told"),
-    [("sampled", "39 bytes each, "), ("top_k", "202 bytes each\n"), ("hidden", "128 bytes each\n")],
+    [
+        ("sampled", "39 to 153 bytes each: the fewer, the surer the teacher is\n"),
+        ("top_k", "202 bytes each\n"),
+        ("hidden", "128 bytes each\n"),
+    ],
 )
 def test_of_a_cache_it_tells_the_teachers_memory_the_disk_and_the_hours(write_config, capsys, card_of, kind, told):
     config = write_config(dataset_val="${dataset}")
     of_cache = plan(capsys, "teacher_cache", "--config", config, f"cache.kind={kind}", "--gpu", "A100")
     assert f"supervised tokens of {2 * len(ROWS)} rows, {told}" in of_cache
-    assert "A100 SXM4 80 GB: fits, " in of_cache
+    assert re.search(r"A100 SXM4 80 GB: fits, .*; less than a second", of_cache)
+    assert ("cache.kind=hidden would take 128 bytes" in of_cache) is (kind == "top_k")
     assert "optimizer" not in of_cache
     work = float(re.search(r"work: (\S+) PFLOP", of_cache)[1])
     doubled = plan(capsys, "--nproc_per_node", 2, "teacher_cache", "--config", config, f"cache.kind={kind}")

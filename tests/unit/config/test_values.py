@@ -3,6 +3,9 @@
 import pytest
 from omegaconf import OmegaConf
 
+from distill_tune.config.components import check_components
+from distill_tune.config.files import find_config
+from distill_tune.config.missing_files import missing_files
 from distill_tune.config.values import check_values
 
 
@@ -30,8 +33,14 @@ def test_what_a_kind_heeds_is_taken(cache):
         ({"kind": None}, "cache.kind=None: must be one of sampled, top_k, hidden"),
         ({"kind": "sampled", "drws": 5}, "cache.drws: no such key, did you mean draws?"),
         ({"kind": "sampled", "draws": 0}, "cache.draws=0: must be a whole number of at least 1 or null"),
-        ({"kind": "top_k", "draws": 5}, "cache.draws=5: cache.kind=top_k does not heed it; leave it out"),
-        ({"kind": "hidden", "temperature": 2}, "cache.temperature=2: cache.kind=hidden does not heed it; leave it out"),
+        (
+            {"kind": "top_k", "draws": 5},
+            "cache.draws=5: cache.kind=top_k does not heed it; leave it out (~cache.draws)",
+        ),
+        (
+            {"kind": "hidden", "temperature": 2},
+            "cache.temperature=2: cache.kind=hidden does not heed it; leave it out (~cache.temperature)",
+        ),
         ({"kind": "top_k", "k": 1.5}, "cache.k=1.5: must be a whole number of at least 1 or null"),
         (
             {"kind": "sampled", "proposal_temperature": 0},
@@ -41,3 +50,34 @@ def test_what_a_kind_heeds_is_taken(cache):
 )
 def test_what_is_wrong_is_named_with_what_it_may_be(cache, told):
     assert faults(**cache) == [told]
+
+
+def test_the_shipped_config_of_a_cache_takes_each_kind_as_its_head_says():
+    shipped = OmegaConf.to_container(OmegaConf.load(find_config("cached_teacher")))
+    for kind in ("sampled", "top_k", "hidden"):
+        assert faults(**shipped["cache"] | {"kind": kind}) == []
+
+
+def test_a_cache_is_told_from_what_is_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def told(component: str, path: str) -> str:
+        config = OmegaConf.create({"teacher_model": {"_component_": component, "path": path}})
+        found = [*check_values(config), *missing_files(config), *check_components(config)]
+        return next(fault for fault in found if fault.startswith(("teacher_model.path", "teacher_model=")))
+
+    cached, from_hf = "distill_tune.teachers.Cached", "distill_tune.models.from_hf"
+    assert "output_dir=nowhere" in told(cached, "nowhere")
+    (tmp_path / "my.json").touch()
+    (tmp_path / "stored").mkdir()
+    for path in ("my.json", "stored"):
+        assert told(cached, path) == (
+            f"teacher_model.path={path}: is no cache of a teacher, which has a manifest.json; name another folder"
+        )
+    (tmp_path / "stored" / "manifest.json").touch()
+    so = "write 'teacher_model={_component_: distill_tune.teachers.Cached, path: stored}'"
+    is_none = f"teacher_model.path=stored: is a cache of a teacher, and no model's folder; {so}"
+    assert told(from_hf, "stored") == told("Cached", "stored") == is_none
+    assert told("stored", "nowhere").startswith("teacher_model.path=nowhere: no such folder")
+    config = OmegaConf.create({"teacher_model": {"_component_": "stored"}})
+    assert check_components(config) == [f"teacher_model=stored: is a cache of a teacher; {so}"]

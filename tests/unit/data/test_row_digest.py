@@ -109,7 +109,10 @@ def test_the_plan_of_a_teacher_has_every_row_once_as_the_teacher_reads_it():
         found = sorted(digest for plan in plans for _, digest in taken(plan))
         assert found == sorted(of_teacher.digests)
         steps = range(plans[0].steps_per_epoch)
-        assert sorted(digest for step in steps for digest in plans[0].digests(0, step)) == found
+        keys = sorted(key for step in steps for key in plans[0].record_keys(0, step))
+        of_batches = (batch.record_keys for step in steps for plan in plans for batch in plan.micro_batches(0, step))
+        assert keys == sorted(key for of_batch in of_batches for key in of_batch) == sorted(both[0].record_keys)
+        assert len({*keys, *found}) == 7  # those of the first teacher are their digests
         assert all(sum(batch.lengths) <= 24 for step in steps for batch in plans[0].micro_batches(0, step))
         with_validation = StepPlan.of_teacher([training[0], validation], 24)
         assert with_validation.num_rows == 6

@@ -131,6 +131,24 @@ def test_a_rest_that_the_student_holds_impossible_keeps_its_gradient(sure):
     assert_exact(ours(x, TopTokens.of(teacher, K), kd_ratio=1.0), wanted)
 
 
+@pytest.mark.parametrize("divergence", [losses.ForwardKL, losses.SymmetricKL])
+def test_a_rest_that_float32_cannot_tell_from_nothing_is_very_unlikely_and_not_impossible(divergence):
+    """The student is surer than 1e-38 leaves room for; its logits still say how unlikely the rest is, 110 nats."""
+    teacher, student = torch.zeros(3, 1000), torch.zeros(3, 1000)
+    teacher[:, 0], student[:, 0] = 12.0, 110.0
+    found = []
+    for signal, of in (
+        (DenseLogits(teacher), divergence()),
+        (DenseLogits(teacher), losses.TopK(5, divergence())),
+        (TopTokens.of(teacher, 5), losses.TopK(5, divergence())),
+    ):
+        targets, head_of = torch.zeros(3, dtype=torch.long), LinearProjection(torch.eye(1000))
+        found.append(
+            distillation_loss(student.clone(), head_of, targets, signal, kd_ratio=1.0, divergence=of).kd.item()
+        )
+    assert found == pytest.approx([found[0]] * 3, rel=0.2)  # 87 nats in place of 103
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("proposal_temperature", [None, 1.5])
 def test_sampled_tokens_have_the_value_and_gradient_of_their_formula(settings, proposal_temperature):

@@ -121,6 +121,49 @@ def test_arrays_of_another_form_are_no_answer(served, opened, batch, monkeypatch
     assert "input_top_logprobs" in teacher.lost([batch])
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda entries: entries.update({token: {"logprob": None} for token in entries}),
+        lambda entries: entries.update({token: {} for token in entries}),
+        lambda entries: entries.update(dict.fromkeys(entries, -1.0)),
+        lambda entries: entries.update({"-1": {"logprob": -4.5}}),
+        lambda entries: entries.update({"7": {"logprob": float("nan")}}),
+        lambda entries: entries.update({"word": {"logprob": -1.0}}),
+    ],
+)
+def test_what_vllm_lists_otherwise_is_no_answer(served, opened, batch, monkeypatch, spoil):
+    server = served(StandInVLLM)
+    teacher, right = opened(server), server.post
+
+    def wrong(path, body):
+        status, found = right(path, body)
+        for choice in found["choices"]:
+            for entries in choice["prompt_logprobs"][1:]:
+                spoil(entries)
+        return status, found
+
+    monkeypatch.setattr(server, "post", wrong)
+    assert server.url in teacher.lost([batch])
+
+
+@pytest.mark.parametrize("entry", [None, [None, 5, None], [-1.0], [-1.0, None, None], [-1.0, -5, None], 3])
+@pytest.mark.parametrize("key", ["input_token_logprobs", "input_top_logprobs"])
+def test_what_sglang_lists_otherwise_is_no_answer(served, opened, batch, monkeypatch, key, entry):
+    server = served(StandInSGLang, knows_arrays=False)
+    teacher, right = opened(server), server.post
+
+    def wrong(path, body):
+        status, found = right(path, body)
+        for one in found:
+            listed = one["meta_info"][key]
+            listed[1:] = [entry if key == "input_token_logprobs" else [entry] * K for _ in listed[1:]]
+        return status, found
+
+    monkeypatch.setattr(server, "post", wrong)
+    assert server.url in teacher.lost([batch])
+
+
 @BOTH
 def test_what_a_servers_own_sampling_would_cut_is_asked_not_to(served, opened, batch, kind_of_server):
     server = served(kind_of_server)

@@ -7,12 +7,21 @@ import torch
 
 from distill_tune.cache.encoding import TopEncoding
 from distill_tune.data.batch import Row, joined
+from distill_tune.losses import TopTokens
 from distill_tune.serve.connection import Busy, NoAnswer, Refused
 from distill_tune.serve.requests import AllLost, Requests
 
 BATCH = joined([Row(torch.tensor([1, 2]), torch.tensor([-100, 2]))])
 ENCODING = TopEncoding(10, 2)
-ROW = (1).to_bytes(4, "little") + bytes(10)
+
+
+def row_of(token):
+    """The record of a position whose teacher is sure of a token."""
+    ids, log_probs = torch.tensor([[token, 5]]), torch.tensor([[0.0, -torch.inf]])
+    return ENCODING.encode(TopTokens(ids, log_probs, torch.tensor([-torch.inf]), 1.0, 10), [1])[0]
+
+
+ROW = row_of(3)
 
 
 class Scripted:
@@ -34,7 +43,8 @@ def asked():
     def ask(*engines, retries=3, concurrency=1):
         waits, said = [], []
         requests = Requests(engines, concurrency=concurrency, retries=retries, say=said.append, wait=waits.append)
-        return requests.ask(BATCH, ENCODING, 0).result, waits, said
+        answer = requests.ask(BATCH, ENCODING, 0)
+        return lambda: answer.result().rows, waits, said
 
     return ask
 
@@ -90,8 +100,8 @@ def test_another_server_is_asked_while_one_is_busy(asked):
     assert waits == []
 
 
-@pytest.mark.parametrize("wrong", [[], [ROW, ROW], [(2).to_bytes(4, "little")], [b"\0"]])
-def test_an_answer_of_other_positions_is_no_answer(asked, wrong):
+@pytest.mark.parametrize("wrong", [[], [ROW, ROW], [(2).to_bytes(4, "little")], [b"\0"], [ROW[:-1]], [row_of(10)]])
+def test_an_answer_of_other_positions_or_tokens_is_no_answer(asked, wrong):
     server = Scripted("a", wrong)
     answer, _, _ = asked(server)
     assert answer() == [ROW]

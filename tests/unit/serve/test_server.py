@@ -24,6 +24,7 @@ from distill_tune.losses import MixtureOfTeachers, TopTokens
 from distill_tune.models.vocabulary import Vocabulary
 from distill_tune.serve.connection import NoAnswer, Refused, Server
 from distill_tune.serve.load import config_of_teacher, teacher_of
+from distill_tune.serve.own import DistillTune
 from distill_tune.serve.run import loaded
 from distill_tune.serve.wire import records_of, rows_as_bytes
 
@@ -127,7 +128,11 @@ def test_draws_follow_the_distribution(served, batch, live):
         ({"kind": "top_k", "k": 0}, "k=0: must be at least 1"),
         ({"kind": "top_k", "k": 5000}, "k=5000: must be from 1 to 1024"),
         ({"kind": "top_k", "draws": 3}, "draws: kind top_k has k, temperature, vocab_size"),
-        ({"kind": "sampled", "temperature": 0}, "temperature=0.0: must be above 0"),
+        ({"kind": "sampled", "temperature": 0}, "temperature=0: must be at least 0.001"),
+        ({"kind": "sampled", "temperature": 1e-40}, "temperature=1e-40: must be at least 0.001"),
+        ({"kind": "sampled", "proposal_temperature": 1e-40}, "proposal_temperature=1e-40: must be at least"),
+        ({"kind": "top_k", "temperature": "inf"}, "temperature=inf: must be at least 0.001"),
+        ({"kind": "top_k", "temperature": "nan"}, "temperature=nan: must be at least 0.001"),
         ({"kind": "top_k", "vocab_size": 100000}, "vocab_size=100000: must be from 1 to 320"),
         ({"kind": "sampled", "seed": -1}, "seed=-1: must be at least 0"),
         ({"kind": "hidden", "k": 3}, "k: kind hidden has no settings"),
@@ -162,6 +167,26 @@ def test_too_large_a_request_is_told_with_413(served):
     with pytest.raises((Refused, NoAnswer)):  # it hangs up before all of it is sent
         served.ask("/score", bytes(10**7), {"kind": "top_k"})
     assert json.loads(served.ask("/about"))["engine"] == "distill-tune"
+
+
+@pytest.mark.parametrize(("limit", "few"), [("_most_tokens", 61), ("_most_bytes", 14 * 50 * 3 + 5)])
+@pytest.mark.parametrize("kind", ["sampled", "top_k"])
+def test_more_than_it_takes_in_a_request_is_asked_for_in_parts(served, batch, monkeypatch, limit, few, kind):
+    engine, encoding = DistillTune(served), encoding_of(kind, {"vocab_size": VOCAB_SIZE})
+    whole = engine.records(batch, encoding, 0)
+    asked_for, ask = [], served.ask
+    monkeypatch.setattr(served, "ask", lambda path, body, *more: asked_for.append(body) or ask(path, body, *more))
+    monkeypatch.setattr(engine, limit, few)
+    found, wanted = encoding.decode(engine.records(batch, encoding, 0)), encoding.decode(whole)
+    assert len(asked_for) > 1
+    k = min(found.ids.shape[1], wanted.ids.shape[1])
+    assert torch.equal(found.ids[:, :k], wanted.ids[:, :k])
+
+
+def test_a_micro_batch_of_more_tokens_than_a_request_takes_has_its_records(served):
+    many = joined([Row(torch.arange(3, 103, dtype=torch.int32), torch.arange(3, 103, dtype=torch.int32))] * 41)
+    encoding = encoding_of("top_k", {"vocab_size": VOCAB_SIZE, "k": 5})
+    assert len(encoding.decode(DistillTune(served).records(many, encoding, 0))) == 41 * 99
 
 
 @pytest.mark.parametrize("token", [None, "another", ""])

@@ -33,13 +33,17 @@ def rows_of(count: int, seed: int = 0) -> TokenisedRows:
     return TokenisedRows(tokens, labels.flatten(), torch.arange(count + 1) * 5, packed=False, max_seq_len=64)
 
 
-def stored(folder, rows: TokenisedRows, encoding=None, date=None) -> tuple[Cached, torch.Tensor]:
+def stored(
+    folder, rows: TokenisedRows, encoding=None, date=None, logits_seed=7, names=()
+) -> tuple[Cached, torch.Tensor]:
     """A cache of some logits for the rows, and these."""
     encoding = encoding or TopEncoding(VOCABULARY, VOCABULARY)
-    logits = torch.randn(3 * len(rows), VOCABULARY, generator=torch.Generator().manual_seed(7))
-    manifest = begin(folder, Manifest(encoding.kind, settings_of(encoding), 0, {"content": "a"}, date=date))
+    logits = torch.randn(3 * len(rows), VOCABULARY, generator=torch.Generator().manual_seed(logits_seed))
+    manifest = begin(
+        folder, Manifest(encoding.kind, settings_of(encoding), 0, {"content": "a", "names": names}, date=date)
+    )
     writer = CacheWriter(folder)
-    writer.add(rows.digests, encoded(encoding, DenseLogits(logits), rows.digests, [3] * len(rows), seed=0))
+    writer.add(rows.record_keys, encoded(encoding, DenseLogits(logits), rows.digests, [3] * len(rows), seed=0))
     writer.close()
     finish(folder, manifest, [rows.fingerprint])
     return Cached(str(folder)), logits
@@ -101,6 +105,30 @@ def test_missing_rows_are_counted_and_the_first_are_named(tmp_path):
     assert "lacks 7 of 11 rows" in told
     assert "row 5; row 6; row 7 and 4 more; add them with the teacher at hand" in told
     assert "made with date=2026-03-01, which a chat template may write" in told
+    assert "read otherwise" not in told
+    with pytest.raises(UserError, match=r"lacks 2 of 2 rows.* they are read otherwise now: set max_seq_len, train_on"):
+        teacher.require_signals([rows_of(2, seed=1)], augmented=False)
+
+
+def test_a_run_goes_on_with_a_cache_that_has_grown_and_not_with_other_records(tmp_path):
+    rows = rows_of(9)
+    (first, _), (other, _) = stored(tmp_path / "a", rows.first(4)), stored(tmp_path / "b", rows.first(4), logits_seed=8)
+    (small, _) = stored(tmp_path / "c", rows.first(4), TopEncoding(VOCABULARY, 4))
+    release_locks()
+    begin(tmp_path / "a", first._cache.manifest)
+    writer = CacheWriter(tmp_path / "a")
+    writer.add(rows.digests[4:], [bytes(row) for row in first._cache.rows(rows.digests[:4])] + [b"\0" * 4])
+    writer.close()
+    finish(tmp_path / "a", first._cache.manifest, ["rows"])
+    contents = []
+    for teacher in (first, Cached(str(tmp_path / "a")), other, small):
+        teacher.require_signals([rows.first(4)], augmented=False)
+        contents.append(teacher.content)
+    assert contents[0] == contents[1] != ""
+    assert len(set(contents)) == 3
+    several = SeveralTeachers([Cached(str(tmp_path / "a")), Cached(str(tmp_path / "b"))], [1, 1], ["a", "b"], "sum")
+    several.require_signals([rows.first(4)], augmented=False)
+    assert several.content not in ("", *contents)  # of both
 
 
 def test_of_teachers_by_row_each_needs_its_own_rows_alone(tmp_path):
@@ -116,6 +144,19 @@ def test_of_teachers_by_row_each_needs_its_own_rows_alone(tmp_path):
     by_row.require_signals([own], augmented=False)
     signal = by_row(joined([own[row] for row in (5, 0, 3)]))
     assert [len(of_one) for of_one in signal.signals] == [3, 6]
+
+
+def test_a_row_that_now_follows_another_teacher_is_missing(tmp_path):
+    rows = dataclasses.replace(rows_of(4), teacher_ids=torch.tensor([0, 1, 1, 0], dtype=torch.int32))
+    teacher, logits = stored(tmp_path, rows, names=["a", "b"])
+    assert teacher.names == ("a", "b")
+    teacher.require_signals([rows], augmented=False)
+    record = teacher(joined([rows[row] for row in (3, 1)]))
+    found = torch.zeros(6, VOCABULARY).scatter(1, record.ids.long(), record.log_probs)
+    assert (found - logits.view(4, 3, VOCABULARY)[[3, 1]].flatten(0, 1).log_softmax(-1)).abs().max() < 3e-3
+    turned = dataclasses.replace(rows_of(4), teacher_ids=torch.tensor([1, 1, 0, 0], dtype=torch.int32))
+    with pytest.raises(UserError, match="lacks 2 of 4 rows: row 1; row 3;"):
+        teacher.require_signals([turned], augmented=False)
 
 
 def test_changed_prompts_are_refused_but_of_a_teacher_with_its_own(tmp_path):

@@ -247,6 +247,22 @@ def test_what_a_kind_cannot_serve_is_told(url, opened):
         opened(url, k=400)
 
 
+def test_it_tells_which_records_it_gives():
+    assert [teachers.Served("http://x:1", kind=kind).record_kind for kind in ("top_k", "sampled", "hidden")] == [
+        "top_k",
+        "sampled",
+        "",
+    ]
+
+
+def test_a_setting_that_no_record_takes_is_told_before_anything_is_loaded(url, student):
+    for settings, temperature, told in (({"draws": 5000}, 1.0, "draws=5000: must be"), ({}, 1e-9, "temperature=1e-09")):
+        teacher = teachers.Served(url, kind="sampled", **settings)
+        teacher.require_loss(ForwardKL(), None, temperature)
+        with pytest.raises(UserError, match=f"teacher_model: {told}"):
+            teacher.check(*student, None)
+
+
 def test_a_row_that_the_teacher_cannot_read_is_told(url, opened):
     import numpy
 

@@ -1,19 +1,19 @@
 """What a cache is not finished or begun with."""
 
-import dataclasses
 import json
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from distill_tune import cache
 from distill_tune.data import StepPlan, TokenisedRows
 from distill_tune.disk import release_locks
 from distill_tune.errors import UserError
 from distill_tune.losses import TopTokens
-from distill_tune.training.teacher_cache import finish_cache, require_one_teacher_each
+from distill_tune.training.teacher_cache import describe_teacher, finish_cache, require_serving
 
-ENCODING = cache.TopEncoding(50, 4)
+ENCODING, SAMPLED = cache.TopEncoding(50, 4), cache.SampledEncoding(50)
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +45,34 @@ def test_a_cache_without_the_rows_of_another_machine_is_not_finished(tmp_path):
     assert finish_cache(tmp_path, manifest, plans).startswith("done: 6 rows, 12 supervised tokens")
 
 
-def test_a_row_that_follows_two_teachers_is_told():
-    rows = dataclasses.replace(rows_of(3), teacher_ids=torch.tensor([0, 1, 1]))
-    require_one_teacher_each([rows, rows, rows_of(3)])
-    turned = dataclasses.replace(rows, teacher_ids=torch.tensor([0, 1, 0]))
-    with pytest.raises(UserError, match="row 3: another row has the same content and another teacher_id"):
-        require_one_teacher_each([rows, turned])
+@pytest.mark.parametrize(
+    ("encoding", "config", "told"),
+    [
+        (SAMPLED, {"kd_loss": {"_component_": "distill_tune.losses.ReverseKL"}}, "serves ForwardKL, not ReverseKL"),
+        (
+            ENCODING,
+            {"kd_loss": {"_component_": "distill_tune.losses.TopK", "k": 5}},
+            "of 4 tokens cannot serve TopK of 5",
+        ),
+        (SAMPLED, {"temperature": 2.0}, "the loss is at 2: make one at 2, or one of kind hidden"),
+        (SAMPLED, {"temperature": {"_component_": "distill_tune.training.Linear"}}, "take kind hidden"),
+        (SAMPLED, {"kd_token_weight": {"_component_": "distill_tune.losses.TargetProbability"}}, "take kind hidden"),
+    ],
+)
+def test_a_kind_that_does_not_serve_the_loss_of_its_own_config_is_refused(encoding, config, told):
+    with pytest.raises(UserError, match=f"cache.kind={encoding.kind}: .*{told}"):
+        require_serving(encoding, OmegaConf.create(config))
+    require_serving(encoding, OmegaConf.create({}))
+    require_serving(cache.HiddenEncoding(50, 8), OmegaConf.create(config))
+
+
+def test_a_served_teacher_is_the_same_at_another_port_and_asked_otherwise():
+    served = {"_component_": "distill_tune.teachers.Served", "kind": "hidden", "url": "http://one:8000"}
+
+    def described(**changes):
+        cfg = OmegaConf.create({"dtype": "fp32", "teacher_model": served | changes})
+        return describe_teacher(cfg, (), "content")
+
+    transport = {"url": ["http://other:1"], "retries": 1, "timeout": 60, "concurrency": 9, "token": "of-mine"}
+    assert described(**transport) == described()
+    assert described(kind="top_k") != described()

@@ -1,0 +1,209 @@
+"""A cache that a run fills as it goes: `teacher_cache` before the teacher."""
+
+import json
+import os
+import re
+import signal
+
+import pytest
+from stored_teacher import CACHED, losses_of, of_all
+from tiny import ROWS, put_before
+
+from distill_tune import cache
+from distill_tune.cache import CacheReader, shard_files
+from distill_tune.cli.main import main as command_line
+from distill_tune.teachers import LiveTeacher
+
+THROUGH = ["teacher_cache=cache", "cache.kind=top_k"]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The digests of every batch about which a live teacher is asked."""
+    batches, answer = [], LiveTeacher.__call__
+    monkeypatch.setattr(
+        LiveTeacher, "__call__", lambda self, batch: batches.append(batch.digests) or answer(self, batch)
+    )
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind"), [("kd_single_device", "sampled"), ("kd_single_device", "top_k"), ("kd_distributed", "hidden")]
+)
+def test_the_first_epoch_fills_the_cache_and_all_are_those_from_the_recipes_cache_bit_for_bit(
+    run, config, asked, rows_file, tmp_path, capsys, recipe, kind
+):
+    dataset = {"_component_": "distill_tune.data.instruct", "source": str(rows_file)}
+    config(
+        max_steps_per_epoch=None,
+        batch_size=16,
+        epochs=3,
+        dataset=dataset | {"split": "train[:48]"},
+        dataset_val=dataset | {"split": "train[40:]"},
+        run_val_every_n_steps=3,
+    )
+    of_kind = f"cache.kind={kind}"
+    run("teacher_cache", of_kind, "output_dir=made")
+    run(recipe, "output_dir=wanted", CACHED[0].replace("path: cache", "path: made"))
+    asked.clear()
+    capsys.readouterr()
+    run(recipe, "output_dir=found", "teacher_cache=cache", of_kind)
+    told = capsys.readouterr().out
+    assert "teacher_cache=cache: lacks 64 of 64 rows; the teacher is asked about each once, which adds some " in told
+    assert "teacher_cache=cache: has all 64 rows now; the teacher is let go" in told
+    assert losses_of(tmp_path / "found") == losses_of(tmp_path / "wanted")
+    digests = [digest for batch in asked for digest in batch]
+    assert len(digests) == len(set(digests)) == len(ROWS)  # each once, though eight rows are in both
+    assert of_all(tmp_path / "cache") is not None and CacheReader(tmp_path / "cache").manifest.num_rows == len(ROWS)
+    asked.clear()
+    run(recipe, "output_dir=again", "teacher_cache=cache", "seed=0")  # of the kind that is there
+    assert losses_of(tmp_path / "again") == losses_of(tmp_path / "wanted")
+    assert "teacher_cache=cache: has all 64 rows; the teacher is not loaded" in capsys.readouterr().out
+    assert not asked
+    before = {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
+    run("teacher_cache", of_kind, "output_dir=cache")  # and nothing is left to do
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == before
+
+
+def test_killed_before_it_lists_the_last_rows_the_next_run_does(run, config, asked, monkeypatch, tmp_path):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "finish", killed)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run("kd_single_device", "output_dir=one", *THROUGH)
+    assert not CacheReader(tmp_path / "cache", unfinished=True).manifest.finished
+    asked.clear()
+    run("kd_single_device", "output_dir=other", *THROUGH)
+    assert not asked
+    assert len(CacheReader(tmp_path / "cache").manifest.files) == len(shard_files(tmp_path / "cache"))
+
+
+def test_rows_that_a_cache_lacks_are_asked_about_beside_those_that_it_has(
+    run, config, asked, rows_file, tmp_path, capsys
+):
+    dataset = {"_component_": "distill_tune.data.instruct", "source": str(rows_file)}
+    config(dataset=dataset | {"split": "train[:20]"})
+    run("teacher_cache", "cache.kind=sampled", "output_dir=cache")
+    (first,) = shard_files(tmp_path / "cache")
+    written = first.stat().st_mtime_ns
+    config(max_steps_per_epoch=None, batch_size=16)
+    run("teacher_cache", "cache.kind=sampled", "output_dir=made")
+    run("kd_single_device", "output_dir=wanted", CACHED[0].replace("path: cache", "path: made"))
+    asked.clear()
+    capsys.readouterr()
+    run(
+        "kd_single_device", "output_dir=found", "teacher_cache=cache", "seed=3"
+    )  # the draws are of the cache's own seed
+    told = capsys.readouterr().out
+    assert f"lacks 44 of 64 rows: {rows_file}, row 21; {rows_file}, row 22; {rows_file}, row 23 and 41 more;" in told
+    assert sorted(map(len, asked))[-1] < 16  # no batch was the teacher's alone
+    assert sum(map(len, asked)) == 44
+    assert first.stat().st_mtime_ns == written
+    run("kd_single_device", "output_dir=again", "teacher_cache=cache")
+    assert losses_of(tmp_path / "again") == losses_of(tmp_path / "wanted")
+
+
+def test_an_epoch_that_is_cut_short_asks_for_its_own_rows_alone(run, config, asked, tmp_path, capsys):
+    config(max_steps_per_epoch=2, epochs=2, shuffle=False)
+    run("kd_single_device", *THROUGH)
+    assert "lacks 8 of 8 rows" in capsys.readouterr().out
+    assert sum(map(len, asked)) == CacheReader(tmp_path / "cache").manifest.num_rows == 8
+
+
+def edited(cli, tmp_path, recipe: str, lines: str) -> str:
+    """mine.py: a recipe with lines before each step."""
+    assert cli("cp", recipe, "mine.py", "--force").returncode == 0
+    put_before(tmp_path / "mine.py", "            started = time.perf_counter()\n", f"import os\n{lines}")
+    return "mine.py"
+
+
+KILLED = (
+    "if step == {0} and os.environ.get('RANK') in (None, '{1}') and not os.path.exists('killed'):\n"
+    "    open('killed', 'w').close(); os.kill(os.getpid(), 9)"
+)
+
+
+def test_killed_it_goes_on_and_nothing_is_lost_or_doubled(config, cli, tmp_path):
+    config(max_steps_per_epoch=None, batch_size=8, epochs=2, save_every_n_steps=2)
+    line = ["--config", "config.yaml", *THROUGH]
+    assert cli("run", "kd_single_device", *line, "output_dir=whole", "teacher_cache=of_whole").returncode == 0
+    mine = edited(cli, tmp_path, "kd_single_device", KILLED.format(5, 0))
+    assert cli("run", mine, *line).returncode == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in shard_files(tmp_path / "cache")}
+    assert len(kept) == 2  # with each checkpoint
+    assert not json.loads((tmp_path / "cache" / "manifest.json").read_text())["finished"]
+    done = cli("run", mine, *line, "resume=auto")
+    assert done.returncode == 0, done.stderr
+    assert "teacher_cache=cache: lacks 32 of 64 rows: " in done.stdout
+    assert losses_of(tmp_path / "out") == losses_of(tmp_path / "whole")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    found, wanted = (of_all(tmp_path / name) for name in ("cache", "of_whole"))  # which has each row once
+    assert len(found) == len(wanted) and (found.log_probs == wanted.log_probs).all()
+
+
+def test_two_ranks_fill_one_cache_together_also_where_one_was_killed(config, cli, rows_file, tmp_path):
+    dataset = {"_component_": "distill_tune.data.instruct", "source": str(rows_file)}
+    config(  # of eight rows each comes again before all have been seen
+        dataset=[dataset | {"split": "train[:40]", "weight": 1.0}, dataset | {"split": "train[40:48]", "weight": 1.0}],
+        max_steps_per_epoch=None,
+        batch_size=4,
+        epochs=2,
+        save_every_n_steps=2,
+    )
+    two = ["run", "--nproc_per_node", "2"]
+    line = ["--config", "config.yaml", *THROUGH]
+    mine = edited(cli, tmp_path, "kd_distributed", KILLED.format(3, 1))
+    done = cli(*two, mine, *line)
+    assert done.returncode != 0, done.stdout
+    assert os.path.exists(tmp_path / "killed"), done.stderr[-1500:]
+    assert (tmp_path / "killed").exists() and shard_files(tmp_path / "cache")
+    done = cli(*two, mine, *line, "resume=auto")
+    assert done.returncode == 0, done.stderr
+    assert "the teacher is let go" in done.stdout
+    found = of_all(tmp_path / "cache")  # each row once
+    assert len(found) == CacheReader(tmp_path / "cache").manifest.num_positions
+    done = cli(*two, "kd_distributed", "--config", "config.yaml", "output_dir=again", "teacher_cache=cache")
+    assert done.returncode == 0, done.stderr
+    assert "the teacher is not loaded" in done.stdout
+    assert losses_of(tmp_path / "out") == losses_of(tmp_path / "again")
+
+
+def test_a_cache_of_another_teacher_or_of_other_settings_is_refused(run, config, student_folder, tmp_path, capsys):
+    run("kd_single_device", *THROUGH)
+    for changed, told in (
+        ([f"teacher_model.path={student_folder}"], "content was "),
+        (["cache.k=4"], "k was 50, is 4"),
+        (["cache.kind=hidden"], "kind was top_k, is hidden"),
+    ):
+        with pytest.raises(SystemExit):
+            run("kd_single_device", *THROUGH, *changed, "output_dir=other")
+        errors = capsys.readouterr().err
+        assert "teacher_cache=cache: holds another cache; set it back, or name another folder" in errors
+        assert told in errors
+    with pytest.raises(SystemExit):
+        run("teacher_cache", "teacher_cache=cache", "cache.kind=top_k", "output_dir=other")
+    assert (
+        "teacher_cache: the recipe teacher_cache does not read it; it writes to output_dir" in capsys.readouterr().err
+    )
+
+
+def test_plan_counts_the_teacher_once_and_not_at_all_where_nothing_is_missing(run, config, tmp_path, capsys):
+    config(epochs=2, batch_size=16, max_steps_per_epoch=None)
+
+    def work(*overrides: str) -> tuple[float, str]:
+        command_line(["plan", "--config", "config.yaml", "--gpu", "24GB", *overrides])
+        told = capsys.readouterr().out
+        return float(re.search(r"work: ([\d.e-]+) TFLOP", told)[1]), told
+
+    (live, _), (alone, _) = work(), work("kd_ratio=0")
+    missing, told = work(*THROUGH)
+    assert "teacher_cache=cache: lacks 64 of 64 rows; the teacher is asked about each once, which adds some" in told
+    assert missing - alone == pytest.approx((live - alone) / 2, rel=0.05)
+    assert not (tmp_path / "cache").exists()
+    run("teacher_cache", "cache.kind=top_k", "output_dir=cache")
+    capsys.readouterr()
+    there, told = work("teacher_cache=cache")
+    assert there == alone
+    assert "  teacher  " not in told
