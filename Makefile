@@ -15,7 +15,7 @@ test: $(VENV)/.installed-dev
 # The same core against the oldest torchao that pyproject.toml allows; the constraints have the newest.
 test-oldest-torchao: $(VENV)/.installed-dev
 	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/oldest-torchao torchao==0.16.0
-	PYTHONPATH=$(VENV)/oldest-torchao $(BIN)/python -m pytest tests/parity tests/unit/test_torchtune_compat.py \
+	PYTHONPATH=$(VENV)/oldest-torchao $(BIN)/python -m pytest -n 3 tests/parity tests/unit/test_torchtune_compat.py \
 		tests/recipes/test_kd_single_device.py -k 'parity or compat or qlora or dora or promises'
 
 # Every shipped config with real tokenizers and templates, and two models with real weights, all of it out of packages of

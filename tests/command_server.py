@@ -7,6 +7,7 @@ see ``cli`` and ``fresh_cli`` in conftest.py.
 
 import atexit
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -111,6 +112,10 @@ class CommandServer:
         named = {"arguments": arguments, "folder": str(folder), "streams": [*map(str, streams)]}
         return Command(self, arguments, self.ask(**named, environment=dict(environment)), streams)
 
+    def open_tokenizers(self, folders: list[Path]) -> None:
+        """Commands that come after this find them read, the last few, as a process does that has read them before."""
+        self.ask(folders=[*map(str, folders)])
+
     def ask(self, **request: object) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -146,12 +151,19 @@ def _serve() -> None:
     import torchtune.models.llama3_2
     import torchtune.training  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # so that no collection in a command looks at the modules
     running: dict[int, Child] = {}
     for line in sys.stdin:
         request = json.loads(line)
         sys.stdout.flush()
         if "wait_for" in request:
             print(json.dumps(_status_of(running.pop(request["wait_for"]), request["timeout"])), flush=True)
+            continue
+        if "folders" in request:
+            for folder in request["folders"]:
+                models.vocabulary.Vocabulary.of(Path(folder))
+            print("null", flush=True)
             continue
         pid = os.fork()
         if pid == 0:

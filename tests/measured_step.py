@@ -23,7 +23,7 @@ from torchtune.training import set_activation_checkpointing, set_default_dtype
 
 LORA = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": True, "lora_rank": 16, "lora_alpha": 32}
 SHAPE = {"vocab_size": 16_000, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 256, "max_seq_len": 2048}
-LENGTHS = (700, 900, 400, 1000)
+LENGTHS = (500, 600, 300, 700)
 
 
 def main(scenario: str) -> None:

@@ -1,15 +1,13 @@
 """The tokenizer of a Hugging Face folder, with its chat template, as transformers makes it of all its files."""
 
+import copy
 import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.chat_template import ChatTemplate, Span
@@ -38,9 +36,6 @@ class HFTokenizer:
     ) -> None:
         self.folder, self.max_seq_len, self.transformers_tokenizer = folder, max_seq_len, tokenizer
         self._tokenizer = tokenizer.backend_tokenizer
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        _keep_offsets_whole(self._tokenizer)
         self._template = ChatTemplate(tokenizer, chat_template_kwargs or {}, f"tokenizer.path={folder}")
 
     @property
@@ -172,6 +167,7 @@ def hf_tokenizer(
     tokenizer = _from_folder(path, folder)
     if chat_template is not None:
         file = Path(os.path.expanduser(chat_template))
+        tokenizer = copy.copy(tokenizer)
         try:
             tokenizer.chat_template = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -203,18 +199,6 @@ def _from_folder(path: str, folder: Path) -> Any:
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer.path={path}: no end-of-sequence token: tokenizer_config.json names no eos_token")
     return tokenizer
-
-
-def _keep_offsets_whole(tokenizer: Any) -> None:
-    """Have it say of white space, too, where it stands: a post-processor that trims offsets would leave it out.
-
-    The ids are the same.
-    """
-    settings = "" if tokenizer.post_processor is None else tokenizer.post_processor.__getstate__().decode()
-    if '"trim_offsets":true' in settings:
-        other = json.loads(Tokenizer(BPE()).to_str())
-        other["post_processor"] = json.loads(settings.replace('"trim_offsets":true', '"trim_offsets":false'))
-        tokenizer.post_processor = Tokenizer.from_str(json.dumps(other)).post_processor
 
 
 def _touched(offsets: numpy.ndarray, spans: Sequence[Span], length: int) -> numpy.ndarray:

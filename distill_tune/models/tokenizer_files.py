@@ -2,41 +2,56 @@
 
 import contextlib
 import functools
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
 from distill_tune.collector import without_collections
+from distill_tune.disk import digest
 from distill_tune.errors import UserError, one_line
 
 # Of what a tokenizer is made, by transformers or by those that read the same folders (vLLM, llama.cpp, mistral-common).
 VOCABULARIES = ("tokenizer.json", "tekken.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken")
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_BESIDE = ("config.json", "*.jinja", "additional_chat_templates/*")
+_TEMPLATES = ("*.jinja", "additional_chat_templates/*")
+_CONFIG = "config.json"
+
+_KEPT = 4
+_opened: dict[frozenset[tuple[str, str]], Any] = {}  # the last few, by their files
 
 
 def open_tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer of a folder; None where it has none, or one that cannot be read, which is told."""
+    """:func:`read_tokenizer`; None where a folder has none, or one that cannot be read, which is told."""
     if not files_of(folder, VOCABULARIES):
         return None
-    files = files_of(folder, (*VOCABULARIES, *SETTINGS, *_BESIDE))
-    return _open(folder, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+    try:
+        with _quiet():
+            return read_tokenizer(folder)
+    except UserError as error:
+        _tell_once(f"{folder}: its tokenizer {error}")
+        return None
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer of a folder, of its files alone, for whoever changes it.
+    """transformers' tokenizer of a folder, of its files alone: the same object for every folder with the same files.
+
+    Whoever changes it changes a copy. One that is fast neither pads nor cuts, and says of white space, too, where it
+    stands.
 
     Raises:
         UserError: it cannot be read.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        with without_collections():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises plain Exception for a broken file
-        raise UserError(f"cannot be read by transformers: {one_line(error)[:300]}") from error
+    contents = _contents_of(folder)
+    if contents not in _opened:
+        while len(_opened) >= _KEPT:
+            del _opened[next(iter(_opened))]
+        _opened[contents] = _read(folder)
+    return _opened[contents]
 
 
 def files_of(folder: Path, patterns: Sequence[str]) -> list[Path]:
@@ -44,22 +59,56 @@ def files_of(folder: Path, patterns: Sequence[str]) -> list[Path]:
     return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
 
 
-@functools.lru_cache(maxsize=4)
-def _open(folder: Path, state: tuple[tuple[str, int, int], ...]) -> Any:
+def _contents_of(folder: Path) -> frozenset[tuple[str, str]]:
+    """What a folder's tokenizer is made of: the digest of each file, but of config.json the names alone.
+
+    They say which class reads the others; sizes are the model's.
     """
-    Args:
-        state: of its files, so that a folder that is written anew is read anew.
-    """
+    files = files_of(folder, (*VOCABULARIES, *SETTINGS, *_TEMPLATES))
+    digests = {(str(file.relative_to(folder)), digest(file)) for file in files}
+    if (config := folder / _CONFIG).is_file():
+        digests.add((_CONFIG, _names_in(config)))
+    return frozenset(digests)
+
+
+def _names_in(config: Path) -> str:
+    text = config.read_text(encoding="utf-8", errors="replace")
     try:
-        with _quiet():
-            tokenizer = read_tokenizer(folder)
-    except UserError as error:
-        print(f"{folder}: its tokenizer {error}")
-        return None
-    if tokenizer.is_fast:  # so that two may be compared
+        return json.dumps({key: value for key, value in json.loads(text).items() if isinstance(value, str)})
+    except (ValueError, AttributeError):  # transformers tells
+        return text
+
+
+def _read(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        with without_collections():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises plain Exception for a broken file
+        raise UserError(f"cannot be read by transformers: {one_line(error)[:300]}") from error
+    if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
+        _keep_offsets_whole(tokenizer.backend_tokenizer)
     return tokenizer
+
+
+def _keep_offsets_whole(tokenizer: Any) -> None:
+    """Have it say of white space, too, where it stands: a post-processor that trims offsets would leave it out.
+
+    The ids are the same.
+    """
+    settings = "" if tokenizer.post_processor is None else tokenizer.post_processor.__getstate__().decode()
+    if '"trim_offsets":true' in settings:
+        other = json.loads(Tokenizer(BPE()).to_str())
+        other["post_processor"] = json.loads(settings.replace('"trim_offsets":true', '"trim_offsets":false'))
+        tokenizer.post_processor = Tokenizer.from_str(json.dumps(other)).post_processor
+
+
+@functools.cache
+def _tell_once(line: str) -> None:
+    print(line)
 
 
 @contextlib.contextmanager

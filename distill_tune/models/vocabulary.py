@@ -1,6 +1,7 @@
 """Whether teacher, student and rows speak of the same tokens."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ class Vocabulary:
         return cls.of_transformers(open_tokenizer(path) or open_tokenizer(path / _TIKTOKEN))
 
     @classmethod
+    @functools.lru_cache(maxsize=2)  # the student's and a teacher's are compared again and again
     def of_transformers(cls, tokenizer: Any) -> "Vocabulary | None":
         """
         Args:
@@ -77,7 +79,9 @@ class Vocabulary:
 
         tiktoken's files have no control tokens: what one of the two has none of is not compared.
         """
-        found = {}
+        found: dict[int, str] = {}
+        if self.tokens == other.tokens:
+            return found
         for index in self.tokens.keys() | other.tokens.keys():
             mine, its = self.tokens.get(index), other.tokens.get(index)
             is_left_out = (mine is None and not self.added) or (its is None and not other.added)

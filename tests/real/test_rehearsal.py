@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_server import CommandServer
 from omegaconf import OmegaConf
 from on_demo_models import FEW_ROWS, FOLDERS, needed, write_needed
 from real.folders import small_config, write_folder
@@ -89,16 +90,22 @@ def models_of(name: str) -> list[str]:
     return re.findall(r"^ .*\$\{models_dir\}/([^/\s]+)$", yaml_of(name), re.MULTILINE)
 
 
-def make_models(name: str, models_dir: Path) -> None:
-    """The folders that a config names, where no test has made them."""
-    for model in models_of(name):
-        if not (models_dir / model).is_dir():
-            making = models_dir / f"{model}.{os.getpid()}"
-            write_folder(making, model)
-            try:
-                making.rename(models_dir / model)
-            except OSError:  # another worker was first
-                shutil.rmtree(making)
+@pytest.fixture
+def make_models(models_dir: Path, command_server: CommandServer) -> Callable[[str], None]:
+    """Make the folders that a config names, where no test has; its commands find their large tokenizers read."""
+
+    def make(name: str) -> None:
+        for model in models_of(name):
+            if not (models_dir / model).is_dir():
+                making = models_dir / f"{model}.{os.getpid()}"
+                write_folder(making, model)
+                try:
+                    making.rename(models_dir / model)
+                except OSError:  # another worker was first
+                    shutil.rmtree(making)
+        command_server.open_tokenizers([models_dir / model for model in models_of(name)])
+
+    return make
 
 
 def of_small_models(name: str) -> list[str]:
@@ -149,8 +156,10 @@ def told(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_it_is_valid_trains_and_others_open_what_it_leaves(name: str, place: Path, models_dir: Path, cli: Callable):
-    make_models(name, models_dir)
+def test_it_is_valid_trains_and_others_open_what_it_leaves(
+    name: str, place: Path, models_dir: Path, make_models: Callable, cli: Callable
+):
+    make_models(name)
     settings = [*of_small_models(name), *of_rows(name, "alpaca"), "tokenizer.max_seq_len=128", "output_dir=out", *FEW]
     assert f"{name}: valid for kd_single_device" in told(cli("validate", "--config", name, *settings))
     assert "steps: 3 (1 x 3)" in told(cli("plan", "--config", name, *settings))
@@ -160,8 +169,8 @@ def test_it_is_valid_trains_and_others_open_what_it_leaves(name: str, place: Pat
 
 
 @pytest.mark.parametrize("name", OF_EACH_FAMILY)
-def test_two_processes_train_on_chats(name: str, place: Path, models_dir: Path, cli: Callable):
-    make_models(name, models_dir)
+def test_two_processes_train_on_chats(name: str, place: Path, models_dir: Path, make_models: Callable, cli: Callable):
+    make_models(name)
     settings = [*of_small_models(name), *of_rows(name, "chats"), "tokenizer.max_seq_len=128", "output_dir=out", *FEW]
     two = ("--nproc_per_node", "2", "kd_distributed", "--config", name, *settings)
     assert f"{name}: valid for kd_distributed" in told(cli("validate", *two))
@@ -172,8 +181,10 @@ def test_two_processes_train_on_chats(name: str, place: Path, models_dir: Path, 
 
 
 @pytest.mark.parametrize("name", [name for name in config_names() if name.startswith(FOLDERS)])
-def test_what_runs_on_the_demos_models(name: str, place: Path, tokenizer_file: Path, cli: Callable):
-    settings = [*needed(name, "before/checkpoints/step_3"), *FEW, "output_dir=out"]
+def test_what_runs_on_the_demos_models(
+    name: str, place: Path, tokenizer_file: Path, demo_teacher_url: str, cli: Callable
+):
+    settings = [*needed(name, "before/checkpoints/step_3", demo_teacher_url), *FEW, "output_dir=out"]
     if name == "signals/earlier_checkpoint":
         told(cli("run", "kd_single_device", "--config", "tiny", *FEW_ROWS, *FEW, "output_dir=before"))
     write_needed(place, ALPACA, tokenizer_file)
@@ -185,11 +196,11 @@ def test_what_runs_on_the_demos_models(name: str, place: Path, tokenizer_file: P
 
 
 @pytest.mark.parametrize("name", ANSWERING)
-def test_what_it_leaves_answers_and_stops(name: str, place: Path, models_dir: Path, cli: Callable):
+def test_what_it_leaves_answers_and_stops(name: str, place: Path, make_models: Callable, cli: Callable):
     """All of a small model trained on some chats until it knows them; then as anybody would ask it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    make_models(name, models_dir)
+    make_models(name)
     settings = [*of_small_models(name), *of_rows(name, "chats"), "tokenizer.max_seq_len=128", "output_dir=out", *FEW]
     settings += ["batch_size=8", "epochs=100", "max_steps_per_epoch=1", "dtype=fp32", "optimizer.lr=0.005"]
     settings += ["save_every_n_steps=null", "+keep_last_n=1"]
