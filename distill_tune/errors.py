@@ -41,9 +41,6 @@ class CollectedFaults:
     def __iter__(self) -> Iterator[str]:
         return iter(self._faults)
 
-    def __bool__(self) -> bool:
-        return bool(self._faults)
-
     def __enter__(self) -> None:
         return None
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 # What the steps before loading call: where one of these is from elsewhere, its group is not checked.
+_OF_MODELS = ("model", "teacher_model", "tokenizer", "optimizer", "lr_scheduler", "hidden_loss")
 _OF_ROWS = ("dataset", "dataset_val", "augmentations", "kd_ratio", "temperature")
 _LOSSES = ("loss", "kd_loss", "kd_token_weight")
 
@@ -105,7 +107,6 @@ def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFau
     from distill_tune import data, training
     from distill_tune.config.components import build
     from distill_tune.config.trust import may_be_called
-    from distill_tune.training.preparation import OF_MODELS
 
     for key in _LOSSES:
         if may_be_called(cfg.get(key)):
@@ -120,7 +121,7 @@ def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFau
         except FinishedRun as told:
             print(told)
     training.use_day(cfg.get("date"), state)
-    if _has_foreign(cfg, OF_MODELS, "models and rows"):
+    if _has_foreign(cfg, _OF_MODELS, "models and rows"):
         return
     with faults:
         built = training.build_models(cfg, torch.device("cpu"))
@@ -148,11 +149,21 @@ def _build_profiler(component: DictConfig | None) -> None:
 
 def _read_rows(cfg: DictConfig, teacher_names: Sequence[str], faults: CollectedFaults) -> None:
     """Each dataset by itself, where no steps can be made of them all."""
-    from distill_tune import config
-    from distill_tune.training.preparation import check_rows
+    from distill_tune import config, data
+    from distill_tune.training.preparation import reading_of
 
-    for key, told in check_rows(cfg, config.build("tokenizer", cfg.tokenizer), teacher_names, faults).items():
-        print(f"{key}: {told}: its rows are checked by the run, before it loads a model")
+    tokenizer, reading = config.build("tokenizer", cfg.tokenizer), reading_of(cfg, teacher_names)
+    for key in ("dataset", "dataset_val"):
+        with faults, data.local_files_alone():
+            try:
+                if cfg.get(key) is not None:
+                    on_bad_row = cfg.get("on_bad_row", "stop")
+                    with contextlib.redirect_stdout(io.StringIO()):  # what is told of rows has been told
+                        data.prepare_rows(
+                            cfg[key], tokenizer, cfg.tokenizer, key=key, on_bad_row=on_bad_row, reading=reading
+                        )
+            except data.RowsOnHub as told:
+                print(f"{key}: {told}: its rows are checked by the run, before it loads a model")
 
 
 def _missing_on_this_machine(cfg: DictConfig) -> str | None:

@@ -4,23 +4,20 @@ Recipes begin with these functions, and `distill-tune validate` and `plan` call 
 wrong as the others do. A key that they read is valid in each recipe that calls them (:mod:`distill_tune.config.keys`).
 """
 
-import contextlib
 import hashlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, losses, models, teachers
 from distill_tune.config.components import build
-from distill_tune.config.trust import may_be_called
 from distill_tune.config.values import needs_teacher
 from distill_tune.disk import sampled_digest
-from distill_tune.errors import CollectedFaults, FinishedRun, UserError
+from distill_tune.errors import CollectedFaults, FinishedRun
 from distill_tune.launch import is_restarted
 from distill_tune.training.checkpoints import Checkpoints
 from distill_tune.training.device import find_dtype
@@ -45,9 +42,6 @@ from distill_tune.training.write_through import WriteThrough, behind_cache, prep
 
 from torchtune.modules import TransformerDecoder
 
-# What models are made of.
-OF_MODELS = ("model", "teacher_model", "tokenizer", "optimizer", "lr_scheduler", "hidden_loss")
-_FOLLOWING = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)  # from what is told already
 _SHOWN_DIGITS = 16
 
 
@@ -104,21 +98,6 @@ def open_run(cfg: DictConfig) -> tuple[RunFolder, Checkpoints, Path | None, Trai
         FinishedRun: the run that is to go on has come to its end with these settings.
     """
     run = RunFolder.of(cfg.output_dir)
-    try:
-        return run, *_begun_or_gone_on_with(cfg, run)
-    except UserError:
-        faults = CollectedFaults("what is written, models and rows")
-        with faults:
-            raise
-        if num_ranks() == 1 and all(may_be_called(OmegaConf.select(cfg, key)) for key in OF_MODELS):
-            with faults, contextlib.suppress(*_FOLLOWING):
-                built = build_models(cfg, torch.device("cpu"))
-                check_rows(cfg, built.tokenizer, built.teacher.names, faults)
-        faults.tell()
-        raise
-
-
-def _begun_or_gone_on_with(cfg: DictConfig, run: RunFolder) -> tuple[Checkpoints, Path | None, TrainingState | None]:
     checkpoints = Checkpoints(run, cfg.get("keep_last_n"), cfg.get("keep_best"))
     resume = cfg.get("resume")
     resume = cfg.get("resume_from_checkpoint", False) if resume is None else resume
@@ -131,10 +110,10 @@ def _begun_or_gone_on_with(cfg: DictConfig, run: RunFolder) -> tuple[Checkpoints
     check_outputs(cfg)
     checkpoint = checkpoints.to_resume(resume)
     if checkpoint is None:
-        return checkpoints, None, None
+        return run, checkpoints, None, None
     state = TrainingState.read(checkpoint)
     state.require_same_config(checkpoint, cfg, cfg.get("resume_with_changes", False))
-    return checkpoints, checkpoint, state
+    return run, checkpoints, checkpoint, state
 
 
 def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = True, with_cache: bool = True) -> Models:
@@ -147,7 +126,7 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
 
     Raises:
         UserError: one of them cannot be built, does not fit its checkpoint, or not the other; the optimizer refuses
-            its arguments. What is wrong with each is told together, in a lone process with what is wrong with the rows.
+            its arguments. What is wrong with each is told together.
     """
     faults = CollectedFaults("models, tokenizer, losses and optimizer")
     with faults:
@@ -159,7 +138,6 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
     with faults:
         student_checkpoint = models.open_checkpoint("model", cfg.model, cfg.get("checkpointer"), needs_weights)
         student = models.checked_on_meta("model", cfg.model, student_checkpoint, find_dtype(cfg.dtype, device))
-    tokenizer = None
     with faults:
         tokenizer = build("tokenizer", cfg.tokenizer)
     with faults:
@@ -172,20 +150,14 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
             offload=cfg.get("teacher_offload", False),
             needs_weights=needs_weights,
         )
-    if not faults:
-        with faults:
-            _require_loss(cfg, teacher)
-        with faults:
-            common_vocab_size = teacher.check(student, student_checkpoint, tokenizer)
-            built = Models(student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size)
-            if with_cache and cfg.get("teacher_cache") is not None and needs_teacher(cfg):
-                built = built._replace(teacher=behind_cache(cfg, built))
-                _require_loss(cfg, built.teacher)
-            models.match_layers(student, built.teacher, hidden_loss)
-    if faults and tokenizer is not None and num_ranks() == 1:
-        with contextlib.suppress(*_FOLLOWING):
-            check_rows(cfg, tokenizer, (), faults)
     faults.tell()
+    _require_loss(cfg, teacher)
+    common_vocab_size = teacher.check(student, student_checkpoint, tokenizer)
+    built = Models(student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size)
+    if with_cache and cfg.get("teacher_cache") is not None and needs_teacher(cfg):
+        built = built._replace(teacher=behind_cache(cfg, built))
+        _require_loss(cfg, built.teacher)
+    models.match_layers(student, built.teacher, hidden_loss)
     return built
 
 
@@ -212,31 +184,6 @@ def reading_of(cfg: DictConfig, teacher_names: Sequence[str]) -> data.Reading:
         tuple(teacher_names),
         augmented=bool(cfg.get("augmentations")),
     )
-
-
-def check_rows(
-    cfg: DictConfig, tokenizer: Any, teacher_names: Sequence[str], faults: CollectedFaults
-) -> dict[str, data.RowsOnHub]:
-    """Read each dataset by itself, as far as that runs no code from elsewhere and fetches nothing.
-
-    Args:
-        faults: that are collected; nothing is raised.
-
-    Returns:
-        By key the datasets that are not here, and were not read.
-    """
-    on_hub, reading = dict[str, data.RowsOnHub](), reading_of(cfg, teacher_names)
-    for key in ("dataset", "dataset_val"):
-        rows = OmegaConf.select(cfg, key)
-        if rows is None or not may_be_called(rows):
-            continue
-        with faults, data.local_files_alone(), contextlib.redirect_stdout(io.StringIO()):  # the run tells of rows
-            try:
-                on_bad_row = cfg.get("on_bad_row", "stop")
-                data.prepare_rows(rows, tokenizer, cfg.tokenizer, key=key, on_bad_row=on_bad_row, reading=reading)
-            except data.RowsOnHub as told:
-                on_hub[key] = told
-    return on_hub
 
 
 def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None = None) -> Steps:

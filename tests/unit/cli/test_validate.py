@@ -144,15 +144,3 @@ def test_what_this_machine_lacks_is_told_and_the_rest_is_checked(validate):
     assert told.endswith("config.yaml: valid for kd_single_device on a machine that has it\n")
     told, _, _ = validate()
     assert told.endswith("config.yaml: valid for kd_single_device\n")
-
-
-def test_a_run_tells_what_is_wrong_with_output_models_and_rows_in_one_go_as_well(validate, monkeypatch, capsys):
-    wrong = ["output_dir=/proc/none", "model.num_layers=3", "optimizer.lr=-1", "dataset.source=nowhere.json"]
-    _, told, _ = validate(*wrong)
-    assert told.splitlines()[0].startswith("distill-tune: 4 faults in ")
-    monkeypatch.setattr("distill_tune.models.load_weights", lambda *_: pytest.fail("loads"))
-    with pytest.raises(SystemExit):
-        main(["run", "kd_single_device", "--config", "config.yaml", *wrong])
-    of_run = capsys.readouterr().err
-    assert of_run.splitlines()[0] == "distill-tune: 4 faults in what is written, models and rows"
-    assert sorted(of_run.splitlines()[1:]) == sorted(told.splitlines()[1:])
