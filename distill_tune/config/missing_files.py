@@ -30,9 +30,13 @@ class MissingFile(str):
     path: Path
 
 
-def missing_files(config: DictConfig) -> Iterator[MissingFile]:
+def missing_files(config: DictConfig, source: str = "") -> Iterator[MissingFile]:
+    """
+    Args:
+        source: the YAML text, whose head may say how models are got, before those of shipped configs.
+    """
     for key, path, what in _missing(config):
-        fault = MissingFile(f"{key}={path}: {what}{_how_to_get(Path(path))}")
+        fault = MissingFile(f"{key}={path}: {what}{_how_to_get(Path(path), source)}")
         fault.key, fault.path = key, Path(path)
         yield fault
 
@@ -80,10 +84,10 @@ def _told_of(key: str, name: str, path: str) -> str | None:
     return None if is_model_folder(path) else told
 
 
-def _how_to_get(path: Path) -> str:
-    """The command that gets the model's folder that a path is in, as the head of a shipped config has it."""
-    heads = "\n".join(config.read_text(encoding="utf-8") for config in configs_folder().rglob("*.yaml"))
-    for command, name in _DOWNLOAD.findall(heads):
+def _how_to_get(path: Path, source: str) -> str:
+    """The command that gets the model's folder that a path is in, as a config's head has it."""
+    heads = [source, *(config.read_text(encoding="utf-8") for config in configs_folder().rglob("*.yaml"))]
+    for command, name in _DOWNLOAD.findall("\n".join(heads)):
         if name in path.parts:
             folder = Path(*path.parts[: path.parts.index(name) + 1])
             return f"; get it: {command}" + ("" if folder == Path("models") / name else f" --output {folder}")

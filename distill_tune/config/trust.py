@@ -42,7 +42,7 @@ _NAMES_OTHERWISE = r"import \*|^def __getattr__|globals\(|sys\.modules|lazy|exec
 
 def is_known(name: str) -> bool:
     """Whether a component is of a package that this one is made for; one without a module is of none."""
-    return name.isidentifier() or name.partition(".")[0] in {"", *KNOWN}
+    return name.isidentifier() or name.partition(".")[0] in {*KNOWN, ""}
 
 
 def outside(config: DictConfig, folders: Sequence[str] = ()) -> tuple[list[str], list[str]]:
