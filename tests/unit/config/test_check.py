@@ -108,15 +108,23 @@ def test_a_strangers_component_is_not_imported_for_it(checked, tmp_path, monkeyp
         ),
     ],
 )
-@pytest.mark.parametrize("head", [True, False])
-def test_a_models_folder_that_is_not_there_names_the_command_that_gets_it(tmp_path, monkeypatch, head, overrides, told):
+def test_a_models_folder_that_is_not_there_names_the_command_that_gets_it(tmp_path, monkeypatch, overrides, told):
     monkeypatch.chdir(tmp_path)
     text = find_config("qwen2_5/7B_to_0.5B_lora").read_text()
-    (tmp_path / "mine.yaml").write_text(text if head else text.partition("\n\n")[2])
+    (tmp_path / "mine.yaml").write_text(text.partition("\n\n")[2])
     with pytest.raises(Faults) as faults:
         checked_config(find_recipe("kd_single_device"), "mine.yaml", overrides)
     missing = "no such folder, or it has no config.json; name a Hugging Face model folder"
     assert any(fault.endswith(told.format(missing)) for fault in faults.value.faults)
+
+
+def test_a_head_that_a_user_wrote_names_it_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = find_config("qwen2_5/7B_to_0.5B_lora").read_text()
+    (tmp_path / "mine.yaml").write_text("#   distill-tune download we/ours-1B\n" + text)
+    with pytest.raises(Faults) as faults:
+        checked_config(find_recipe("kd_single_device"), "mine.yaml", ["model.path=models/ours-1B"])
+    assert any(fault.endswith("get it: distill-tune download we/ours-1B") for fault in faults.value.faults)
 
 
 def test_another_folder_names_none(tmp_path, monkeypatch):
