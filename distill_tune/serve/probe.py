@@ -147,11 +147,16 @@ def require_temperature(engines: Sequence[Engine], tokens: Tokens, vocab_size: i
             )
 
 
-def describe(engines: Sequence[Engine], kind: str, known: Known) -> str:
+def describe(engines: Sequence[Engine], kind: str, k: int | None, known: Known) -> str:
+    """
+    Args:
+        k: of kind ``top_k``.
+    """
     about = engines[0].about
     where = ", ".join(engine.server.url for engine in engines)
+    of_kind = kind if k is None else f"{kind}, over the {k} likeliest tokens and the rest"
     told = (
-        f"teacher served by {about.engine} at {where}: {about.model}, kind {kind}; a known sentence has "
+        f"teacher served by {about.engine} at {where}: {about.model}, kind {of_kind}; a known sentence has "
         f"{known.nats:.2f} nats a token"
     )
     if known.nats > known.chance:

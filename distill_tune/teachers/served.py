@@ -155,7 +155,7 @@ class Served(Teacher):
         if len(set(told)) > 1:
             raise UserError(f"{_KEY}.url: the servers do not serve the same teacher ({', '.join(told)})")
         self.content = hashlib.sha256(told[0].encode()).hexdigest()
-        print(describe(self._engines, self.kind, known))
+        print(describe(self._engines, self.kind, self.settings.get("k"), known))
         return common
 
     def _made_encoding(self) -> AnyEncoding:
