@@ -46,7 +46,7 @@ AT_ONCE = [
         "teacher_model._component_=distill_tune.teachers.EMA teacher_offload=True",
         "teacher_offload: distill_tune.teachers.EMA does not heed it; it is for models",
     ),
-    ("cache.kind=sampled", "cache: kd_single_device does not read it; teacher_cache does"),
+    ("cache.kind=sampled", "cache: kd_single_device does not read it without teacher_cache; the recipe"),
     (
         "teacher_cache=cache ~teacher_model kd_ratio=0",
         "teacher_cache=cache: nothing heeds it without teacher_model; leave it out",
@@ -872,6 +872,11 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
         "teacher_cache: the run's own folder",
         lambda w: [*THROUGH, "teacher_cache=out"],
         "teacher_cache=out: output_dir is the run's own folder; name another",
+    ),
+    (
+        "teacher_cache: a folder that cannot be made",
+        lambda w: [*THROUGH, "teacher_cache=/proc/none"],
+        "teacher_cache=/proc/none: cannot be written",
     ),
     (
         "teacher_cache: a folder of something else",

@@ -65,7 +65,8 @@ def _cache(options: argparse.Namespace) -> None:
 
 def _ls(folder: Path) -> None:
 
-    from distill_tune.cache import MANIFEST, Manifest
+    from distill_tune.cache import MANIFEST, Manifest, shard_files
+    from distill_tune.cache.shard import Shard
 
     manifest = Manifest.read(folder)
     print(f"{folder}: {_kind(manifest)}")
@@ -73,7 +74,8 @@ def _ls(folder: Path) -> None:
         each = manifest.num_bytes / max(1, manifest.num_positions)
         print(f"  {manifest.num_rows:,} rows, {manifest.num_positions:,} supervised tokens, {each:.1f} bytes each")
     else:
-        print("  not finished: the command that began it goes on")
+        rows = sum(len(Shard.open(path)) for path in shard_files(folder))
+        print(f"  not finished, {rows:,} rows so far: the same command goes on, or a run with teacher_cache={folder}")
     sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name != MANIFEST]
     print(f"  {binary(sum(sizes))} in {len(sizes)} files")
     teacher = manifest.teacher

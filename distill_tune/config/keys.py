@@ -48,8 +48,9 @@ def _is_day(value: Any) -> bool:
         return False
 
 
-def _no_folder_for(value: str) -> str | None:
-    files = (folder for folder in (Path(value), *Path(value).parents) if os.path.exists(folder) and not folder.is_dir())
+def _no_folder_for(value: str | None) -> str | None:
+    folders = (Path(value), *Path(value).parents) if value is not None else ()
+    files = (folder for folder in folders if os.path.exists(folder) and not folder.is_dir())
     return next((f"cannot be made: {file} is a file" for file in files), None)
 
 
@@ -88,7 +89,7 @@ LAYERS = Kind(
 )
 COMBINATIONS = one_of("mixture", "sum", "by_row")
 MEASURES = one_of("val_loss", "val_ce_loss", "val_kd_loss")
-_STORED = "what is stored: kind (sampled, top_k, hidden), draws (50), proposal_temperature, k (50), temperature"
+_STORED = "what is stored: cache.kind=sampled, top_k or hidden; draws (50), proposal_temperature, k (50), temperature"
 # Beside which keys others are heeded, and which recipe alone reads them.
 _VALIDATION, _TEACHER, _LOGGER = ("dataset_val",), ("teacher_model",), ("metric_logger",)
 _SEVERAL = "kd_distributed"

@@ -106,8 +106,8 @@ def check_keys(
             known = KEYS[key]
             is_of_other = known.recipe not in (None, recipe.path.stem) and not any(map(config.get, known.beside))
             if key in asked and is_of_other and not recipe.imports_unread:
-                without = f", or it, beside {' or '.join(known.beside)}" if known.beside else ""
-                faults.append(f"{key}: {recipe.path.stem} does not read it; {known.recipe} does{without}")
+                without = f" without {' or '.join(known.beside)}" if known.beside else ""
+                faults.append(f"{key}: {recipe.path.stem} does not read it{without}; the recipe {known.recipe} does")
             if key in asked and key == recipe.path.stem:
                 faults.append(f"{key}: the recipe {recipe.path.stem} does not read it; it writes to output_dir")
         elif recipe.is_shipped and key in (OURS | WITHOUT_A_KEY):

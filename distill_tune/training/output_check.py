@@ -8,10 +8,11 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from distill_tune.config.components import find_component
+from distill_tune.config.files import is_cache, local_path
 from distill_tune.config.trust import is_known
 from distill_tune.errors import CollectedFaults, UserError
 
-_FOLDERS = ("output_dir", "metric_logger.log_dir", "profiler.output_dir")
+_FOLDERS = ("output_dir", "metric_logger.log_dir", "profiler.output_dir", "teacher_cache")
 _CALLED = ("log_config", "log_dict", "close")  # of a logger
 
 
@@ -25,7 +26,8 @@ def check_outputs(cfg: DictConfig) -> None:
     for key in _FOLDERS:
         folder = OmegaConf.select(cfg, key)
         is_used = key != "profiler.output_dir" or OmegaConf.select(cfg, "profiler.enabled") is not False
-        if isinstance(folder, str) and is_used:
+        only_read = key == "teacher_cache" and isinstance(folder, str) and is_cache(local_path(folder))
+        if isinstance(folder, str) and is_used and not only_read:
             with faults:
                 require_writable(key, folder)
     name = OmegaConf.select(cfg, "metric_logger._component_")

@@ -124,7 +124,7 @@ def test_a_key_of_another_recipe_may_stand_in_a_file_but_not_on_the_command_line
     for recipe in (find_recipe("kd_single_device"), copy()):
         assert faults(recipe, fsdp_cpu_offload=True) == []
         told = faults(recipe, ["fsdp_cpu_offload=True"], fsdp_cpu_offload=True)
-        assert told == [f"fsdp_cpu_offload: {recipe.stem} does not read it; kd_distributed does"]
+        assert told == [f"fsdp_cpu_offload: {recipe.stem} does not read it; the recipe kd_distributed does"]
     assert faults(copy(in_main="cfg.fsdp_cpu_offload"), ["fsdp_cpu_offload=True"], fsdp_cpu_offload=True) == []
     assert faults(find_recipe("kd_distributed"), ["fsdp_cpu_offload=True"], fsdp_cpu_offload=True) == []
 
@@ -150,11 +150,11 @@ def test_a_file_that_is_no_recipe_is_told(tmp_path: Path, monkeypatch):
 def test_a_key_of_one_recipe_is_needed_there_and_refused_where_it_is_asked_of_another():
     stored, trained = find_recipe("teacher_cache"), find_recipe("kd_single_device")
     (told,) = faults(stored)
-    assert told.startswith("cache: missing; the recipe needs it: what is stored: kind")
+    assert told.startswith("cache: missing; the recipe needs it: what is stored: cache.kind=sampled, top_k or hidden")
     assert faults(stored, ["cache.kind=sampled"], cache={"kind": "sampled"}) == []
     assert faults(trained, cache={"kind": "sampled"}) == []  # one file serves all
     told = faults(trained, ["cache.kind=sampled"], cache={"kind": "sampled"})
-    assert told == ["cache: kd_single_device does not read it; teacher_cache does, or it, beside teacher_cache"]
+    assert told == ["cache: kd_single_device does not read it without teacher_cache; the recipe teacher_cache does"]
 
 
 def test_a_recipe_may_begin_with_a_byte_order_mark_and_have_a_main_of_any_kind(copy):
@@ -205,3 +205,7 @@ def test_the_table_says_which_function_reads_what_is_needed():
             for key, entry in KEYS.items():
                 if isinstance(entry.default, Needed) and entry.default.by == node.name:
                     assert f"cfg.{key}" in body, key
+
+
+def test_null_is_a_value_of_every_key_that_has_no_other_by_default():
+    assert [key for key, entry in KEYS.items() if entry.default is None and entry.values.fault(None)] == []
