@@ -55,6 +55,9 @@ class CacheReader:
             raise UserError(f"{path}: is damaged: it has {there:,} bytes, not {num_bytes:,}; {MADE_ANEW}")
         return Shard.open(path)
 
+    def __len__(self) -> int:
+        return len(self._order)
+
     def find(self, digests: Sequence[bytes]) -> numpy.ndarray:
         """The number of each row, ``[rows]``, int64; -1 of one that is not there."""
         places = self._places(digests)

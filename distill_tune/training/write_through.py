@@ -106,11 +106,11 @@ class WriteThrough(teachers.Teacher):
             return f"{self._told}: has all {total}; the teacher is not loaded"
         found = [(of, row) for of in datasets for row, digest in enumerate(of.record_keys) if digest in lacking]
         num_bytes = self.encoding.bytes_of_position()[0] * sum(int(of.supervised[row]) for of, row in found)
-        named = teachers.some_of((of.origin(row) for of, row in found), len(lacking))
-        return (
-            f"{self._told}: lacks {len(lacking):,} of {total}{'' if lacking == self._needed else f': {named}'}; the "
-            f"teacher is asked about each once, which adds some {binary(num_bytes)}"
-        )
+        lacks = f"lacks {len(lacking):,} of {total}; "
+        if self._reader is not None and len(self._reader):
+            missing = (of.origin(row) for of, row in found)
+            lacks = teachers.what_it_lacks(self._reader.manifest, missing, len(lacking), len(self._needed))
+        return f"{self._told}: {lacks}the teacher is asked about each once, which adds some {binary(num_bytes)}"
 
     def _lacking(self) -> set[bytes]:
         """Of the rows that are read, those that the cache lacks."""

@@ -6,12 +6,14 @@ import re
 import signal
 
 import pytest
+import yaml
 from stored_teacher import CACHED, losses_of, of_all
 from tiny import ROWS, put_before
 
 from distill_tune import cache
 from distill_tune.cache import CacheReader, shard_files
 from distill_tune.cli.main import main as command_line
+from distill_tune.data.dates import day_of_run
 from distill_tune.teachers import LiveTeacher
 
 THROUGH = ["teacher_cache=cache", "cache.kind=top_k"]
@@ -110,6 +112,24 @@ def test_an_epoch_that_is_cut_short_asks_for_its_own_rows_alone(run, config, ask
     run("kd_single_device", *THROUGH)
     assert "lacks 8 of 8 rows" in capsys.readouterr().out
     assert sum(map(len, asked)) == CacheReader(tmp_path / "cache").manifest.num_rows == 8
+
+
+def test_rows_are_read_as_of_the_caches_day_and_where_none_is_found_it_says_what_may_be_otherwise(
+    run, config, asked, tmp_path, capsys
+):
+    config(max_steps_per_epoch=2, epochs=1, shuffle=False)
+    run("kd_single_device", *THROUGH, "date=2024-02-29", "output_dir=one")
+    assert "lacks 8 of 8 rows; the teacher is asked" in capsys.readouterr().out  # nothing was there
+    run("kd_single_device", *THROUGH, "output_dir=other")
+    assert yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())["date"] == "2024-02-29"
+    command_line(["plan", "--config", "config.yaml", *THROUGH])
+    assert day_of_run() == "2024-02-29"
+    capsys.readouterr()
+    line = ["kd_single_device", *THROUGH, "tokenizer.max_seq_len=24"]
+    run(*line, "date=2024-03-01", "output_dir=cut")
+    told = capsys.readouterr().out
+    assert "lacks 8 of 8 rows (it was made with date=2024-02-29, which a chat template may write): " in told
+    assert "are read otherwise now: set max_seq_len, train_on_input, prompts and templates back; else the te" in told
 
 
 def edited(cli, tmp_path, recipe: str, lines: str) -> str:
