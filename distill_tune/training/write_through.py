@@ -101,6 +101,8 @@ class WriteThrough(teachers.Teacher):
         self._of_steps, self._needed = of_steps, of_steps | of_validation
         lacking = self._missing = from_main_process(self._lacking())
         total = counted(len(self._needed), "row")
+        if not lacking and from_main_process(self._lacks_output_layer()):
+            return f"{self._told}: has all {total}, but not the output layer, for which alone the teacher is loaded"
         if not lacking:
             self._let_go()
             return f"{self._told}: has all {total}; the teacher is not loaded"
@@ -119,6 +121,13 @@ class WriteThrough(teachers.Teacher):
         self._reader = cache.CacheReader(self.folder, unfinished=True)
         needed = list(self._needed)
         return {needed[at] for at in (self._reader.find(needed) < 0).nonzero()[0].tolist()}
+
+    def _lacks_output_layer(self) -> bool:
+        """Without which hidden states say nothing; of one that is damaged, too."""
+        if self.encoding.kind != cache.HiddenEncoding.kind or not (self.folder / cache.MANIFEST).exists():
+            return False
+        layer = self.folder / cache.OUTPUT_LAYER
+        return not layer.exists() or layer in cache.damaged_beside(self.folder, cache.Manifest.read(self.folder))
 
     def each(self, shape: Shape) -> list[tuple[teachers.Teacher, Shape]]:
         if self._is_let_go:
@@ -150,17 +159,29 @@ class WriteThrough(teachers.Teacher):
         Raises:
             UserError: as the teacher's; the cache cannot be written, or another run is writing there.
         """
-        self._device = device
-        if self._missing:
+        if not self._is_let_go:
             self._manifest = begin_described(self.folder, self._manifest, self._vocabulary, KEY)
             self._missing = from_main_process(self._lacking())  # nobody else writes there from now on
             self._writer = cache.CacheWriter(self.folder, key=KEY)
             self._live.load(student, device, shard=shard, compile=compile)
+            self._write_output_layer(device)
+            if not self._missing:
+                self._finish()
         elif is_main_process():
             self._list_what_is_there()
         self._reader = cache.CacheReader(self.folder, unfinished=True)
-        if from_main_process((self.folder / cache.OUTPUT_LAYER).exists()):
+        if self.encoding.kind == cache.HiddenEncoding.kind:
             self._projection = cache.read_output_layer(self.folder, device)
+
+    def _write_output_layer(self, device: torch.device) -> None:
+        """Where hidden states need it, and it is not there."""
+        if self.encoding.kind != cache.HiddenEncoding.kind:
+            return
+        if not from_main_process((self.folder / cache.OUTPUT_LAYER).exists()):
+            _, output_layer = recorded(self._live, self.encoding, joined(()).to(device), self._manifest.seed)
+            write_output_layer(self.folder, output_layer)
+            wait_for_all()
+            self._live.release()
 
     def _list_what_is_there(self) -> None:
         """In the manifest, where what wrote the last rows was killed before it did; unless another is writing there."""
@@ -224,12 +245,7 @@ class WriteThrough(teachers.Teacher):
             return {}
         rows = [batch.record_keys.index(digest) for digest in asked[rank()]]
         own = batch.of_rows(rows) if rows else joined(()).to(batch.tokens.device)
-        records, output_layer = recorded(self._live, self.encoding, own, self._manifest.seed)
-        if output_layer is not None and self._projection is None:
-            write_output_layer(self.folder, output_layer)
-            wait_for_all()
-            self._projection = cache.read_output_layer(self.folder, self._device)
-        del output_layer
+        records, _ = recorded(self._live, self.encoding, own, self._manifest.seed)
         by_others = set(itertools.chain(*asked[: rank()]))  # who have met the same row at the same time
         mine = [at for at, digest in enumerate(own.record_keys) if digest not in by_others]
         self._writer.add([own.record_keys[at] for at in mine], [records[at] for at in mine])

@@ -132,6 +132,26 @@ def test_rows_are_read_as_of_the_caches_day_and_where_none_is_found_it_says_what
     assert "are read otherwise now: set max_seq_len, train_on_input, prompts and templates back; else the te" in told
 
 
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_without_its_output_layer_a_cache_of_hidden_states_is_given_it_again(
+    run, config, asked, tmp_path, capsys, damage
+):
+    config(max_steps_per_epoch=2, epochs=1)
+    run("kd_single_device", "teacher_cache=cache", "cache.kind=hidden", "output_dir=one")
+    layer = tmp_path / "cache" / cache.OUTPUT_LAYER
+    was = layer.read_bytes()
+    layer.unlink() if damage == "missing" else layer.write_bytes(was[:-4] + b"abcd")
+    asked.clear()
+    capsys.readouterr()
+    run("kd_single_device", "teacher_cache=cache", "output_dir=other")
+    told = capsys.readouterr().out
+    assert "has all 8 rows, but not the output layer, for which alone the teacher is loaded" in told
+    assert "the teacher is let go" in told
+    assert not any(asked)  # no row
+    assert layer.read_bytes() == was
+    assert losses_of(tmp_path / "other") == losses_of(tmp_path / "one")
+
+
 def edited(cli, tmp_path, recipe: str, lines: str) -> str:
     """mine.py: a recipe with lines before each step."""
     assert cli("cp", recipe, "mine.py", "--force").returncode == 0
