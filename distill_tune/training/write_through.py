@@ -16,6 +16,7 @@ from distill_tune import cache, teachers
 from distill_tune.config.files import local_path
 from distill_tune.counts import counted
 from distill_tune.data.batch import Batch, joined
+from distill_tune.data.plan import StepPlan
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.disk import keep_to_oneself
@@ -25,6 +26,7 @@ from distill_tune.models.vocabulary import Vocabulary
 from distill_tune.sizes import binary
 from distill_tune.teachers.recorded import signal_of
 from distill_tune.training.distributed import from_main_process, is_main_process, on_all_ranks, rank, wait_for_all
+from distill_tune.training.lost_teacher import is_lost
 from distill_tune.training.teacher_cache import (
     AnyEncoding,
     begin_described,
@@ -59,6 +61,7 @@ class WriteThrough(teachers.Teacher):
         self.models, self.may_be_lost = live.models, live.may_be_lost
         self._needed: frozenset[bytes] = frozenset()
         self._of_steps: frozenset[bytes] = frozenset()
+        self._validation: StepPlan | None = None
         self._missing: set[bytes] = set()
         self._ahead: set[bytes] = set()
         self._is_let_go = False
@@ -88,17 +91,19 @@ class WriteThrough(teachers.Teacher):
         vocabulary: Vocabulary | None,
         datasets: Sequence[TokenisedRows],
         of_steps: frozenset[bytes],
-        of_validation: frozenset[bytes],
+        validation: StepPlan | None,
     ) -> str:
         """What the run will read; what there is of it, in a line.
 
         Args:
             manifest: of the cache as this run would make it.
-            datasets: of which the rows are.
-            of_steps, of_validation: digests of the rows that are read.
+            datasets: of which the rows of the steps are.
+            of_steps: digests of these rows.
         """
+        datasets = [*datasets, *(validation.datasets if validation else ())]
         self._manifest, self._vocabulary, self._datasets = manifest, vocabulary, datasets
-        self._of_steps, self._needed = of_steps, of_steps | of_validation
+        of_validation = (rows.record_keys for rows in validation.datasets) if validation else ()
+        self._of_steps, self._needed, self._validation = of_steps, of_steps.union(*of_validation), validation
         lacking = self._missing = from_main_process(self._lacking())
         total = counted(len(self._needed), "row")
         if not lacking and from_main_process(self._lacks_output_layer()):
@@ -222,6 +227,8 @@ class WriteThrough(teachers.Teacher):
             UserError: as the teacher's; the disk is full; rows that another process has written are not there.
         """
         made = self._recorded_now(batch) if self._missing else {}
+        if self._missing.isdisjoint(self._of_steps) and self._validation is not None:
+            self._ask_about(self._validation, batch.tokens.device)
         assert self._reader is not None
         written = [digest for digest in batch.record_keys if digest not in made]
         if written and self._reader.find(written).min() < 0:
@@ -231,6 +238,15 @@ class WriteThrough(teachers.Teacher):
         found = dict(zip(written, self._reader.rows(written), strict=True)) | made
         record = self.encoding.decode([found[digest] for digest in batch.record_keys])
         return signal_of(record, batch.for_teacher, self._projection)
+
+    def _ask_about(self, validation: StepPlan, device: torch.device) -> None:
+        """The rows that validation alone reads, maybe at the end, until when the teacher is not kept for these."""
+        self._validation = None
+        self.expect(validation.epoch())
+        for batch in validation.epoch():
+            if not self._missing or is_lost(self, [batch]):
+                return
+            self._recorded_now(batch.to(device))
 
     def _recorded_now(self, batch: Batch) -> dict[bytes, Any]:
         """Records of those of a batch's rows that nobody has asked about yet. All ranks call it, with their batches."""
@@ -310,11 +326,8 @@ def prepare_cache(teacher: WriteThrough, cfg: DictConfig, built: Any, steps: Any
     manifest = describe_cache(cfg, built, steps, teacher.encoding, was.seed if was else seed)
     if was is not None and all(file.exists() for file in teacher.files):  # `plan` needs no weights
         cache.require_same_teacher(was, manifest, f"{KEY}={teacher.folder}")
-    datasets = list(steps.plan.datasets)
-    in_validation = list(steps.plan_val.datasets) if steps.plan_val else []
-    of_validation = frozenset(digest for rows in in_validation for digest in rows.record_keys)
     of_steps = _read_in(steps, cfg.epochs)
-    return teacher.prepare(manifest, vocabulary_of(built), datasets + in_validation, of_steps, of_validation)
+    return teacher.prepare(manifest, vocabulary_of(built), steps.plan.datasets, of_steps, steps.plan_val)
 
 
 def _read_in(steps: Any, epochs: int) -> frozenset[bytes]:

@@ -15,6 +15,8 @@ from distill_tune.cache import CacheReader, shard_files
 from distill_tune.cli.main import main as command_line
 from distill_tune.data.dates import day_of_run
 from distill_tune.teachers import LiveTeacher
+from distill_tune.training import Metrics
+from distill_tune.training.write_through import WriteThrough
 
 THROUGH = ["teacher_cache=cache", "cache.kind=top_k"]
 
@@ -149,6 +151,29 @@ def test_without_its_output_layer_a_cache_of_hidden_states_is_given_it_again(
     assert "the teacher is let go" in told
     assert not any(asked)  # no row
     assert layer.read_bytes() == was
+    assert losses_of(tmp_path / "other") == losses_of(tmp_path / "one")
+
+
+def test_rows_of_a_validation_at_the_end_do_not_keep_the_teacher_until_then(
+    run, config, asked, rows_file, tmp_path, capsys, monkeypatch
+):
+    let_go_with, let_go = [], WriteThrough._let_go
+    monkeypatch.setattr(WriteThrough, "_let_go", lambda self: let_go_with.append(len(asked)) or let_go(self))
+    at, step = [], Metrics.write
+    monkeypatch.setattr(Metrics, "write", lambda self, line: at.append(len(let_go_with)) or step(self, line))
+    dataset = {"_component_": "distill_tune.data.instruct", "source": str(rows_file)}
+    config(
+        dataset=dataset | {"split": "train[:32]"},
+        dataset_val=dataset | {"split": "train[32:]"},
+        batch_size=16,
+        epochs=3,
+        max_steps_per_epoch=None,
+    )
+    run("kd_single_device", *THROUGH, "output_dir=one")
+    assert at == [0, 1, 1, 1, 1, 1]  # with the first epoch's last step
+    assert let_go_with == [4] and sum(map(len, asked)) == len(ROWS)
+    run("kd_single_device", *THROUGH, "output_dir=other")
+    assert len(asked) == 4
     assert losses_of(tmp_path / "other") == losses_of(tmp_path / "one")
 
 
