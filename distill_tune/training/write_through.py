@@ -2,7 +2,9 @@
 
 import contextlib
 import gc
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +95,7 @@ class WriteThrough(teachers.Teacher):
         of_steps: frozenset[bytes],
         validation: StepPlan | None,
     ) -> str:
-        """What the run will read; what there is of it, in a line.
+        """What the run will read; what there is of it, in a line. From then on ``content`` is that of the records.
 
         Args:
             manifest: of the cache as this run would make it.
@@ -103,6 +105,9 @@ class WriteThrough(teachers.Teacher):
         datasets = [*datasets, *(validation.datasets if validation else ())]
         self._manifest, self._vocabulary, self._datasets = manifest, vocabulary, datasets
         of_validation = (rows.record_keys for rows in validation.datasets) if validation else ()
+        # A run that goes on must be trained on the same records.
+        made = json.dumps([self.content, manifest.kind, dict(manifest.settings), manifest.seed], sort_keys=True)
+        self.content = hashlib.sha256(made.encode()).hexdigest()
         self._of_steps, self._needed, self._validation = of_steps, of_steps.union(*of_validation), validation
         lacking = self._missing = from_main_process(self._lacking())
         total = counted(len(self._needed), "row")

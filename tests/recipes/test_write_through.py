@@ -177,6 +177,24 @@ def test_rows_of_a_validation_at_the_end_do_not_keep_the_teacher_until_then(
     assert losses_of(tmp_path / "other") == losses_of(tmp_path / "one")
 
 
+def test_a_run_goes_on_with_the_records_that_it_began_with_alone(run, config, tmp_path, capsys):
+    config(max_steps_per_epoch=2)
+    run("kd_single_device", *THROUGH, "epochs=1")
+    run("teacher_cache", "cache.kind=top_k", "seed=3", "output_dir=of_seed_3")
+    for changed in (
+        ["teacher_cache=other", "cache.kind=hidden"],
+        ["teacher_cache=other", "cache.kind=top_k", "cache.k=4"],
+        ["teacher_cache=of_seed_3"],
+        [],
+    ):
+        with pytest.raises(SystemExit):
+            run("kd_single_device", *changed, "epochs=2", "resume=auto")
+        errors = capsys.readouterr().err
+        assert "this config would go on with another run" in errors and "content of teacher_model was" in errors
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    run("kd_single_device", "teacher_cache=moved", "epochs=2", "resume=auto")
+
+
 def edited(cli, tmp_path, recipe: str, lines: str) -> str:
     """mine.py: a recipe with lines before each step."""
     assert cli("cp", recipe, "mine.py", "--force").returncode == 0
