@@ -1,6 +1,7 @@
 """`teacher_cache` of a run: a cache before its teacher, which is asked about the rows that are missing, each once."""
 
 import contextlib
+import dataclasses
 import gc
 import hashlib
 import itertools
@@ -329,7 +330,10 @@ def prepare_cache(teacher: WriteThrough, cfg: DictConfig, built: Any, steps: Any
     """
     was = from_main_process(cache.cache_there(teacher.folder, KEY))
     manifest = describe_cache(cfg, built, steps, teacher.encoding, was.seed if was else seed)
-    if was is not None and all(file.exists() for file in teacher.files):  # `plan` needs no weights
+    if was is not None:
+        if manifest.teacher["content"] is None:  # `plan` needs no weights
+            of_cache = {"content": was.teacher.get("content")}
+            manifest = dataclasses.replace(manifest, teacher={**manifest.teacher, **of_cache})
         cache.require_same_teacher(was, manifest, f"{KEY}={teacher.folder}")
     of_steps = _read_in(steps, cfg.epochs)
     return teacher.prepare(manifest, vocabulary_of(built), steps.plan.datasets, of_steps, steps.plan_val)

@@ -290,3 +290,8 @@ def test_plan_counts_the_teacher_once_and_not_at_all_where_nothing_is_missing(ru
     there, told = work("teacher_cache=cache")
     assert there == alone
     assert "  teacher  " not in told
+    (tmp_path / "teacher" / "model.safetensors").unlink()
+    assert work("teacher_cache=cache") == (there, told)
+    with pytest.raises(SystemExit):
+        work(*THROUGH, "cache.k=4")
+    assert "k was 50, is 4" in capsys.readouterr().err
