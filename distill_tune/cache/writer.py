@@ -105,9 +105,17 @@ class CacheWriter:
     Args:
         shard_bytes: of records, after which a shard is closed.
         key: of a config that names the folder.
+        goes_on: what does after the disk was full.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES, key: str = "output_dir") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shard_bytes: int = SHARD_BYTES,
+        key: str = "output_dir",
+        goes_on: str = "the same command",
+    ) -> None:
+        self._goes_on = goes_on
         self._folder, self._shard_bytes, self._told = folder, shard_bytes, f"{key}={folder}"
         self._known = {bytes(digest) for path in shard_files(folder) for digest in Shard.open(path).digests}
         self._digests: list[bytes] = []
@@ -152,6 +160,6 @@ class CacheWriter:
             except OSError as error:
                 raise UserError(
                     f"{self._told}: cannot be written: {error.strerror}; what was closed is there, and "
-                    "the same command goes on"
+                    f"{self._goes_on} goes on"
                 ) from error
         self._digests, self._rows, self._num_bytes, self._began = [], [], 0, time.monotonic()

@@ -22,7 +22,7 @@ from distill_tune.data.batch import Batch, joined
 from distill_tune.data.plan import StepPlan
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
-from distill_tune.disk import keep_to_oneself
+from distill_tune.disk import keep_to_oneself, release_lock
 from distill_tune.errors import UserError
 from distill_tune.losses import Divergence, HiddenStates, LinearProjection, SparseSignal, TokenWeight
 from distill_tune.models.vocabulary import Vocabulary
@@ -127,7 +127,7 @@ class WriteThrough(teachers.Teacher):
 
     def _lacking(self) -> set[bytes]:
         """Of the rows that are read, those that the cache lacks."""
-        if not (self.folder / cache.MANIFEST).exists():
+        if cache.cache_there(self.folder, KEY) is None:
             return set(self._needed)
         self._reader = cache.CacheReader(self.folder, unfinished=True)
         needed = list(self._needed)
@@ -135,7 +135,7 @@ class WriteThrough(teachers.Teacher):
 
     def _lacks_output_layer(self) -> bool:
         """Without which hidden states say nothing; of one that is damaged, too."""
-        if self.encoding.kind != cache.HiddenEncoding.kind or not (self.folder / cache.MANIFEST).exists():
+        if self.encoding.kind != cache.HiddenEncoding.kind:
             return False
         layer = self.folder / cache.OUTPUT_LAYER
         return not layer.exists() or layer in cache.damaged_beside(self.folder, cache.Manifest.read(self.folder))
@@ -153,7 +153,7 @@ class WriteThrough(teachers.Teacher):
     def asked_as(self, other: "WriteThrough") -> None:
         """Take what another has prepared, of the same rows."""
         self._missing, self._of_steps = other._missing, other._of_steps
-        if not self._missing:
+        if other._is_let_go:
             self._let_go()
 
     # ---- While the run goes on
@@ -173,7 +173,7 @@ class WriteThrough(teachers.Teacher):
         if not self._is_let_go:
             self._manifest = begin_described(self.folder, self._manifest, self._vocabulary, KEY)
             self._missing = from_main_process(self._lacking())  # nobody else writes there from now on
-            self._writer = cache.CacheWriter(self.folder, key=KEY)
+            self._writer = cache.CacheWriter(self.folder, key=KEY, goes_on="resume=auto")
             self._live.load(student, device, shard=shard, compile=compile)
             self._write_output_layer(device)
             if not self._missing:
@@ -200,7 +200,17 @@ class WriteThrough(teachers.Teacher):
         if not cache.is_whole(self.folder, manifest):
             with contextlib.suppress(OSError):  # a folder that can only be read
                 if keep_to_oneself(self.folder):
-                    cache.finish(self.folder, manifest, [rows.fingerprint for rows in self._datasets])
+                    self._list(manifest)
+
+    def _list(self, manifest: cache.Manifest) -> bool:
+        """List all shards; whether that was possible, without which the run goes on as well. Others may write then."""
+        try:
+            cache.finish(self.folder, manifest, [rows.fingerprint for rows in self._datasets])
+        except (OSError, UserError):
+            return False
+        finally:
+            release_lock(self.folder)
+        return True
 
     def expect(self, batches: Iterator[Batch]) -> None:
         self._live.expect(self._asked_of(batches))
@@ -285,8 +295,8 @@ class WriteThrough(teachers.Teacher):
 
     def _finish(self) -> None:
         self._read_what_is_written()
-        if is_main_process():
-            cache.finish(self.folder, self._manifest, [rows.fingerprint for rows in self._datasets])
+        if is_main_process() and not self._list(self._manifest):
+            print(f"{self._told}: {cache.MANIFEST} cannot be written; the next run lists the rows that are there")
         self._let_go()
         print(f"{self._told}: has all {counted(len(self._needed), 'row')} now; the teacher is let go")
 

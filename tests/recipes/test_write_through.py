@@ -1,5 +1,6 @@
 """A cache that a run fills as it goes: `teacher_cache` before the teacher."""
 
+import errno
 import json
 import os
 import re
@@ -12,8 +13,10 @@ from tiny import ROWS, put_before
 
 from distill_tune import cache
 from distill_tune.cache import CacheReader, shard_files
+from distill_tune.cache.shard import Shard
 from distill_tune.cli.main import main as command_line
 from distill_tune.data.dates import day_of_run
+from distill_tune.disk import keep_to_oneself
 from distill_tune.teachers import LiveTeacher
 from distill_tune.training import Metrics
 from distill_tune.training.write_through import WriteThrough
@@ -193,6 +196,54 @@ def test_a_run_goes_on_with_the_records_that_it_began_with_alone(run, config, tm
         assert "this config would go on with another run" in errors and "content of teacher_model was" in errors
     (tmp_path / "cache").rename(tmp_path / "moved")
     run("kd_single_device", "teacher_cache=moved", "epochs=2", "resume=auto")
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_ends_a_run_that_would_lose_a_record_alone(run, config, asked, tmp_path, capsys, monkeypatch):
+    line, manifest = ["kd_single_device", *THROUGH], tmp_path / "cache" / cache.MANIFEST
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(Shard, "write", full)
+        run(*line, "output_dir=one")
+    told = "teacher_cache=cache: cannot be written: No space left on device; what was closed is there, and resume=auto"
+    assert told in capsys.readouterr().err
+    run(*line, "output_dir=two")
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"files": {}, "finished": False}))
+    asked.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr("distill_tune.cache.manifest.write_whole", full)
+        run(*line, "output_dir=three")
+    assert not CacheReader(manifest.parent, unfinished=True).manifest.finished
+    could_write, step = [], Metrics.write
+    monkeypatch.setattr(
+        Metrics, "write", lambda *line: could_write.append(keep_to_oneself(manifest.parent)) or step(*line)
+    )
+    run(*line, "output_dir=four")
+    assert CacheReader(manifest.parent).manifest.finished
+    assert could_write[0]  # another may, to what it only reads
+    assert not asked
+
+
+def test_what_is_cut_short_or_came_to_nothing_is_made_anew(run, config, asked, tmp_path, capsys):
+    run("kd_single_device", *THROUGH, "output_dir=one")
+    (shard,) = shard_files(tmp_path / "cache")
+    was = shard.read_bytes()
+    shard.write_bytes(was[:100])
+    run("kd_single_device", *THROUGH, "output_dir=two")
+    told = capsys.readouterr().out
+    assert f"{shard.name}: cannot be read: " in told and "; made anew" in told
+    assert shard.read_bytes() == was
+    for line in (
+        ["kd_single_device", "teacher_cache=cache", "output_dir=three"],
+        ["teacher_cache", "output_dir=cache"],
+    ):
+        for path in shard_files(tmp_path / "cache"):
+            path.unlink()
+        (tmp_path / "cache" / cache.MANIFEST).write_text("{}")
+        run(*line, "cache.kind=top_k")
+        assert CacheReader(tmp_path / "cache").manifest.finished
 
 
 def edited(cli, tmp_path, recipe: str, lines: str) -> str:
