@@ -60,11 +60,10 @@ class MissingRows:
         self._batches |= dict.fromkeys(rows, new)
         return new
 
-    def forget(self, batches: Iterable[Batch]) -> None:
-        """Expect them no more: they are asked for now, and if that fails, maybe otherwise the next time."""
-        for batch in batches:
-            for digest in batch.record_keys:
-                del self._batches[digest]
+    def forget(self, batch: Batch) -> None:
+        """One that was asked for; where that has failed, its rows may come in another the next time."""
+        for digest in batch.record_keys:
+            del self._batches[digest]
 
     def remove(self, digests: Iterable[bytes]) -> None:
         """They have been asked about, on whichever rank."""

@@ -248,7 +248,6 @@ class WriteThrough(teachers.Teacher):
         if not self._missing:
             return found
         asked = self._missing.asked_for([batch])
-        self._missing.forget(asked)
         lacking = [digest for digest in batch.record_keys if digest not in found]
         of_ranks = on_all_ranks((lacking, [one.record_keys for one in asked]))
         if not all(digest in self._missing for of_rank, _ in of_ranks for digest in of_rank):  # another rank's by now
@@ -268,7 +267,10 @@ class WriteThrough(teachers.Teacher):
             of_ranks: the rows about which each asks.
         """
         assert self._records is not None
-        records, _ = recorded(self._live, self.encoding, batch, self._manifest.seed)
+        try:
+            records, _ = recorded(self._live, self.encoding, batch, self._manifest.seed)
+        finally:
+            self._missing.forget(batch)
         by_others = set(itertools.chain(*of_ranks[: rank()]))
         made = dict(zip(batch.record_keys, records, strict=True))
         mine = {digest: made[digest] for digest in made if digest in self._missing and digest not in by_others}

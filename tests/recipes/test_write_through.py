@@ -8,6 +8,7 @@ import signal
 
 import pytest
 import yaml
+from served import started
 from stored_teacher import CACHED, losses_of, of_all
 from tiny import ROWS, put_before
 
@@ -17,7 +18,9 @@ from distill_tune.cache.shard import Shard
 from distill_tune.cli.main import main as command_line
 from distill_tune.data.dates import day_of_run
 from distill_tune.disk import keep_to_oneself
-from distill_tune.teachers import LiveTeacher
+from distill_tune.serve.requests import Requests
+from distill_tune.sizes import binary
+from distill_tune.teachers import LiveTeacher, Served
 from distill_tune.training import Metrics
 from distill_tune.training.write_through import WriteThrough
 
@@ -196,6 +199,54 @@ def test_a_run_goes_on_with_the_records_that_it_began_with_alone(run, config, tm
         assert "this config would go on with another run" in errors and "content of teacher_model was" in errors
     (tmp_path / "cache").rename(tmp_path / "moved")
     run("kd_single_device", "teacher_cache=moved", "epochs=2", "resume=auto")
+
+
+def test_rows_that_come_again_are_counted_once_and_found_before_they_are_on_the_disk(
+    run, config, asked, tmp_path, capsys
+):
+    few = ROWS[:24]
+    again = [row for start in range(0, 24, 4) for row in [*few[start : start + 4], *few[start : start + 4]]]
+    (tmp_path / "again.json").write_text(json.dumps(again))
+    dataset = {"_component_": "distill_tune.data.instruct", "source": "again.json"}
+    config(dataset=dataset, shuffle=False, batch_size=4, epochs=1, max_steps_per_epoch=None)
+    run("kd_single_device", *THROUGH)
+    assert sum(map(len, asked)) == 24
+    assert len(shard_files(tmp_path / "cache")) == 1
+    reader = CacheReader(tmp_path / "cache")
+    size = binary(reader.encoding.bytes_of_position()[0] * reader.manifest.num_positions)
+    told = "lacks 24 of 24 rows; the teacher is asked about each once, which adds some"
+    assert f"{told} {size}\n" in capsys.readouterr().out
+
+
+def test_a_server_is_asked_once_about_rows_that_validation_needs_before_the_steps_that_expect_them(
+    run, config, start_cli, teacher_folder, rows_file, tmp_path, monkeypatch
+):
+    pytest.importorskip("uvicorn")
+    command, url = started(start_cli, "--teacher", teacher_folder)
+    digests, teachers, ask, load = [], [], Requests.ask, Served.load
+    monkeypatch.setattr(
+        Requests, "ask", lambda self, batch, *given: digests.extend(batch.digests) or ask(self, batch, *given)
+    )
+    monkeypatch.setattr(
+        Served, "load", lambda self, *given, **more: teachers.append(self) or load(self, *given, **more)
+    )
+    dataset = {"_component_": "distill_tune.data.instruct", "source": str(rows_file)}
+    config(
+        teacher_model={"_component_": "distill_tune.teachers.Served", "url": url, "k": 20, "concurrency": 2},
+        dataset=dataset | {"split": "train[:48]"},
+        dataset_val=dataset | {"split": "train[32:]"},
+        run_val_every_n_steps=2,
+        batch_size=4,
+        epochs=2,
+        max_steps_per_epoch=None,
+    )
+    run("kd_single_device", *THROUGH, "output_dir=one")
+    assert len(digests) == len(set(digests)) == len(ROWS)
+    assert not teachers[0]._coming
+    run("kd_single_device", *THROUGH, "output_dir=other")
+    assert losses_of(tmp_path / "other") == losses_of(tmp_path / "one")
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(30) == 0
 
 
 def full(*_):
