@@ -1,10 +1,14 @@
-"""A cache that processes read while they add to it."""
+"""A cache that processes read while they add to it, and its list of what is there."""
 
+import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distill_tune import cache
+from distill_tune.data.tokenised_rows import TokenisedRows
+from distill_tune.disk import keep_to_oneself, release_lock
+from distill_tune.errors import UserError
 from distill_tune.training.distributed import wait_for_all
 
 
@@ -58,3 +62,27 @@ class GrowingCache:
         self.close()
         wait_for_all()
         self._is_outdated = True
+
+
+def list_shards(folder: Path, manifest: cache.Manifest, datasets: Sequence[TokenisedRows]) -> bool:
+    """In the manifest of a cache that has all rows, which others may add to from then on.
+
+    Returns:
+        Whether it could be written, without which a run goes on as well.
+    """
+    try:
+        cache.finish(folder, manifest, [rows.fingerprint for rows in datasets])
+    except (OSError, UserError):
+        return False
+    finally:
+        release_lock(folder)
+    return True
+
+
+def list_what_is_there(folder: Path, datasets: Sequence[TokenisedRows]) -> None:
+    """The same where what wrote the last rows was killed before it did; unless another is writing there."""
+    manifest = cache.Manifest.read(folder)
+    if not cache.is_whole(folder, manifest):
+        with contextlib.suppress(OSError):  # a folder that can only be read
+            if keep_to_oneself(folder):
+                list_shards(folder, manifest, datasets)

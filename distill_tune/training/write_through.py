@@ -1,6 +1,5 @@
 """`teacher_cache` of a run: a cache before its teacher, which is asked about the rows that are missing, each once."""
 
-import contextlib
 import gc
 import hashlib
 import itertools
@@ -19,14 +18,13 @@ from distill_tune.data.batch import Batch, joined
 from distill_tune.data.plan import StepPlan
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
-from distill_tune.disk import keep_to_oneself, release_lock
 from distill_tune.errors import UserError
 from distill_tune.losses import Divergence, HiddenStates, LinearProjection, SparseSignal, TokenWeight
 from distill_tune.models.vocabulary import Vocabulary
 from distill_tune.sizes import binary
 from distill_tune.teachers.recorded import signal_of
 from distill_tune.training.distributed import from_main_process, is_main_process, on_all_ranks, rank, wait_for_all
-from distill_tune.training.growing_cache import GrowingCache
+from distill_tune.training.growing_cache import GrowingCache, list_shards, list_what_is_there
 from distill_tune.training.lost_teacher import is_lost
 from distill_tune.training.missing_rows import MissingRows
 from distill_tune.training.teacher_cache import (
@@ -178,7 +176,7 @@ class WriteThrough(teachers.Teacher):
                 self._finish()
         else:
             if is_main_process():
-                self._list_what_is_there()
+                list_what_is_there(self.folder, self._datasets)
             self._records = GrowingCache(self.folder, KEY, is_added_to=False)
         if self.encoding.kind == cache.HiddenEncoding.kind:
             self._projection = cache.read_output_layer(self.folder, device)
@@ -192,24 +190,6 @@ class WriteThrough(teachers.Teacher):
             write_output_layer(self.folder, output_layer)
             wait_for_all()
             self._live.release()
-
-    def _list_what_is_there(self) -> None:
-        """In the manifest, where what wrote the last rows was killed before it did; unless another is writing there."""
-        manifest = cache.Manifest.read(self.folder)
-        if not cache.is_whole(self.folder, manifest):
-            with contextlib.suppress(OSError):  # a folder that can only be read
-                if keep_to_oneself(self.folder):
-                    self._list(manifest)
-
-    def _list(self, manifest: cache.Manifest) -> bool:
-        """List all shards; whether that was possible, without which the run goes on as well. Others may write then."""
-        try:
-            cache.finish(self.folder, manifest, [rows.fingerprint for rows in self._datasets])
-        except (OSError, UserError):
-            return False
-        finally:
-            release_lock(self.folder)
-        return True
 
     def expect(self, batches: Iterator[Batch]) -> None:
         self._live.expect(self._missing.expected(batches))
@@ -281,7 +261,7 @@ class WriteThrough(teachers.Teacher):
     def _finish(self) -> None:
         assert self._records is not None
         self._records.flush()
-        if is_main_process() and not self._list(self._manifest):
+        if is_main_process() and not list_shards(self.folder, self._manifest, self._datasets):
             print(f"{self._told}: {cache.MANIFEST} cannot be written; the next run lists the rows that are there")
         self._let_go()
         print(f"{self._told}: has all {counted(len(self._needed), 'row')} now; the teacher is let go")
