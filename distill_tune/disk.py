@@ -18,7 +18,7 @@ from distill_tune.sizes import binary
 Value = TypeVar("Value")
 
 CHECKSUMS = "SHA256SUMS"  # as sha256sum writes and checks it
-_locks: list[int] = []  # descriptors
+_locks: dict[Path, int] = {}  # descriptors
 _SAMPLES, _LEAST_SAMPLES, _SAMPLE = 1024, 64, 4096  # blocks, of each file at least, bytes of each
 _WAITS = (1.0, 5.0, 20.0)  # seconds, between attempts
 # What a network file system answers while its server is away.
@@ -140,7 +140,7 @@ def put_in_place(partial: Path, folder: Path) -> None:
 
 
 def keep_to_oneself(folder: Path) -> bool:
-    """Lock a folder until :func:`release_locks`, or this process' end, however it ends; False where another has it.
+    """Lock a folder until :func:`release_lock`, or this process' end, however it ends; False where another has it.
 
     A file system without locks is trusted.
     """
@@ -150,14 +150,20 @@ def keep_to_oneself(folder: Path) -> bool:
     except OSError as error:
         os.close(descriptor)
         return error.errno not in (errno.EAGAIN, errno.EACCES)
-    _locks.append(descriptor)
+    _locks[folder] = descriptor
     return True
+
+
+def release_lock(folder: Path) -> None:
+    """Of a folder that this process keeps to itself, if it does; another run may write there from now on."""
+    if (descriptor := _locks.pop(folder, None)) is not None:
+        os.close(descriptor)
 
 
 def release_locks() -> None:
     """Of all folders that this process keeps to itself; another run of it may write there."""
-    while _locks:
-        os.close(_locks.pop())
+    for folder in list(_locks):
+        release_lock(folder)
 
 
 def lacking_space(folder: Path, num_bytes: int) -> str | None:

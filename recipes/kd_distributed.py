@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> None:
     token_weight = config.build("kd_token_weight", cfg.get("kd_token_weight"))
     run, checkpoints, checkpoint, state = training.open_run(cfg)
     seed = training.seed_everything(state.seed if state and cfg.get("seed") is None else cfg.get("seed"))
-    training.use_day(cfg.get("date"), state)
+    training.use_day(cfg.get("date"), state, cfg.get("teacher_cache"))
 
     # ---- Models without weights and rows as steps: what is wrong is told here, as `distill-tune validate` tells it
     built = training.build_models(cfg, device)

@@ -1,9 +1,10 @@
 """Finds rows' records in a cache by what the rows contain."""
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy
@@ -20,7 +21,7 @@ class CacheReader:
     """A finished cache. Shards are mapped: processes of a machine share what they read.
 
     Args:
-        unfinished: take what is there by now of a cache that is being written.
+        unfinished: take what is there by now of a cache that is being written, but shards that are cut short.
 
     Raises:
         UserError: there is none, it is not finished, or one of its files is missing or cut short.
@@ -37,7 +38,7 @@ class CacheReader:
         except (ValueError, TypeError) as error:
             raise UserError(f"{folder}: {error}") from error
         if unfinished:
-            self._shards = list(map(Shard.open, shard_files(folder)))
+            self._shards = list(_readable(folder))
         else:
             require_there(folder, self.manifest)
             self._shards = [self._open(name, sizes["bytes"]) for name, sizes in self.manifest.files.items()]
@@ -54,6 +55,9 @@ class CacheReader:
         if (there := path.stat().st_size) != num_bytes:
             raise UserError(f"{path}: is damaged: it has {there:,} bytes, not {num_bytes:,}; {MADE_ANEW}")
         return Shard.open(path)
+
+    def __len__(self) -> int:
+        return len(self._order)
 
     def find(self, digests: Sequence[bytes]) -> numpy.ndarray:
         """The number of each row, ``[rows]``, int64; -1 of one that is not there."""
@@ -106,3 +110,9 @@ class CacheReader:
             raise KeyError("a row that the cache lacks")
         shard = int(numpy.searchsorted(self._first_row, number, side="right")) - 1
         return self._shards[shard].row(number - int(self._first_row[shard]))
+
+
+def _readable(folder: Path) -> Iterator[Shard]:
+    for path in shard_files(folder):
+        with contextlib.suppress(UserError):
+            yield Shard.open(path)

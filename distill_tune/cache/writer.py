@@ -105,13 +105,23 @@ class CacheWriter:
     Args:
         shard_bytes: of records, after which a shard is closed.
         key: of a config that names the folder.
+        goes_on: what does after the disk was full.
+
+    Attributes:
+        pending: of each row that is not on the disk yet, its record.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES, key: str = "output_dir") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shard_bytes: int = SHARD_BYTES,
+        key: str = "output_dir",
+        goes_on: str = "the same command",
+    ) -> None:
+        self._goes_on = goes_on
         self._folder, self._shard_bytes, self._told = folder, shard_bytes, f"{key}={folder}"
         self._known = {bytes(digest) for path in shard_files(folder) for digest in Shard.open(path).digests}
-        self._digests: list[bytes] = []
-        self._rows: list[bytes] = []
+        self.pending: dict[bytes, bytes] = {}
         self._num_bytes = 0
         self._began = time.monotonic()
 
@@ -134,8 +144,7 @@ class CacheWriter:
         for digest, row in zip(digests, rows, strict=True):
             if digest not in self._known:
                 self._known.add(digest)
-                self._digests.append(digest)
-                self._rows.append(row)
+                self.pending[digest] = row
                 self._num_bytes += len(row)
         if self._num_bytes >= self._shard_bytes or time.monotonic() - self._began >= _SECONDS:
             self.close()
@@ -146,12 +155,13 @@ class CacheWriter:
         Raises:
             UserError: the disk is full, or fails.
         """
-        if self._rows:
+        if self.pending:
+            digests, rows = list(self.pending), list(self.pending.values())
             try:
-                retried("writing a shard", lambda: Shard.write(self._folder, self._digests, self._rows))
+                retried("writing a shard", lambda: Shard.write(self._folder, digests, rows))
             except OSError as error:
                 raise UserError(
                     f"{self._told}: cannot be written: {error.strerror}; what was closed is there, and "
-                    "the same command goes on"
+                    f"{self._goes_on} goes on"
                 ) from error
-        self._digests, self._rows, self._num_bytes, self._began = [], [], 0, time.monotonic()
+        self.pending, self._num_bytes, self._began = {}, 0, time.monotonic()

@@ -67,6 +67,7 @@ class PlannedRun:
         Raises:
             UserError: as a run's, before it loads a weight.
         """
+        training.use_day(cfg.get("date"), teacher_cache=cfg.get("teacher_cache"))
         built = built_of(cfg)
         steps = training.plan_steps(cfg, built, cfg.get("seed") or 0, num_processes)
         return cls(cfg, built.student, built.teacher, PlannedData.of(steps), num_processes)

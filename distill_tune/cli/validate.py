@@ -120,7 +120,7 @@ def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFau
             _, _, checkpoint, state = training.open_run(cfg)
         except FinishedRun as told:
             print(told)
-    training.use_day(cfg.get("date"), state)
+    training.use_day(cfg.get("date"), state, cfg.get("teacher_cache"))
     if _has_foreign(cfg, _OF_MODELS, "models and rows"):
         return
     with faults:

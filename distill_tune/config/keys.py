@@ -120,7 +120,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "teacher_prompt_template": Key(TEMPLATE, None, "the teacher's prompt, likewise", _TEACHER),
         "teacher_system_prompt": Key(TEXT, None, "before the teacher's prompt alone", _TEACHER),
         "teacher_max_seq_len": Key(whole(1), None, "cuts what the teacher reads", _TEACHER),
-        "date": Key(DAY, None, "the day that a chat template writes; default the day when the run began"),
+        "date": Key(DAY, None, "the day that a chat template writes; default teacher_cache's, else when the run began"),
     },
     "Loss": {
         "kd_ratio": Key(number(0, 1).or_schedule(), 0.5, "the teacher's part of the loss; 0 trains without a teacher"),

@@ -1,7 +1,7 @@
 """Where the teacher's signal comes from."""
 
 from distill_tune.teachers.build import build_teacher
-from distill_tune.teachers.cached import Cached, require_lasting_prompts, require_served_by, some_of
+from distill_tune.teachers.cached import Cached, require_lasting_prompts, require_served_by, what_it_lacks
 from distill_tune.teachers.hf import HuggingFace
 from distill_tune.teachers.live import LiveTeacher
 from distill_tune.teachers.load import NF4
@@ -25,5 +25,5 @@ __all__ = [
     "build_teacher",
     "require_lasting_prompts",
     "require_served_by",
-    "some_of",
+    "what_it_lacks",
 ]

@@ -12,7 +12,7 @@ import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models
-from distill_tune.cache import CacheReader, HiddenEncoding, read_output_layer, read_vocabulary
+from distill_tune.cache import CacheReader, HiddenEncoding, Manifest, read_output_layer, read_vocabulary
 from distill_tune.cache.encoding import SampledEncoding, TopEncoding
 from distill_tune.counts import counted
 from distill_tune.data.batch import Batch
@@ -104,12 +104,8 @@ class Cached(Teacher):
             self._contents.append(self._cache.content_of(read))
             self.content = hashlib.sha256("".join(self._contents).encode()).hexdigest()
             return
-        date, today = self._cache.manifest.date, day_of_run()
-        as_of = f" (it was made with date={date}, which a chat template may write)" if date not in (None, today) else ""
-        otherwise = "" if len(missing) < total else _READ_OTHERWISE
         raise UserError(
-            f"{self._told}: lacks {len(missing):,} of {counted(total, 'row')}{as_of}: "
-            f"{some_of(missing, len(missing))}; {otherwise}"
+            f"{self._told}: {what_it_lacks(self._cache.manifest, missing, len(missing), total)}"
             "add them with the teacher at hand: distill-tune run teacher_cache with this dataset and "
             f"output_dir={self._cache.folder}; or as they come: the teacher as teacher_model, and "
             f"teacher_cache={self._cache.folder}"
@@ -130,10 +126,18 @@ class Cached(Teacher):
         return signal_of(record, batch, self._projection)
 
 
-def some_of(named: Iterable[str], total: int) -> str:
-    """The first of what is named, and how many more of a total there are."""
-    more = f" and {total - _SHOWN:,} more" if total > _SHOWN else ""
-    return "; ".join(itertools.islice(named, _SHOWN)) + more
+def what_it_lacks(manifest: Manifest, missing: Iterable[str], num_missing: int, total: int) -> str:
+    """Which of a total of rows a cache lacks, and why that may be; it ends in ``; ``, before what can be done.
+
+    Args:
+        missing: where the rows are from.
+    """
+    date, today = manifest.date, day_of_run()
+    as_of = f" (it was made with date={date}, which a chat template may write)" if date not in (None, today) else ""
+    more = f" and {num_missing - _SHOWN:,} more" if num_missing > _SHOWN else ""
+    named = "; ".join(itertools.islice(missing, _SHOWN)) + more
+    otherwise = "" if num_missing < total else _READ_OTHERWISE
+    return f"lacks {num_missing:,} of {counted(total, 'row')}{as_of}: {named}; {otherwise}"
 
 
 def require_served_by(

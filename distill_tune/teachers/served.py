@@ -42,16 +42,23 @@ class _Asked(NamedTuple):
 
 
 class _Upcoming(Iterator[Batch]):
-    """An iterator, and what comes ``first`` in it; None at its end."""
+    """An iterator, and what comes ``first`` in it, which is taken from what it is made of when it is asked for."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._rest = batches
-        self.first = next(batches, None)
+        self.taken: Batch | None = None
+
+    @property
+    def first(self) -> Batch | None:
+        """None at its end."""
+        if self.taken is None:
+            self.taken = next(self._rest, None)
+        return self.taken
 
     def __next__(self) -> Batch:
-        if (first := self.first) is None:
+        first, self.taken = self.first, None
+        if first is None:
             raise StopIteration
-        self.first = next(self._rest, None)
         return first
 
 
@@ -260,6 +267,8 @@ class Served(Teacher):
     # ---- Signals
 
     def expect(self, batches: Iterator[Batch]) -> None:
+        if self._upcoming.taken is not None:  # which whoever expects it may need before the new ones
+            self._coming.append(self._ask(next(self._upcoming)))
         self._upcoming = _Upcoming(itertools.chain((batch.for_teacher for batch in batches), self._upcoming))
         self._ask_ahead()
 

@@ -19,6 +19,7 @@ from distill_tune.config.values import needs_teacher
 from distill_tune.disk import sampled_digest
 from distill_tune.errors import CollectedFaults, FinishedRun
 from distill_tune.launch import is_restarted
+from distill_tune.training.cache_of_run import behind_cache, prepare_cache
 from distill_tune.training.checkpoints import Checkpoints
 from distill_tune.training.device import find_dtype
 from distill_tune.training.distributed import (
@@ -38,7 +39,7 @@ from distill_tune.training.schedules import Schedules
 from distill_tune.training.state import TrainingState, content_of
 from distill_tune.training.tokenizer_check import check_tokenizer
 from distill_tune.training.warm_up import schedule_remarks
-from distill_tune.training.write_through import WriteThrough, behind_cache, prepare_cache
+from distill_tune.training.write_through import WriteThrough
 
 from torchtune.modules import TransformerDecoder
 

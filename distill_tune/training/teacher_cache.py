@@ -33,11 +33,11 @@ def find_cache(output_dir: str) -> tuple[Path, cache.Manifest | None]:
     """The folder of a cache, and the manifest of what is there already.
 
     Raises:
-        UserError: a folder that cannot be written, or a manifest that cannot be read.
+        UserError: a folder that cannot be written, or holds something else, or a manifest that cannot be read.
     """
     require_writable("output_dir", output_dir)
     folder = local_path(output_dir)
-    return folder, from_main_process(cache.Manifest.read(folder) if (folder / cache.MANIFEST).exists() else None)
+    return folder, from_main_process(cache.cache_there(folder))
 
 
 def encoding_for(settings: DictConfig, built: Any, cfg: DictConfig) -> AnyEncoding:

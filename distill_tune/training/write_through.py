@@ -1,37 +1,36 @@
 """`teacher_cache` of a run: a cache before its teacher, which is asked about the rows that are missing, each once."""
 
-import contextlib
 import gc
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import cache, teachers
-from distill_tune.config.files import local_path
 from distill_tune.counts import counted
 from distill_tune.data.batch import Batch, joined
+from distill_tune.data.plan import StepPlan
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
-from distill_tune.disk import keep_to_oneself
 from distill_tune.errors import UserError
 from distill_tune.losses import Divergence, HiddenStates, LinearProjection, SparseSignal, TokenWeight
 from distill_tune.models.vocabulary import Vocabulary
 from distill_tune.sizes import binary
 from distill_tune.teachers.recorded import signal_of
 from distill_tune.training.distributed import from_main_process, is_main_process, on_all_ranks, rank, wait_for_all
+from distill_tune.training.growing_cache import GrowingCache, list_shards, list_what_is_there
+from distill_tune.training.lost_teacher import is_lost
+from distill_tune.training.missing_rows import MissingRows
 from distill_tune.training.teacher_cache import (
     AnyEncoding,
     begin_described,
-    describe_cache,
-    encoding_for,
     recorded,
-    vocabulary_of,
     write_output_layer,
 )
 
@@ -58,13 +57,11 @@ class WriteThrough(teachers.Teacher):
         self.names, self.files, self.folders, self.content = live.names, live.files, live.folders, live.content
         self.models, self.may_be_lost = live.models, live.may_be_lost
         self._needed: frozenset[bytes] = frozenset()
-        self._of_steps: frozenset[bytes] = frozenset()
-        self._missing: set[bytes] = set()
-        self._ahead: set[bytes] = set()
+        self._validation: StepPlan | None = None
+        self._missing = MissingRows()
         self._is_let_go = False
         self._num_live = len(live.each(Shape((), ())))
-        self._reader: cache.CacheReader | None = None
-        self._writer: cache.CacheWriter | None = None
+        self._records: GrowingCache | None = None
         self._projection: LinearProjection | None = None
 
     def require_loss(
@@ -88,37 +85,55 @@ class WriteThrough(teachers.Teacher):
         vocabulary: Vocabulary | None,
         datasets: Sequence[TokenisedRows],
         of_steps: frozenset[bytes],
-        of_validation: frozenset[bytes],
+        validation: StepPlan | None,
     ) -> str:
-        """What the run will read; what there is of it, in a line.
+        """What the run will read; what there is of it, in a line. From then on ``content`` is that of the records.
 
         Args:
             manifest: of the cache as this run would make it.
-            datasets: of which the rows are.
-            of_steps, of_validation: digests of the rows that are read.
+            datasets: of which the rows of the steps are.
+            of_steps: digests of these rows.
         """
+        datasets = [*datasets, *(validation.datasets if validation else ())]
         self._manifest, self._vocabulary, self._datasets = manifest, vocabulary, datasets
-        self._of_steps, self._needed = of_steps, of_steps | of_validation
-        lacking = self._missing = from_main_process(self._lacking())
+        of_validation = (rows.record_keys for rows in validation.datasets) if validation else ()
+        # A run that goes on must be trained on the same records.
+        made = json.dumps([self.content, manifest.kind, dict(manifest.settings), manifest.seed], sort_keys=True)
+        self.content = hashlib.sha256(made.encode()).hexdigest()
+        self._of_steps, self._needed, self._validation = of_steps, of_steps.union(*of_validation), validation
+        lacking = from_main_process(self._lacking())
+        self._missing = MissingRows(lacking, of_steps)
         total = counted(len(self._needed), "row")
+        if not lacking and from_main_process(self._lacks_output_layer()):
+            return f"{self._told}: has all {total}, but not the output layer, for which alone the teacher is loaded"
         if not lacking:
             self._let_go()
             return f"{self._told}: has all {total}; the teacher is not loaded"
-        found = [(of, row) for of in datasets for row, digest in enumerate(of.record_keys) if digest in lacking]
-        num_bytes = self.encoding.bytes_of_position()[0] * sum(int(of.supervised[row]) for of, row in found)
-        named = teachers.some_of((of.origin(row) for of, row in found), len(lacking))
-        return (
-            f"{self._told}: lacks {len(lacking):,} of {total}{'' if lacking == self._needed else f': {named}'}; the "
-            f"teacher is asked about each once, which adds some {binary(num_bytes)}"
-        )
+        found = dict[bytes, tuple[TokenisedRows, int]]()  # the first row of each content
+        for of in datasets:
+            for row, digest in enumerate(of.record_keys):
+                if digest in lacking:
+                    found.setdefault(digest, (of, row))
+        num_bytes = self.encoding.bytes_of_position()[0] * sum(int(of.supervised[row]) for of, row in found.values())
+        lacks = f"lacks {len(lacking):,} of {total}; "
+        if (was := cache.cache_there(self.folder, KEY)) is not None:
+            missing = (of.origin(row) for of, row in found.values())
+            lacks = teachers.what_it_lacks(was, missing, len(lacking), len(self._needed))
+        return f"{self._told}: {lacks}the teacher is asked about each once, which adds some {binary(num_bytes)}"
 
     def _lacking(self) -> set[bytes]:
         """Of the rows that are read, those that the cache lacks."""
-        if not (self.folder / cache.MANIFEST).exists():
+        if cache.cache_there(self.folder, KEY) is None:
             return set(self._needed)
-        self._reader = cache.CacheReader(self.folder, unfinished=True)
-        needed = list(self._needed)
-        return {needed[at] for at in (self._reader.find(needed) < 0).nonzero()[0].tolist()}
+        reader, needed = cache.CacheReader(self.folder, unfinished=True), list(self._needed)
+        return {needed[at] for at in (reader.find(needed) < 0).nonzero()[0].tolist()}
+
+    def _lacks_output_layer(self) -> bool:
+        """Without which hidden states say nothing; of one that is damaged, too."""
+        if self.encoding.kind != cache.HiddenEncoding.kind:
+            return False
+        layer = self.folder / cache.OUTPUT_LAYER
+        return not layer.exists() or layer in cache.damaged_beside(self.folder, cache.Manifest.read(self.folder))
 
     def each(self, shape: Shape) -> list[tuple[teachers.Teacher, Shape]]:
         if self._is_let_go:
@@ -128,12 +143,12 @@ class WriteThrough(teachers.Teacher):
     @property
     def num_asked(self) -> int:
         """Of the rows that the steps read, those about which the teacher is yet to be asked."""
-        return len(self._missing & self._of_steps)
+        return self._missing.num_of_steps
 
     def asked_as(self, other: "WriteThrough") -> None:
         """Take what another has prepared, of the same rows."""
-        self._missing, self._of_steps = other._missing, other._of_steps
-        if not self._missing:
+        self._missing = other._missing
+        if other._is_let_go:
             self._let_go()
 
     # ---- While the run goes on
@@ -150,105 +165,104 @@ class WriteThrough(teachers.Teacher):
         Raises:
             UserError: as the teacher's; the cache cannot be written, or another run is writing there.
         """
-        self._device = device
-        if self._missing:
+        if not self._is_let_go:
             self._manifest = begin_described(self.folder, self._manifest, self._vocabulary, KEY)
-            self._missing = from_main_process(self._lacking())  # nobody else writes there from now on
-            self._writer = cache.CacheWriter(self.folder, key=KEY)
+            # Nobody else writes there from now on.
+            self._missing = MissingRows(from_main_process(self._lacking()), self._of_steps)
+            self._records = GrowingCache(self.folder, KEY, is_added_to=True)
             self._live.load(student, device, shard=shard, compile=compile)
-        elif is_main_process():
-            self._list_what_is_there()
-        self._reader = cache.CacheReader(self.folder, unfinished=True)
-        if from_main_process((self.folder / cache.OUTPUT_LAYER).exists()):
+            self._write_output_layer(device)
+            if not self._missing:
+                self._finish()
+        else:
+            if is_main_process():
+                list_what_is_there(self.folder, self._datasets)
+            self._records = GrowingCache(self.folder, KEY, is_added_to=False)
+        if self.encoding.kind == cache.HiddenEncoding.kind:
             self._projection = cache.read_output_layer(self.folder, device)
 
-    def _list_what_is_there(self) -> None:
-        """In the manifest, where what wrote the last rows was killed before it did; unless another is writing there."""
-        manifest = cache.Manifest.read(self.folder)
-        if not cache.is_whole(self.folder, manifest):
-            with contextlib.suppress(OSError):  # a folder that can only be read
-                if keep_to_oneself(self.folder):
-                    cache.finish(self.folder, manifest, [rows.fingerprint for rows in self._datasets])
+    def _write_output_layer(self, device: torch.device) -> None:
+        """Where hidden states need it, and it is not there."""
+        if self.encoding.kind != cache.HiddenEncoding.kind:
+            return
+        if not from_main_process((self.folder / cache.OUTPUT_LAYER).exists()):
+            _, output_layer = recorded(self._live, self.encoding, joined(()).to(device), self._manifest.seed)
+            write_output_layer(self.folder, output_layer)
+            wait_for_all()
+            self._live.release()
 
     def expect(self, batches: Iterator[Batch]) -> None:
-        self._live.expect(self._asked_of(batches))
-
-    def _asked_of(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """What of the batches to come the teacher will be asked about."""
-        for batch in batches:
-            if rows := self._rows_missing(batch, self._ahead):
-                yield batch.of_rows(rows)
-            elif not any(digest in self._of_steps and digest not in self._ahead for digest in self._missing):
-                return
-
-    def _rows_missing(self, batch: Batch, but: set[bytes]) -> list[int]:
-        """Numbers of a batch's rows that are missing, each once, and not among others, to which they are added."""
-        rows = []
-        for row, digest in enumerate(batch.record_keys):
-            if digest in self._missing and digest not in but:
-                but.add(digest)
-                rows.append(row)
-        return rows
+        self._live.expect(self._missing.expected(batches))
 
     def lost(self, batches: Sequence[Batch]) -> str | None:
-        before = set[bytes]()
-        asked = [(batch, self._rows_missing(batch, before)) for batch in batches]
-        return self._live.lost([batch.of_rows(rows) for batch, rows in asked if rows])
+        return self._live.lost(self._missing.asked_for(batches))
 
     def __call__(self, batch: Batch) -> SparseSignal | HiddenStates:
         """
         Raises:
             UserError: as the teacher's; the disk is full; rows that another process has written are not there.
         """
-        made = self._recorded_now(batch) if self._missing else {}
-        assert self._reader is not None
-        written = [digest for digest in batch.record_keys if digest not in made]
-        if written and self._reader.find(written).min() < 0:
+        found = self._records_of(batch)
+        if self._validation is not None and not self._missing.has_any_of_steps:
+            self._ask_about(self._validation, batch.tokens.device)
+        if not all(digest in found for digest in batch.record_keys):
             raise UserError(
                 f"{self._told}: lacks rows that other processes have written; name a folder that all machines share"
             )
-        found = dict(zip(written, self._reader.rows(written), strict=True)) | made
         record = self.encoding.decode([found[digest] for digest in batch.record_keys])
         return signal_of(record, batch.for_teacher, self._projection)
 
-    def _recorded_now(self, batch: Batch) -> dict[bytes, Any]:
-        """Records of those of a batch's rows that nobody has asked about yet. All ranks call it, with their batches."""
-        assert self._reader is not None and self._writer is not None
-        there = self._reader.find(batch.record_keys) >= 0
-        unread = list(dict.fromkeys(d for d, is_there in zip(batch.record_keys, there, strict=True) if not is_there))
-        of_ranks = on_all_ranks(unread)
-        if not self._missing.issuperset(itertools.chain(*of_ranks)):  # one has been asked about, on whichever rank
-            self._read_what_is_written()
-        asked = [[digest for digest in of_rank if digest in self._missing] for of_rank in of_ranks]
-        if not any(asked):
-            return {}
-        rows = [batch.record_keys.index(digest) for digest in asked[rank()]]
-        own = batch.of_rows(rows) if rows else joined(()).to(batch.tokens.device)
-        records, output_layer = recorded(self._live, self.encoding, own, self._manifest.seed)
-        if output_layer is not None and self._projection is None:
-            write_output_layer(self.folder, output_layer)
-            wait_for_all()
-            self._projection = cache.read_output_layer(self.folder, self._device)
-        del output_layer
-        by_others = set(itertools.chain(*asked[: rank()]))  # who have met the same row at the same time
-        mine = [at for at, digest in enumerate(own.record_keys) if digest not in by_others]
-        self._writer.add([own.record_keys[at] for at in mine], [records[at] for at in mine])
-        self._missing.difference_update(*asked)
+    def _ask_about(self, validation: StepPlan, device: torch.device) -> None:
+        """The rows that validation alone reads, maybe at the end, until when the teacher is not kept for these."""
+        self._validation = None
+        self.expect(validation.epoch())
+        for batch in validation.epoch():
+            if not self._missing or is_lost(self, [batch]):
+                return
+            self._records_of(batch.to(device))
+
+    def _records_of(self, batch: Batch) -> dict[bytes, Any]:
+        """Of a batch's rows, by digest. While there is one missing, all ranks call it, with their batches."""
+        assert self._records is not None
+        found = self._records.records(batch.record_keys)
+        if not self._missing:
+            return found
+        asked = self._missing.asked_for([batch])
+        lacking = [digest for digest in batch.record_keys if digest not in found]
+        of_ranks = on_all_ranks((lacking, [one.record_keys for one in asked]))
+        if not all(digest in self._missing for of_rank, _ in of_ranks for digest in of_rank):  # another rank's by now
+            self._records.flush()
+            found = self._records.records(batch.record_keys)
+        for each in itertools.zip_longest(*(digests for _, digests in of_ranks), fillvalue=()):
+            now = asked.pop(0) if asked else joined(())
+            found = self._recorded_now(now.to(batch.tokens.device), each) | found
         if not self._missing:
             self._finish()
-        return dict(zip(own.record_keys, records, strict=True))
+        return found
 
-    def _read_what_is_written(self) -> None:
-        """Of all ranks, until now."""
-        assert self._writer is not None
-        self._writer.close()
-        wait_for_all()
-        self._reader = cache.CacheReader(self.folder, unfinished=True)
+    def _recorded_now(self, batch: Batch, of_ranks: Sequence[tuple[bytes, ...]]) -> dict[bytes, bytes | memoryview]:
+        """Ask about a batch, of which this rank writes what is missing and no rank before it asks about as well.
+
+        Args:
+            of_ranks: the rows about which each asks.
+        """
+        assert self._records is not None
+        try:
+            records, _ = recorded(self._live, self.encoding, batch, self._manifest.seed)
+        finally:
+            self._missing.forget(batch)
+        by_others = set(itertools.chain(*of_ranks[: rank()]))
+        made = dict(zip(batch.record_keys, records, strict=True))
+        mine = {digest: made[digest] for digest in made if digest in self._missing and digest not in by_others}
+        self._records.add(list(mine), list(mine.values()))
+        self._missing.remove(itertools.chain(*of_ranks))
+        return {**made}
 
     def _finish(self) -> None:
-        self._read_what_is_written()
-        if is_main_process():
-            cache.finish(self.folder, self._manifest, [rows.fingerprint for rows in self._datasets])
+        assert self._records is not None
+        self._records.flush()
+        if is_main_process() and not list_shards(self.folder, self._manifest, self._datasets):
+            print(f"{self._told}: {cache.MANIFEST} cannot be written; the next run lists the rows that are there")
         self._let_go()
         print(f"{self._told}: has all {counted(len(self._needed), 'row')} now; the teacher is let go")
 
@@ -262,52 +276,6 @@ class WriteThrough(teachers.Teacher):
 
     def state(self) -> dict[str, torch.Tensor]:
         """Nothing; what the checkpoint's steps have recorded is on the disk before it is."""
-        if self._writer is not None:
-            self._writer.close()
+        if self._records is not None:
+            self._records.close()
         return {}
-
-
-def behind_cache(cfg: DictConfig, built: Any) -> WriteThrough:
-    """The teacher of a config behind its ``teacher_cache``, whose kind is that of ``cache``, or of what is there.
-
-    Raises:
-        UserError: as :func:`encoding_for`; the folder holds something else.
-    """
-    folder, settings = local_path(cfg.get(KEY)), cfg.get("cache")
-    was = from_main_process(cache.cache_there(folder, KEY))
-    if settings is None:
-        if was is None:
-            raise UserError(
-                f"{KEY}={folder}: no cache yet; say what it is to hold: cache.kind=sampled, top_k or hidden"
-            )
-        settings = OmegaConf.create({"kind": was.kind} | dict(was.settings))
-    return WriteThrough(built.teacher, folder, encoding_for(settings, built, cfg))
-
-
-def prepare_cache(teacher: WriteThrough, cfg: DictConfig, built: Any, steps: Any, seed: int) -> str:
-    """:meth:`WriteThrough.prepare` with the rows of a run. All ranks call it.
-
-    Raises:
-        UserError: the cache is of another teacher, or of other settings.
-    """
-    was = from_main_process(cache.cache_there(teacher.folder, KEY))
-    manifest = describe_cache(cfg, built, steps, teacher.encoding, was.seed if was else seed)
-    if was is not None and all(file.exists() for file in teacher.files):  # `plan` needs no weights
-        cache.require_same_teacher(was, manifest, f"{KEY}={teacher.folder}")
-    datasets = list(steps.plan.datasets)
-    in_validation = list(steps.plan_val.datasets) if steps.plan_val else []
-    of_validation = frozenset(digest for rows in in_validation for digest in rows.record_keys)
-    of_steps = _read_in(steps, cfg.epochs)
-    return teacher.prepare(manifest, vocabulary_of(built), datasets + in_validation, of_steps, of_validation)
-
-
-def _read_in(steps: Any, epochs: int) -> frozenset[bytes]:
-    """Digests of all rows that the steps of a run read: an epoch that is cut short, or weighted, leaves some out."""
-    every = frozenset(digest for rows in steps.plan.datasets for digest in rows.record_keys)
-    read = set[bytes]()
-    for epoch in range(epochs):
-        for step in range(steps.steps_per_epoch):
-            read.update(steps.plan.record_keys(epoch, step))
-        if len(read) == len(every):
-            return every
-    return frozenset(read)

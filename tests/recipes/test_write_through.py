@@ -1,18 +1,28 @@
 """A cache that a run fills as it goes: `teacher_cache` before the teacher."""
 
+import errno
 import json
 import os
 import re
 import signal
 
 import pytest
+import yaml
+from served import started
 from stored_teacher import CACHED, losses_of, of_all
 from tiny import ROWS, put_before
 
 from distill_tune import cache
 from distill_tune.cache import CacheReader, shard_files
+from distill_tune.cache.shard import Shard
 from distill_tune.cli.main import main as command_line
-from distill_tune.teachers import LiveTeacher
+from distill_tune.data.dates import day_of_run
+from distill_tune.disk import keep_to_oneself
+from distill_tune.serve.requests import Requests
+from distill_tune.sizes import binary
+from distill_tune.teachers import LiveTeacher, Served
+from distill_tune.training import Metrics
+from distill_tune.training.write_through import WriteThrough
 
 THROUGH = ["teacher_cache=cache", "cache.kind=top_k"]
 
@@ -112,6 +122,181 @@ def test_an_epoch_that_is_cut_short_asks_for_its_own_rows_alone(run, config, ask
     assert sum(map(len, asked)) == CacheReader(tmp_path / "cache").manifest.num_rows == 8
 
 
+def test_rows_are_read_as_of_the_caches_day_and_where_none_is_found_it_says_what_may_be_otherwise(
+    run, config, asked, tmp_path, capsys
+):
+    config(max_steps_per_epoch=2, epochs=1, shuffle=False)
+    run("kd_single_device", *THROUGH, "date=2024-02-29", "output_dir=one")
+    assert "lacks 8 of 8 rows; the teacher is asked" in capsys.readouterr().out  # nothing was there
+    run("kd_single_device", *THROUGH, "output_dir=other")
+    assert yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())["date"] == "2024-02-29"
+    command_line(["plan", "--config", "config.yaml", *THROUGH])
+    assert day_of_run() == "2024-02-29"
+    capsys.readouterr()
+    line = ["kd_single_device", *THROUGH, "tokenizer.max_seq_len=24"]
+    run(*line, "date=2024-03-01", "output_dir=cut")
+    told = capsys.readouterr().out
+    assert "lacks 8 of 8 rows (it was made with date=2024-02-29, which a chat template may write): " in told
+    assert "are read otherwise now: set max_seq_len, train_on_input, prompts and templates back; else the te" in told
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_without_its_output_layer_a_cache_of_hidden_states_is_given_it_again(
+    run, config, asked, tmp_path, capsys, damage
+):
+    config(max_steps_per_epoch=2, epochs=1)
+    run("kd_single_device", "teacher_cache=cache", "cache.kind=hidden", "output_dir=one")
+    layer = tmp_path / "cache" / cache.OUTPUT_LAYER
+    was = layer.read_bytes()
+    layer.unlink() if damage == "missing" else layer.write_bytes(was[:-4] + b"abcd")
+    asked.clear()
+    capsys.readouterr()
+    run("kd_single_device", "teacher_cache=cache", "output_dir=other")
+    told = capsys.readouterr().out
+    assert "has all 8 rows, but not the output layer, for which alone the teacher is loaded" in told
+    assert "the teacher is let go" in told
+    assert not any(asked)  # no row
+    assert layer.read_bytes() == was
+    assert losses_of(tmp_path / "other") == losses_of(tmp_path / "one")
+
+
+def test_rows_of_a_validation_at_the_end_do_not_keep_the_teacher_until_then(
+    run, config, asked, rows_file, tmp_path, capsys, monkeypatch
+):
+    let_go_with, let_go = [], WriteThrough._let_go
+    monkeypatch.setattr(WriteThrough, "_let_go", lambda self: let_go_with.append(len(asked)) or let_go(self))
+    at, step = [], Metrics.write
+    monkeypatch.setattr(Metrics, "write", lambda self, line: at.append(len(let_go_with)) or step(self, line))
+    dataset = {"_component_": "distill_tune.data.instruct", "source": str(rows_file)}
+    config(
+        dataset=dataset | {"split": "train[:32]"},
+        dataset_val=dataset | {"split": "train[32:]"},
+        batch_size=16,
+        epochs=3,
+        max_steps_per_epoch=None,
+    )
+    run("kd_single_device", *THROUGH, "output_dir=one")
+    assert at == [0, 1, 1, 1, 1, 1]  # with the first epoch's last step
+    assert let_go_with == [4] and sum(map(len, asked)) == len(ROWS)
+    run("kd_single_device", *THROUGH, "output_dir=other")
+    assert len(asked) == 4
+    assert losses_of(tmp_path / "other") == losses_of(tmp_path / "one")
+
+
+def test_a_run_goes_on_with_the_records_that_it_began_with_alone(run, config, tmp_path, capsys):
+    config(max_steps_per_epoch=2)
+    run("kd_single_device", *THROUGH, "epochs=1")
+    run("teacher_cache", "cache.kind=top_k", "seed=3", "output_dir=of_seed_3")
+    for changed in (
+        ["teacher_cache=other", "cache.kind=hidden"],
+        ["teacher_cache=other", "cache.kind=top_k", "cache.k=4"],
+        ["teacher_cache=of_seed_3"],
+        [],
+    ):
+        with pytest.raises(SystemExit):
+            run("kd_single_device", *changed, "epochs=2", "resume=auto")
+        errors = capsys.readouterr().err
+        assert "this config would go on with another run" in errors and "content of teacher_model was" in errors
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    run("kd_single_device", "teacher_cache=moved", "epochs=2", "resume=auto")
+
+
+def test_rows_that_come_again_are_counted_once_and_found_before_they_are_on_the_disk(
+    run, config, asked, tmp_path, capsys
+):
+    few = ROWS[:24]
+    again = [row for start in range(0, 24, 4) for row in [*few[start : start + 4], *few[start : start + 4]]]
+    (tmp_path / "again.json").write_text(json.dumps(again))
+    dataset = {"_component_": "distill_tune.data.instruct", "source": "again.json"}
+    config(dataset=dataset, shuffle=False, batch_size=4, epochs=1, max_steps_per_epoch=None)
+    run("kd_single_device", *THROUGH)
+    assert sum(map(len, asked)) == 24
+    assert len(shard_files(tmp_path / "cache")) == 1
+    reader = CacheReader(tmp_path / "cache")
+    size = binary(reader.encoding.bytes_of_position()[0] * reader.manifest.num_positions)
+    told = "lacks 24 of 24 rows; the teacher is asked about each once, which adds some"
+    assert f"{told} {size}\n" in capsys.readouterr().out
+
+
+def test_a_server_is_asked_once_about_rows_that_validation_needs_before_the_steps_that_expect_them(
+    run, config, start_cli, teacher_folder, rows_file, tmp_path, monkeypatch
+):
+    pytest.importorskip("uvicorn")
+    command, url = started(start_cli, "--teacher", teacher_folder)
+    digests, teachers, ask, load = [], [], Requests.ask, Served.load
+    monkeypatch.setattr(
+        Requests, "ask", lambda self, batch, *given: digests.extend(batch.digests) or ask(self, batch, *given)
+    )
+    monkeypatch.setattr(
+        Served, "load", lambda self, *given, **more: teachers.append(self) or load(self, *given, **more)
+    )
+    dataset = {"_component_": "distill_tune.data.instruct", "source": str(rows_file)}
+    config(
+        teacher_model={"_component_": "distill_tune.teachers.Served", "url": url, "k": 20, "concurrency": 2},
+        dataset=dataset | {"split": "train[:48]"},
+        dataset_val=dataset | {"split": "train[32:]"},
+        run_val_every_n_steps=2,
+        batch_size=4,
+        epochs=2,
+        max_steps_per_epoch=None,
+    )
+    run("kd_single_device", *THROUGH, "output_dir=one")
+    assert len(digests) == len(set(digests)) == len(ROWS)
+    assert not teachers[0]._coming
+    run("kd_single_device", *THROUGH, "output_dir=other")
+    assert losses_of(tmp_path / "other") == losses_of(tmp_path / "one")
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(30) == 0
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_ends_a_run_that_would_lose_a_record_alone(run, config, asked, tmp_path, capsys, monkeypatch):
+    line, manifest = ["kd_single_device", *THROUGH], tmp_path / "cache" / cache.MANIFEST
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(Shard, "write", full)
+        run(*line, "output_dir=one")
+    told = "teacher_cache=cache: cannot be written: No space left on device; what was closed is there, and resume=auto"
+    assert told in capsys.readouterr().err
+    run(*line, "output_dir=two")
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"files": {}, "finished": False}))
+    asked.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr("distill_tune.cache.manifest.write_whole", full)
+        run(*line, "output_dir=three")
+    assert not CacheReader(manifest.parent, unfinished=True).manifest.finished
+    could_write, step = [], Metrics.write
+    monkeypatch.setattr(
+        Metrics, "write", lambda *line: could_write.append(keep_to_oneself(manifest.parent)) or step(*line)
+    )
+    run(*line, "output_dir=four")
+    assert CacheReader(manifest.parent).manifest.finished
+    assert could_write[0]  # another may, to what it only reads
+    assert not asked
+
+
+def test_what_is_cut_short_or_came_to_nothing_is_made_anew(run, config, asked, tmp_path, capsys):
+    run("kd_single_device", *THROUGH, "output_dir=one")
+    (shard,) = shard_files(tmp_path / "cache")
+    was = shard.read_bytes()
+    shard.write_bytes(was[:100])
+    run("kd_single_device", *THROUGH, "output_dir=two")
+    told = capsys.readouterr().out
+    assert f"{shard.name}: cannot be read: " in told and "; made anew" in told
+    assert shard.read_bytes() == was
+    for line in (
+        ["kd_single_device", "teacher_cache=cache", "output_dir=three"],
+        ["teacher_cache", "output_dir=cache"],
+    ):
+        for path in shard_files(tmp_path / "cache"):
+            path.unlink()
+        (tmp_path / "cache" / cache.MANIFEST).write_text("{}")
+        run(*line, "cache.kind=top_k")
+        assert CacheReader(tmp_path / "cache").manifest.finished
+
+
 def edited(cli, tmp_path, recipe: str, lines: str) -> str:
     """mine.py: a recipe with lines before each step."""
     assert cli("cp", recipe, "mine.py", "--force").returncode == 0
@@ -207,3 +392,8 @@ def test_plan_counts_the_teacher_once_and_not_at_all_where_nothing_is_missing(ru
     there, told = work("teacher_cache=cache")
     assert there == alone
     assert "  teacher  " not in told
+    (tmp_path / "teacher" / "model.safetensors").unlink()
+    assert work("teacher_cache=cache") == (there, told)
+    with pytest.raises(SystemExit):
+        work(*THROUGH, "cache.k=4")
+    assert "k was 50, is 4" in capsys.readouterr().err

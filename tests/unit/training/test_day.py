@@ -1,11 +1,15 @@
 """The day of a run: what a chat template writes, also where the run goes on another day."""
 
 import pytest
+import torch
 import yaml
 from omegaconf import OmegaConf
 
+from distill_tune import cache
 from distill_tune.config.keys import KEYS
 from distill_tune.data import dates
+from distill_tune.disk import release_locks
+from distill_tune.losses import TopTokens
 from distill_tune.training import RunFolder, TrainingState, day, use_day
 
 
@@ -46,6 +50,27 @@ def test_a_checkpoint_without_a_day_goes_on_today(tmp_path, monkeypatch):
     today_is(monkeypatch, "2026-03-02")
     use_day(None, state)
     assert dates.day_of_run() == "2026-03-02"
+
+
+def test_a_cache_has_rows_of_its_own_day_alone_unless_the_run_has_one(tmp_path, monkeypatch):
+    today_is(monkeypatch, "2026-03-02")
+    folder = tmp_path / "cache"
+    use_day(None, None, str(folder))
+    assert dates.day_of_run() == "2026-03-02"  # nothing is there
+    encoding = cache.TopEncoding(50, 4)
+    manifest = cache.Manifest("top_k", cache.settings_of(encoding), 0, {}, date="2024-02-29")
+    cache.begin(folder, manifest)
+    release_locks()
+    use_day(None, None, str(folder))
+    assert dates.day_of_run() == "2026-03-02"  # no row of it
+    with cache.CacheWriter(folder) as writer:
+        writer.add([bytes(16)], encoding.encode(TopTokens.of(torch.zeros(2, 50), 4), [2]))
+    use_day(None, None, str(folder))
+    assert dates.day_of_run() == "2024-02-29"
+    use_day("2026-02-28", None, str(folder))
+    assert dates.day_of_run() == "2026-02-28"
+    use_day(None, state_after_a_step(tmp_path), str(folder))
+    assert dates.day_of_run() == "2026-02-28"  # the run's own
 
 
 def test_ranks_on_either_side_of_midnight_write_rank_0s(monkeypatch):
