@@ -28,6 +28,7 @@ from tiny import ROWS, model_arguments, write_model, write_tokenizer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != "test_smollm2.py")  # whose tests take longest, beside all others
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
