@@ -42,8 +42,8 @@ def made(settings: Settings, folder: str, short: str, overrides: list[str]) -> d
     figures = {"bytes": reader.manifest.num_bytes / reader.manifest.num_positions, "distinct": None}
     if reader.manifest.kind != cache.HiddenEncoding.kind:
         plan = rows(Path(folder) / ROWS)
-        digests = [digest for step in range(plan.steps_per_epoch) for digest in plan.digests(0, step)]
-        record = reader.encoding.decode(reader.rows(digests))
+        keys = [key for step in range(plan.steps_per_epoch) for key in plan.record_keys(0, step)]
+        record = reader.encoding.decode(reader.rows(keys))
         figures["distinct"] = record.is_token.sum(-1).float().mean().item()
     return figures
 
