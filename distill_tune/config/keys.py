@@ -48,9 +48,8 @@ def _is_day(value: Any) -> bool:
         return False
 
 
-def _no_folder_for(value: str | None) -> str | None:
-    folders = (Path(value), *Path(value).parents) if value is not None else ()
-    files = (folder for folder in folders if os.path.exists(folder) and not folder.is_dir())
+def _no_folder_for(value: str) -> str | None:
+    files = (folder for folder in (Path(value), *Path(value).parents) if os.path.exists(folder) and not folder.is_dir())
     return next((f"cannot be made: {file} is a file" for file in files), None)
 
 

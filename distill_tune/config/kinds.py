@@ -31,8 +31,13 @@ class Kind:
         return self.further(value) if self.fits(value) else f"must be {self.text}{self.hint}"
 
     def or_null(self) -> "Kind":
-        fits = self.fits
-        return dataclasses.replace(self, text=f"{self.text} or null", fits=lambda value: value is None or fits(value))
+        fits, further = self.fits, self.further
+        return dataclasses.replace(
+            self,
+            text=f"{self.text} or null",
+            fits=lambda value: value is None or fits(value),
+            further=lambda value: None if value is None else further(value),
+        )
 
     def or_schedule(self) -> "Kind":
         """Its values are checked once the run's length is known."""
