@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from distill_tune.cache.manifest import MANIFEST, Manifest
+from distill_tune.cache.shard import MADE_ANEW, MISSING
 from distill_tune.errors import UserError
 
 OUTPUT_LAYER = "output_layer.safetensors"
@@ -25,10 +26,7 @@ def content_beside(folder: Path, name: str) -> bytes:
     content = (folder / name).read_bytes()
     known = Manifest.read(folder).beside.get(name) if (folder / MANIFEST).exists() else None
     if known not in (None, hashlib.sha256(content).hexdigest()):
-        raise UserError(
-            f"{folder / name}: is damaged: its checksum differs; copy it again, or delete it, and the command that "
-            "made the cache makes it anew"
-        )
+        raise UserError(f"{folder / name}: is damaged: its checksum differs; {MADE_ANEW}")
     return content
 
 
@@ -39,9 +37,7 @@ def require_there(folder: Path, manifest: Manifest) -> None:
     """
     for name in manifest.beside:
         if not (folder / name).is_file():
-            raise UserError(
-                f"{folder / name}: is missing; copy it again, or the command that made the cache makes it anew"
-            )
+            raise UserError(f"{folder / name}: {MISSING}")
 
 
 def damaged_beside(folder: Path, manifest: Manifest) -> dict[Path, str]:

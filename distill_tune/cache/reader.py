@@ -12,7 +12,7 @@ import numpy
 from distill_tune.cache.beside import require_there
 from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding, encoding_of
 from distill_tune.cache.manifest import Manifest
-from distill_tune.cache.shard import MADE_ANEW, Shard, shard_files
+from distill_tune.cache.shard import MADE_ANEW, MISSING, Shard, shard_files
 from distill_tune.data.row_digest import DIGEST_BYTES
 from distill_tune.errors import UserError
 
@@ -51,7 +51,7 @@ class CacheReader:
     def _open(self, name: str, num_bytes: int) -> Shard:
         path = self.folder / name
         if not path.is_file():
-            raise UserError(f"{path}: is missing; copy it again, or the command that made the cache makes it anew")
+            raise UserError(f"{path}: {MISSING}")
         if (there := path.stat().st_size) != num_bytes:
             raise UserError(f"{path}: is damaged: it has {there:,} bytes, not {num_bytes:,}; {MADE_ANEW}")
         return Shard.open(path)

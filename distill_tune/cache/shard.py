@@ -92,6 +92,7 @@ class Shard:
         return {"bytes": self.path.stat().st_size, "rows": len(new), "positions": int(self.positions[new].sum())}
 
 
+MISSING = "is missing; copy it again, or the command that made the cache makes it anew"
 MADE_ANEW = "copy it again, or delete it, and the command that made the cache makes it anew"
 
 
