@@ -70,7 +70,7 @@ def _both(
     for step in _spread(plan.steps_per_epoch):
         (batch,) = plan.micro_batches(0, step)
         batch = batch.to(device)
-        signal = None if training.is_recorded(built.teacher) else built.teacher(batch)
+        signal = None if built.teacher.record_kind else built.teacher(batch)
         said, _ = training.recorded(built.teacher, reader.encoding, batch, reader.manifest.seed, signal)
         there = (reader.find(batch.record_keys) >= 0).tolist()
         missing += there.count(False)

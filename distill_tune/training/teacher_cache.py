@@ -68,7 +68,7 @@ def encoding_for(settings: DictConfig, built: Any, cfg: DictConfig) -> AnyEncodi
             )
         return cache.HiddenEncoding(teacher.vocab_size, teacher.width)  # type: ignore[attr-defined]
     chosen = {name: settings[name] for name in _FIELDS[kind] if settings.get(name) is not None}
-    if is_recorded(teacher):
+    if teacher.record_kind:
         chosen |= teacher.settings
     if "temperature" not in chosen:
         chosen["temperature"] = cfg.get("temperature", 1.0)
@@ -125,11 +125,6 @@ def _require_as_served(
             raise UserError(f"{told}, with {name}={its.get(name)}; leave cache.{name}={settings[name]} out")
 
 
-def is_recorded(teacher: teachers.Teacher) -> bool:
-    """Whether a teacher's word comes as a record, which is all that is known of it."""
-    return isinstance(teacher, teachers.Served) and teacher.kind != cache.HiddenEncoding.kind
-
-
 @torch.no_grad()
 def recorded(
     teacher: teachers.Teacher, encoding: AnyEncoding, batch: data.Batch, seed: int, signal: Any = None
@@ -142,7 +137,7 @@ def recorded(
     Returns:
         The record of each row, and the output layer of hidden states.
     """
-    if is_recorded(teacher):
+    if teacher.record_kind:
         assert isinstance(teacher, teachers.Served) and teacher.encoding == encoding
         return teacher.records(batch), None
     signal = teacher(batch) if signal is None else signal
