@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from distill_tune.collector import without_collections
-from distill_tune.disk import digest
 from distill_tune.errors import UserError, one_line
+from distill_tune.kept_digests import kept_digest
 
 # Of what a tokenizer is made, by transformers or by those that read the same folders (vLLM, llama.cpp, mistral-common).
 VOCABULARIES = ("tokenizer.json", "tekken.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken")
@@ -65,7 +65,7 @@ def _contents_of(folder: Path) -> frozenset[tuple[str, str]]:
     They say which class reads the others; sizes are the model's.
     """
     files = files_of(folder, (*VOCABULARIES, *SETTINGS, *_TEMPLATES))
-    digests = {(str(file.relative_to(folder)), digest(file)) for file in files}
+    digests = {(str(file.relative_to(folder)), kept_digest(file)) for file in files}
     if (config := folder / _CONFIG).is_file():
         digests.add((_CONFIG, _names_in(config)))
     return frozenset(digests)
