@@ -64,7 +64,6 @@ def _cache(options: argparse.Namespace) -> None:
 
 
 def _ls(folder: Path) -> None:
-
     from distill_tune.cache import MANIFEST, Manifest, shard_files
     from distill_tune.cache.shard import Shard
 

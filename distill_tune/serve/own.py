@@ -13,7 +13,7 @@ from distill_tune.data.batch import Batch
 from distill_tune.losses import LinearProjection
 from distill_tune.models.vocabulary import Vocabulary
 from distill_tune.serve.connection import NoAnswer, Server
-from distill_tune.serve.engine import About, AnyEncoding, asked_for_json
+from distill_tune.serve.engine import About, AnyEncoding, asked_for_json, read_from
 from distill_tune.serve.wire import WireError, records_of, rows_as_bytes
 
 NAME = "distill-tune"
@@ -28,7 +28,7 @@ class DistillTune:
     def __init__(self, server: Server) -> None:
         self.server = server
         found = asked_for_json(server, "/about")
-        try:
+        with read_from("/about"):
             if found["engine"] != NAME:
                 raise NoAnswer(f"/about: is {found['engine']}")
             self.about = About(
@@ -44,8 +44,6 @@ class DistillTune:
             self.tokenizer = found["tokenizer"]
             self._most_tokens = int(found["most_tokens_of_request"])
             self._most_bytes = int(found["most_bytes_of_answer"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise NoAnswer("/about: an answer of another form") from error
 
     def records(self, batch: Batch, encoding: AnyEncoding, seed: int) -> list[bytes]:
         settings: dict[str, Any] = {} if isinstance(encoding, HiddenEncoding) else dataclasses.asdict(encoding)
@@ -81,12 +79,10 @@ class DistillTune:
         if self.tokenizer is None:
             return None
         found = asked_for_json(self.server, "/vocabulary")
-        try:
+        with read_from("/vocabulary"):
             return Vocabulary(
                 {int(index): token for index, token in found["tokens"].items()}, frozenset(found["added"])
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise NoAnswer("/vocabulary: an answer of another form") from error
 
     def output_layer(self, device: torch.device) -> LinearProjection:
         try:

@@ -43,7 +43,7 @@ def require_writable(key: str, folder: str) -> None:
     Raises:
         UserError: it cannot be made; ``key`` is named.
     """
-    path = Path(os.path.expanduser(folder))
+    path = local_path(folder)
     try:
         there = next((place for place in (path, *path.parents) if place.exists()), Path())
         os.rmdir(tempfile.mkdtemp(prefix=".distill-tune-", dir=there))
