@@ -34,8 +34,8 @@ FINE_TUNING = Way("fine-tuning", overrides=("kd_ratio=0", "optimizer.lr=3e-4"))
 LIVE = Way("live teacher")
 # 24 draws of the demo's teacher are about twelve distinct tokens.
 SAMPLED = [Way(f"{m} draws", ("cache.kind=sampled", f"cache.draws={m}")) for m in (3, 12, 24, 50)]
-TOP_K = [Way(f"top {k} and the rest", ("cache.kind=top_k", "~cache.draws", f"+cache.k={k}")) for k in (4, 12, 50)]
-HIDDEN = Way("hidden states", ("cache.kind=hidden", "~cache.draws"))
+TOP_K = [Way(f"top {k} and the rest", ("cache.kind=top_k", f"+cache.k={k}")) for k in (4, 12, 50)]
+HIDDEN = Way("hidden states", ("cache.kind=hidden",))
 WAYS = [FINE_TUNING, LIVE, *SAMPLED, *TOP_K, HIDDEN]
 
 # The live teacher's word at some positions alone.

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from distill_tune.config.check import checked_config
+from distill_tune.config.files import find_recipe
+
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
@@ -20,6 +23,14 @@ def figures(cross_entropy, kl=1.0):
 
 def line_of(text, beginning):
     return next(line for line in text.splitlines() if line.startswith(beginning))
+
+
+def test_the_config_takes_the_settings_of_each_way(tables, tmp_path):
+    ways = importlib.import_module("cached_ways")
+    for way in [one for one in ways.WAYS if one.cache]:
+        checked_config(find_recipe("teacher_cache"), "cached_teacher", way.cache)
+    for way in [ways.FINE_TUNING, ways.LIVE]:
+        checked_config(find_recipe("kd_single_device"), "cached_teacher", way.settings(tmp_path, 0.9))
 
 
 def test_differences_are_those_of_runs_with_the_same_seed(tables):
