@@ -23,6 +23,7 @@ _BUILDERS = (
     "distill_tune.data.augmentation",
     "distill_tune.data.datasets",
     "distill_tune.data.tokenizer",
+    "distill_tune.generation.",
     "distill_tune.losses.",
     "distill_tune.models.",
     "distill_tune.teachers.",

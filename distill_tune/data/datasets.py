@@ -35,7 +35,7 @@ __all__ = ["IGNORE_INDEX", "TokenisedDataset", "chat", "docstrings", "instruct",
 
 _TRAIN_ON = ("all", "last", "marked")
 # Names of a column, the likeliest first.
-_ANSWER = ("output", "response", "completion", "answer")
+ANSWER = ("output", "response", "completion", "answer")
 _FINISH_REASON, _CUT = "finish_reason", "length"  # as OpenAI's answers and the recipe generate say it
 
 
@@ -143,7 +143,7 @@ def instruct(
         require_learned(row)
         name = column_of(row, columns.get("prompt"), QUESTION, "prompt")
         question = question_in(row, name, columns)
-        answer = text_field(row, columns.get("response"), _ANSWER, "response")
+        answer = text_field(row, columns.get("response"), ANSWER, "response")
         if not answer.strip():
             raise RowError("the answer is empty")
         system = optional_text(row, columns.get("system", "system")) or system_prompt
@@ -281,7 +281,7 @@ def dataset_for(row: Row) -> str:
     has = {name for name, value in row.items() if value is not None}
     if has.intersection(TURNS) or any(is_turns(row.get(part)) for part in ("prompt", "completion")):
         return "chat"
-    asks_and_answers = has.intersection(QUESTION) and has.intersection(_ANSWER)
+    asks_and_answers = has.intersection(QUESTION) and has.intersection(ANSWER)
     return "text" if "text" in has and not asks_and_answers else "instruct"
 
 
