@@ -3,10 +3,10 @@
     distill-tune run generate --config generate/teacher_answers
     distill-tune run generate --config tiny prompt="What does json.dumps do?" output_dir=outputs/answers
 
-The prompts are those of the config's dataset, with or without answers; who answers is its teacher_model, one or several,
-or without one its model. Started again, it goes on where it was stopped or killed; with more prompts or samples, it adds
-these; with other filters, it chooses anew among what is there. On several GPUs each has the whole model, and its share of
-the prompts.
+The prompts are those of the config's dataset, with or without answers; who answers is its teacher_model, one or
+several, or without one its model. Started again, it goes on where it was stopped or killed; with more prompts or
+samples, it adds these; with other filters, it chooses anew among what is there. On several GPUs each has the whole
+model, and its share of the prompts.
 """
 
 import time

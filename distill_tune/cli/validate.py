@@ -146,10 +146,11 @@ def _prepare_answers(cfg: DictConfig, faults: CollectedFaults) -> None:
 
     from distill_tune import config, data, training
 
-    made = None
+    date = cfg.get("date")
     with faults:
         _, made = training.find_answers(cfg.output_dir)
-    training.use_day(cfg.get("date") or (made and made.date))
+        date = date or (made and made.date)
+    training.use_day(date)
     if _has_foreign(cfg, (*_OF_ANSWERS, "dataset"), "models and rows"):
         return
     with faults, data.local_files_alone():

@@ -126,7 +126,7 @@ def _of_answers(config: DictConfig) -> Iterator[str]:
         yield "model: missing; name the model that answers, or teacher_model"
     if config.get("dataset") is None and config.get("prompt") is None:
         yield "dataset: missing; name rows that are prompts, or one with prompt=..."
-    for key, needs in (("min_score", "score"), ("keep_best", "score"), ("max_samples_per_prompt", "min_score")):
+    for key, needs in (("min_score", "score"), ("best_per_prompt", "score"), ("max_samples_per_prompt", "min_score")):
         if config.get(key) is not None and config.get(needs) is None:
             yield f"{key}={config[key]}: nothing heeds it without {needs}; leave it out"
     most, each = config.get("max_samples_per_prompt"), config.get("samples_per_prompt", 1)

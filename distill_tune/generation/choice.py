@@ -33,7 +33,7 @@ class Choice:
     Attributes:
         filters: by the names that are told.
         score: None takes all samples.
-        keep_best: so many of each prompt, by score.
+        best_per_prompt: so many of each prompt, by score.
         min_score: an answer below is wrong.
         thinking: ``keep``, ``drop`` or ``field``.
         taken: how many samples each reason has left out.
@@ -41,7 +41,7 @@ class Choice:
 
     filters: Mapping[str, Filter] = dataclasses.field(default_factory=dict)
     score: Score | None = None
-    keep_best: int = 1
+    best_per_prompt: int = 1
     min_score: float | None = None
     thinking: str = "keep"
     taken: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -66,7 +66,7 @@ class Choice:
         found = [self._judged(question, sample) for sample in samples]
         if self.score is not None:
             left = sorted((one for one in found if not one.taken_by), key=lambda one: -(one.score or 0.0))
-            worse = {one.sample.key for one in left[self.keep_best :]}
+            worse = {one.sample.key for one in left[self.best_per_prompt :]}
             found = [_left_out(one, NOT_BEST) if one.sample.key in worse else one for one in found]
         for one in found:
             if not one.taken_by:

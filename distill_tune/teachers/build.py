@@ -47,13 +47,13 @@ def build_teacher(
     if quantizer is not None and needs_weights:
         require_quantizer(quantizer)
     teachers, weights, names = [], [], []
-    for key, entry, entry_checkpointer in entries_of(component, checkpointer, key):
+    for name, entry, entry_checkpointer in entries_of(component, checkpointer, key):
         if is_kind_of_teacher(entry.component):
             teacher = instantiate(entry.component)
             teacher.dtype = dtype
         else:
-            checkpoint = models.open_checkpoint(key, entry.component, entry_checkpointer, needs_weights)
-            model = models.checked_on_meta(key, entry.component, checkpoint, dtype)
+            checkpoint = models.open_checkpoint(name, entry.component, entry_checkpointer, needs_weights)
+            model = models.checked_on_meta(name, entry.component, checkpoint, dtype)
             teacher = LiveTeacher(model, checkpoint, quantizer=quantizer, offload=offload)
         teachers.append(teacher)
         weights.append(entry.weight)

@@ -1,7 +1,14 @@
 """What a run needs besides the algorithm: devices, schedules, checkpoints, metrics, the folder it leaves."""
 
 from distill_tune.training.adapters import export_adapter
-from distill_tune.training.answers import Todo, begin_answers, find_answers, finish_answers, of_this_rank, prepare_answers
+from distill_tune.training.answers import (
+    Todo,
+    begin_answers,
+    find_answers,
+    finish_answers,
+    of_this_rank,
+    prepare_answers,
+)
 from distill_tune.training.checkpoint_contents import load_student, load_training_state
 from distill_tune.training.checkpoints import Checkpoints, metrics_of_checkpoint
 from distill_tune.training.day import use_day

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 import distill_tune
-from distill_tune import cache, generation, models, teachers
+from distill_tune import generation, models, teachers
 from distill_tune.config.components import build, function_of
 from distill_tune.config.files import local_path
+from distill_tune.counts import counted
 from distill_tune.data.dates import day_of_run
 from distill_tune.data.prompts import Prompt
 from distill_tune.disk import flush, sampled_digest, write_text
@@ -75,13 +76,18 @@ class Writer:
 
 
 class Prepared(NamedTuple):
-    """What is known before a weight is read."""
+    """What is known before a weight is read.
+
+    Attributes:
+        by_row: each prompt is for the model that its row names in ``teacher_id``.
+    """
 
     sampling: generation.Sampling
     choice: Choice
     writers: list[Writer]
     questions: list[Question]
     failed: list[Failed]
+    by_row: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,16 +142,33 @@ def prepare_answers(cfg: DictConfig, device: torch.device, tokenizer: Any, runs:
     key = cfg.get("generate_with") or ("model" if cfg.get("teacher_model") is None else "teacher_model")
     writers = open_writers(cfg, key, device, tokenizer)
     longest = min((writer.teacher.max_seq_len for writer in writers if writer.teacher.max_seq_len), default=2**31)
-    template = cfg.get("student_prompt_template" if key == "model" else "teacher_prompt_template")
-    system = None if key == "model" else cfg.get("teacher_system_prompt")
-    prompt = Prompt(template, system, f"{key.removesuffix('model') or 'student_'}prompt_template")
-    questions, failed = read_questions(cfg, tokenizer, prompt, longest)
+    questions, failed = read_questions(cfg, tokenizer, _prompt_for(cfg, key), longest)
     used = numpy.unique(numpy.concatenate([numpy.asarray(question.tokens) for question in questions]))
     for writer in writers:
         models.require_tokens(key, writer.teacher.vocab_size, int(used[-1]))
         for folder in writer.teacher.folders:
             models.check_own_tokens(folder, tokenizer, used, f"the {key.replace('_', ' ')}")
-    return Prepared(sampling, choice, writers, questions, failed)
+    if by_row := cfg.get("teacher_combination") == "by_row" and key == "teacher_model":
+        _require_names(questions, writers)
+    return Prepared(sampling, choice, writers, questions, failed, by_row)
+
+
+def _prompt_for(cfg: DictConfig, key: str) -> Prompt:
+    """What is written around each user turn."""
+    if key == "model":
+        return Prompt(cfg.get("student_prompt_template"), None, "student_prompt_template")
+    return Prompt(cfg.get("teacher_prompt_template"), cfg.get("teacher_system_prompt"), "teacher_prompt_template")
+
+
+def _require_names(questions: Sequence[Question], writers: Sequence[Writer]) -> None:
+    """
+    Raises:
+        UserError: a row names no teacher that there is.
+    """
+    names = [writer.name for writer in writers]
+    for question in questions:
+        if (found := str(question.row.get("teacher_id"))) not in names:
+            raise UserError(f"{question.origin}: teacher_id is {found}; teacher_model has {', '.join(names)}")
 
 
 def open_writers(cfg: DictConfig, key: str, device: torch.device, tokenizer: Any) -> list[Writer]:
@@ -156,27 +179,24 @@ def open_writers(cfg: DictConfig, key: str, device: torch.device, tokenizer: Any
     Raises:
         UserError: one cannot be built, does not fit its checkpoint, or does not answer.
     """
-    is_teacher = key == "teacher_model"
-    dtype = find_dtype((cfg.get("teacher_dtype") if is_teacher else None) or cfg.dtype, device)
-    plain, found = plain_config(cfg), list[Writer]()
-    checkpointers = cfg.get("teacher_checkpointer" if is_teacher else "checkpointer")
-    for entry_key, entry, checkpointer in entries_of(cfg[key], checkpointers, key):
-        teacher = teachers.build_teacher(
-            entry.component,
-            checkpointer,
-            dtype=dtype,
-            quantizer=cfg.get("teacher_quantizer") if is_teacher else None,
-            offload=cfg.get("teacher_offload", False) if is_teacher else False,
-            key=entry_key,
-        )
+    component, checkpointers = cfg.get("model"), cfg.get("checkpointer")
+    of_teacher: dict[str, Any] = {}
+    if key == "teacher_model":
+        component, checkpointers = cfg.get("teacher_model"), cfg.get("teacher_checkpointer")
+        of_teacher = {"quantizer": cfg.get("teacher_quantizer"), "offload": cfg.get("teacher_offload", False)}
+    dtype = find_dtype((of_teacher and cfg.get("teacher_dtype")) or cfg.dtype, device)
+    quantizer = plain_config(cfg).get("teacher_quantizer") if of_teacher else None
+    found = list[Writer]()
+    for entry_key, entry, checkpointer in entries_of(component, checkpointers, key):
+        teacher = teachers.build_teacher(entry.component, checkpointer, dtype=dtype, key=entry_key, **of_teacher)
         if not isinstance(teacher, teachers.LiveTeacher):
             raise UserError(f"{entry_key}: {entry.component['_component_']} writes no answers; name a model's folder")
         folder = teacher.folders[0]
         ends = exported_stops(tokenizer, folder, teacher.vocab_size)
         content = from_main_process(sampled_digest(teacher.files)[:_SHOWN_DIGITS] if is_main_process() else "")
-        quantizer = plain.get("teacher_quantizer") if is_teacher else None
         identity = {"content": content, "dtype": dtype_name(dtype), "quantizer": quantizer, "ends": sorted(ends)}
-        name = entry.name if not isinstance(cfg[key], DictConfig) and "name" in cfg[key][len(found)] else _name(folder)
+        is_named = isinstance(component, ListConfig) and "name" in component[len(found)]
+        name = entry.name if is_named else _name(folder)
         found.append(Writer(name, teacher, tuple(ends), identity))
     again = [name for name, count in Counter(writer.name for writer in found).items() if count > 1]
     if again:
@@ -199,7 +219,7 @@ def _choice(cfg: DictConfig, runs: bool) -> Choice:
             filters[name] = function_of(f"filters.{number}", component)
     score = cfg.get("score")
     of_score = function_of("score", score) if score is not None and (runs or may_be_called(score)) else None
-    return Choice(filters, of_score, cfg.get("keep_best", 1), cfg.get("min_score"), cfg.get("thinking", "keep"))
+    return Choice(filters, of_score, cfg.get("best_per_prompt", 1), cfg.get("min_score"), cfg.get("thinking", "keep"))
 
 
 def begin_answers(folder: Path, cfg: DictConfig, prepared: Prepared, seed: int, made: MadeBy | None) -> None:
@@ -270,6 +290,7 @@ class Todo:
     def __init__(
         self, writer: Writer, prepared: Prepared, record: Record, seed: int, each: int, most: int | None = None
     ) -> None:
+        self._only = writer.name if prepared.by_row else None
         self._identity = {**writer.identity, "sampling": dataclasses.asdict(prepared.sampling)}
         self._choice, self._record, self._seed = prepared.choice, record, seed
         self._each, self._most = each, most or each
@@ -299,6 +320,8 @@ class Todo:
 
     def _upto(self, question: Question) -> int:
         """So many samples, and more as long as all of those are there and none is right."""
+        if self._only not in (None, str(question.row.get("teacher_id"))):
+            return 0
         count = self._each
         while count < self._most:
             keys = [self.key(question, number) for number in range(count)]
@@ -323,9 +346,7 @@ def of_this_rank(wanted: Sequence[Wanted]) -> list[Wanted]:
     return [one for one in wanted if numbers[one.question.number] % num_ranks() == rank()]
 
 
-def finish_answers(
-    folder: Path, cfg: DictConfig, prepared: Prepared, seed: int
-) -> str:
+def finish_answers(folder: Path, cfg: DictConfig, prepared: Prepared, seed: int) -> str:
     """Wait for all ranks, choose among all samples, and write what is kept; what to tell of it. All ranks call it."""
     wait_for_all()
     told = _finish(folder, cfg, prepared, seed) if is_main_process() else ""
@@ -366,7 +387,8 @@ def _told(folder: Path, prepared: Prepared, lacking: int) -> Iterator[str]:
     if prepared.choice.taken.total() > prepared.choice.taken[""]:
         yield f"  {folder / _LEFT_OUT}  what is left out, and by what"
     if prepared.failed:
-        yield f"  {folder / _FAILED}  {len(prepared.failed):,} rows that could not be asked; the same command tries them again"
+        num_failed = counted(len(prepared.failed), "row")
+        yield f"  {folder / _FAILED}  {num_failed} that could not be asked; the same command tries again"
     if lacking:
         yield f"  {lacking:,} samples are not there yet; the same command goes on"
     source = f"dataset={{_component_: distill_tune.data.chat, source: {folder / _ANSWERS}}}"

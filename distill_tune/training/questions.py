@@ -24,7 +24,9 @@ _SHOWN_FAULTS = 5
 Failed = dict[str, str]
 
 
-def read_questions(cfg: DictConfig, tokenizer: Any, prompt: Prompt, longest: int) -> tuple[list[Question], list[Failed]]:
+def read_questions(
+    cfg: DictConfig, tokenizer: Any, prompt: Prompt, longest: int
+) -> tuple[list[Question], list[Failed]]:
     """What ``prompt`` or ``dataset`` asks, each prompt once, and the rows that cannot be asked.
 
     Args:
@@ -42,7 +44,9 @@ def read_questions(cfg: DictConfig, tokenizer: Any, prompt: Prompt, longest: int
             try:
                 question = _question(len(questions), origin, row, asked, kept, tokenizer, prompt)
                 if len(question.tokens) >= longest:
-                    told = f"the prompt has {len(question.tokens)} tokens; the model reads {longest}, an answer included"
+                    told = (
+                        f"the prompt has {len(question.tokens)} tokens; the model reads {longest}, an answer included"
+                    )
                     raise RowError(told)
             except (RowError, TypeError, ValueError, AttributeError, LookupError) as error:
                 failed.append({"row": origin, "error": one_line(error)})
@@ -59,8 +63,8 @@ def _asked(cfg: DictConfig, tokenizer: Any) -> Iterator[tuple[str, Row, Any, tup
     """Where each row stands, the row, what it asks, and which of its columns answers keep; a RowError in place of what
     it asks where that cannot be told.
     """
-    if cfg.get("prompt") is not None:
-        yield "prompt", {}, asked_in({"prompt": cfg.prompt}, {}), ()
+    if (prompt := cfg.get("prompt")) is not None:
+        yield "prompt", {}, asked_in({"prompt": prompt}, {}), ()
         return
     use_in_torchtune()
     for entry in cfg.dataset if isinstance(cfg.dataset, ListConfig) else [cfg.dataset]:
