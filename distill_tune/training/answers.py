@@ -275,7 +275,7 @@ class Wanted(NamedTuple):
         text = tokenizer.decode(tokens[:-1] if has_end else tokens)
         if completion.finish_reason == CUT:
             text = text.rstrip("\ufffd")  # of a character that was cut
-        log_prob = sum(completion.log_probs) if completion.log_probs else None
+        log_prob = round(sum(completion.log_probs), 4) if completion.log_probs else None
         return Sample(self.key, writer.name, self.number, seed, completion.finish_reason, tokens, log_prob, text)
 
 
