@@ -238,9 +238,7 @@ class _Batch:
             for token, log_prob in zip(*new, strict=True):
                 row.tokens.append(token)
                 row.log_probs.append(log_prob)
-                if token in self._ends:
-                    row.finish_reason = "stop"
-                elif self._stop_texts.cut(row.tokens, row.log_probs):
+                if token in self._ends or self._stop_texts.cut(row.tokens, row.log_probs):
                     row.finish_reason = "stop"
                 elif len(row.tokens) == row.limit:
                     row.finish_reason = "length"

@@ -59,7 +59,9 @@ class ReadyModel:
         gathered = next(model.layers[0].parameters()).dtype
         self.dtype = computed_in(model) if hasattr(model, "computes_in") else gathered
 
-    def hidden_states(self, tokens: torch.Tensor, positions: torch.Tensor, rows: FilledRows | GrownRows) -> torch.Tensor:
+    def hidden_states(
+        self, tokens: torch.Tensor, positions: torch.Tensor, rows: FilledRows | GrownRows
+    ) -> torch.Tensor:
         """
         Args:
             tokens, positions: ``[b, s]``.
