@@ -89,44 +89,42 @@ def choose(
     """A token for each row.
 
     Args:
-        logits: ``[n, v]``, float32; overwritten.
+        logits: ``[n, v]``, float32.
         random: ``[n]``, in 0..1; the token is where the distribution function passes it.
         seen: which tokens the row already has, ``[n, v]``, bool; only with a repetition penalty.
 
     Returns:
-        Tokens ``[n]``, int64, and their log-probabilities ``[n]``, float32: the model's own, at temperature 1 and before
-        any filter and penalty.
+        Tokens ``[n]``, int64, and their log-probabilities ``[n]``, float32: the model's own, at temperature 1 and
+        before any filter and penalty.
     """
-    greedy = sampling.temperature == 0
-    top = logits.amax(-1, keepdim=True)
-    if greedy and seen is None:
-        tokens = logits.argmax(-1)
-        return tokens, -(logits - top).exp_().sum(-1).log_()
-    is_plain = sampling.temperature == 1 and seen is None
-    normaliser = None if is_plain else logits.logsumexp(-1)
-    own = logits if is_plain else logits.clone()
+    if seen is None and sampling.temperature == 1:
+        weights = (logits - logits.amax(-1, keepdim=True)).exp_()
+        tokens = _passed(_filtered(weights, sampling), random)
+        return tokens, _of(weights, tokens).log_() - weights.sum(-1).log_()
+    changed = logits
     if seen is not None:
-        penalised = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
-        logits = torch.where(seen, penalised, logits)
-        top = logits.amax(-1, keepdim=True)
-    if greedy:
-        tokens = logits.argmax(-1)
+        penalty = sampling.repetition_penalty
+        changed = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if sampling.temperature == 0:
+        tokens = changed.argmax(-1)
     else:
-        if not is_plain:
-            logits = (logits - top).div_(sampling.temperature)
-            weights = logits.exp_()
-        else:
-            weights = (logits - top).exp_()
-            normaliser = weights.sum(-1).log_() + top[:, 0]
-        least = _least_weight(weights, sampling)
-        if least is not None:
-            weights = weights * (weights >= least)
-        tokens = _passed(weights, random)
-    return tokens, own.gather(-1, tokens[:, None])[:, 0] - normaliser
+        weights = (changed - changed.amax(-1, keepdim=True)).div_(sampling.temperature).exp_()
+        tokens = _passed(_filtered(weights, sampling), random)
+    return tokens, _of(logits, tokens) - logits.logsumexp(-1)
+
+
+def _of(values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return values.gather(-1, tokens[:, None])[:, 0]
+
+
+def _filtered(weights: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Weights ``[n, v]``, the largest of each row 1, without those that the filters take."""
+    least = _least_weight(weights, sampling)
+    return weights if least is None else weights * (weights >= least)
 
 
 def _least_weight(weights: torch.Tensor, sampling: Sampling) -> torch.Tensor | None:
-    """What a token's weight must be to stay, ``[n, 1]``; None where all may. The largest weight of a row is 1."""
+    """What a token's weight must be to stay, ``[n, 1]``; None where all may."""
     least = None
     if sampling.top_k is not None and sampling.top_k < weights.shape[-1]:
         least = weights.topk(sampling.top_k).values[:, -1:]
