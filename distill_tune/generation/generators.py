@@ -45,10 +45,10 @@ def load_generator(
     Raises:
         UserError: they cannot be read.
     """
+    student: Any = getattr(teacher, "model", None)  # of which what has weights of its own asks nothing
+    teacher.load(student, device)
     if isinstance(teacher, HuggingFace):
         from distill_tune.generation.hf import HuggingFaceDecoder
 
-        model = teacher.load_model(device)
-        return HuggingFaceDecoder(model, ends, sampling, tokenizer=tokenizer, max_slots=max_slots)
-    teacher.load(teacher.model, device)
+        return HuggingFaceDecoder(teacher.model, ends, sampling, tokenizer=tokenizer, max_slots=max_slots)
     return Decoder(teacher.model, ends, sampling, tokenizer=tokenizer, cache_bytes=cache_bytes, max_slots=max_slots)
