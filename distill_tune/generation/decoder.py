@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,19 @@ class _Row:
         return Completion(tuple(self.tokens), tuple(self.log_probs), self.finish_reason)
 
 
+@dataclasses.dataclass
+class Spent:
+    """What a decoder has done so far: tokens of prompts that it read and of answers that it chose, and the seconds.
+
+    The first token of an answer is chosen as its prompt is read.
+    """
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    answer_tokens: int = 0
+    answer_seconds: float = 0.0
+
+
 class Decoder:
     """Answers with a model of torchtune's modules, many prompts at once.
 
@@ -58,6 +72,9 @@ class Decoder:
         tokenizer: of torchtune's or ours; needed for ``sampling.stop``.
         cache_bytes: the key-value cache takes no more; default 1 GiB on a CPU, half of what is free elsewhere.
         max_slots: rows at a time.
+
+    Attributes:
+        spent: so far, by phase.
 
     Raises:
         UserError: stop texts without a tokenizer.
@@ -73,7 +90,7 @@ class Decoder:
         cache_bytes: int | None = None,
         max_slots: int = 64,
     ) -> None:
-        self.sampling = sampling or Sampling()
+        self.sampling, self.spent = sampling or Sampling(), Spent()
         self._model, self._ends = model, frozenset(ends)
         self._stop_texts = StopTexts(self.sampling.stop, tokenizer)
         self._cache_bytes, self._max_slots = cache_bytes, max_slots
@@ -114,7 +131,8 @@ class Decoder:
         rows = [self._row(number, request) for number, request in enumerate(requests)]
         # The longest first, so that rows of a batch have about one length; equal prompts beside each other.
         rows.sort(key=lambda row: (len(row.prompt), row.prompt), reverse=True)
-        return _Batch(rows, model, self._cache_for(rows, model), self._ends, self.sampling, self._stop_texts)
+        cache = self._cache_for(rows, model)
+        return _Batch(rows, model, cache, self._ends, self.sampling, self._stop_texts, self.spent)
 
     def _row(self, number: int, request: Request) -> _Row:
         prompt, longest = len(request.prompt), self._model.max_seq_len
@@ -160,9 +178,11 @@ class _Batch:
         ends: frozenset[int],
         sampling: Sampling,
         stop_texts: StopTexts,
+        spent: Spent,
     ) -> None:
         self.waiting = collections.deque(rows)
         self._running: list[_Row] = []
+        self._spent = spent
         self._model, self._ends, self._sampling, self._stop_texts = model, ends, sampling, stop_texts
         if cache is not None:
             self._cache = cache
@@ -189,6 +209,7 @@ class _Batch:
 
     def _begin(self, rows: Sequence[_Row]) -> None:
         """Read prompts, each once for all rows that have it, and choose their first tokens."""
+        started = time.perf_counter()
         first = len(self._running)
         self._running += rows
         groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row.prompt)]
@@ -206,9 +227,13 @@ class _Batch:
         if self._sampling.repetition_penalty != 1:
             self._remember(filled, rows, logits.shape[-1])
         self._append(*self._choose(logits, filled))
+        self._spent.prompt_tokens += sum(lengths)
+        self._spent.prompt_seconds += time.perf_counter() - started
 
     def _go_on(self, steps: int) -> None:
         """So many tokens more for each row; those behind an end are not taken."""
+        started = time.perf_counter()
+        before = sum(len(row.tokens) for row in self._running)
         now = slice(0, len(self._running))
         longest = max(len(row.prompt) + len(row.tokens) for row in self._running)
         chosen = []
@@ -217,6 +242,8 @@ class _Batch:
             hidden = self._model.hidden_states(self._last[now, None], self._positions[now, None], rows)[:, 0]
             chosen.append(self._choose(self._model.logits(hidden), now))
         self._append(*(torch.stack(part) for part in zip(*chosen, strict=True)))
+        self._spent.answer_tokens += sum(len(row.tokens) for row in self._running) - before
+        self._spent.answer_seconds += time.perf_counter() - started
 
     def _choose(self, logits: torch.Tensor, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """The next token of each of the slots and its log-probability, ``[n]`` each."""
