@@ -4,14 +4,16 @@ import collections
 import dataclasses
 import itertools
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.errors import UserError
+from distill_tune.generation.graphs import StepGraphs
 from distill_tune.generation.ready import ReadyModel, ready_to_generate
+from distill_tune.generation.repetition import ends_in_repetition
 from distill_tune.generation.requests import Completion, Request
 from distill_tune.generation.sampling import Sampling, choose, uniform
 from distill_tune.generation.stop_texts import StopTexts
@@ -91,7 +93,7 @@ class Decoder:
         max_slots: int = 64,
     ) -> None:
         self.sampling, self.spent = sampling or Sampling(), Spent()
-        self._model, self._ends = model, frozenset(ends)
+        self._model, self._ends = model, frozenset((*ends, *self.sampling.stop_token_ids))
         self._stop_texts = StopTexts(self.sampling.stop, tokenizer)
         self._cache_bytes, self._max_slots = cache_bytes, max_slots
         self._cache: KeyValueCache | None = None
@@ -190,6 +192,9 @@ class _Batch:
             self._slots = torch.zeros(4, cache.slots, dtype=torch.int64, device=model.device)
             self._streams, self._last, self._positions, self._answered = self._slots
         self._seen: torch.Tensor | None = None  # the tokens of each slot's row, with a repetition penalty
+        self._one_more: Callable[[int, int], tuple[torch.Tensor, ...]] = self._step
+        if cache is not None and _is_captured(model.device) and sampling.repetition_penalty == 1:
+            self._one_more = StepGraphs(self._step, [self._slots], cache.slots, cache.length)
 
     @property
     def is_done(self) -> bool:
@@ -234,16 +239,20 @@ class _Batch:
         """So many tokens more for each row; those behind an end are not taken."""
         started = time.perf_counter()
         before = sum(len(row.tokens) for row in self._running)
-        now = slice(0, len(self._running))
+        rows = len(self._running)
         longest = max(len(row.prompt) + len(row.tokens) for row in self._running)
-        chosen = []
-        for step in range(steps):
-            rows = GrownRows(self._positions[now], longest + step, self._cache)
-            hidden = self._model.hidden_states(self._last[now, None], self._positions[now, None], rows)[:, 0]
-            chosen.append(self._choose(self._model.logits(hidden), now))
+        self._positions[rows:] = 0  # a graph may take free slots along
+        chosen = [self._one_more(rows, longest + step) for step in range(steps)]
         self._append(*(torch.stack(part) for part in zip(*chosen, strict=True)))
         self._spent.answer_tokens += sum(len(row.tokens) for row in self._running) - before
         self._spent.answer_seconds += time.perf_counter() - started
+
+    def _step(self, rows: int, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next token of the first slots and its log-probability, ``[rows]`` each."""
+        now = slice(0, rows)
+        grown = GrownRows(self._positions[now], longest, self._cache)
+        hidden = self._model.hidden_states(self._last[now, None], self._positions[now, None], grown)[:, 0]
+        return self._choose(self._model.logits(hidden), now)
 
     def _choose(self, logits: torch.Tensor, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """The next token of each of the slots and its log-probability, ``[n]`` each."""
@@ -259,7 +268,7 @@ class _Batch:
 
     def _append(self, tokens: torch.Tensor, log_probs: torch.Tensor) -> None:
         """Give the last rows their new tokens, ``[steps, n]`` or ``[n]``, up to their ends."""
-        n = tokens.shape[-1]
+        n, repetitions = tokens.shape[-1], self._sampling.max_repetitions
         columns = zip(*(part.view(-1, n).t().tolist() for part in (tokens, log_probs)), strict=True)
         for row, new in zip(self._running[-n:], columns, strict=True):
             for token, log_prob in zip(*new, strict=True):
@@ -269,6 +278,8 @@ class _Batch:
                     row.finish_reason = "stop"
                 elif len(row.tokens) == row.limit:
                     row.finish_reason = "length"
+                elif repetitions and ends_in_repetition(row.tokens, repetitions):
+                    row.finish_reason = "repetition"
                 if row.finish_reason:
                     break
 
@@ -319,6 +330,10 @@ def _read_together(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
 
 def _steps_between_looks(device: torch.device) -> int:
     return 1 if device.type == "cpu" else _STEPS_BETWEEN_LOOKS
+
+
+def _is_captured(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -4,63 +4,18 @@ import copy
 
 import pytest
 import torch
+from tiny_decoders import BUILT, FREE, PROMPTS, REQUESTS, built, tokens_of
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models
 from distill_tune.errors import UserError
-from distill_tune.generation import Completion, Decoder, Request, Sampling, stream_of
+from distill_tune.generation import Completion, Decoder, Request, Sampling
 from distill_tune.models.cached_rows import KeyValueCache
 
-from torchtune.models.gemma2 import gemma2, lora_gemma2
-from torchtune.models.llama3_2 import llama3_2, lora_llama3_2
-from torchtune.models.qwen2 import qwen2
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import set_activation_checkpointing
 
-V = 50
 CPU = torch.device("cpu")
-SHAPE = {
-    "vocab_size": V,
-    "num_layers": 2,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "embed_dim": 32,
-    "intermediate_dim": 48,
-    "max_seq_len": 64,
-}
-LORA = {
-    "lora_attn_modules": ["q_proj", "v_proj"],
-    "apply_lora_to_mlp": True,
-    "lora_rank": 4,
-    "lora_alpha": 8,
-    "lora_dropout": 0.5,
-}
-GEMMA2 = {**SHAPE, "head_dim": 8, "sliding_window_size": 6, "query_pre_attn_scalar": 8}
-BUILT = {
-    "llama": lambda: llama3_2(**SHAPE),
-    "llama_with_lora": lambda: lora_llama3_2(**SHAPE, **LORA),
-    "qwen2": lambda: qwen2(**SHAPE, tie_word_embeddings=True),
-    "gemma2": lambda: gemma2(**GEMMA2),
-    "gemma2_with_lora": lambda: lora_gemma2(**GEMMA2, **LORA),
-}
-PROMPTS = [
-    torch.randint(3, V, (length,), generator=torch.Generator().manual_seed(length)).tolist() for length in (9, 2, 5)
-]
-REQUESTS = [Request(prompt, stream_of(1, row)) for row, prompt in enumerate(PROMPTS)]
-FREE = Sampling(20, temperature=1.5)
-
-
-def built(name: str):
-    torch.manual_seed(0)
-    model = BUILT[name]()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-def tokens_of(completions: list[Completion]) -> list[tuple[int, ...]]:
-    return [completion.tokens for completion in completions]
 
 
 def assert_own_answers(model, completions: list[Completion], atol: float = 1e-4, requests=REQUESTS) -> None:
@@ -186,6 +141,24 @@ def test_a_penalty_knows_the_prompt_and_the_answer():
             assert int(penalty(torch.tensor([row]), logits).argmax()) == token
             row.append(token)
     assert_own_answers(model, found)
+
+
+def test_an_answer_in_a_circle_is_cut():
+    model = built("llama")
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.attn.output_proj.weight.zero_()
+            layer.mlp.w2.weight.zero_()  # each token is followed by itself
+    found = Decoder(model, {}, Sampling(20, temperature=0, max_repetitions=4)).generate(REQUESTS)
+    assert [(len(of.tokens), of.finish_reason) for of in found] == [(4, "repetition")] * 3
+
+
+def test_further_tokens_may_end_an_answer():
+    model = built("llama")
+    free = Decoder(model, {}, FREE).generate(REQUESTS)
+    end = free[0].tokens[3]
+    sampling = Sampling(20, temperature=1.5, stop_token_ids=[end])
+    assert Decoder(model, {1}, sampling).generate(REQUESTS)[0].tokens == free[0].tokens[: free[0].tokens.index(end) + 1]
 
 
 class Letters:
