@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from distill_tune.cli.validate import read_arguments
 from distill_tune.cli.without_weights import config_without_weights
 from distill_tune.config.nearest import did_you_mean, nearest
+from distill_tune.config.recipe_keys import Recipe
 from distill_tune.counts import counted
 from distill_tune.errors import CollectedFaults, UserError
 from distill_tune.sizes import binary
@@ -67,7 +68,7 @@ def _plan(options: argparse.Namespace) -> None:
     if recipe.stem == _OF_CACHE:
         _print_cache(PlannedCache.of(cfg, num_processes), gpus)
         return
-    run = PlannedRun.of(cfg, num_processes)
+    run = PlannedRun.of(cfg, num_processes, Recipe(recipe).is_distributed)
     _print_needs(run)
     for gpu in gpus:
         _print_gpu(gpu, run, name, overrides)

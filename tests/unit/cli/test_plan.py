@@ -148,6 +148,13 @@ def test_when_nothing_is_enough_it_says_so(write_config, capsys, card_of):
     assert "no change of settings is enough" in plan(capsys, "--config", write_config(), "--gpu=A10")
 
 
+def test_weights_that_are_gathered_from_one_process_are_counted(write_config, capsys):
+    config = write_config()
+    plain, sharded = (plan(capsys, recipe, "--config", config) for recipe in ("kd_single_device", "kd_distributed"))
+    assert part(sharded, "student") > 1.5 * part(plain, "student")
+    assert part(sharded, "teacher") > 1.5 * part(plain, "teacher")
+
+
 def test_several_processes_share_the_weights(write_config, capsys):
     config = write_config()
     alone = plan(capsys, "kd_distributed", "--config", config, "--gpu", "H100")
