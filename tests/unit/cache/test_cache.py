@@ -150,10 +150,10 @@ def test_a_row_in_two_shards_is_counted_once_and_a_shard_that_is_gone_is_not_who
     ("changed", "told"),
     [
         ({"seed": 1}, "seed was 0, is 1"),
-        ({"kind": "sampled", "settings": {}}, "kind was top_k, is sampled"),
-        ({"settings": {**MADE.settings, "k": 5}}, "k was 4, is 5"),
-        ({"teacher": {"content": "b", "dtype": "fp32"}}, "content was a, is b"),
-        ({"tokenizer": "other"}, "tokenizer was None, is other"),
+        ({"kind": "sampled", "settings": {}}, "cache.kind was top_k, is sampled"),
+        ({"settings": {**MADE.settings, "k": 5}}, "cache.k was 4, is 5"),
+        ({"teacher": {"content": "b", "dtype": "fp32"}}, "content of teacher_model was a, is b"),
+        ({"tokenizer": "other"}, "tokenizer was not set, is other"),
     ],
 )
 def test_a_folder_with_another_cache_is_refused_once_it_has_a_row(tmp_path, changed, told):
@@ -167,6 +167,11 @@ def test_a_folder_with_another_cache_is_refused_once_it_has_a_row(tmp_path, chan
     release_locks()
     with pytest.raises(UserError, match=told):
         begin(tmp_path, dataclasses.replace(MADE, **changed))
+
+
+def test_settings_of_another_kind_are_not_compared():
+    other = dataclasses.replace(MADE, kind="sampled", settings={"draws": 50, "vocab_size": 320})
+    assert list(other.differences(MADE)) == ["cache.kind was sampled, is top_k"]
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path):
