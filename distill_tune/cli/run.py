@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from distill_tune.cli.keys_page import help_text
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_recipe, folders_of_own_modules
+from distill_tune.config.nearest import did_you_mean
 from distill_tune.config.recipe_keys import Recipe
 from distill_tune.counts import counted
 from distill_tune.errors import UserError
@@ -102,7 +103,8 @@ def parse_config(arguments: list[str]) -> tuple[str, list[str]]:
         else:
             overrides.append(argument)
     if not config:
-        raise UserError("--config: missing; name a config, `distill-tune ls` lists them")
+        meant = [f"--config {word}" for word in overrides if "=" not in word and word[0] not in "+~"]
+        raise UserError(f"--config: missing{did_you_mean(meant, '; name a config, `distill-tune ls` lists them')}")
     return config, overrides
 
 
