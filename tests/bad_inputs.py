@@ -99,8 +99,8 @@ AT_ONCE = [
     ("seed.x=1", "seed={'x': 1}: must be a whole number"),
     (
         "teacher_model={_component_: distill_tune.teachers.Cached, path: cache} kd_ratio=0.5",
-        "Cached, ...: quote it, since a shell parts words at blanks: 'teacher_model={_component_: distill_tune.teachers."
-        "Cached, path: cache}'",
+        "Cached, ...: quote it, since a shell parts words at blanks: "
+        "'teacher_model={_component_: distill_tune.teachers.Cached, path: cache}'",
     ),
     ("--kd_ratio=1", "--kd_ratio=1: no such option; settings are written key=value"),
     (

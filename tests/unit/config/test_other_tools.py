@@ -73,7 +73,7 @@ def test_what_an_answer_names_is_valid(theirs):
 
 def test_a_model_without_lora_says_which_has_it():
     with pytest.raises(
-        UserError, match="llama3_2 has no such argument; a model with LoRA does, as in config tiny_lora$"
+        UserError, match=r"llama3_2 has no such argument; a model with LoRA does, as in config tiny_lora$"
     ):
         checked_config(find_recipe("kd_single_device"), "tiny", ["model.lora_rank=8"], "all")
 
