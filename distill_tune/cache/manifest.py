@@ -153,7 +153,7 @@ def write_or_tell(path: Path, content: bytes) -> None:
         write_whole(path, content)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written: {error.strerror}; what was closed is there, and the same command goes on"
+            f"{path}: cannot be written: {error.strerror}; what was closed is there: make room, and start again"
         ) from error
 
 

@@ -120,6 +120,7 @@ class CacheWriter:
         shard_bytes: of records, after which a shard is closed.
         key: of a config that names the folder.
         goes_on: what does after the disk was full.
+        known: digests of the rows that are there; default: those in the folder's shards.
 
     Attributes:
         pending: of each row that is not on the disk yet, its record.
@@ -131,10 +132,13 @@ class CacheWriter:
         shard_bytes: int = SHARD_BYTES,
         key: str = "output_dir",
         goes_on: str = "the same command",
+        known: set[bytes] | None = None,
     ) -> None:
         self._goes_on = goes_on
         self._folder, self._shard_bytes, self._told = folder, shard_bytes, f"{key}={folder}"
-        self._known = {bytes(digest) for path in shard_files(folder) for digest in Shard.open(path).digests}
+        if known is None:
+            known = {bytes(digest) for path in shard_files(folder) for digest in Shard.open(path).digests}
+        self._known = known
         self.pending: dict[bytes, bytes] = {}
         self._num_bytes = 0
         self._began = time.monotonic()

@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 
+from distill_tune import kept_digests
 from distill_tune.cache import (
     MANIFEST,
     OUTPUT_LAYER,
@@ -28,7 +29,7 @@ from distill_tune.cache import (
 )
 from distill_tune.cache.beside import VOCABULARY
 from distill_tune.cache.shard import Shard
-from distill_tune.disk import release_locks
+from distill_tune.disk import digest, release_locks
 from distill_tune.errors import UserError
 from distill_tune.losses import AutogradProjection, LinearProjection, TopTokens
 from distill_tune.models.vocabulary import Vocabulary
@@ -56,8 +57,8 @@ def rows_of(count: int) -> tuple[list[bytes], list[bytes]]:
 def written(folder, digests, rows, shard_bytes=300):
     manifest = begin(folder, MADE)
     writer = CacheWriter(folder, shard_bytes)
-    for digest, row in zip(digests, rows, strict=True):
-        writer.add([digest], [row])
+    for each, row in zip(digests, rows, strict=True):
+        writer.add([each], [row])
     writer.close()
     return finish(folder, manifest, ["rows"])
 
@@ -295,6 +296,20 @@ def test_what_is_beside_the_shards_is_compared_with_its_checksum_and_made_anew(t
         ):
             CacheReader(tmp_path)
         manifest = finish(tmp_path, manifest, [])  # without what is gone
+
+
+def test_an_output_layer_is_hashed_once_at_a_start(tmp_path, monkeypatch):
+    folder, hashed = tmp_path / "cache", []
+    monkeypatch.setenv("DISTILL_TUNE_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setattr(kept_digests, "digest", lambda path: hashed.append(path.name) or digest(path))
+    monkeypatch.setattr(kept_digests, "_JUST_NOW", -1.0)
+    begin(folder, MADE)
+    write_output_layer(folder, LinearProjection(torch.randn(2**10, 2**8), None, None))
+    manifest = finish(folder, MADE, [])
+    for _ in range(2):
+        assert not damaged_beside(folder, manifest)
+    read_output_layer(folder, torch.device("cpu"))
+    assert hashed == [OUTPUT_LAYER]
 
 
 def test_an_output_layer_that_is_no_matrix_is_refused(tmp_path):
