@@ -165,7 +165,8 @@ def _print_gpu(gpu: "Gpu", run: "PlannedRun", config_name: str, overrides: Seque
         return
     print(f"{gpu}{count}: does not fit {binary(gpu.memory)}; it would with")
     found = False
-    for changes, changed in smaller(run, config_name, overrides, available):
+    has_bf16 = gpu.bf16 is not None or gpu.fp32 is None  # of a size nothing is known
+    for changes, changed in smaller(run, config_name, overrides, available, has_bf16):
         host = f", {binary(changed.memory.host)} pinned in host memory" if changed.memory.host else ""
         its = changed.seconds(gpu)
         duration = f", {_told(its)}" if its else ""
