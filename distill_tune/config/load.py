@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,6 @@ def load_config(
             raise UserError(f"config {path}: cannot be read: {error.strerror}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"config {path}: must be a mapping of keys, found {type(config).__name__}")
-    _require_whole(overrides)
     faults = CollectedFaults("the command line")
     replaced = dict[str, str]()
     for override in overrides:
@@ -99,22 +97,6 @@ def read_value(override: str) -> Any:
     """
     with _told_as(f"{override}: the value is not valid YAML"):
         return OmegaConf.from_dotlist([f"value={override.partition('=')[2]}"]).get("value")
-
-
-def _require_whole(overrides: Sequence[str]) -> None:
-    """
-    Raises:
-        UserError: a mapping or list came in several words, for lack of quotes.
-    """
-    for start, override in enumerate(overrides):
-        for end in range(start + 2, len(overrides) + 1) if _is_open(override) else ():
-            if not _is_open(whole := " ".join(overrides[start:end])):
-                told = f"quote it, since a shell parts words at blanks: {shlex.quote(whole)}"
-                raise UserError(f"{override} {overrides[start + 1]} ...: {told}")
-
-
-def _is_open(text: str) -> bool:
-    return sum(map(text.count, "{[")) > sum(map(text.count, "}]"))
 
 
 def _apply(config: DictConfig, override: str, replaced: dict[str, str]) -> None:
