@@ -49,7 +49,7 @@ def checked_config(
             print(line)
     faults += [*check_components(config, may_import), *check_values(config, read.reads_otherwise)]
     faults += missing_outside(config, folders_of_own_modules(recipe)) if imports == "known" else []
-    faults += [file for file in missing_files(config, source) if needs_weights or file.key.startswith("tokenizer")]
+    faults += [file for file in missing_files(config, source) if needs_weights or file.startswith("tokenizer")]
     if faults:
         raise Faults(f"config {path}" + (" and the command line" if overrides else ""), faults)
     return config
