@@ -32,9 +32,9 @@ def check_outputs(cfg: DictConfig) -> None:
         if isinstance(folder, str) and is_used and not only_read:
             with faults:
                 require_writable(key, folder)
-        elif only_read and is_main_process() and not cache.Manifest.read(local_path(folder)).finished:
+        elif only_read and is_main_process():
             with faults:
-                cache.require_free(local_path(folder), key)
+                _require_not_filled(key, local_path(folder))
     name = OmegaConf.select(cfg, "metric_logger._component_")
     if name and is_known(name):
         with faults:
@@ -54,6 +54,16 @@ def require_writable(key: str, folder: str) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=".distill-tune-", dir=there))
     except OSError as error:
         raise UserError(f"{key}={folder}: cannot be written: {error.strerror}") from error
+
+
+def _require_not_filled(key: str, folder: Path) -> None:
+    """
+    Raises:
+        UserError: another run adds to a cache that has not all rows yet, or something else is there.
+    """
+    was = cache.cache_there(folder, key)
+    if was is None or not was.finished:
+        cache.require_free(folder, key)
 
 
 def _require_logger(name: str) -> None:
