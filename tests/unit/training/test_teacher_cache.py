@@ -59,6 +59,10 @@ def test_a_cache_that_another_run_is_filling_is_refused_before_rows_are_read(tmp
     ):
         with pytest.raises(UserError, match=f"{key}=.*{told}"):
             begin()
+    with cache.CacheWriter(folder) as writer:
+        writer.add([bytes(16)], ENCODING.encode(TopTokens.of(torch.zeros(1, 50), 4), [1]))
+    with pytest.raises(UserError, match=told):
+        check_outputs(config)
     cache.finish(folder, manifest, [])
     check_outputs(config)  # it may have all rows
     release_locks()
