@@ -64,7 +64,7 @@ def test_all_of_it_runs_on_a_cpu(first_hour, tmp_path):
     assert found["bars"][0]["figure"].endswith("times")
     assert found["machine"]["packages"]["torch"] == torch.__version__
     page = (tmp_path / "RESULTS_CPU.md").read_text()
-    sections = ("Machine", "Bars", "Branches", "Tests", "Configs", "Steps", "plan beside", "Head")
+    sections = ("Machine", "Bars", "Branches", "Tests", "Configs", "Steps", "plan beside", "Head", "Answers")
     assert all(f"\n## {section}" in page for section in sections)
     assert "Left out." not in page
     assert "| compile, fp32 | failed: " in page
