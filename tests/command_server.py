@@ -130,6 +130,7 @@ class CommandServer:
 
 def _serve() -> None:
     sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
+    gc.disable()  # a collection would look at all modules again and again
     import datasets  # noqa: F401
     import torch
     import torch.distributed.checkpoint
@@ -153,6 +154,7 @@ def _serve() -> None:
 
     gc.collect()
     gc.freeze()  # so that no collection in a command looks at the modules
+    gc.enable()
     running: dict[int, Child] = {}
     for line in sys.stdin:
         request = json.loads(line)
