@@ -25,7 +25,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: n
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels then run on the CPU
 
-from command_server import Command, CommandServer
+from command_server import Command, CommandServer, look_at_installed_code_once
 from served import serving
 from tiny import ROWS, model_arguments, write_model, write_tokenizer
 
@@ -48,6 +48,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or fills the user's own cache."""
+    look_at_installed_code_once()
     os.environ["DISTILL_TUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # as many as there are cores, together
 
