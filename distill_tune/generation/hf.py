@@ -74,7 +74,9 @@ class HuggingFaceDecoder:
             UserError: a prompt that is empty, or does not fit into the model.
         """
         rows = [self._row(number, request) for number, request in enumerate(requests)]
-        for together in self._batches(rows):
+        rows.sort(key=lambda row: len(row.prompt), reverse=True)  # what does not fit into memory is met at once
+        for start in range(0, len(rows), self._max_slots):
+            together = rows[start : start + self._max_slots]
             self._answer(together)
             for row in together:
                 yield row.number, Completion(tuple(row.tokens), tuple(row.log_probs), row.finish_reason)
@@ -125,20 +127,6 @@ class HuggingFaceDecoder:
         limit = request.max_new_tokens or self.sampling.max_new_tokens
         limit = limit if longest is None else min(limit, longest - prompt)
         return _Row(number, tuple(request.prompt), request.stream, limit)
-
-    def _batches(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-        """The longest first, so that what does not fit into memory is met at once."""
-        # What a recurrent model has read stays in its state, padding too: only prompts of one length go together.
-        is_recurrent = getattr(self._model, "_is_stateful", False)
-        together: list[_Row] = []
-        for row in sorted(rows, key=lambda row: len(row.prompt), reverse=True):
-            fits = not is_recurrent or not together or len(together[0].prompt) == len(row.prompt)
-            if together and (len(together) == self._max_slots or not fits):
-                yield together
-                together = []
-            together.append(row)
-        if together:
-            yield together
 
     @torch.no_grad()
     def _answer(self, rows: Sequence[_Row], after_each: Callable[[], bool] = lambda: False) -> None:
