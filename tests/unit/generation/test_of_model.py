@@ -1,11 +1,12 @@
 """Which generator a model gets."""
 
 import transformers
-from torchtune.models.llama3_2 import llama3_2
 
 from distill_tune.generation import Decoder, Server, generator_of
 from distill_tune.generation.hf import HuggingFaceDecoder
 from distill_tune.generation.server import ServerDecoder
+
+from torchtune.models.llama3_2 import llama3_2
 
 
 def test_each_kind_of_model_has_its_generator():

@@ -213,6 +213,6 @@ def test_who_stops_reading_has_no_more_asked_for(started):
     found = decoder(server, concurrency=1).completions(requests() * 10)
     next(found)
     found.close()
-    time.sleep(0.1)
     asked = len(server.asked)
-    assert asked < 20
+    time.sleep(0.2)  # in which it would answer ten more
+    assert len(server.asked) <= asked + 1
