@@ -6,7 +6,8 @@ Of vLLM (docs.vllm.ai: OpenAI-compatible server; Completions, extra parameters):
 minus infinity as -9999; temperature without effect but with ``--logprobs-mode processed_logprobs``. Completions of one
 prompt with ``seed``, ``stop_token_ids``, ``ignore_eos``, ``return_token_ids``: ``token_ids`` with the end token,
 ``logprobs`` of OpenAI's form, whose tokens ``return_tokens_as_token_ids`` names by id, before temperature and filters
-by default.
+by default. Where it is allowed, ``/v1/load_lora_adapter`` with ``lora_name`` and ``lora_path``: completions ask for it
+by name as their model, and ``/v1/models`` lists it with its ``parent``; ``/v1/unload_lora_adapter``.
 
 Of SGLang (docs.sglang.io: native APIs, sampling parameters): ``/v1/models``; ``/generate`` with ``input_ids``, whose
 answers have in ``meta_info``: ``input_token_logprobs`` and ``input_top_logprobs`` from ``logprob_start_len`` on, each
@@ -19,7 +20,9 @@ import base64
 import json
 import threading
 
+import peft
 import torch
+import transformers
 from loopback import LoopbackServer, Reply
 
 from distill_tune.data.batch import Row, joined
@@ -52,15 +55,18 @@ class StandIn(LoopbackServer):
             asked = json.loads(body)
             self.asked.append(asked)
             status, found = self.post(path, asked)
-        return Reply(status, json.dumps(found).encode())
+        return Reply(status, found.encode() if isinstance(found, str) else json.dumps(found).encode())
 
     def get(self, path):
         if path == "/v1/models":
             card = {"id": "tiny", "object": "model", "owned_by": self.owner, "max_model_len": self._longest}
-            return {"object": "list", "data": [card]}
+            return {"object": "list", "data": [card, *self.adapters()]}
         return None
 
-    def log_probs(self, tokens, temperature):
+    def adapters(self):
+        return []
+
+    def log_probs(self, tokens, temperature, model="tiny"):
         """Of each token but the first, over the vocabulary ``[s - 1, v]``, in float64."""
         row = torch.tensor(tokens, dtype=torch.int32)
         with self._lock:
@@ -76,14 +82,30 @@ class StandInVLLM(StandIn):
     """
     Attributes:
         eos: by which an answer ends unless ``ignore_eos`` is asked for.
-        served: names of models.
+        base: folder of the model, in transformers' form, where adapters may be loaded at run time.
     """
 
     owner = "vllm"
     eos = 2
-    served = ("tiny",)
+    base = None
+
+    def __init__(self, *arguments, **settings):
+        self._adapted = {}  # models of transformers with their adapter, by name
+        super().__init__(*arguments, **settings)
+
+    def adapters(self):
+        return [{"id": name, "object": "model", "owned_by": self.owner, "parent": "tiny"} for name in self._adapted]
+
+    def log_probs(self, tokens, temperature, model="tiny"):
+        if model == "tiny":
+            return super().log_probs(tokens, temperature)
+        with torch.no_grad():
+            logits = self._adapted[model](torch.tensor([tokens])).logits[0, :-1].double()
+        return (logits / (temperature if self._heeds_temperature else 1)).log_softmax(-1)
 
     def post(self, path, body):
+        if path.endswith("_lora_adapter") and self.base is not None:
+            return self._adapter(path, body)
         if path != "/v1/completions":
             return 404, {"detail": "Not Found"}
         if "prompt_logprobs" not in body:
@@ -114,9 +136,21 @@ class StandInVLLM(StandIn):
             choices.append({"index": index, "text": "", "finish_reason": "length", "prompt_logprobs": answer})
         return 200, {"id": "cmpl-1", "object": "text_completion", "model": "tiny", "choices": choices[::-1]}
 
+    def _adapter(self, path, body):
+        name = body["lora_name"]
+        if path == "/v1/unload_lora_adapter":
+            if self._adapted.pop(name, None) is None:
+                return 404, {"error": {"message": f"The lora adapter '{name}' cannot be found.", "code": 404}}
+            return 200, f"Success: LoRA adapter '{name}' removed successfully."
+        if name in self._adapted:
+            return 400, {"error": {"message": f"The lora adapter '{name}' has already been loaded.", "code": 400}}
+        base = transformers.AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
+        self._adapted[name] = peft.PeftModel.from_pretrained(base, body["lora_path"]).eval()
+        return 200, f"Success: LoRA adapter '{name}' added successfully."
+
     def _completed(self, body):
         """An answer to one prompt, each token by a forward pass over all before it."""
-        if body["model"] not in self.served:
+        if body["model"] not in ("tiny", *self._adapted):
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}}
         prompt = body["prompt"]
         if len(prompt) + body["max_tokens"] > self._longest:
@@ -129,7 +163,9 @@ class StandInVLLM(StandIn):
         generator, tokens, log_probs, likeliest = torch.Generator().manual_seed(body["seed"]), [], [], []
         reason, stop_reason = "length", None
         while len(tokens) < body["max_tokens"]:
-            logits = self.log_probs([*prompt, *tokens, 0], 1.0)[-1:].float()  # of what follows, whatever it is
+            logits = self.log_probs([*prompt, *tokens, 0], 1.0, body["model"])[
+                -1:
+            ].float()  # of what follows, whatever it is
             seen = torch.zeros(logits.shape, dtype=torch.bool)
             seen[0, prompt + tokens] = True
             penalised = None if sampling.repetition_penalty == 1 else seen

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import json
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -15,14 +16,17 @@ from distill_tune.generation.requests import Completion, Request
 from distill_tune.generation.sampling import Sampling
 from distill_tune.generation.stop_texts import StopTexts
 from distill_tune.serve import connection, vllm
-from distill_tune.serve.connection import NoAnswer
-from distill_tune.serve.engine import Engine, asked_for_json, read_from
+from distill_tune.serve.connection import NoAnswer, Refused, ServerError
+from distill_tune.serve.engine import asked_for_json, read_from
 from distill_tune.serve.find import NoServer, find_engine
 from distill_tune.serve.probe import Tokens, answered_by
 from distill_tune.serve.requests import AllLost, Requests
+from distill_tune.serve.vllm import VLLM
 
 TOKEN = "DISTILL_TUNE_SERVE_TOKEN"
 _PATH = "/v1/completions"
+_LOAD, _UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+_NOT_THERE = 404
 _SEEDS = 2**31
 _SAME = 0.05  # nats: what bf16 and other kernels make of a likely token
 _NEUTRAL = Sampling(max_new_tokens=1)
@@ -64,17 +68,19 @@ class Server:
         self._servers = [connection.Server(one, token, timeout) for one in urls]
         self.concurrency, self.retries, self.timeout = concurrency, retries, timeout
 
-    def engines(self) -> list[Engine]:
+    def engines(self) -> list[VLLM]:
         """Those of the servers that answer; the others are left out, which is told.
 
         Raises:
             UserError: none answers; one is of another kind, or does not serve the model.
         """
-        found: list[Engine] = []
+        found: list[VLLM] = []
         silent: list[tuple[connection.Server, NoServer]] = []
         for server in self._servers:
             try:
-                found.append(find_engine(server, vllm.NAME, self._model))
+                engine = find_engine(server, vllm.NAME, self._model)
+                assert isinstance(engine, VLLM)
+                found.append(engine)
             except NoServer as error:
                 silent.append((server, error))
         if not found:
@@ -106,6 +112,7 @@ class ServerDecoder:
         self.sampling = sampling or Sampling()
         self._server, self._ends, self._tokenizer = server, sorted(ends), tokenizer
         self._stop_texts = StopTexts(self.sampling.stop, tokenizer)
+        self._engines: list[VLLM] = []
         self._requests: Requests | None = None
         self._longest: int | None = None  # tokens of a prompt and its answer
 
@@ -143,8 +150,47 @@ class ServerDecoder:
             for answer in numbers:
                 answer.cancel()
 
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Have every server read a LoRA adapter (PEFT); :meth:`use` has it answer.
+
+        Args:
+            name: of its own: what a server has kept of prompts belongs to it.
+            folder: which the servers see under this path, too.
+
+        Raises:
+            UserError: one does not take it.
+        """
+        self._ask_all(_LOAD, {"lora_name": name, "lora_path": str(folder.resolve())})
+
+    def unload_adapter(self, name: str) -> None:
+        """Have every server forget an adapter.
+
+        Raises:
+            UserError: one does not.
+        """
+        self._ask_all(_UNLOAD, {"lora_name": name})
+
+    def use(self, name: str) -> None:
+        """Have answers come of the model, or the adapter, of this name."""
+        for engine in self._found():
+            engine.about = engine.about._replace(model=name)
+
+    def _ask_all(self, path: str, body: dict[str, str]) -> None:
+        for engine in self._found():
+            try:
+                engine.server.ask(path, json.dumps(body).encode(), type="application/json")
+            except ServerError as error:
+                told = f"url={engine.server.url}: {path}: {error}"
+                if isinstance(error, Refused) and error.status == _NOT_THERE:
+                    told += "; start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+                raise UserError(told) from error
+
+    def _found(self) -> list[VLLM]:
+        self._engines = self._engines or self._server.engines()
+        return self._engines
+
     def _open(self, requests: Sequence[Request]) -> Requests:
-        engines = self._server.engines()
+        engines = self._found()
         used = numpy.unique(numpy.concatenate([numpy.asarray(request.prompt) for request in requests]))
         for engine in engines:
             with answered_by(engine):
@@ -160,13 +206,13 @@ class ServerDecoder:
         )
         return self._requests
 
-    def _require_same_tokens(self, engine: Engine, used: numpy.ndarray) -> None:
+    def _require_same_tokens(self, engine: VLLM, used: numpy.ndarray) -> None:
         if not hasattr(self._tokenizer, "transformers_tokenizer"):
             return
         differing = Tokens(self._tokenizer, Path()).differing_by_name(engine, used)
         models.require_same_tokens(differing, used, f"{engine.about.model} at {engine.server.url}")
 
-    def _require_own_log_probs(self, engine: Engine, request: Request) -> None:
+    def _require_own_log_probs(self, engine: VLLM, request: Request) -> None:
         """Not of what sampling has made of them."""
         prompt = request.prompt[:1]  # behind which many tokens are likely
         choices = [self._answer(engine, prompt, 1, 0, one, likeliest=1) for one in (_NEUTRAL, self.sampling)]
@@ -189,7 +235,7 @@ class ServerDecoder:
             )
         return min(limit, self._longest - prompt)
 
-    def _asked(self, request: Request, limit: int, engine: Engine) -> Completion:
+    def _asked(self, request: Request, limit: int, engine: VLLM) -> Completion:
         choice = self._answer(engine, request.prompt, limit, request.stream % _SEEDS, self.sampling)
         with read_from(_PATH):
             tokens = [int(token) for token in choice["token_ids"]]
@@ -204,7 +250,7 @@ class ServerDecoder:
         return Completion(tuple(tokens), tuple(log_probs), reason)
 
     def _answer(
-        self, engine: Engine, prompt: Sequence[int], limit: int, seed: int, sampling: Sampling, likeliest: int = 0
+        self, engine: VLLM, prompt: Sequence[int], limit: int, seed: int, sampling: Sampling, likeliest: int = 0
     ) -> Any:
         """
         Args:
