@@ -77,7 +77,7 @@ def _validate(options: argparse.Namespace) -> None:
         cfg = checked_config(recipe, name, overrides, "known")
     if cfg is None:
         cfg = load_config(path, overrides, is_known)
-    if told := outside(cfg, folders_of_own_modules(recipe))[0]:
+    if told := [*outside(cfg, folders_of_own_modules(recipe))]:
         print("a run would run code from elsewhere, which is not checked here:\n  " + "\n  ".join(told))
     if all(isinstance(fault, MissingFile) for fault in of_config):  # sizes need none
         _print_sizes(cfg, num_processes)

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from distill_tune.config.check import checked_config
+from distill_tune.config.files import find_recipe
 from distill_tune.config.keys import KEYS
 from distill_tune.config.other_tools import OURS, WITHOUT_A_KEY
+from distill_tune.errors import UserError
 
 PAGE = Path(__file__).parents[3] / "docs" / "migrate.md"
 THEIRS = {
@@ -59,6 +62,20 @@ def test_the_page_has_the_key_beside_ours(theirs):
 @pytest.mark.parametrize("theirs", WITHOUT_A_KEY)
 def test_the_page_tells_of_what_has_no_key(theirs):
     assert meant_on_the_page(theirs)
+
+
+@pytest.mark.parametrize("theirs", WITHOUT_A_KEY)
+def test_what_an_answer_names_is_valid(theirs):
+    named = re.search(r"config (\w+)", WITHOUT_A_KEY[theirs])
+    overrides = re.findall(r"\S+=\S+", WITHOUT_A_KEY[theirs])
+    checked_config(find_recipe("kd_single_device"), named[1] if named else "tiny", overrides, "all")
+
+
+def test_a_model_without_lora_says_which_has_it():
+    with pytest.raises(
+        UserError, match=r"llama3_2 has no such argument; a model with LoRA does, as in config tiny_lora$"
+    ):
+        checked_config(find_recipe("kd_single_device"), "tiny", ["model.lora_rank=8"], "all")
 
 
 @pytest.mark.parametrize("tool", THEIRS)

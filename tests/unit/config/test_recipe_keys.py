@@ -195,7 +195,7 @@ def test_the_table_has_every_key_that_the_recipes_read_with_its_default():
         if default is Needed:
             assert isinstance(told, Needed), key
         else:
-            assert told == default or (default is None and KEYS[key].values.fits(None)), key
+            assert told == default or (default is None and KEYS[key].values.takes_null), key
 
 
 def test_the_table_says_which_function_reads_what_is_needed():
