@@ -12,9 +12,9 @@ import numpy
 
 from distill_tune import models
 from distill_tune.errors import UserError
+from distill_tune.generation.endings import Endings
 from distill_tune.generation.requests import Completion, Request
 from distill_tune.generation.sampling import Sampling
-from distill_tune.generation.stop_texts import StopTexts
 from distill_tune.serve import connection, vllm
 from distill_tune.serve.connection import NoAnswer, Refused, ServerError
 from distill_tune.serve.engine import asked_for_json, read_from
@@ -110,8 +110,8 @@ class ServerDecoder:
         self, server: Server, ends: Collection[int], sampling: Sampling | None = None, *, tokenizer: Any = None
     ) -> None:
         self.sampling = sampling or Sampling()
-        self._server, self._ends, self._tokenizer = server, sorted(ends), tokenizer
-        self._stop_texts = StopTexts(self.sampling.stop, tokenizer)
+        self._server, self._tokenizer = server, tokenizer
+        self._endings = Endings(ends, self.sampling, tokenizer)
         self._engines: list[VLLM] = []
         self._requests: Requests | None = None
         self._longest: int | None = None  # tokens of a prompt and its answer
@@ -245,8 +245,10 @@ class ServerDecoder:
             raise NoAnswer(f"{len(tokens)} tokens with {len(log_probs)} log-probabilities, where 1 to {limit} may be")
         if reason not in ("stop", "length"):  # a server that is paused aborts
             raise NoAnswer(f"finish_reason {reason}")
-        if tokens[-1] not in self._ends and self._stop_texts.cut(tokens, log_probs):
-            reason = "stop"
+        for number in range(1, len(tokens) + 1):  # as they came
+            kept, of_kept = tokens[:number], log_probs[:number]
+            if ours := self._endings.reached(kept, of_kept, limit):
+                return Completion(tuple(kept), tuple(of_kept), ours)
         return Completion(tuple(tokens), tuple(log_probs), reason)
 
     def _answer(
@@ -272,7 +274,7 @@ class ServerDecoder:
             "frequency_penalty": 0.0,
             "seed": seed,
             "stop": list(sampling.stop),
-            "stop_token_ids": self._ends,
+            "stop_token_ids": sorted(self._endings.tokens),
             "ignore_eos": True,
             "logprobs": likeliest,
             "return_token_ids": True,

@@ -140,3 +140,17 @@ def test_a_stream_gives_tokens_as_they_come_and_ends_with_its_reader(monkeypatch
     next(reader)
     reader.close()
     assert len(chosen) < 20
+
+
+def test_an_answer_that_goes_round_in_circles_is_cut_and_more_tokens_may_end_it():
+    model, prompt = made("gpt2"), Request(PROMPTS[0])
+    (whole,) = HuggingFaceDecoder(model, (), Sampling(40, temperature=0)).generate([prompt])
+    (cut,) = HuggingFaceDecoder(model, (), Sampling(40, temperature=0, max_repetitions=2)).generate([prompt])
+    assert cut.finish_reason == "repetition"
+    assert cut.tokens == whole.tokens[: len(cut.tokens)]
+    assert len(cut.tokens) < 40
+    (ended,) = HuggingFaceDecoder(model, (), Sampling(40, temperature=0, stop_token_ids=[whole.tokens[1]])).generate(
+        [prompt]
+    )
+    assert ended.finish_reason == "stop"
+    assert len(ended.tokens) <= 2

@@ -122,6 +122,14 @@ def test_an_answer_ends_before_a_stop_text(started, tokenizer):
     assert text not in tokenizer.decode(found.tokens)
 
 
+def test_an_answer_that_goes_round_in_circles_is_cut_as_our_decoder_cuts_it(started, live):
+    sampling = Sampling(max_new_tokens=40, temperature=0, max_repetitions=2)
+    wanted = Decoder(live.model, (), sampling).generate(requests())
+    found = decoder(started(), ends=(), sampling=sampling).generate(requests())
+    assert [(one.tokens, one.finish_reason) for one in found] == [(one.tokens, one.finish_reason) for one in wanted]
+    assert "repetition" in {one.finish_reason for one in found}
+
+
 def test_log_probabilities_after_temperature_are_refused_where_there_is_one(started):
     server = started(heeds_temperature=True)
     with pytest.raises(UserError, match=rf"url={server.url}: tells .* start vLLM with --logprobs-mode raw_logprobs"):
