@@ -185,7 +185,6 @@ def _opened(options: argparse.Namespace, paths: dict[str, Path]) -> list[_Speake
             raise UserError(f"{key} {path}: a GGUF file needs --tokenizer, the folder that it was made from")
     from distill_tune import data, generation, training
     from distill_tune.cli.compare import dtype_for
-    from distill_tune.generation.generators import load_generator, one_that_answers
     from distill_tune.serve.load import open_teacher
 
     sampling = generation.Sampling(options.max_new_tokens, options.temperature, top_p=options.top_p)
@@ -193,11 +192,12 @@ def _opened(options: argparse.Namespace, paths: dict[str, Path]) -> list[_Speake
     dtype = training.find_dtype(options.dtype, device) if options.dtype else dtype_for(device)
     teachers, speakers = {}, []
     for name, path in paths.items():
-        teacher = one_that_answers(str(path), open_teacher(path, dtype, None, False, options.trust_remote_code))
+        teacher: Any = open_teacher(path, dtype, None, False, options.trust_remote_code)
         tokenizer = data.hf_tokenizer(str(options.tokenizer or teacher.folders[0]))
         teachers[name] = teacher, tokenizer, generation.ends_of(tokenizer, teacher.folders[0], teacher.vocab_size)
     before = [{"role": "system", "content": options.system}] if options.system is not None else []
     for name, (teacher, tokenizer, ends) in teachers.items():
-        decoder = load_generator(teacher, ends, sampling, device, tokenizer=tokenizer)
+        teacher.load(getattr(teacher, "model", None), device)
+        decoder = generation.generator_of(teacher.model, ends, sampling, tokenizer=tokenizer)
         speakers.append(_Speaker(name, decoder, tokenizer, frozenset(ends), options.seed, [*before]))
     return speakers

@@ -233,6 +233,7 @@ def _print_sizes(cfg: DictConfig, num_processes: int, trains: bool) -> None:
     from distill_tune.config.components import instantiate
     from distill_tune.config.trust import may_be_called
     from distill_tune.teachers.build import is_kind_of_teacher
+    from distill_tune.training.writers import is_server
 
     dtype = torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
     for key, component, _ in _models_of(cfg):
@@ -240,7 +241,7 @@ def _print_sizes(cfg: DictConfig, num_processes: int, trains: bool) -> None:
             if not may_be_called(component):
                 print(f"{key}: {component['_component_']}, not built")
                 continue
-            if is_kind_of_teacher(component):
+            if is_kind_of_teacher(component) or is_server(component):
                 instantiate(component)
                 print(f"{key}: {component['_component_']}")
                 continue
