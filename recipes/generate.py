@@ -33,29 +33,31 @@ def main(cfg: DictConfig) -> None:
     todos = [training.Todo(writer, prepared, record, seed, each, most) for writer in prepared.writers]
     lacking = [[one for question in prepared.questions for one in todo.of(question)] for todo in todos]
     shares = list(map(training.of_this_rank, lacking))
-    done, stopped_by = 0, 0
+    counts, stopped_by = training.SharedCounts(), 0
+    counts.add(0, 0, sum(map(len, shares)))
     training.wait_for_all()  # who writes changes what the others read
 
     # ---- Their answers
+    started = time.perf_counter()
     with (
         generation.SampleFile(folder / "samples", training.rank()) as samples,
         training.StopSignals("what is done is written", "the same command goes on") as stop,
-        training.Progress(sum(map(len, shares)), unit="answer", file="samples/") as progress,
+        training.Progress(sum(map(len, lacking)), unit="answer", file="samples/") as progress,
     ):
         for writer, todo, wanted in zip(prepared.writers, todos, shares, strict=True):
             generator = writer.load(prepared.sampling, tokenizer, device, cfg) if wanted else None
-            started, num_tokens, num_answers = time.perf_counter(), 0, 0
             while wanted and not stopped_by:
                 requests = [one.request(seed) for one in wanted]
                 for number, completion in generator.completions(requests):
                     sample = wanted[number].sample(completion, writer, seed, tokenizer)
                     samples.add(sample)
                     todo.add(sample)
-                    done, num_answers, num_tokens = done + 1, num_answers + 1, num_tokens + len(completion.tokens)
+                    done, num_tokens, expected = counts.add(1, len(completion.tokens), 0)  # on all processes
+                    progress.expect(expected)
                     progress.update(
                         {
                             "step": done,
-                            "tokens_per_answer": num_tokens / num_answers,
+                            "tokens_per_answer": num_tokens / done,
                             "tokens_per_second": num_tokens / (time.perf_counter() - started),
                             "peak_memory_bytes": training.peak_memory_bytes(device),
                         }
@@ -63,11 +65,12 @@ def main(cfg: DictConfig) -> None:
                     if stopped_by := stop.number:
                         break
                 # Prompts of which no answer is right are asked again.
-                wanted = todo.more(wanted)
-                progress.expect(done + len(wanted))
-            writer.release()
+                wanted = [] if stopped_by else todo.more(wanted)
+                counts.add(0, 0, len(wanted))
+            del generator
+            writer.release()  # before the next one is loaded
         if stopped_by:
-            stop.leave(done, stopped_by)
+            stop.leave(counts.add(0, 0, 0)[0], stopped_by)
 
     # ---- What is kept of them
     print(training.finish_answers(folder, cfg, prepared, seed))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from distill_tune.cli.validate import read_arguments
+from distill_tune.cli.validate import read_arguments, require_training
 from distill_tune.config.check import checked_config
 from distill_tune.config.values import needs_teacher
 from distill_tune.counts import counted
@@ -49,6 +49,7 @@ def _data(options: argparse.Namespace) -> None:
     arguments, row = _take_number(list(options.arguments), "--row")
     arguments, first = _take_number(arguments, "--rows")
     recipe, name, overrides, _ = read_arguments(arguments)
+    require_training("data", recipe)
     cfg = checked_config(recipe, name, overrides, "all", needs_weights=False)
 
     from rich.console import Console

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from distill_tune.cli.validate import read_arguments
+from distill_tune.cli.validate import read_arguments, require_training
 from distill_tune.cli.without_weights import config_without_weights
 from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.config.recipe_keys import Recipe
@@ -54,6 +54,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def _plan(options: argparse.Namespace) -> None:
     arguments, names = _take_gpus(list(options.arguments))
     recipe, name, overrides, num_processes = read_arguments(arguments)
+    require_training("plan", recipe)
     faults, gpus = CollectedFaults("the command line and the config"), []
     for named in names or _DEFAULT_GPUS:
         with faults:

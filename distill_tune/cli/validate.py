@@ -69,6 +69,18 @@ def read_arguments(arguments: list[str]) -> tuple[Path, str, list[str], int]:
     return recipe, name, overrides, num_processes
 
 
+def require_training(command: str, recipe: Path) -> None:
+    """
+    Raises:
+        UserError: the recipe trains nothing.
+    """
+    if Recipe(recipe).generates:
+        raise UserError(
+            f"{command} {recipe.stem}: it trains nothing; name a recipe that does, or see what it is asked "
+            f"with distill-tune validate {recipe.stem}"
+        )
+
+
 def _validate(options: argparse.Namespace) -> None:
     recipe, name, overrides, num_processes = read_arguments(list(options.arguments))
     path = find_config(name)

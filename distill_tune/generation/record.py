@@ -122,7 +122,7 @@ class SampleFile:
             before = self._stream.seek(0, os.SEEK_END)
             if (written := self._stream.write(line)) != len(line):
                 self._stream.truncate(before)
-                raise UserError(self._told(f"only {written} of {len(line)} bytes could be written; is the disk full?"))
+                raise UserError(self._told(f"only {written} of {len(line)} bytes could be written, as on a full disk"))
             if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
                 os.fsync(self._stream.fileno())
                 self._flushed = time.monotonic()

@@ -14,6 +14,7 @@ from distill_tune.training.checkpoints import Checkpoints, metrics_of_checkpoint
 from distill_tune.training.day import use_day
 from distill_tune.training.device import find_device, find_dtype, require_one_process
 from distill_tune.training.distributed import (
+    SharedCounts,
     device_mesh,
     first_of_each_machine_first,
     from_main_process,
@@ -77,6 +78,7 @@ __all__ = [
     "Progress",
     "RunFolder",
     "Schedules",
+    "SharedCounts",
     "StopSignals",
     "Todo",
     "TrainingState",

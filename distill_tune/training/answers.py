@@ -216,14 +216,14 @@ class Todo:
         self._identity = {**writer.identity, "sampling": dataclasses.asdict(prepared.sampling)}
         self._choice, self._record, self._seed = prepared.choice, record, seed
         self._each, self._most = each, most or each
-        self._made: dict[str, Sample] = {}
+        self._made: dict[str, Sample | None] = {}
 
     def key(self, question: Question, number: int) -> str:
         return sample_key(self._identity, self._seed, question.tokens, number)
 
     def add(self, sample: Sample) -> None:
         """One that is there from now on."""
-        self._made[sample.key] = sample
+        self._made[sample.key] = sample if self._most > self._each else None  # which is not asked for again
 
     def of(self, question: Question) -> list[Wanted]:
         """Those that the prompt lacks."""
@@ -277,7 +277,7 @@ def finish_answers(folder: Path, cfg: DictConfig, prepared: Prepared, seed: int)
 
 
 def _finish(folder: Path, cfg: DictConfig, prepared: Prepared, seed: int) -> str:
-    record, lacking = Record(folder / _SAMPLES), 0
+    record, lacking, shown = Record(folder / _SAMPLES), 0, list[str]()
     each, most = cfg.get("samples_per_prompt", 1), cfg.get("max_samples_per_prompt")
     todos = [Todo(writer, prepared, record, seed, each, most) for writer in prepared.writers]
     kept, left_out = folder / f".{_ANSWERS}.partial", folder / f".{_LEFT_OUT}.partial"
@@ -289,6 +289,8 @@ def _finish(folder: Path, cfg: DictConfig, prepared: Prepared, seed: int) -> str
                 for chosen in prepared.choice.of(question, samples):
                     row = row_of(question, chosen.sample, chosen.answer, chosen.score)
                     row = {**row, "left_out_by": chosen.taken_by} if chosen.taken_by else row
+                    if cfg.get("prompt") is not None and not chosen.taken_by:
+                        shown.append(f"{chosen.answer.text}\n")
                     (others if chosen.taken_by else answers).write(json.dumps(row, ensure_ascii=False) + "\n")
         for path, name in ((kept, _ANSWERS), (left_out, _LEFT_OUT)):
             flush(path)
@@ -300,7 +302,7 @@ def _finish(folder: Path, cfg: DictConfig, prepared: Prepared, seed: int) -> str
         raise UserError(
             f"output_dir={folder}: {error.strerror}; what was answered is kept: free some, and the same command goes on"
         ) from error
-    return "\n".join(_told(folder, prepared, lacking))
+    return "\n".join([*shown, *_told(folder, prepared, lacking)])
 
 
 def _told(folder: Path, prepared: Prepared, lacking: int) -> Iterator[str]:

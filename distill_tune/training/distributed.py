@@ -141,6 +141,22 @@ def first_of_each_machine_first() -> Iterator[bool]:
     wait_for_all()
 
 
+class SharedCounts:
+    """Numbers that ranks add to, each whenever it has something to add: nobody waits. All ranks make it."""
+
+    def __init__(self) -> None:
+        self._key = f"distill_tune/counts/{next(_numbers)}"
+        self._alone: dict[int, int] = {}
+
+    def add(self, *numbers: int) -> list[int]:
+        """What each number has come to on all ranks, with what this one adds now."""
+        if not dist.is_initialized():
+            self._alone = {place: self._alone.get(place, 0) + number for place, number in enumerate(numbers)}
+            return list(self._alone.values())
+        store = _get_default_store()
+        return [store.add(f"{self._key}/{place}", number) for place, number in enumerate(numbers)]
+
+
 def wait_for_all() -> None:
     """Until every rank has come here, however long it takes: a collective would time out."""
     if not dist.is_initialized():

@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 from omegaconf import OmegaConf
+from stand_in_engines import StandInVLLM
 from stored_teacher import losses_of
 from tiny import ROWS, put_before
 
-from distill_tune import models
+from distill_tune import models, teachers
 from distill_tune.cli.main import main as command_line
+from distill_tune.data import hf_tokenizer
 from distill_tune.data.conversation import prompt_tokens
 
 from torchtune.models.llama2 import llama2_tokenizer
@@ -237,3 +239,46 @@ def test_validate_needs_no_key_of_training_and_writes_nothing(asked, tmp_path, c
     command_line(["validate", "generate", "--config", "config.yaml", "output_dir=answers"])
     assert "config.yaml: valid for generate" in capsys.readouterr().out
     assert not (tmp_path / "answers").exists()
+
+
+def test_a_server_answers_as_the_teacher_that_it_serves(run, asked, tmp_path):
+    component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(tmp_path / "teacher")})
+    teacher = teachers.build_teacher(component)
+    teacher.load(None, torch.device("cpu"))
+    tokenizer = hf_tokenizer(str(tmp_path / "teacher"))
+    server = StandInVLLM(teacher, tokenizer.transformers_tokenizer)
+    try:
+        for name, model in (
+            ("served", {"_component_": "distill_tune.generation.Server", "url": server.url}),
+            ("answers", component),
+        ):
+            of_tokenizer = {"_component_": "distill_tune.data.hf_tokenizer", "path": str(tmp_path / "teacher")}
+            asked(teacher_model=dict(model), tokenizer=of_tokenizer)
+            run("generate", f"output_dir={name}", "+sampling.temperature=0.0")
+    finally:
+        server.close()
+    live, served = (read(tmp_path / name / "answers.jsonl") for name in ("answers", "served"))
+    assert [row["messages"] for row in served] == [row["messages"] for row in live]
+    assert {row["generated"]["model"] for row in served} == {"tiny"}
+    assert json.loads((tmp_path / "served" / "generation.json").read_text())["models"]["tiny"]["ends"] == [2]
+
+
+@pytest.mark.parametrize("name", ["teacher_answers", "best_of_n"])
+def test_a_shipped_config_runs_with_each_of_its_recipes(cli, tmp_path, name):
+    few = ["dataset.num_rows=6", "dataset.min_characters=30", "sampling.max_new_tokens=12"]
+    made = cli("run", "generate", "--config", name, *few, "output_dir=answers")
+    assert made.returncode == 0, made.stderr
+    if name == "teacher_answers":
+        assert len(read(tmp_path / "answers" / "answers.jsonl")) == 6
+        trained = cli("run", "kd_single_device", "--config", name, LEARN, "batch_size=4", "epochs=1", "output_dir=run")
+        assert trained.returncode == 0, trained.stderr
+    else:
+        assert len(samples_in(tmp_path / "answers")) == 24
+        assert "of 24 answers kept" in made.stdout
+
+
+@pytest.mark.parametrize("command", ["plan", "data"])
+def test_commands_for_training_refuse_a_recipe_that_trains_nothing(asked, capsys, command):
+    with pytest.raises(SystemExit):
+        command_line([command, "generate", "--config", "config.yaml"])
+    assert f"{command} generate: it trains nothing; name a recipe that does" in capsys.readouterr().err
