@@ -52,7 +52,7 @@ class StandIn(LoopbackServer):
             found = self.get(path)
             status, found = (404, {"detail": "Not Found"}) if found is None else (200, found)
         else:
-            asked = json.loads(body)
+            asked = json.loads(body or b"{}")
             self.asked.append(asked)
             status, found = self.post(path, asked)
         return Reply(status, found.encode() if isinstance(found, str) else json.dumps(found).encode())

@@ -102,6 +102,9 @@ class ServerDecoder:
         ends: tokens that end an answer, in place of those that the server knows.
         tokenizer: of transformers, or ours, to prove the tokens by; needed for ``sampling.stop``.
 
+    Attributes:
+        weight_version: of which answers must come; None where weights are not sent there.
+
     Raises:
         UserError: stop texts without a tokenizer.
     """
@@ -115,6 +118,7 @@ class ServerDecoder:
         self._engines: list[VLLM] = []
         self._requests: Requests | None = None
         self._longest: int | None = None  # tokens of a prompt and its answer
+        self.weight_version: str | None = None
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """All completions, in the order of the requests.
@@ -172,11 +176,11 @@ class ServerDecoder:
 
     def use(self, name: str) -> None:
         """Have answers come of the model, or the adapter, of this name."""
-        for engine in self._found():
+        for engine in self.engines:
             engine.about = engine.about._replace(model=name)
 
     def _ask_all(self, path: str, body: dict[str, str]) -> None:
-        for engine in self._found():
+        for engine in self.engines:
             try:
                 engine.server.ask(path, json.dumps(body).encode(), type="application/json")
             except ServerError as error:
@@ -185,12 +189,18 @@ class ServerDecoder:
                     told += "; start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
                 raise UserError(told) from error
 
-    def _found(self) -> list[VLLM]:
+    @property
+    def engines(self) -> list[VLLM]:
+        """The servers that are asked.
+
+        Raises:
+            UserError: as :meth:`Server.engines`.
+        """
         self._engines = self._engines or self._server.engines()
         return self._engines
 
     def _open(self, requests: Sequence[Request]) -> Requests:
-        engines = self._found()
+        engines = self.engines
         used = numpy.unique(numpy.concatenate([numpy.asarray(request.prompt) for request in requests]))
         for engine in engines:
             with answered_by(engine):
@@ -241,8 +251,11 @@ class ServerDecoder:
             tokens = [int(token) for token in choice["token_ids"]]
             log_probs = [float(log_prob) for log_prob in choice["logprobs"]["token_logprobs"]]
             reason = choice["finish_reason"]
+            versions = {span["version"] for span in choice["weight_versions"]} if self.weight_version else set()
         if len(tokens) != len(log_probs) or not 1 <= len(tokens) <= limit:
             raise NoAnswer(f"{len(tokens)} tokens with {len(log_probs)} log-probabilities, where 1 to {limit} may be")
+        if versions - {self.weight_version}:
+            raise Refused(0, f"answers by weights {', '.join(sorted(versions))}, not by those that were sent last")
         if reason not in ("stop", "length"):  # a server that is paused aborts
             raise NoAnswer(f"finish_reason {reason}")
         for number in range(1, len(tokens) + 1):  # as they came
@@ -280,6 +293,8 @@ class ServerDecoder:
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
         }
+        if self.weight_version:
+            body["return_weight_versions"] = True
         found = asked_for_json(engine.server, _PATH, body)
         with read_from(_PATH):
             (choice,) = found["choices"]
