@@ -10,7 +10,6 @@ Of the server ``/pause``, during which completions are 503, ``/resume``, ``/get_
 ``weight_versions`` of completions.
 """
 
-import abc
 import concurrent.futures
 import dataclasses
 import functools
@@ -98,7 +97,7 @@ class ParamMeta:
     shape: tuple[int, ...]
 
 
-class WeightSource(abc.ABC):
+class WeightSource:
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
         assert isinstance(cls.__dict__["metadata"], functools.cached_property)

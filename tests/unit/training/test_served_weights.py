@@ -42,7 +42,7 @@ def learn(model):
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
 
 
-def test_answers_are_those_of_the_student_as_it_was_sent_last(server, student, monkeypatch):
+def test_answers_are_those_of_the_weights_that_were_sent_last(server, student, monkeypatch):
     stand_in_vllm.installed(monkeypatch)
     model, checkpoint = student
     decoder = ServerDecoder(Server(server.url, retries=0), {2}, LIKELIEST)
@@ -73,7 +73,7 @@ def test_a_server_that_takes_no_weights_says_so(server, student, monkeypatch):
         served.send(student[0], 1)
 
 
-def test_without_vllm_here_it_is_told(server, student):
+def test_vllm_must_be_installed_here_to_send_it_weights(server, student):
     if importlib.util.find_spec("vllm"):
         pytest.skip("vLLM is installed")
     with pytest.raises(UserError, match="pip install vllm, or train by LoRA"):
