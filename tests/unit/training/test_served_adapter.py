@@ -60,6 +60,9 @@ def test_answers_are_those_of_the_student_as_it_was_sent_last(server, student, t
         assert [answer.tokens for answer in found] != [answer.tokens for answer in before]
         before = found
     assert [folder.name for folder in (tmp_path / "adapters").iterdir()] == list(server._adapted)
+    server._adapted.clear()  # as after a new start
+    served.send(model, 3)
+    assert decoder.generate(REQUESTS) == found
     again = ServerDecoder(Server(server.url), {2}, LIKELIEST)  # of a run that goes on: it finds an adapter there
     ServedAdapter(again, checkpoint, tmp_path / "adapters").send(model, 2)
     assert again.generate(REQUESTS) == found
