@@ -153,7 +153,7 @@ def test_what_is_wrong_with_a_server_is_told_before_an_answer(started):
         decoder(started(StandInSGLang)).generate(requests())
     gone = started()
     gone.close()
-    with pytest.raises(UserError, match=f"url={gone.url}: no server answers"):
+    with pytest.raises(UserError, match=rf"url={gone.url}: no server answers \(.*\); start one: vllm serve MODEL"):
         decoder(gone).generate(requests())
 
 
