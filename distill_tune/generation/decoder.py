@@ -11,12 +11,11 @@ import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.errors import UserError
+from distill_tune.generation.endings import Endings
 from distill_tune.generation.graphs import StepGraphs
 from distill_tune.generation.ready import ReadyModel, ready_to_generate
-from distill_tune.generation.repetition import ends_in_repetition
 from distill_tune.generation.requests import Completion, Request
 from distill_tune.generation.sampling import Sampling, choose, uniform
-from distill_tune.generation.stop_texts import StopTexts
 from distill_tune.models.cached_rows import FilledRows, GrownRows, KeyValueCache
 
 from torchtune.modules import TransformerDecoder
@@ -93,8 +92,7 @@ class Decoder:
         max_slots: int = 64,
     ) -> None:
         self.sampling, self.spent = sampling or Sampling(), Spent()
-        self._model, self._ends = model, frozenset((*ends, *self.sampling.stop_token_ids))
-        self._stop_texts = StopTexts(self.sampling.stop, tokenizer)
+        self._model, self._endings = model, Endings(ends, self.sampling, tokenizer)
         self._cache_bytes, self._max_slots = cache_bytes, max_slots
         self._cache: KeyValueCache | None = None
 
@@ -134,7 +132,7 @@ class Decoder:
         # The longest first, so that rows of a batch have about one length; equal prompts beside each other.
         rows.sort(key=lambda row: (len(row.prompt), row.prompt), reverse=True)
         cache = self._cache_for(rows, model)
-        return _Batch(rows, model, cache, self._ends, self.sampling, self._stop_texts, self.spent)
+        return _Batch(rows, model, cache, self._endings, self.sampling, self.spent)
 
     def _row(self, number: int, request: Request) -> _Row:
         prompt, longest = len(request.prompt), self._model.max_seq_len
@@ -177,15 +175,14 @@ class _Batch:
         rows: Sequence[_Row],
         model: ReadyModel,
         cache: KeyValueCache | None,
-        ends: frozenset[int],
+        endings: Endings,
         sampling: Sampling,
-        stop_texts: StopTexts,
         spent: Spent,
     ) -> None:
         self.waiting = collections.deque(rows)
         self._running: list[_Row] = []
         self._spent = spent
-        self._model, self._ends, self._sampling, self._stop_texts = model, ends, sampling, stop_texts
+        self._model, self._endings, self._sampling = model, endings, sampling
         if cache is not None:
             self._cache = cache
             # Of each slot: its random stream, and of the next token the one before and the position in row and answer.
@@ -269,18 +266,13 @@ class _Batch:
 
     def _append(self, tokens: torch.Tensor, log_probs: torch.Tensor) -> None:
         """Give the last rows their new tokens, ``[steps, n]`` or ``[n]``, up to their ends."""
-        n, repetitions = tokens.shape[-1], self._sampling.max_repetitions
+        n = tokens.shape[-1]
         columns = zip(*(part.view(-1, n).t().tolist() for part in (tokens, log_probs)), strict=True)
         for row, new in zip(self._running[-n:], columns, strict=True):
             for token, log_prob in zip(*new, strict=True):
                 row.tokens.append(token)
                 row.log_probs.append(log_prob)
-                if token in self._ends or self._stop_texts.cut(row.tokens, row.log_probs):
-                    row.finish_reason = "stop"
-                elif len(row.tokens) == row.limit:
-                    row.finish_reason = "length"
-                elif repetitions and ends_in_repetition(row.tokens, repetitions):
-                    row.finish_reason = "repetition"
+                row.finish_reason = self._endings.reached(row.tokens, row.log_probs, row.limit)
                 if row.finish_reason:
                     break
 
