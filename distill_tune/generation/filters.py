@@ -6,7 +6,10 @@ import unicodedata
 from collections.abc import Sequence
 
 from distill_tune.generation.answers import FINISHED, Answer
+from distill_tune.generation.repetition import ends_in_repetition
 from distill_tune.generation.words import grams, words
+
+_CIRCLES = 8  # times that an answer says its last tokens at its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Length:
 
 @dataclasses.dataclass(frozen=True)
 class Repetition:
-    """Answers that do not say the same again and again.
+    """Answers that do not say the same again and again, and do not end in going round in circles.
 
     Args:
         n: words, or characters of Chinese and the like, in a row.
@@ -49,6 +52,8 @@ class Repetition:
     most: float = 0.3
 
     def __call__(self, answer: Answer) -> bool:
+        if ends_in_repetition(answer.tokens, _CIRCLES):
+            return False
         said = list(grams(words(answer.text), self.n))
         return not said or 1 - len(set(said)) / len(said) <= self.most
 

@@ -93,6 +93,8 @@ def test_filters_see_what_they_are_for():
     repeats = generation.Repetition()
     assert repeats(answer("It is the sum of the two numbers, and of the others."))
     assert not repeats(answer("and so on " * 10)) and not repeats(answer("你好吗" * 10)) and repeats(answer("yes"))
+    circles = [5, 6, 7] * 8
+    assert not repeats(answer("|", tokens=[1, 2, *circles])) and repeats(answer("|", tokens=[1, 2, *circles[3:]]))
     latin = generation.Scripts(["latin"])
     assert latin(answer("It is 6, à peu près.")) and not latin(answer("It is 六个,大概是这样的"))
     assert generation.Scripts(["CJK", "Latin"])(answer("六 six"))
