@@ -95,6 +95,7 @@ class Decoder:
         self._model, self._endings = model, Endings(ends, self.sampling, tokenizer)
         self._cache_bytes, self._max_slots = cache_bytes, max_slots
         self._cache: KeyValueCache | None = None
+        self._rows_asked_for = 0  # when the cache was made; it may have had to have fewer slots
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """All completions, in the order of the requests.
@@ -152,9 +153,10 @@ class Decoder:
         longest = max(rows, key=lambda row: len(row.prompt) + row.limit)
         length = len(longest.prompt) + longest.limit + _steps_between_looks(model.device)
         slots = min(self._max_slots, len(rows))
-        if self._cache and self._cache.holds(slots, length, model.device, model.dtype):
+        fits = self._cache and self._cache.holds(length, model.device, model.dtype)
+        if fits and slots <= self._rows_asked_for:
             return self._cache
-        self._cache = None  # freed before the new one
+        self._cache, self._rows_asked_for = None, slots  # freed before the new one
         of_slot = KeyValueCache.bytes_of_slot(self._model, length, model.dtype)
         budget = self._cache_bytes or _free_bytes(model.device)
         if of_slot > budget:

@@ -61,10 +61,9 @@ class KeyValueCache:
         """What a row of so many positions takes."""
         return sum(2 * math.prod(shape) for shape in _shapes(model, length)) * dtype.itemsize
 
-    def holds(self, slots: int, length: int, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether it is what another one would be, or larger."""
-        kept = self.keys[0]
-        return self.slots >= slots and self.length >= length and kept.device == device and kept.dtype == dtype
+    def holds(self, length: int, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether it has room for rows of so many positions, in that dtype and there."""
+        return self.length >= length and self.keys[0].device == device and self.keys[0].dtype == dtype
 
     def move(self, source: int, target: int) -> None:
         """Put the row of one slot into another."""
