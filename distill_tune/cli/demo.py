@@ -130,12 +130,13 @@ def _measure(folder: Path) -> tuple[list[Any], list[dict[str, Any]]]:
     comparisons = compare_folders(folders, plan)
     from distill_tune.data import docstring_rows
 
-    answers = []
-    device = training.find_device("auto")
-    loaded = {name: ModelFolder.open(path).load(device, torch.float32) for name, path in folders.items()}
-    for row in docstring_rows.collect(_SHOWN_ANSWERS, held_out=True):
-        given = {name: evaluation.answer(model, tokenizer, row["instruction"]) for name, model in loaded.items()}
-        answers.append({"question": row["instruction"], "docstring": row["output"], **given})
+    shown = list(docstring_rows.collect(_SHOWN_ANSWERS, held_out=True))
+    answers = [{"question": row["instruction"], "docstring": row["output"]} for row in shown]
+    for name, path in folders.items():
+        model = ModelFolder.open(path).load(training.find_device("auto"), torch.float32)
+        given = evaluation.answers(model, tokenizer, [row["instruction"] for row in shown])
+        for row, text in zip(answers, given, strict=True):
+            row[name] = text
     return comparisons, answers
 
 

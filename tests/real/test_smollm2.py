@@ -56,7 +56,8 @@ def test_its_gguf_file_teaches_the_same(model, tmp_path):
 
 def test_it_knows_the_capital_of_france(model):
     tokenizer = data.hf_tokenizer(str(TEACHER))
-    assert "Paris" in evaluation.answer(model, tokenizer, "What is the capital of France?", max_tokens=20)
+    (found,) = evaluation.answers(model, tokenizer, ["What is the capital of France?"], max_tokens=20)
+    assert "Paris" in found
 
 
 @pytest.fixture
