@@ -1,0 +1,224 @@
+"""Steps whose answers are written while the student trains."""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune import models
+from distill_tune.data.batch import Batch, Row, joined
+from distill_tune.data.conversation import IGNORE_INDEX
+from distill_tune.data.shape import Shape
+from distill_tune.generation import Completion, Generator, Request, stream_of
+from distill_tune.rollouts.answer_watch import AnswerWatch
+from distill_tune.rollouts.answers import measures_of
+from distill_tune.rollouts.checks import Checked
+from distill_tune.rollouts.marks import Marks, marks_of
+from distill_tune.rollouts.on_policy import own_rows
+from distill_tune.rollouts.prompts import answered, prompt_of
+from distill_tune.rollouts.step_rows import Say, StepRows
+from distill_tune.rollouts.writers import decoder_of, written_by_all_ranks
+from distill_tune.rollouts.written import WrittenRollouts, marked
+from distill_tune.training.distributed import is_main_process, on_all_ranks, reduced_over_ranks
+from distill_tune.training.lost_teacher import is_lost
+from distill_tune.training.metrics import read_metrics
+
+from torchtune.modules import TransformerDecoder
+
+_SHOWN = 4  # rollouts that are written, each time
+
+
+class Answer(NamedTuple):
+    """Of a row of a step: None where the data's own stands."""
+
+    row: Row
+    completion: Completion | None
+    is_own: bool
+
+
+class RowsOnPolicy:
+    """Takes each step's rows from the plan, and puts answers behind their prompts.
+
+    1. Which rows the student answers is a function of seed and step; their answers are of seed, step, row and sample,
+       and of its weights. So nothing needs to be stored for a run to go on.
+    2. Each rank writes the answers of its share, and hears of all others': the step's rows are the same on every rank.
+    3. They are cut into micro-batches by their tokens, and its supervised tokens counted, as the plan does with the
+       data's rows.
+
+    Args:
+        checked: what of the config has been found to fit.
+        seed: of the run.
+    """
+
+    def __init__(self, checked: Checked, seed: int) -> None:
+        self._of, self._seed = checked, seed
+        self._settings, self._steps, self._teacher = checked.settings, checked.steps, checked.built.teacher
+        self._rows_before = [0, *itertools.accumulate(map(len, self._steps.plan.datasets))]
+        self._steps.plan.hold(checked.most_tokens)
+
+    def begin(self, student: TransformerDecoder, device: torch.device, step: int, run: Path) -> None:
+        """As :meth:`RowsOfData.begin`."""
+        self._student, self._head, self._device = student, models.output_head(student), device
+        history = itertools.takewhile(lambda line: line["step"] <= step, read_metrics(run / "metrics.jsonl"))
+        self._watch = AnswerWatch(history if step else ())
+        self._file = WrittenRollouts(run, step) if is_main_process() else None
+        self._by_student, *self._by_teachers = (
+            decoder_of(model, self._of.ends, self._of.sampling, self._of.built.tokenizer)
+            for model in (student, *self._of.writing_teachers)
+        )
+
+    def of_step(self, step: int, say: Say) -> StepRows:
+        """As :meth:`RowsOfData.of_step`; a remark where answers run away."""
+        started = time.perf_counter()
+        answers = self._answers(step)
+        seconds = time.perf_counter() - started
+        rows = [answer.row for answer in answers]
+        hands = self._steps.plan.dealt(rows)
+        batches = [joined([rows[at] for at in hand]) for hand in hands]
+        shape = _shape_of(rows, bool(self._teacher.names))
+        own = [answer.completion for answer in answers if answer.is_own and answer.completion]
+        measured = measures_of(own, seconds)
+        self._teacher.expect(iter(batches))
+        if step % self._settings.log_every_n_steps == 0 and own and not is_lost(self._teacher, batches):
+            measured |= self._marked(step, answers, hands, batches)
+        if alarm := self._watch.alarm(measured):
+            say(f"step {step + 1}: {alarm}")
+        return StepRows(batches, sum(shape.supervised), shape, measured)
+
+    # ---- Answers
+
+    def _answers(self, step: int) -> list[Answer]:
+        """The rows of a step, on all ranks, with their answers."""
+        rows = self._steps.plan.rows(*divmod(step, self._steps.steps_per_epoch))
+        is_own = own_rows(len(rows), self._of.share_at(step), self._seed, step)
+        samples = [self._settings.samples_per_prompt if own else 1 for own in is_own]
+        numbers = _occurrences([self._number(row) for row in rows])
+        wanted = [(at, sample) for at, count in enumerate(samples) for sample in range(count)]
+        requests = [self._request(rows[at], step, *numbers[at], sample) for at, sample in wanted]
+        found: dict[int, Completion] = {}
+        for write, chosen in self._writers(rows, is_own):
+            asked = [number for number, (at, _) in enumerate(wanted) if chosen[at]]
+            written = written_by_all_ranks(write, [requests[n] for n in asked], [wanted[n][0] for n in asked])
+            found |= dict(zip(asked, written, strict=True))
+        return [
+            Answer(answered(rows[at], found[n].tokens) if n in found else rows[at], found.get(n), bool(is_own[at]))
+            for n, (at, _) in enumerate(wanted)
+        ]
+
+    def _writers(self, rows: Sequence[Row], is_own: numpy.ndarray) -> Iterator[tuple[Generator, numpy.ndarray]]:
+        """Each with the rows whose answers it writes, ``[rows]``, bool."""
+        was_training = self._student.training
+        self._student.eval()
+        yield self._by_student, is_own
+        self._student.train(was_training)
+        if self._settings.seq_kd:
+            teacher_ids = numpy.array([row.teacher_id for row in rows])
+            for number, generator in enumerate(self._by_teachers):
+                yield generator, ~is_own & (teacher_ids == number)
+
+    def _number(self, row: Row) -> int:
+        """Among the rows of all datasets."""
+        dataset, number = row.place
+        return self._rows_before[dataset] + number
+
+    def _request(self, row: Row, step: int, number: int, occurrence: int, sample: int) -> Request:
+        prompt = prompt_of(row.tokens, row.labels).tolist()
+        sample += occurrence * self._settings.samples_per_prompt
+        room = self._of.room(len(prompt))
+        return Request(prompt, stream_of(self._seed, step, number, sample), room)
+
+    # ---- Marks
+
+    def _marked(
+        self, step: int, answers: Sequence[Answer], hands: Sequence[numpy.ndarray], batches: Sequence[Batch]
+    ) -> dict[str, float]:
+        """What student and teacher think of the student's answers; some are written down. All ranks call it."""
+        was_training = self._student.training
+        self._student.eval()
+        of_answer: dict[int, Marks] = {}
+        for hand, batch in zip(hands, batches, strict=True):
+            marks = marks_of(
+                self._student, self._head, self._teacher, batch.to(self._device), self._of.built.common_vocab_size
+            )
+            ends = [0, *itertools.accumulate(batch.num_supervised)]
+            of_answer |= {int(at): marks[begin:end] for at, begin, end in zip(hand, ends, ends[1:], strict=False)}
+        self._teacher.release()
+        self._student.train(was_training)
+        own = [(answers[at], marks) for at, marks in sorted(of_answer.items()) if answers[at].is_own]
+        shown = [at for at, answer in enumerate(answers) if answer.is_own][:_SHOWN]
+        lines = [self._line(step, answers[at], of_answer[at]) for at in shown if at in of_answer]
+        of_ranks = on_all_ranks(lines)
+        if self._file is not None:
+            self._file.write([line for of_rank in of_ranks for line in of_rank])
+        return _means(own)
+
+    def _line(self, step: int, answer: Answer, marks: Marks) -> dict[str, Any]:
+        completion, tokenizer = answer.completion, self._of.built.tokenizer
+        assert completion is not None
+        prompt = answer.row.tokens[: len(answer.row.tokens) - len(completion.tokens)].tolist()
+        return {
+            "step": step + 1,
+            "row": self._steps.plan.origin(*answer.row.place),
+            "prompt": tokenizer.decode(prompt),
+            "answer": tokenizer.decode(list(completion.tokens)),
+            "finish_reason": completion.finish_reason,
+            "marks": marked(tokenizer, completion.tokens, marks.log_ratio.tolist()),
+        }
+
+
+def _occurrences(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Each number, and how often it came before."""
+    seen: dict[int, int] = {}
+    found = []
+    for number in numbers:
+        found.append((number, seen.get(number, 0)))
+        seen[number] = seen.get(number, 0) + 1
+    return found
+
+
+def _shape_of(rows: Sequence[Row], follow_teachers: bool) -> Shape:
+    of_teacher = [len(row.teacher_tokens) for row in rows if row.teacher_tokens is not None]
+    return Shape(
+        tuple(len(row.tokens) for row in rows),
+        tuple(int((row.labels[1:] != IGNORE_INDEX).sum()) for row in rows),
+        tuple(of_teacher),
+        tuple(row.teacher_id for row in rows) if follow_teachers else (),
+    )
+
+
+def _means(own: Sequence[tuple[Answer, Marks]]) -> dict[str, float]:
+    """Over the tokens of the student's answers, on all ranks; without what the teacher does not tell."""
+    sums = {name: torch.zeros(2, dtype=torch.float64) for name in _MEASURES}
+    largest = 0.0
+    for answer, marks in own:
+        assert answer.completion is not None
+        gap = (marks.log_prob - torch.tensor(answer.completion.log_probs)).abs()
+        values = {
+            "rollout_student_entropy": marks.student_entropy,
+            "rollout_teacher_entropy": marks.teacher_entropy,
+            "rollout_overlap": marks.overlap,
+            "rollout_acceptance": marks.log_ratio.clamp(max=0).exp(),
+            "rollout_log_prob_gap": gap,
+        }
+        for name, of_tokens in values.items():
+            told = of_tokens[~of_tokens.isnan()].double()
+            sums[name] += torch.stack([told.sum(), torch.tensor(float(len(told)))])
+        largest = max([largest, *gap.tolist()])
+    totals, (largest,) = reduced_over_ranks([value for pair in sums.values() for value in pair], most=[largest])
+    pairs = zip(sums, zip(totals[::2], totals[1::2], strict=True), strict=True)
+    means = {name: total / count for name, (total, count) in pairs if count}
+    return means | {"rollout_largest_log_prob_gap": largest}
+
+
+_MEASURES = (
+    "rollout_student_entropy",
+    "rollout_teacher_entropy",
+    "rollout_overlap",
+    "rollout_acceptance",
+    "rollout_log_prob_gap",
+)

@@ -1,0 +1,48 @@
+"""Who writes answers: the student, or the teachers that rows follow."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from distill_tune.errors import UserError
+from distill_tune.generation import Completion, Decoder, Generator, Request, Sampling
+from distill_tune.teachers import EMA, EarlierCheckpoint, HuggingFace, LiveTeacher, SeveralTeachers, Teacher
+from distill_tune.training.distributed import num_ranks, on_all_ranks, rank
+
+
+def models_that_write(teacher: Teacher) -> list[Any]:
+    """For ``seq_kd``: the model of each teacher that rows choose from, of a single one its own.
+
+    Raises:
+        UserError: one that cannot write.
+    """
+    if isinstance(teacher, SeveralTeachers) and teacher.names:
+        return [model for one in teacher.teachers for model in models_that_write(one)]
+    if isinstance(teacher, LiveTeacher):
+        return [teacher.model]
+    if isinstance(teacher, EMA | EarlierCheckpoint):
+        return list(teacher.models)
+    if isinstance(teacher, HuggingFace):
+        return [teacher]
+    raise UserError(
+        f"rollouts.seq_kd=True: {type(teacher).__name__} cannot write answers while the student trains; take a "
+        "model as teacher, or write them beforehand (distill-tune run generate) and train on that file"
+    )
+
+
+def decoder_of(model: Any, ends: Iterable[int], sampling: Sampling, tokenizer: Any) -> Generator:
+    """What writes a model's answers."""
+    return Decoder(model, ends, sampling, tokenizer=tokenizer)
+
+
+def written_by_all_ranks(generator: Generator, requests: Sequence[Request], of_rows: Sequence[int]) -> list[Completion]:
+    """The completions of a step's requests, of which each rank writes its share; all ranks call it, with the same.
+
+    Args:
+        of_rows: of each request the number of its row: those of one are written by one rank.
+    """
+    if not requests:
+        return []
+    own = [at for at, row in enumerate(of_rows) if row % num_ranks() == rank()]
+    written = generator.generate([requests[at] for at in own])
+    found = {at: answer for of_rank in on_all_ranks(list(zip(own, written, strict=True))) for at, answer in of_rank}
+    return [found[at] for at in range(len(requests))]
