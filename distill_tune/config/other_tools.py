@@ -31,6 +31,9 @@ _THEIRS = {
     "optimizer.betas": "adam_beta1 adam_beta2",
     "optimizer.lr": "learning_rate",
     "optimizer.weight_decay": "weight_decay",
+    "rollouts.lmbda": "lmbda",
+    "rollouts.sampling.max_new_tokens": "max_completion_length max_new_tokens",
+    "rollouts.seq_kd": "seq_kd",
     "run_val_every_n_steps": "eval_steps eval_strategy evals_per_epoch",
     "save_every_n_steps": "save_steps save_strategy saves_per_epoch",
     "teacher_max_seq_len": "distill_max_teacher_length",
@@ -39,8 +42,3 @@ _THEIRS = {
     "tokenizer.max_seq_len": "cutoff_len max_length max_seq_length sequence_len",
 }
 OURS = {theirs: ours for ours, names in _THEIRS.items() for theirs in names.split()}
-# Those for which there is no key: the rows' own answers are what is learned.
-WITHOUT_A_KEY = {
-    "lmbda": "answers are the rows' own here, as with lmbda: 0",
-    "seq_kd": "the teacher's answers are generated beforehand, and are rows then",
-}
