@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distill_tune.models.packed_rows import PackedRows, attend, capped_attention, copied_for_queries, within_window
+from distill_tune.models.packed_rows import Rows, capped_attention, copied_for_queries, within_window
 from distill_tune.models.rope import RotaryEmbedding
 
 
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         x: torch.Tensor,
         y: torch.Tensor | None = None,
         *,
-        mask: PackedRows | torch.Tensor | None = None,
+        mask: Rows | torch.Tensor | None = None,
         input_pos: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
@@ -68,8 +68,8 @@ class Attention(nn.Module):
         k = self.rope(self.k_norm(self.k_proj(x).view(b, s, self.num_kv_heads, self.head_dim)), input_pos)
         v = self.v_proj(x).view(b, s, self.num_kv_heads, self.head_dim)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [b, heads, s, head_dim]
-        if isinstance(mask, PackedRows):
-            attended = attend(q, k, v, mask, scale=self.scale, window=self.window, softcap=self.softcap)
+        if isinstance(mask, Rows):
+            attended = mask.attend(q, k, v, scale=self.scale, window=self.window, softcap=self.softcap)
         else:
             attended = self._plain(q, k, v, within_window(mask, self.window, s, x.device))
         return self.output_proj(attended.transpose(1, 2).reshape(b, s, -1))

@@ -1,5 +1,6 @@
 """Rows that share one sequence without padding: who may attend to whom, and how to compute it without waste."""
 
+import abc
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,35 @@ except ImportError:  # PyTorch 2.9
     varlen_attn = None  # type: ignore[assignment]
 
 
-class PackedRows:
+class Rows(abc.ABC):
+    """Stands where a model's mask stands, and computes the attention itself."""
+
+    @abc.abstractmethod
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        scale: float | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+        dropout: float = 0.0,
+    ) -> torch.Tensor:
+        """
+        Args:
+            q: ``[b, heads, s, head_dim]``, turned by its positions.
+            k, v: ``[b, kv_heads, s, head_dim]``.
+            scale: of the scores; default head_dim ** -0.5.
+            window: a position sees so many positions, itself included; None for all before it.
+            softcap: scores s become softcap * tanh(s / softcap).
+
+        Returns:
+            ``[b, heads, s, head_dim]``.
+        """
+
+
+class PackedRows(Rows):
     """A mask for one sequence of several rows: a position sees its own row up to itself.
 
     A plain class: torch.compile would guard each length of a frozen dataclass, and compile for every batch anew.
@@ -45,13 +74,6 @@ class PackedRows:
         self.longest = max(lengths)
         self._block_masks: dict[int | None, BlockMask] = {}
 
-    @functools.cached_property
-    @torch.inference_mode(False)  # as above
-    def dense(self) -> torch.Tensor:
-        """``[1, s, s]``, bool."""
-        starts = (self.positions[0] == 0).cumsum(0)
-        return torch.eq(starts[:, None], starts[None]).tril_()[None]
-
     def block_mask(self, window: int | None) -> BlockMask:
         """For flex attention; made once for all layers with this window."""
         if window not in self._block_masks:
@@ -59,38 +81,27 @@ class PackedRows:
                 self._block_masks[window] = block_mask(self.lengths, window, self.positions.device)
         return self._block_masks[window]
 
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        scale: float | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+        dropout: float = 0.0,
+    ) -> torch.Tensor:
+        """Each row sees itself alone; nothing is computed between rows. ``b`` is 1.
 
-def attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: PackedRows,
-    *,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    dropout: float = 0.0,
-) -> torch.Tensor:
-    """Attention in which each row sees itself alone; nothing is computed between rows.
-
-    On CUDA in half precision one flash kernel takes all rows, where heads are of a width that it knows; scores with a
-    cap go through flex attention. Elsewhere each row is a call.
-
-    Args:
-        q: ``[1, heads, s, head_dim]``.
-        k, v: ``[1, kv_heads, s, head_dim]``.
-        scale: of the scores; default head_dim ** -0.5.
-        window: a position sees so many positions, itself included; None for all before it.
-        softcap: scores s become softcap * tanh(s / softcap).
-
-    Returns:
-        ``[1, heads, s, head_dim]``.
-    """
-    if q.is_cuda and softcap is not None and not dropout:
-        return _flex(_compiled_flex_attention(), q, k, v, mask, scale, window, softcap)
-    if q.is_cuda and softcap is None and not dropout and _has_varlen() and _is_for_flash(q):
-        return _varlen(q, k, v, mask, scale, window)
-    return _row_by_row(q, k, v, mask, scale, window, softcap, dropout)
+        On CUDA in half precision one flash kernel takes all rows, where heads are of a width that it knows; scores with
+        a cap go through flex attention. Elsewhere each row is a call.
+        """
+        if q.is_cuda and softcap is not None and not dropout:
+            return _flex(_compiled_flex_attention(), q, k, v, self, scale, window, softcap)
+        if q.is_cuda and softcap is None and not dropout and _has_varlen() and _is_for_flash(q):
+            return _varlen(q, k, v, self, scale, window)
+        return _row_by_row(q, k, v, self, scale, window, softcap, dropout)
 
 
 @torch.compiler.disable  # it is compiled by itself, and its mask made of lengths, which change with every batch
@@ -215,9 +226,8 @@ def use_packed_rows(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, MultiHeadAttention) and not isinstance(module._attention_call, functools.partial):
             module._attention_call = functools.partial(_attention_call, module._attention_call)
-        elif isinstance(module, Gemma2Attention) and not module._forward_pre_hooks:
-            # It wants the whole matrix; from_hf's Gemma 2 does not.
-            module.register_forward_pre_hook(_with_dense_mask, with_kwargs=True)
+        elif isinstance(module, Gemma2Attention):
+            module.forward = functools.partial(_gemma2_attention, module)  # its own wants the whole matrix
 
 
 def _attention_call(
@@ -225,15 +235,40 @@ def _attention_call(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    mask: PackedRows | torch.Tensor | BlockMask | None,
+    mask: Rows | torch.Tensor | BlockMask | None,
     dropout_p: float,
     is_causal: bool,
 ) -> torch.Tensor:
-    if isinstance(mask, PackedRows):
-        return attend(q, k, v, mask, dropout=dropout_p)
+    if isinstance(mask, Rows):
+        return mask.attend(q, k, v, dropout=dropout_p)
     return torchtunes(q, k, v, mask=mask, dropout_p=dropout_p, is_causal=is_causal)
 
 
-def _with_dense_mask(module: nn.Module, arguments: tuple, named: dict) -> tuple[tuple, dict]:
-    mask = named.get("mask")
-    return arguments, named | {"mask": mask.dense if isinstance(mask, PackedRows) else mask}
+def _gemma2_attention(
+    module: Gemma2Attention,
+    x: torch.Tensor,
+    y: torch.Tensor | None = None,
+    *,
+    mask: Rows | torch.Tensor | None = None,
+    input_pos: torch.Tensor | None = None,
+) -> torch.Tensor:
+    if not isinstance(mask, Rows):
+        return Gemma2Attention.forward(module, x, y, mask=mask, input_pos=input_pos)
+    b, s, _ = x.shape
+    q, k, v = (
+        project(x).view(b, s, heads, module.head_dim)
+        for project, heads in (
+            (module.q_proj, module.num_heads),
+            (module.k_proj, module.num_kv_heads),
+            (module.v_proj, module.num_kv_heads),
+        )
+    )
+    q, k = module.pos_embeddings(q, input_pos=input_pos), module.pos_embeddings(k, input_pos=input_pos)
+    attended = mask.attend(
+        *(part.transpose(1, 2) for part in (q, k, v)),
+        scale=module.scaling,
+        window=module.sliding_window_size,
+        softcap=module.softcapping,
+        dropout=module.attn_dropout if module.training else 0.0,
+    )
+    return module.output_proj(attended.transpose(1, 2).reshape(b, s, -1))

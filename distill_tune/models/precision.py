@@ -1,5 +1,6 @@
 """What trains is held in one dtype, and cast to the one that the model computes in where it is used."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,19 @@ def compute_in(model: TransformerDecoder, dtype: torch.dtype) -> None:
 def computed_in(model: TransformerDecoder) -> torch.dtype:
     """The dtype of a model's hidden states."""
     return getattr(model, "computes_in", next(model.parameters()).dtype)
+
+
+@contextlib.contextmanager
+def cast_throughout(model: TransformerDecoder) -> Iterator[None]:
+    """Have trained parameters cast once, not as each layer begins, for many forward passes past the layers' hooks."""
+    casts = [_CastWhileUsed(computed_in(model)) for _ in (*model.layers, model.norm)]
+    for cast, module in zip(casts, (*model.layers, model.norm), strict=True):
+        cast.begin(module, None)
+    try:
+        yield
+    finally:
+        for cast, module in zip(casts, (*model.layers, model.norm), strict=True):
+            cast.end(module, None, None)
 
 
 class _CastWhileUsed:

@@ -1,10 +1,10 @@
-"""attend() on CUDA takes the branch that is meant, and its numbers are those of float64."""
+"""Packed rows on CUDA takes the branch that is meant, and its numbers are those of float64."""
 
 import pytest
 import torch
 
 from distill_tune.models import packed_rows
-from distill_tune.models.packed_rows import PackedRows, attend
+from distill_tune.models.packed_rows import PackedRows
 
 pytestmark = pytest.mark.gpu
 
@@ -48,7 +48,7 @@ def test_it_is_float64s(dtype, softcap, branch, window, monkeypatch):
     shapes = [(1, heads, sum(LENGTHS), 64) for heads in (4, 2, 2, 4)]
     *qkv, upstream = (torch.randn(shape, generator=generator).to("cuda", dtype) for shape in shapes)
     qkv = [x.requires_grad_() for x in qkv]
-    found = attend(*qkv, PackedRows(LENGTHS, torch.device("cuda")), scale=0.3, window=window, softcap=softcap)
+    found = PackedRows(LENGTHS, torch.device("cuda")).attend(*qkv, scale=0.3, window=window, softcap=softcap)
     found = [found, *torch.autograd.grad(found, qkv, upstream)]
     in_float64 = [x.detach().double().requires_grad_() for x in qkv]
     wanted = exact(*in_float64, window, softcap)

@@ -13,7 +13,7 @@ from torch.nn.attention import flex_attention
 from distill_tune import models
 from distill_tune.data.batch import joined
 from distill_tune.models import packed_rows
-from distill_tune.models.packed_rows import PackedRows, attend
+from distill_tune.models.packed_rows import PackedRows
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def test_capped_scores_have_the_outputs_and_gradients_of_a_call_a_row(dtype, tol
         shapes = [(1, heads, sum(lengths), 16) for heads in (4, 2, 2)]
         inputs = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
         rows = PackedRows(lengths, torch.device("cpu"))
-        found = with_gradients(attend(*inputs, rows, scale=scale, window=window, softcap=softcap), inputs)
+        found = with_gradients(rows.attend(*inputs, scale=scale, window=window, softcap=softcap), inputs)
         exact = [x.detach().float().requires_grad_() for x in inputs]
         wanted = with_gradients(packed_rows._row_by_row(*exact, rows, scale, window, softcap, 0.0), exact)
         for ours, theirs in zip(found, wanted, strict=True):
@@ -59,7 +59,7 @@ def test_teacher_student_and_validation_on_short_and_long_batches_are_all_compil
     def attend_to(batch, head_dim):
         shapes = [(1, heads, sum(batch), head_dim) for heads in (2, 1, 1)]
         inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-        attend(*inputs, PackedRows(batch, torch.device("cpu")), scale=0.2, window=7, softcap=50.0)
+        PackedRows(batch, torch.device("cpu")).attend(*inputs, scale=0.2, window=7, softcap=50.0)
 
     counters.clear()
     graphs = []

@@ -9,7 +9,7 @@ from stand_in_cuda import cuda_branches, varlen
 from distill_tune import models
 from distill_tune.data.batch import joined
 from distill_tune.models import attention, packed_rows
-from distill_tune.models.packed_rows import PackedRows, attend, copied_for_queries
+from distill_tune.models.packed_rows import PackedRows, copied_for_queries
 
 pytestmark = pytest.mark.skipif(varlen is None, reason="this PyTorch has no attention of packed rows")
 
@@ -93,29 +93,29 @@ def test_rows_of_one_position_and_a_single_row(lengths):
     ],
 )
 def test_what_is_asked_decides_the_way(taken, way, dtype, asked):
-    attend(*qkv(dtype), PackedRows(LENGTHS, torch.device("cpu")), **asked)
+    PackedRows(LENGTHS, torch.device("cpu")).attend(*qkv(dtype), **asked)
     assert {name for name, times in taken.items() if times} == {way}
 
 
 @pytest.mark.parametrize("head_dim", [12, 264])
 def test_heads_of_a_width_that_the_kernel_refuses_take_a_call_a_row(taken, head_dim):
     """It wants a multiple of 8, at most 256."""
-    attend(*qkv(torch.bfloat16, head_dim=head_dim), PackedRows(LENGTHS, torch.device("cpu")))
+    PackedRows(LENGTHS, torch.device("cpu")).attend(*qkv(torch.bfloat16, head_dim=head_dim))
     assert taken["_row_by_row"] == 1
 
 
 @pytest.mark.parametrize("has", [(), ("scale",)])
 def test_a_pytorch_without_the_operator_or_without_windows_takes_a_call_a_row(taken, monkeypatch, has):
     monkeypatch.setattr(packed_rows, "_VARLEN_ARGUMENTS", frozenset(has))
-    attend(*qkv(torch.bfloat16), PackedRows(LENGTHS, torch.device("cpu")))
+    PackedRows(LENGTHS, torch.device("cpu")).attend(*qkv(torch.bfloat16))
     assert taken["_row_by_row"] == 1
 
 
 def test_what_a_teacher_asked_for_first_a_student_takes_its_gradient_with():
     batch, (q, k, v) = joined([(torch.arange(n), torch.arange(n)) for n in LENGTHS]), qkv(torch.bfloat16)
     with torch.inference_mode():
-        attend(q, k, v, batch.attention()["mask"])
-    attend(q, k, v, batch.attention()["mask"]).sum().backward()
+        batch.attention()["mask"].attend(q, k, v)
+    batch.attention()["mask"].attend(q, k, v).sum().backward()
 
 
 def test_a_model_with_windows_is_as_near_to_float32_as_by_a_call_a_row(tmp_path, taken, monkeypatch):

@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from distill_tune.models import packed_rows
 from distill_tune.models.block_mask import block_mask
-from distill_tune.models.packed_rows import PackedRows, attend
+from distill_tune.models.packed_rows import PackedRows
 
 LENGTHS = (5, 1, 40, 18)
 ROWS = PackedRows(LENGTHS, torch.device("cpu"))
@@ -45,7 +45,7 @@ def assert_same(found, wanted, qkv):
 @pytest.mark.parametrize("window", [None, 7, 30])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_row_by_row(qkv, window, softcap):
-    found = attend(*qkv, ROWS, scale=0.3, window=window, softcap=softcap)
+    found = ROWS.attend(*qkv, scale=0.3, window=window, softcap=softcap)
     assert_same(found, dense(*qkv, window, softcap), qkv)
 
 
@@ -85,7 +85,7 @@ def test_the_flash_kernel_is_called_by_its_contract(qkv, window, takes_grouped_k
 def test_what_a_teacher_asks_for_in_inference_mode_a_student_can_save():
     with torch.inference_mode():
         rows = PackedRows(LENGTHS, torch.device("cpu"))
-        made = [rows.boundaries, rows.positions, rows.dense, rows.block_mask(7).kv_indices]
+        made = [rows.boundaries, rows.positions, rows.block_mask(7).kv_indices]
     assert not any(tensor.is_inference() for tensor in made)
 
 

@@ -1,0 +1,301 @@
+"""Many answers at once: schedule, run, take."""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.errors import UserError
+from distill_tune.generation.ready import ReadyModel, ready_to_generate
+from distill_tune.generation.requests import Completion, Request
+from distill_tune.generation.sampling import Sampling, choose, uniform
+from distill_tune.generation.stop_texts import StopTexts
+from distill_tune.models.cached_rows import FilledRows, GrownRows, KeyValueCache
+
+from torchtune.modules import TransformerDecoder
+
+_PREFILL_TOKENS = 4096  # of the prompts that are read together
+_CPU_CACHE_BYTES = 2**30
+_STEPS_BETWEEN_LOOKS = 8  # at the tokens, for which the CPU waits for the device
+
+
+@dataclasses.dataclass
+class _Row:
+    """A request while it is being answered.
+
+    Attributes:
+        number: among the requests.
+        limit: tokens of its answer at most.
+        finish_reason: empty until it has ended or is cut.
+    """
+
+    number: int
+    prompt: tuple[int, ...]
+    stream: int
+    limit: int
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    log_probs: list[float] = dataclasses.field(default_factory=list)
+    finish_reason: str = ""
+
+    @property
+    def completion(self) -> Completion:
+        return Completion(tuple(self.tokens), tuple(self.log_probs), self.finish_reason)
+
+
+class Decoder:
+    """Answers with a model of torchtune's modules, many prompts at once.
+
+    Each row has a slot of the key-value cache; as a row ends, the next prompt takes its place. An answer depends on its
+    prompt, its stream and the weights, not on what it shares the batch with, up to the rounding of the products.
+
+    Args:
+        model: with its output head in place or taken, on its device; sharded, every rank calls at the same time.
+        ends: tokens that end an answer.
+        tokenizer: of torchtune's or ours; needed for ``sampling.stop``.
+        cache_bytes: the key-value cache takes no more; default 1 GiB on a CPU, half of what is free elsewhere.
+        max_slots: rows at a time.
+
+    Raises:
+        UserError: stop texts without a tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: TransformerDecoder,
+        ends: Collection[int],
+        sampling: Sampling | None = None,
+        *,
+        tokenizer: Any = None,
+        cache_bytes: int | None = None,
+        max_slots: int = 64,
+    ) -> None:
+        self.sampling = sampling or Sampling()
+        self._model, self._ends = model, frozenset(ends)
+        self._stop_texts = StopTexts(self.sampling.stop, tokenizer)
+        self._cache_bytes, self._max_slots = cache_bytes, max_slots
+        self._cache: KeyValueCache | None = None
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """All completions, in the order of the requests.
+
+        Raises:
+            UserError: as :meth:`completions`.
+        """
+        found = dict(self.completions(requests))
+        return [found[number] for number in range(len(requests))]
+
+    def completions(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """Each request's number and completion, as they are done.
+
+        Raises:
+            UserError: a prompt that is empty, or does not fit into the model or the cache.
+        """
+        with ready_to_generate(self._model) as model:
+            batch = self._batch(requests, model)
+            while not batch.is_done:
+                for row in batch.step():
+                    yield row.number, row.completion
+
+    def stream(self, request: Request) -> Iterator[int]:
+        """The tokens of one request as they come."""
+        with ready_to_generate(self._model) as model:
+            batch, given = self._batch([request], model), 0
+            (row,) = batch.waiting
+            while not batch.is_done:
+                batch.step()
+                yield from row.tokens[given:]
+                given = len(row.tokens)
+
+    def _batch(self, requests: Sequence[Request], model: ReadyModel) -> "_Batch":
+        rows = [self._row(number, request) for number, request in enumerate(requests)]
+        # The longest first, so that rows of a batch have about one length; equal prompts beside each other.
+        rows.sort(key=lambda row: (len(row.prompt), row.prompt), reverse=True)
+        return _Batch(rows, model, self._cache_for(rows, model), self._ends, self.sampling, self._stop_texts)
+
+    def _row(self, number: int, request: Request) -> _Row:
+        prompt, longest = len(request.prompt), self._model.max_seq_len
+        if not prompt:
+            raise UserError(f"prompt {number + 1} has no tokens: there is nothing to go on from")
+        if prompt >= longest:
+            raise UserError(
+                f"prompt {number + 1} has {prompt} tokens; the model reads {longest} at most, its answer included"
+            )
+        wanted = request.max_new_tokens or self.sampling.max_new_tokens
+        return _Row(number, tuple(request.prompt), request.stream, min(wanted, longest - prompt))
+
+    def _cache_for(self, rows: Sequence[_Row], model: ReadyModel) -> KeyValueCache | None:
+        """The cache of the call before, where it is large enough; None without rows."""
+        if not rows:
+            return None
+        longest = max(rows, key=lambda row: len(row.prompt) + row.limit)
+        length = len(longest.prompt) + longest.limit + _steps_between_looks(model.device)
+        slots = min(self._max_slots, len(rows))
+        if self._cache and self._cache.holds(slots, length, model.device, model.dtype):
+            return self._cache
+        self._cache = None  # freed before the new one
+        of_slot = KeyValueCache.bytes_of_slot(self._model, length, model.dtype)
+        budget = self._cache_bytes or _free_bytes(model.device)
+        if of_slot > budget:
+            raise UserError(
+                f"prompt {longest.number + 1} has {len(longest.prompt)} tokens and up to {longest.limit} to come: its "
+                f"keys and values take {of_slot / 2**30:.2f} GiB, the cache may take {budget / 2**30:.2f} GiB; raise "
+                "cache_bytes, or lower max_new_tokens"
+            )
+        self._cache = KeyValueCache(self._model, min(slots, budget // of_slot), length, model.device, model.dtype)
+        return self._cache
+
+
+class _Batch:
+    """Rows that wait, and those that are being answered, which have the first slots of the cache, without gaps."""
+
+    def __init__(
+        self,
+        rows: Sequence[_Row],
+        model: ReadyModel,
+        cache: KeyValueCache | None,
+        ends: frozenset[int],
+        sampling: Sampling,
+        stop_texts: StopTexts,
+    ) -> None:
+        self.waiting = collections.deque(rows)
+        self._running: list[_Row] = []
+        self._model, self._ends, self._sampling, self._stop_texts = model, ends, sampling, stop_texts
+        if cache is not None:
+            self._cache = cache
+            # Of each slot: its random stream, and of the next token the one before and the position in row and answer.
+            self._slots = torch.zeros(4, cache.slots, dtype=torch.int64, device=model.device)
+            self._streams, self._last, self._positions, self._answered = self._slots
+        self._seen: torch.Tensor | None = None  # the tokens of each slot's row, with a repetition penalty
+
+    @property
+    def is_done(self) -> bool:
+        return not self.waiting and not self._running
+
+    def step(self) -> list[_Row]:
+        """Fill the free slots and choose the next token of each row, or some; the rows that are done by it."""
+        free = self._cache.slots - len(self._running)
+        taken = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+        for rows in _read_together(taken):
+            self._begin(rows)
+        done = self._take_finished()
+        if self._running:
+            self._go_on(_steps_between_looks(self._model.device))
+            done += self._take_finished()
+        return done
+
+    def _begin(self, rows: Sequence[_Row]) -> None:
+        """Read prompts, each once for all rows that have it, and choose their first tokens."""
+        first = len(self._running)
+        self._running += rows
+        groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row.prompt)]
+        ends = itertools.accumulate(map(len, groups), initial=first)
+        slots = [range(start, start + len(group)) for start, group in zip(ends, groups, strict=False)]
+        lengths = [len(group[0].prompt) for group in groups]
+        prompts = FilledRows(lengths, slots, self._cache)
+        tokens = self._tensor([token for group in groups for token in group[0].prompt])[None]
+        hidden = self._model.hidden_states(tokens, prompts.positions, prompts)[0]
+        last = self._tensor([end - 1 for end in itertools.accumulate(lengths)])
+        logits = self._model.logits(hidden[last])  # [prompts, v]
+        logits = logits.repeat_interleave(self._tensor([len(group) for group in groups]), dim=0)
+        filled = slice(first, len(self._running))
+        self._slots[:, filled] = self._tensor([[row.stream, 0, len(row.prompt) - 1, 0] for row in rows]).t()
+        if self._sampling.repetition_penalty != 1:
+            self._remember(filled, rows, logits.shape[-1])
+        self._append(*self._choose(logits, filled))
+
+    def _go_on(self, steps: int) -> None:
+        """So many tokens more for each row; those behind an end are not taken."""
+        now = slice(0, len(self._running))
+        longest = max(len(row.prompt) + len(row.tokens) for row in self._running)
+        chosen = []
+        for step in range(steps):
+            rows = GrownRows(self._positions[now], longest + step, self._cache)
+            hidden = self._model.hidden_states(self._last[now, None], self._positions[now, None], rows)[:, 0]
+            chosen.append(self._choose(self._model.logits(hidden), now))
+        self._append(*(torch.stack(part) for part in zip(*chosen, strict=True)))
+
+    def _choose(self, logits: torch.Tensor, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next token of each of the slots and its log-probability, ``[n]`` each."""
+        seen = None if self._seen is None else self._seen[slots]
+        random = uniform(self._streams[slots], self._answered[slots])
+        tokens, log_probs = choose(logits, self._sampling, random, seen)
+        if seen is not None:
+            seen.scatter_(-1, tokens[:, None], True)
+        self._last[slots] = tokens
+        self._positions[slots] += 1
+        self._answered[slots] += 1
+        return tokens, log_probs
+
+    def _append(self, tokens: torch.Tensor, log_probs: torch.Tensor) -> None:
+        """Give the last rows their new tokens, ``[steps, n]`` or ``[n]``, up to their ends."""
+        n = tokens.shape[-1]
+        columns = zip(*(part.view(-1, n).t().tolist() for part in (tokens, log_probs)), strict=True)
+        for row, new in zip(self._running[-n:], columns, strict=True):
+            for token, log_prob in zip(*new, strict=True):
+                row.tokens.append(token)
+                row.log_probs.append(log_prob)
+                if token in self._ends or self._stop_texts.cut(row.tokens, row.log_probs):
+                    row.finish_reason = "stop"
+                elif len(row.tokens) == row.limit:
+                    row.finish_reason = "length"
+                if row.finish_reason:
+                    break
+
+    def _take_finished(self) -> list[_Row]:
+        """Rows that are done leave their slots, and the last ones move there."""
+        done = [row for row in self._running if row.finish_reason]
+        for slot in reversed(range(len(self._running))):
+            if self._running[slot].finish_reason:
+                last = len(self._running) - 1
+                if slot != last:
+                    self._move(last, slot)
+                self._running.pop()
+        return done
+
+    def _move(self, source: int, target: int) -> None:
+        self._running[target] = self._running[source]
+        self._cache.move(source, target)
+        self._slots[:, target] = self._slots[:, source]
+        if self._seen is not None:
+            self._seen[target] = self._seen[source]
+
+    def _remember(self, slots: slice, rows: Sequence[_Row], vocab_size: int) -> None:
+        if self._seen is None:
+            self._seen = torch.zeros(self._cache.slots, vocab_size, dtype=torch.bool, device=self._model.device)
+        self._seen[slots] = False
+        for slot, row in zip(range(slots.start, slots.stop), rows, strict=True):
+            self._seen[slot, self._tensor(row.prompt)] = True
+
+    def _tensor(self, numbers: Sequence[Any]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.int64).to(self._model.device, non_blocking=True)
+
+
+def _read_together(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+    """Rows whose prompts are read in one forward pass; a long one by itself."""
+    part: list[_Row] = []
+    tokens = 0
+    for row in rows:
+        new = 0 if part and part[-1].prompt == row.prompt else len(row.prompt)
+        if part and tokens + new > _PREFILL_TOKENS:
+            yield part
+            part, tokens = [], 0
+            new = len(row.prompt)
+        part.append(row)
+        tokens += new
+    if part:
+        yield part
+
+
+def _steps_between_looks(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else _STEPS_BETWEEN_LOOKS
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What a cache may take where nothing is said."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    return _CPU_CACHE_BYTES

@@ -1,0 +1,92 @@
+"""A model made ready for many short forward passes, and as it was afterwards."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.models.cached_rows import FilledRows, GrownRows
+from distill_tune.models.output_head import output_head
+from distill_tune.models.packed_rows import use_packed_rows
+from distill_tune.models.precision import cast_throughout, computed_in
+
+from torchtune.modules import TransformerDecoder
+
+
+@contextlib.contextmanager
+def ready_to_generate(model: TransformerDecoder) -> "Iterator[ReadyModel]":
+    """Without dropout and gradients; what trains cast once, and sharded weights gathered, all of them, on this rank.
+
+    Every rank of a sharded model calls it at the same time; what they do in between is their own.
+
+    Args:
+        model: whole or sharded, its output head in place or taken; its weights are used as they are, not copied.
+    """
+    was_training = model.training
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    model.eval()
+    use_packed_rows(model)
+    for module in sharded:
+        module.unshard()
+    try:
+        with cast_throughout(model) if hasattr(model, "computes_in") else contextlib.nullcontext(), torch.no_grad():
+            yield ReadyModel(model, past_hooks=bool(sharded) or hasattr(model, "computes_in"))
+    finally:
+        for module in sharded:
+            module.reshard()
+        model.train(was_training)
+
+
+class ReadyModel:
+    """Runs a model's layers over rows of a key-value cache.
+
+    Attributes:
+        dtype: of hidden states, and of what the cache holds.
+        device: on which they are.
+    """
+
+    def __init__(self, model: TransformerDecoder, past_hooks: bool) -> None:
+        embeddings = model.tok_embeddings
+        # Hooks would cast what is cast, and shard anew what the next token needs.
+        call = _forward if past_hooks else _itself
+        self._embed, self._norm = call(embeddings), call(model.norm)
+        self._layers = [call(layer) for layer in model.layers]
+        self._projection = output_head(model).projection_for_loss()
+        self.device = embeddings.weight.device
+        gathered = next(model.layers[0].parameters()).dtype
+        self.dtype = computed_in(model) if hasattr(model, "computes_in") else gathered
+
+    def hidden_states(
+        self, tokens: torch.Tensor, positions: torch.Tensor, rows: FilledRows | GrownRows
+    ) -> torch.Tensor:
+        """
+        Args:
+            tokens, positions: ``[b, s]``.
+
+        Returns:
+            ``[b, s, d]``.
+        """
+        hidden = self._embed(tokens).to(self.dtype)
+        for number, layer in enumerate(self._layers):
+            rows.layer = number
+            hidden = layer(hidden, mask=rows, input_pos=positions)
+        return self._norm(hidden)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """``[n, d] -> [n, v]``, float32."""
+        projection = self._projection
+        logits = projection.logits(hidden, projection.memory(len(hidden), 0, hidden.dtype))
+        if projection.softcap is not None:
+            logits = torch.tanh_(logits.div_(projection.softcap)).mul_(projection.softcap)
+        return logits
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return getattr(module, "_checkpoint_wrapped_module", module)
+
+
+def _forward(module: nn.Module):  # type: ignore[no-untyped-def]
+    return _itself(module).forward

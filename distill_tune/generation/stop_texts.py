@@ -1,0 +1,46 @@
+"""Texts at which an answer ends, looked for as its tokens come."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from distill_tune.errors import UserError
+
+_TOKENS_BEFORE = 8  # a text may begin within a token, and a token within a character
+
+
+class StopTexts:
+    """
+    Args:
+        texts: an answer ends before the first of them.
+        tokenizer: that decodes.
+
+    Raises:
+        UserError: texts without a tokenizer.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizer: Any) -> None:
+        if texts and tokenizer is None:
+            raise UserError(f"stop={list(texts)}: stop texts need a tokenizer")
+        self._texts, self._tokenizer = tuple(texts), tokenizer
+        self._longest = max((len(text.encode()) for text in texts), default=0)
+
+    def cut(self, tokens: list[int], log_probs: list[float]) -> bool:
+        """Take from an answer the text at which it ends and what follows, if it is there; whether it was.
+
+        The token in which the text begins is taken too.
+        """
+        if not self._texts:
+            return False
+        tail = tokens[-(self._longest + _TOKENS_BEFORE) :]  # a token has a byte at least
+        if not self._found(tail):
+            return False
+        start = len(tokens) - len(tail)
+        kept = next(kept for kept in range(len(tail)) if self._found(tail[: kept + 1]))
+        # Back to where the text had not begun: the shortest tail of what is left that still completes it.
+        first = next(first for first in range(kept, -1, -1) if self._found(tail[first : kept + 1]))
+        del tokens[start + first :], log_probs[start + first :]
+        return True
+
+    def _found(self, tokens: Sequence[int]) -> bool:
+        decoded = self._tokenizer.decode(list(tokens))
+        return any(text in decoded for text in self._texts)
