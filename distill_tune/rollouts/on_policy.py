@@ -49,8 +49,8 @@ def _sampling_of(arguments: Mapping[str, Any]) -> Sampling:
         raise UserError(f"rollouts.sampling.{unknown[0]}: no such argument; it takes {', '.join(known)}")
     try:
         return Sampling(**arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"rollouts.sampling: {error}") from error
+    except UserError as error:
+        raise UserError(f"rollouts.sampling.{error}") from error
 
 
 def own_rows(num_rows: int, share: float, seed: int, step: int) -> numpy.ndarray:

@@ -112,10 +112,7 @@ class RowsOnPolicy:
 
     def _writers(self, rows: Sequence[Row], is_own: numpy.ndarray) -> Iterator[tuple[Generator, numpy.ndarray]]:
         """Each with the rows whose answers it writes, ``[rows]``, bool."""
-        was_training = self._student.training
-        self._student.eval()
         yield self._by_student, is_own
-        self._student.train(was_training)
         if self._settings.seq_kd:
             teacher_ids = numpy.array([row.teacher_id for row in rows])
             for number, generator in enumerate(self._by_teachers):
@@ -151,10 +148,10 @@ class RowsOnPolicy:
         self._student.train(was_training)
         own = [(answers[at], marks) for at, marks in sorted(of_answer.items()) if answers[at].is_own]
         shown = [at for at, answer in enumerate(answers) if answer.is_own][:_SHOWN]
-        lines = [self._line(step, answers[at], of_answer[at]) for at in shown if at in of_answer]
-        of_ranks = on_all_ranks(lines)
+        lines = {at: self._line(step, answers[at], of_answer[at]) for at in shown if at in of_answer}
+        of_all = {at: line for of_rank in on_all_ranks(lines) for at, line in of_rank.items()}
         if self._file is not None:
-            self._file.write([line for of_rank in of_ranks for line in of_rank])
+            self._file.write([of_all[at] for at in shown])
         return _means(own)
 
     def _line(self, step: int, answer: Answer, marks: Marks) -> dict[str, Any]:

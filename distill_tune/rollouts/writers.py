@@ -1,6 +1,6 @@
 """Who writes answers: the student, or the teachers that rows follow."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from distill_tune.errors import UserError
@@ -29,7 +29,7 @@ def models_that_write(teacher: Teacher) -> list[Any]:
     )
 
 
-def decoder_of(model: Any, ends: Iterable[int], sampling: Sampling, tokenizer: Any) -> Generator:
+def decoder_of(model: Any, ends: Collection[int], sampling: Sampling, tokenizer: Any) -> Generator:
     """What writes a model's answers."""
     return Decoder(model, ends, sampling, tokenizer=tokenizer)
 

@@ -19,11 +19,11 @@ def kill_once(at):
     if step == at and not (mark := run.path / f"killed_{at}").exists():
         mark.touch()
         __import__("os").kill(__import__("os").getpid(), 9)
-def generate(requests, generate=rows._by_student.generate):
-    first = generate(requests[:1])
-    kill_once(3)
-    return [*first, *generate(requests[1:])]
-rows._by_student.generate = generate
+def completions(requests, completions=rows._by_student.completions):
+    for found in completions(requests):
+        yield found
+        kill_once(3)
+rows._by_student.completions = completions
 """
 
 

@@ -36,6 +36,7 @@ def test_arguments_of_sampling_serve_as_it_does():
         ({"lmbda": 1.5}, "rollouts.lmbda=1.5: must be from 0 to 1, or a schedule"),
         ({"samples_per_prompt": 0}, "rollouts.samples_per_prompt=0: must be at least 1"),
         ({"log_every_n_steps": 0}, "rollouts.log_every_n_steps=0: must be at least 1"),
+        ({"sampling": {"max_new_tokens": 0}}, "rollouts.sampling.max_new_tokens=0: must be 1 or more"),
         ({"sampling": {"temprature": 1}}, "rollouts.sampling.temprature: no such argument; it takes max_new_tokens, "),
     ],
 )
