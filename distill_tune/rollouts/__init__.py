@@ -2,6 +2,7 @@
 
 from distill_tune.rollouts.build import build_rows
 from distill_tune.rollouts.on_policy import OnPolicy
+from distill_tune.rollouts.rows_on_policy import RowsOnPolicy
 from distill_tune.rollouts.step_rows import RowsOfData, StepRows
 
-__all__ = ["OnPolicy", "RowsOfData", "StepRows", "build_rows"]
+__all__ = ["OnPolicy", "RowsOfData", "RowsOnPolicy", "StepRows", "build_rows"]

@@ -24,7 +24,8 @@ class Checked:
     Attributes:
         ends: the tokens at which an answer ends.
         most_tokens: of a micro-batch of several rows, as a plan's ``limits`` have them.
-        longest, longest_of_teacher: tokens of a row with its answer, as student and teacher read it.
+        longest, longest_of_teacher, most_learned: tokens of a row with its answer, as student and teacher read it, and
+            those of the answer.
         writing_teachers: the model of each teacher that rows choose from, where teachers write answers.
     """
 
@@ -36,6 +37,7 @@ class Checked:
     most_tokens: Sequence[int]
     longest: int
     longest_of_teacher: int
+    most_learned: int
     writing_teachers: Sequence[Any]
 
     @property
@@ -108,7 +110,9 @@ def check_rollouts(
     ends = exported_stops(built.tokenizer, built.student_checkpoint.folder, _vocab_size(built))
     if not ends:
         raise UserError("rollouts: neither the tokenizer nor the student's folder names a token that ends an answer")
-    return Checked(settings, built, steps, shares, frozenset(ends), most, longest, longest_of_teacher, writing)
+    return Checked(
+        settings, built, steps, shares, frozenset(ends), most, longest, longest_of_teacher, most_learned, writing
+    )
 
 
 def _vocab_size(built: Models) -> int:

@@ -15,6 +15,7 @@ from distill_tune.data.batch import Batch, Row, joined
 from distill_tune.data.conversation import IGNORE_INDEX
 from distill_tune.data.shape import Shape
 from distill_tune.generation import Completion, Generator, Request, stream_of
+from distill_tune.models.cached_rows import KeyValueCache
 from distill_tune.rollouts.answer_watch import AnswerWatch
 from distill_tune.rollouts.answers import measures_of
 from distill_tune.rollouts.checks import Checked
@@ -22,7 +23,7 @@ from distill_tune.rollouts.marks import Marks, marks_of
 from distill_tune.rollouts.on_policy import own_rows
 from distill_tune.rollouts.prompts import answered, prompt_of
 from distill_tune.rollouts.step_rows import Say, StepRows
-from distill_tune.rollouts.writers import decoder_of, written_by_all_ranks
+from distill_tune.rollouts.writers import MAX_SLOTS, decoder_of, written_by_all_ranks
 from distill_tune.rollouts.written import WrittenRollouts, marked
 from distill_tune.training.distributed import is_main_process, on_all_ranks, reduced_over_ranks
 from distill_tune.training.lost_teacher import is_lost
@@ -166,6 +167,41 @@ class RowsOnPolicy:
             "finish_reason": completion.finish_reason,
             "marks": marked(tokenizer, completion.tokens, marks.log_ratio.tolist()),
         }
+
+    # ---- For estimates, in which each answer is as long as it may be
+
+    @property
+    def longest(self) -> int:
+        """As :attr:`RowsOfData.longest`."""
+        return max(self._of.longest, self._of.longest_of_teacher)
+
+    @property
+    def largest_shapes(self) -> list[Shape]:
+        """As :attr:`RowsOfData.largest_shapes`, of rows that follow each of the teachers."""
+        rows = max(1, self._of.most_tokens[0] // self._of.longest)
+        lengths, learned, of_teacher = (
+            (tokens,) * rows for tokens in (self._of.longest, self._of.most_learned, self._of.longest_of_teacher)
+        )
+        differ = any(of_dataset.teacher is not None for of_dataset in self._steps.plan.datasets)
+        following = [(number,) * rows for number in range(len(self._teacher.names))] or [()]
+        return [Shape(lengths, learned, of_teacher if differ else (), ids) for ids in following]
+
+    def shapes(self, step: int) -> list[Shape]:
+        """As :meth:`RowsOfData.shapes`."""
+        plan, settings = self._steps.plan, self._settings
+        taken = plan.rows(0, step)
+        rows = []
+        for row, is_own in zip(taken, own_rows(len(taken), self._of.share_at(step), self._seed, step), strict=True):
+            room = self._of.room(len(prompt_of(row.tokens, row.labels)))
+            samples = settings.samples_per_prompt if is_own else 1
+            rows += [answered(row, [0] * room) if is_own or settings.seq_kd else row] * samples
+        return [_shape_of([rows[at] for at in hand], bool(self._teacher.names)) for hand in plan.dealt(rows)]
+
+    def cache_bytes(self, rows: int, dtype: torch.dtype) -> float:
+        """As :meth:`RowsOfData.cache_bytes`."""
+        writing = (self._of.built.student, *self._of.writing_teachers)
+        of_slot = sum(KeyValueCache.bytes_of_slot(model, self._of.longest, dtype) for model in writing)
+        return min(MAX_SLOTS, rows) * of_slot
 
 
 def _occurrences(numbers: Sequence[int]) -> list[tuple[int, int]]:

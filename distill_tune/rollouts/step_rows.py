@@ -1,6 +1,6 @@
 """The rows of a step, wherever their answers come from: what a recipe's loop asks for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,3 +51,28 @@ class RowsOfData:
         """Of the step that follows ``step`` steps. All ranks call it."""
         plan, at = self._steps.plan, divmod(step, self._steps.steps_per_epoch)
         return StepRows(plan.micro_batches(*at), plan.num_supervised(*at), plan.shape(*at), {})
+
+    # ---- For estimates
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, as student or teacher reads it."""
+        return max(self._steps.plan.longest, self._steps.plan.longest_of_teacher)
+
+    @property
+    def largest_shapes(self) -> Sequence[Shape]:
+        """As :attr:`StepPlan.largest_shapes`."""
+        return self._steps.plan.largest_shapes
+
+    def shapes(self, step: int) -> list[Shape]:
+        """Of this rank's micro-batches in a step of the first epoch."""
+        return self._steps.plan.shapes(0, step)
+
+    def cache_bytes(self, rows: int, dtype: torch.dtype) -> float:
+        """Of the keys and values that stay while the student trains.
+
+        Args:
+            rows: of a step, on each process.
+            dtype: in which models compute.
+        """
+        return 0.0

@@ -8,6 +8,8 @@ from distill_tune.generation import Completion, Decoder, Generator, Request, Sam
 from distill_tune.teachers import EMA, EarlierCheckpoint, HuggingFace, LiveTeacher, SeveralTeachers, Teacher
 from distill_tune.training.distributed import num_ranks, on_all_ranks, rank
 
+MAX_SLOTS = 64  # rows that are answered at a time
+
 
 def models_that_write(teacher: Teacher) -> list[Any]:
     """For ``seq_kd``: the model of each teacher that rows choose from, of a single one its own.
@@ -31,7 +33,7 @@ def models_that_write(teacher: Teacher) -> list[Any]:
 
 def decoder_of(model: Any, ends: Collection[int], sampling: Sampling, tokenizer: Any) -> Generator:
     """What writes a model's answers."""
-    return Decoder(model, ends, sampling, tokenizer=tokenizer)
+    return Decoder(model, ends, sampling, tokenizer=tokenizer, max_slots=MAX_SLOTS)
 
 
 def written_by_all_ranks(generator: Generator, requests: Sequence[Request], of_rows: Sequence[int]) -> list[Completion]:
