@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy
 
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune import models
 from distill_tune.errors import UserError
 from distill_tune.generation import Sampling
 from distill_tune.rollouts.on_policy import OnPolicy
 from distill_tune.rollouts.prompts import prompt_lengths
 from distill_tune.rollouts.writers import models_that_write
-from distill_tune.training.ends import exported_stops
+from distill_tune.training.ends import exported_stops, stops_of
 from distill_tune.training.preparation import Models, Steps
 from distill_tune.training.schedules import Schedules
 
@@ -60,7 +62,7 @@ def check_rollouts(
     """
     Raises:
         UserError: a teacher that cannot judge or write such answers, a loss that would teach the student its own
-            answers as if they were right, a row without a prompt, one that has no answer and needs it, or one that a
+            answers as if they were right, answers that end otherwise than the teacher's, a row without a prompt, one that has no answer and needs it, or one that a
             model cannot read with an answer behind it.
     """
     shares = Schedules(steps.steps_per_epoch, steps.total_steps, {_SHARE: settings.lmbda})
@@ -107,18 +109,30 @@ def check_rollouts(
         most = [(batch_size or 1) * tokens for tokens in (longest, longest_of_teacher, most_learned)]
     else:
         most = [max_tokens_per_batch, max(max_tokens_per_batch, longest_of_teacher), max_tokens_per_batch]
-    ends = exported_stops(built.tokenizer, built.student_checkpoint.folder, _vocab_size(built))
-    if not ends:
-        raise UserError("rollouts: neither the tokenizer nor the student's folder names a token that ends an answer")
+    ends = exported_stops(
+        built.tokenizer, built.student_checkpoint.folder, models.output_head(built.student).vocab_size
+    )
+    _require_same_ends(ends, built)
     return Checked(
         settings, built, steps, shares, frozenset(ends), most, longest, longest_of_teacher, most_learned, writing
     )
 
 
-def _vocab_size(built: Models) -> int:
-    from distill_tune.models import output_head
+def _require_same_ends(ends: Sequence[int], built: Models) -> None:
+    if not ends:
+        raise UserError("rollouts: neither the tokenizer nor the student's folder names a token that ends an answer")
+    for folder in built.teacher.folders:
+        its = [token for tokens in stops_of(folder).values() for token in tokens]
+        if its and not set(its) & set(ends):
+            raise UserError(
+                f"rollouts: the student's answers end at {_told(ends)}, and the teacher of {folder} stops at "
+                f"{_told(its)}: it would have them grow without end; set tokenizer.path={folder}, so that rows end as "
+                "its answers do"
+            )
 
-    return output_head(built.student).vocab_size
+
+def _told(tokens: Sequence[int]) -> str:
+    return f"token {' or '.join(map(str, dict.fromkeys(tokens)))}"
 
 
 def _require_prompts(rows: Any, prompts: numpy.ndarray, max_seq_len: int, need_answers: bool) -> None:

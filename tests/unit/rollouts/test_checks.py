@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tiny import write_model
 
 from distill_tune.errors import UserError
 
@@ -56,3 +57,15 @@ def test_of_several_teachers_together_none_writes(rows_of, teacher_folder):
     with pytest.raises(UserError, match=r"^rollouts.seq_kd=True: SeveralTeachers cannot write answers"):
         rows_of({"seq_kd": True}, **changes)
     rows_of({}, **changes)
+
+
+def test_a_teacher_that_ends_answers_otherwise_is_told_of_with_the_key_to_set(rows_of, tokenizer_file, tmp_path):
+    other = write_model(tmp_path / "other", tokenizer_file, seed=3)
+    config = json.loads((other / "config.json").read_text()) | {"eos_token_id": [7, 9]}
+    (other / "config.json").write_text(json.dumps(config))
+    teacher = {"_component_": "distill_tune.models.from_hf", "path": str(other)}
+    told = f"the student's answers end at token 2, and the teacher of {other} stops at token 7 or 9: .* tokenizer.path="
+    with pytest.raises(UserError, match=told):
+        rows_of(teacher_model=teacher, teacher_checkpointer=None)
+    (other / "config.json").write_text(json.dumps(config | {"eos_token_id": [2, 9]}))
+    rows_of(teacher_model=teacher, teacher_checkpointer=None)
