@@ -61,9 +61,9 @@ def check_rollouts(
 ) -> Checked:
     """
     Raises:
-        UserError: a teacher that cannot judge or write such answers, a loss that would teach the student its own
-            answers as if they were right, answers that end otherwise than the teacher's, a row without a prompt, one that has no answer and needs it, or one that a
-            model cannot read with an answer behind it.
+        UserError: a teacher that cannot judge or write such answers, or ends them otherwise; a loss that would teach
+            the student its own answers as if they were right; a row without a prompt, one that has no answer and needs
+            it, or one that a model cannot read with an answer behind it.
     """
     shares = Schedules(steps.steps_per_epoch, steps.total_steps, {_SHARE: settings.lmbda})
     every = range(0, steps.total_steps, max(1, steps.total_steps // 1000))
