@@ -6,7 +6,7 @@ from pathlib import Path
 from tiny import write_model
 from tiny_gguf import write_gguf
 
-FOLDERS = ("tiny/", "signals/", "migrate/")
+FOLDERS = ("tiny/", "signals/", "migrate/", "generate/")
 FEW_ROWS = ["dataset.num_rows=16", "dataset.min_characters=30"]
 
 

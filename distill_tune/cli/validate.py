@@ -16,6 +16,7 @@ from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_config, find_recipe, folders_of_own_modules
 from distill_tune.config.load import load_config
 from distill_tune.config.missing_files import MissingFile
+from distill_tune.config.recipe_keys import Recipe
 from distill_tune.config.trust import is_known, outside
 from distill_tune.errors import CollectedFaults, Faults, FinishedRun, UserError
 from distill_tune.sizes import binary
@@ -46,6 +47,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 # What the steps before loading call: where one of these is from elsewhere, its group is not checked.
 _OF_MODELS = ("model", "teacher_model", "tokenizer", "optimizer", "lr_scheduler", "hidden_loss")
+_OF_ANSWERS = ("model", "teacher_model", "tokenizer", "sampling")
 _OF_ROWS = ("dataset", "dataset_val", "augmentations", "kd_ratio", "temperature")
 _LOSSES = ("loss", "kd_loss", "kd_token_weight")
 
@@ -72,6 +74,7 @@ def _validate(options: argparse.Namespace) -> None:
     path = find_config(name)
     where = f"config {path}" + (" and the command line" if overrides else "")
     of_config, of_parts = CollectedFaults(where), CollectedFaults(where)
+    generates = Recipe(recipe).generates
     cfg = None
     with of_config:
         cfg = checked_config(recipe, name, overrides, "known")
@@ -80,10 +83,10 @@ def _validate(options: argparse.Namespace) -> None:
     if told := outside(cfg, folders_of_own_modules(recipe))[0]:
         print("a run would run code from elsewhere, which is not checked here:\n  " + "\n  ".join(told))
     if all(isinstance(fault, MissingFile) for fault in of_config):  # sizes need none
-        _print_sizes(cfg, num_processes)
+        _print_sizes(cfg, num_processes, trains=not generates)
     keys = set(map(_key_in, of_config))
     try:
-        _build_and_prepare(cfg, num_processes, of_parts)
+        _prepare_answers(cfg, of_parts) if generates else _build_and_prepare(cfg, num_processes, of_parts)
     except Exception:
         if not keys:  # else it may follow from what is told
             raise
@@ -137,6 +140,27 @@ def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFau
             _read_rows(cfg, built.teacher.names if built else (), faults)
         elif checkpoint and state:
             state.require_same_plan(checkpoint, steps.identity_with(built), cfg.get("resume_with_changes", False))
+
+
+def _prepare_answers(cfg: DictConfig, faults: CollectedFaults) -> None:
+    """As :func:`_build_and_prepare`, for the recipe generate."""
+    import torch
+
+    from distill_tune import config, data, training
+
+    date = cfg.get("date")
+    with faults:
+        _, made = training.find_answers(cfg.output_dir)
+        date = date or (made and made.date)
+    training.use_day(date)
+    if _has_foreign(cfg, (*_OF_ANSWERS, "dataset"), "models and rows"):
+        return
+    with faults, data.local_files_alone():
+        try:
+            tokenizer = config.build("tokenizer", cfg.tokenizer)
+            training.prepare_answers(cfg, torch.device("cpu"), tokenizer, runs=False)
+        except data.RowsOnHub as told:
+            print(f"dataset: {told}: its rows are checked by the run, before it loads a model")
 
 
 def _build_profiler(component: DictConfig | None) -> None:
@@ -196,13 +220,14 @@ def _models_of(cfg: DictConfig) -> Iterator[tuple[str, DictConfig, DictConfig | 
     """Key, component and checkpointer of the student and of each teacher."""
     from distill_tune.teachers.build import entries_of
 
-    yield "model", cfg.model, cfg.get("checkpointer")
+    if cfg.get("model") is not None:  # which the recipe generate can do without
+        yield "model", cfg.model, cfg.get("checkpointer")
     if cfg.get("teacher_model") is not None:
         for key, entry, checkpointer in entries_of(cfg.teacher_model, cfg.get("teacher_checkpointer")):
             yield key, entry.component, checkpointer
 
 
-def _print_sizes(cfg: DictConfig, num_processes: int) -> None:
+def _print_sizes(cfg: DictConfig, num_processes: int, trains: bool) -> None:
     """A line for each model that can be built."""
     import torch
 
@@ -222,12 +247,13 @@ def _print_sizes(cfg: DictConfig, num_processes: int) -> None:
                 print(f"{key}: {component['_component_']}")
                 continue
             model = models.build_on_meta(key, component, dtype)
-            if key == "model":
+            if key == "model" and trains:
                 models.freeze_all_but_adapters(model, training.dtype_to_train_in(cfg.optimizer, dtype, model))
         except UserError:  # told by what comes after
             continue
         copies = int(cfg.get("data_parallel_replicate_dim") or 1)
-        print(f"{key}: {_size(model, trains=key == 'model', shards=max(1, num_processes // copies))}")
+        shards = max(1, num_processes // copies) if trains else 1
+        print(f"{key}: {_size(model, trains=trains and key == 'model', shards=shards)}")
 
 
 def _size(model: Any, *, trains: bool, shards: int) -> str:

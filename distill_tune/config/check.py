@@ -47,7 +47,10 @@ def checked_config(
     if imports != "nothing" and process_environment(os.environ)["RANK"] == "0":
         for line in [*dropped, *unread]:
             print(line)
-    faults += [*check_components(config, may_import), *check_values(config, read.reads_otherwise)]
+    faults += [
+        *check_components(config, may_import),
+        *check_values(config, read.reads_otherwise, trains=not read.generates),
+    ]
     faults += outside(config, folders_of_own_modules(recipe))[1] if imports == "known" else []
     faults += [file for file in missing_files(config, source) if needs_weights or file.key.startswith("tokenizer")]
     if faults:

@@ -1,6 +1,7 @@
 """Components: what a config names with ``_component_`` is imported, its arguments are checked, and it is called."""
 
 import contextlib
+import functools
 import importlib
 import inspect
 import types
@@ -18,6 +19,8 @@ from distill_tune.errors import UserError, one_line
 
 # Arguments that the recipe itself passes, by top-level key: the first so many positional ones, and these by name.
 _PASSED_BY_PLACE = {"dataset": 1, "dataset_val": 1, "optimizer": 1, "lr_scheduler": 1}
+# Functions that the recipe calls itself, later, with one argument; classes it builds, to call what they make.
+_FUNCTIONS = ("score", "filters")
 _PASSED_BY_NAME = {"lr_scheduler": {"num_training_steps", "last_epoch"}}
 
 # Arguments that may be more here than their annotation says; config/values.py checks them.
@@ -68,6 +71,22 @@ def instantiate(component: DictConfig, *args: Any, **kwargs: Any) -> Any:
     ignored = {"_component_", *(_SERVED_LOSS_ARGUMENTS if name in _SERVED_BY else ())}
     arguments = {str(key): _resolved(value) for key, value in component.items() if key not in ignored}
     return find_component(name)(*args, **(arguments | kwargs))
+
+
+def function_of(key: str, component: DictConfig) -> Callable[..., Any]:
+    """What a component that is called later names: an instance of a class, or a function with its further arguments.
+
+    Raises:
+        UserError: it refuses its arguments; ``key`` is named.
+    """
+    found = find_component(component["_component_"])
+    if inspect.isclass(found):
+        made = build(key, component)
+        if not callable(made):
+            raise UserError(f"{key}: a {component['_component_']} cannot be called")
+        return made
+    arguments = {str(name): _resolved(value) for name, value in component.items() if name != "_component_"}
+    return functools.partial(found, **arguments)
 
 
 def build(key: str, component: DictConfig | None, default: Any = None, **kwargs: Any) -> Any:
@@ -172,7 +191,8 @@ def _arguments_of(key: str, name: str) -> _Arguments:
     passed, more = set[str](), set[str]()
     top, _, rest = key.partition(".")
     if not rest or rest.isdigit():
-        passed = {*list(parameters)[: _PASSED_BY_PLACE.get(top, 0)], *_PASSED_BY_NAME.get(top, ())}
+        by_place = int(not inspect.isclass(component)) if top in _FUNCTIONS else _PASSED_BY_PLACE.get(top, 0)
+        passed = {*list(parameters)[:by_place], *_PASSED_BY_NAME.get(top, ())}
         more |= ENTRY_KEYS.get(top, set())
     more |= _SERVED_LOSS_ARGUMENTS if name in _SERVED_BY else set()
     more |= _LOAD_DATASET_KEYS if "load_dataset_kwargs" in others else set()

@@ -87,11 +87,14 @@ LAYERS = Kind(
     lambda value: isinstance(value, ListConfig) and all(item in ("tok_embeddings", "output") for item in value),
 )
 COMBINATIONS = one_of("mixture", "sum", "by_row")
+WRITERS = one_of("model", "teacher_model")
+THINKING = one_of("keep", "drop", "field")
+NUMBER = Kind("a number", lambda value: type(value) in (int, float))
 MEASURES = one_of("val_loss", "val_ce_loss", "val_kd_loss")
 _STORED = "what is stored: cache.kind=sampled, top_k or hidden; draws (50), proposal_temperature, k (50), temperature"
 # Beside which keys others are heeded, and which recipe alone reads them.
 _VALIDATION, _TEACHER, _LOGGER = ("dataset_val",), ("teacher_model",), ("metric_logger",)
-_SEVERAL = "kd_distributed"
+_SEVERAL, _GEN = "kd_distributed", "generate"
 _CHECKPOINTING, _RESUMED = ("enable_activation_checkpointing",), ("resume", "resume_from_checkpoint")
 
 SECTIONS: dict[str, dict[str, Key]] = {
@@ -121,6 +124,20 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "teacher_system_prompt": Key(TEXT, None, "before the teacher's prompt alone", _TEACHER),
         "teacher_max_seq_len": Key(whole(1), None, "cuts what the teacher reads", _TEACHER),
         "date": Key(DAY, None, "the day that a chat template writes; default teacher_cache's, else when the run began"),
+    },
+    "Answers": {
+        "generate_with": Key(WRITERS, None, "who answers; default teacher_model, or model", recipe=_GEN),
+        "prompt": Key(TEXT, None, "what is asked, in place of dataset", recipe=_GEN),
+        "sampling": Key(COMPONENT, None, "how tokens are chosen, and how many", recipe=_GEN),
+        "samples_per_prompt": Key(whole(1), 1, "answers to each prompt, of each model", recipe=_GEN),
+        "score": Key(COMPONENT, None, "a function of an answer, the more the better", recipe=_GEN),
+        "best_per_prompt": Key(whole(1), 1, "with score: so many answers of each prompt are kept", recipe=_GEN),
+        "min_score": Key(NUMBER, None, "with score: an answer below is wrong, and left out", recipe=_GEN),
+        "max_samples_per_prompt": Key(whole(1), None, "with min_score: ask again until one is right", recipe=_GEN),
+        "filters": Key(LIST_OF_COMPONENTS, None, "functions that say of an answer whether it is kept", recipe=_GEN),
+        "thinking": Key(THINKING, "keep", "<think>: in the answer, left out, or as reasoning_content", recipe=_GEN),
+        "answers_at_once": Key(whole(1), 64, "rows that are decoded together at most", recipe=_GEN),
+        "cache_bytes": Key(whole(1), None, "of keys and values; default 1 GiB, on a GPU half of the rest", recipe=_GEN),
     },
     "Loss": {
         "kd_ratio": Key(number(0, 1).or_schedule(), 0.5, "the teacher's part of the loss; 0 trains without a teacher"),
@@ -173,3 +190,13 @@ SECTIONS: dict[str, dict[str, Key]] = {
     },
 }
 KEYS = {name: key for section in SECTIONS.values() for name, key in section.items()}
+# Those of training that the recipe generate reads as well.
+READ_TO_GENERATE = frozenset(
+    {
+        *("model", "checkpointer", "tokenizer", "teacher_model", "teacher_checkpointer", "teacher_combination"),
+        *("teacher_dtype", "teacher_quantizer", "teacher_offload", "dataset", "on_bad_row", "date", "seed"),
+        *("student_prompt_template", "teacher_prompt_template", "teacher_system_prompt"),
+        *("device", "dtype", "output_dir", "collective_timeout_seconds"),
+        *(name for name, key in KEYS.items() if key.recipe == _GEN),
+    }
+)

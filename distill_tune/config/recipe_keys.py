@@ -14,7 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from distill_tune.config.files import config_names, folders_of_own_modules, recipes_folder
-from distill_tune.config.keys import KEYS, Needed
+from distill_tune.config.keys import KEYS, READ_TO_GENERATE, Needed
 from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.config.nodes import nodes_of
 from distill_tune.config.other_tools import OURS
@@ -38,6 +38,7 @@ class Recipe:
     Attributes:
         is_shipped: whether it is no copy.
         is_distributed: whether it joins other processes: whether it calls ``init_distributed``.
+        generates: whether it has models answer, and trains none: whether it calls ``prepare_answers``.
         names: all in a copy, and in the modules of its folder that it may import; known keys in a shipped one.
         reads: those of them that are read of ``cfg``.
         imports_unread: whether it, or such a module, imports one that is not read here and may read any key.
@@ -58,6 +59,7 @@ class Recipe:
         self.text = content.decode("utf-8-sig", errors="replace")
         self.is_shipped = path.resolve().parent == recipes_folder().resolve()
         self.is_distributed = re.search(r"\binit_distributed\b", self.text) is not None
+        self.generates = re.search(r"\bprepare_answers\b", self.text) is not None
         self.names = _names_in([self.text]) & set(KEYS)
         self.reads, self.reads_otherwise, self.imports_unread = set[str](), set[str](), False
         if self.is_shipped:
@@ -78,7 +80,7 @@ class Recipe:
 
     def needs(self, key: str) -> bool:
         """Whether it fails without a key for sure: it reads it plainly, or calls what does, and nowhere asks for it."""
-        if self.is_shipped:
+        if self.is_shipped and not self.generates:
             return KEYS[key].recipe in (None, self.path.stem)
         by = KEYS[key].default.by
         reads = re.search(rf"\bcfg\.{key}\b", self.text) or (by and re.search(rf"\b{by}\(", self.text))
@@ -108,6 +110,8 @@ def check_keys(
             if key in asked and is_of_other and not recipe.imports_unread:
                 without = f" without {' or '.join(known.beside)}" if known.beside else ""
                 faults.append(f"{key}: {recipe.path.stem} does not read it{without}; the recipe {known.recipe} does")
+            elif key in asked and recipe.is_shipped and recipe.generates and key not in READ_TO_GENERATE:
+                faults.append(f"{key}: {recipe.path.stem} does not read it; recipes that train do")
             if key in asked and key == recipe.path.stem:
                 faults.append(f"{key}: the recipe {recipe.path.stem} does not read it; it writes to output_dir")
         elif recipe.is_shipped and key in OURS:

@@ -41,14 +41,16 @@ _CACHE: dict[str, tuple[Kind, tuple[str, ...]]] = {
 }
 
 
-def check_values(config: DictConfig, read_otherwise: Set[str] = frozenset()) -> list[str]:
+def check_values(config: DictConfig, read_otherwise: Set[str] = frozenset(), trains: bool = True) -> list[str]:
     """Faults of the values that are there, as ``key=value: what it must be``.
 
     Args:
         read_otherwise: keys that a user's recipe reads in lines of its own, and may heed where ours do not.
+        trains: False of the recipe generate.
     """
-    of_parts = (*_of_keys(config), *_of_cache(config.get("cache")), *_of_arguments(config), *_of_several(config))
-    return [*of_parts, *_without_effect(config, read_otherwise)]
+    of_parts = (*_of_keys(config), *_of_cache(config.get("cache")), *_of_arguments(config))
+    of_several = _of_several(config) if trains else _of_answers(config)
+    return [*of_parts, *of_several, *_without_effect(config, read_otherwise)]
 
 
 def needs_teacher(config: DictConfig) -> bool:
@@ -115,6 +117,23 @@ def _of_several(config: DictConfig) -> Iterator[str]:
         for key in _PROMPT_KEYS:
             if config.get(key) is not None:
                 yield f"hidden_loss.positions=all: {key} has teacher and student read different rows"
+
+
+def _of_answers(config: DictConfig) -> Iterator[str]:
+    """What one key's value asks of another's in the recipe generate."""
+    asked = config.get("generate_with")
+    if asked is not None and config.get(asked) is None:
+        yield f"{asked}: missing; generate_with={asked} asks it"
+    elif config.get("model") is None and config.get("teacher_model") is None:
+        yield "model: missing; name the model that answers, or teacher_model"
+    if config.get("dataset") is None and config.get("prompt") is None:
+        yield "dataset: missing; name rows that are prompts, or one with prompt=..."
+    for key, needs in (("min_score", "score"), ("best_per_prompt", "score"), ("max_samples_per_prompt", "min_score")):
+        if config.get(key) is not None and config.get(needs) is None:
+            yield f"{key}={config[key]}: nothing heeds it without {needs}; leave it out"
+    most, each = config.get("max_samples_per_prompt"), config.get("samples_per_prompt", 1)
+    if isinstance(most, int) and isinstance(each, int) and most < each:
+        yield f"max_samples_per_prompt={most}: must be at least samples_per_prompt, {each}"
 
 
 def _without_effect(config: DictConfig, read_otherwise: Set[str]) -> Iterator[str]:

@@ -15,6 +15,7 @@ IGNORE_INDEX = -100
 
 Turn = Mapping[str, Any]
 _WITHOUT_TEMPLATE = ("reasoning_content", "tool_calls")
+OTHER_TEXT = "☃"  # that hardly a turn begins or ends with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Conversation:
         learned: of each turn, whether what the template writes for it is learned.
         tools: the functions that may be called, as JSON schemas; None without any.
         num_empty: answers that would be learned, had they a text; one at the end is not among ``turns``.
+        is_cut: the last answer was cut when it was made: its end is not learned.
     """
 
     turns: tuple[Turn, ...]
     learned: tuple[bool, ...]
     tools: tuple[Mapping[str, Any], ...] | None = None
     num_empty: int = 0
+    is_cut: bool = False
 
     def with_turns(self, turns: Sequence[Turn], learned: Sequence[bool]) -> "Conversation":
         return dataclasses.replace(self, turns=tuple(turns), learned=tuple(learned))
@@ -47,6 +50,7 @@ class Tokens(NamedTuple):
             tokenizer does not tell.
         dropped: parts of learned turns that the template does not write, by name: ``reasoning_content``.
         num_empty: answers that are not learned since they are empty.
+        is_cut: they stop where the last answer was cut when it was made.
     """
 
     tokens: numpy.ndarray
@@ -54,6 +58,7 @@ class Tokens(NamedTuple):
     is_text: numpy.ndarray | None = None
     dropped: tuple[str, ...] = ()
     num_empty: int = 0
+    is_cut: bool = False
 
 
 def tokenise(tokenizer: Any, conversation: Conversation) -> Tokens:
@@ -64,6 +69,39 @@ def tokenise(tokenizer: Any, conversation: Conversation) -> Tokens:
     Raises:
         RowError: the tokenizer cannot write the conversation, or not all of it.
     """
+    tokens = _tokenised(tokenizer, conversation)
+    return _up_to_its_cut(tokens, tokenizer, conversation) if conversation.is_cut else tokens
+
+
+def prompt_tokens(
+    tokenizer: Any, turns: Sequence[Turn], tools: tuple[Mapping[str, Any], ...] | None = None
+) -> list[int]:
+    """The tokens after which an answer to the turns begins.
+
+    Raises:
+        RowError: the tokenizer cannot write them.
+    """
+    if hasattr(tokenizer, "prompt"):
+        return tokenizer.prompt(turns, tools)
+    answer, learned = {"role": "assistant", "content": OTHER_TEXT}, (*[False] * len(turns), True)
+    found = _tokenised(tokenizer, Conversation((*turns, answer), learned, tools))
+    return found.tokens[: int((found.labels != IGNORE_INDEX).argmax())].tolist()
+
+
+def _up_to_its_cut(tokens: Tokens, tokenizer: Any, conversation: Conversation) -> Tokens:
+    """The tokens that stay the same where the last answer goes on."""
+    *before, last = conversation.turns
+    name = "content" if last.get("content") or not last.get("reasoning_content") else "reasoning_content"
+    turns = [*before, {**last, name: f"{last[name]}{OTHER_TEXT}"}]
+    longer = _tokenised(tokenizer, conversation.with_turns(turns, conversation.learned)).tokens
+    shorter = min(len(longer), len(tokens.tokens))
+    differ = (longer[:shorter] != tokens.tokens[:shorter]).nonzero()[0]
+    same = int(differ[0]) if len(differ) else shorter
+    is_text = None if tokens.is_text is None else tokens.is_text[:same]
+    return tokens._replace(tokens=tokens.tokens[:same], labels=tokens.labels[:same], is_text=is_text, is_cut=True)
+
+
+def _tokenised(tokenizer: Any, conversation: Conversation) -> Tokens:
     if hasattr(tokenizer, "tokenise_conversation"):
         return tokenizer.tokenise_conversation(conversation)._replace(num_empty=conversation.num_empty)
     tokens, mask = tokenizer.tokenize_messages(_messages(conversation))

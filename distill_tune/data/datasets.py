@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distill_tune.data import docstring_rows
+from distill_tune.data.asked import QUESTION, TURNS, Asked, asked_in, question_in
 from distill_tune.data.conversation import IGNORE_INDEX, Conversation, tokenise
 from distill_tune.data.prompts import Prompt
 from distill_tune.data.row_fields import (
     column_names,
+    column_of,
     field_in,
     first_column,
     history_in,
@@ -32,10 +34,9 @@ from distill_tune.errors import UserError
 __all__ = ["IGNORE_INDEX", "TokenisedDataset", "chat", "docstrings", "instruct", "read_behind", "text"]
 
 _TRAIN_ON = ("all", "last", "marked")
-# Names of columns, the likeliest first.
-_QUESTION = ("instruction", "prompt", "question")
-_ANSWER = ("output", "response", "completion", "answer")
-_TURNS = ("messages", "conversations")
+# Names of a column, the likeliest first.
+ANSWER = ("output", "response", "completion", "answer")
+_FINISH_REASON, _CUT = "finish_reason", "length"  # as OpenAI's answers and the recipe generate say it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ class TokenisedDataset:
         packed: rows share a sequence up to ``max_seq_len``.
         conversation: a row as the turns that are tokenised; None for plain text.
         unread: a row to the names of what it has and nobody reads: columns, and keys of turns as ``messages[].id``.
+        asked: a row, which need have no answer, as what it asks; None where that cannot be told.
     """
 
     rows: Any
@@ -57,6 +59,7 @@ class TokenisedDataset:
     packed: bool = False
     conversation: Callable[[Row], Conversation] | None = None
     unread: Callable[[Row], tuple[str, ...]] = lambda row: ()
+    asked: Callable[[Row], Asked] | None = None
 
     @property
     def _data(self) -> Any:
@@ -82,7 +85,12 @@ def read_behind(prompt: Prompt, dataset: Any, tokenizer: Any, index: int) -> dic
 
 
 def _of_conversations(
-    tokenizer: Any, rows: Any, conversation: Callable[[Row], Conversation], max_seq_len: int | None, packed: bool
+    tokenizer: Any,
+    rows: Any,
+    conversation: Callable[[Row], Conversation],
+    asked: Callable[[Row], Asked],
+    max_seq_len: int | None,
+    packed: bool,
 ) -> TokenisedDataset:
     def tokenised(row: Row) -> dict[str, Any]:
         return tokenise(tokenizer, conversation(row))._asdict()
@@ -90,7 +98,7 @@ def _of_conversations(
     def unread(row: Row) -> tuple[str, ...]:
         return unread_in(row, conversation)
 
-    return TokenisedDataset(rows, tokenised, max_seq_len, packed, conversation, unread)
+    return TokenisedDataset(rows, tokenised, max_seq_len, packed, conversation, unread, asked)
 
 
 def instruct(
@@ -133,23 +141,22 @@ def instruct(
 
     def conversation_of(row: Row) -> Conversation:
         require_learned(row)
-        prompt = text_field(row, columns.get("prompt"), _QUESTION, "prompt")
-        more = optional_text(row, columns.get("input", "input"))
-        if not more and "input" not in columns and isinstance(dict.get(row, "context"), str):  # as Dolly's rows call it
-            more = row["context"]
-        answer = text_field(row, columns.get("response"), _ANSWER, "response")
+        name = column_of(row, columns.get("prompt"), QUESTION, "prompt")
+        question = question_in(row, name, columns)
+        answer = text_field(row, columns.get("response"), ANSWER, "response")
         if not answer.strip():
             raise RowError("the answer is empty")
         system = optional_text(row, columns.get("system", "system")) or system_prompt
         turns = [_said("system", system)] if system else []
-        for question, reply in history_in(row, columns.get("history", "history")):
-            turns += [_said("user", question), _said("assistant", reply)]
-        question = "\n\n".join(part for part in (prompt, more) if part.strip())
+        for before, reply in history_in(row, columns.get("history", "history")):
+            turns += [_said("user", before), _said("assistant", reply)]
         turns += [_said("user", question), _said("assistant", answer)]
-        return learning_answers(turns, train_on, train_on_input, tools=tools_in(row, columns.get("tools")))
+        tools = tools_in(row, columns.get("tools"))
+        return _as_it_ended(learning_answers(turns, train_on, train_on_input, tools=tools), row)
 
     rows = _load(source, split, load_dataset_kwargs)
-    return _of_conversations(tokenizer, rows, conversation_of, max_seq_len, packed)
+    asked = functools.partial(asked_in, columns=columns, system_prompt=system_prompt)
+    return _of_conversations(tokenizer, rows, conversation_of, asked, max_seq_len, packed)
 
 
 def chat(
@@ -172,7 +179,8 @@ def chat(
     results. An empty last assistant turn is left out: such a row has only a prompt. An empty one before is written, and
     not learned. Both are counted.
 
-    A turn that says ``weight: 0``, ``train: false`` or ``loss: false`` of itself is not learned.
+    A turn that says ``weight: 0``, ``train: false`` or ``loss: false`` of itself is not learned. Of a row with
+    ``finish_reason: length`` the last answer is learned without an end.
 
     Args:
         column_map: other names for ``messages``, ``system`` or ``tools``: ``{messages: other_name}``.
@@ -199,10 +207,11 @@ def chat(
         if not any(turn["role"] == "assistant" for turn, _ in turns[num_given:]):
             raise RowError("no answer: there is no assistant turn with text")
         tools = tools_in(row, columns.get("tools"))
-        return learning_answers(turns, train_on, train_on_input, num_given, tools, num_empty)
+        return _as_it_ended(learning_answers(turns, train_on, train_on_input, num_given, tools, num_empty), row)
 
     rows = _load(source, split, load_dataset_kwargs)
-    return _of_conversations(tokenizer, rows, conversation_of, max_seq_len, packed)
+    asked = functools.partial(asked_in, columns=columns, system_prompt=system_prompt)
+    return _of_conversations(tokenizer, rows, conversation_of, asked, max_seq_len, packed)
 
 
 def text(
@@ -234,7 +243,10 @@ def text(
         return {"tokens": tokens, "labels": tokens}
 
     rows = _load(source, split, load_dataset_kwargs)
-    return TokenisedDataset(rows, tokenised, max_seq_len, packed, unread=lambda row: unread_in(row, text_of))
+    asked = functools.partial(asked_in, columns={"text": column})
+    return TokenisedDataset(
+        rows, tokenised, max_seq_len, packed, unread=lambda row: unread_in(row, text_of), asked=asked
+    )
 
 
 def docstrings(
@@ -259,16 +271,17 @@ def docstrings(
     def conversation_of(row: Row) -> Conversation:
         return learning_answers([_said("user", row["instruction"]), _said("assistant", row["output"])])
 
-    made = _of_conversations(tokenizer, rows, conversation_of, max_seq_len, packed)
+    asked = functools.partial(asked_in, columns={})
+    made = _of_conversations(tokenizer, rows, conversation_of, asked, max_seq_len, packed)
     return dataclasses.replace(made, unread=lambda row: ())
 
 
 def dataset_for(row: Row) -> str:
     """Which of these reads a row like this one: ``chat``, ``instruct`` or ``text``."""
     has = {name for name, value in row.items() if value is not None}
-    if has.intersection(_TURNS) or any(is_turns(row.get(part)) for part in ("prompt", "completion")):
+    if has.intersection(TURNS) or any(is_turns(row.get(part)) for part in ("prompt", "completion")):
         return "chat"
-    asks_and_answers = has.intersection(_QUESTION) and has.intersection(_ANSWER)
+    asks_and_answers = has.intersection(QUESTION) and has.intersection(ANSWER)
     return "text" if "text" in has and not asks_and_answers else "instruct"
 
 
@@ -301,13 +314,19 @@ def _load(source: str, split: str, options: Mapping[str, Any]) -> Any:
     return rows if isinstance(rows, LocalRows) else without_filling(rows)
 
 
+def _as_it_ended(conversation: Conversation, row: Row) -> Conversation:
+    """With it noted where the row says that its answer was cut, so that its end is not learned."""
+    is_cut = row.get(_FINISH_REASON) == _CUT and conversation.turns[-1]["role"] == "assistant"
+    return dataclasses.replace(conversation, is_cut=is_cut)
+
+
 def _said(role: str, content: str) -> MarkedTurn:
     return MarkedTurn({"role": role, "content": content}, None)
 
 
 def _turns(row: Row, column: str | None) -> tuple[list[MarkedTurn], int]:
     """A row's turns, and how many of them are given before what is learned."""
-    name = column or first_column(row, _TURNS)
+    name = column or first_column(row, TURNS)
     if name is None and first_column(row, ("prompt",)) and first_column(row, ("completion",)):
         prompt, completion = (
             turns_of(row[part], part) if is_turns(row[part]) else [_said(role, text_in(row, part))]

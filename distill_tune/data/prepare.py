@@ -291,6 +291,7 @@ def _tokenise_chunk(indices: range) -> _Chunk:
         counts["num_shortened"] += num_cut > 0
         counts["num_without_end"] += learned < len(_supervised(whole.labels))
         counts["num_empty"] += whole.num_empty
+        counts["num_unfinished"] += whole.is_cut
         dropped.update(whole.dropped)
         unread.update(_unread(index))
         of_student.append(student)
@@ -322,7 +323,8 @@ def _read(index: int, prompt: Prompt) -> Tokens:
         if is_text is None and _source.reading.augmented and getattr(dataset, "conversation", None):
             conversation = prompt.applied(dataset.conversation(dataset.rows[index]), dataset.rows[index])
             is_text = text_of_turns(tokenizer, conversation, tokens)
-        return Tokens(tokens, labels, is_text, tuple(row.get("dropped", ())), int(row.get("num_empty", 0)))
+        dropped, num_empty = tuple(row.get("dropped", ())), int(row.get("num_empty", 0))
+        return Tokens(tokens, labels, is_text, dropped, num_empty, bool(row.get("is_cut", False)))
     except KeyError as error:
         raise RowError(f"no field {error.args[0]}") from error
     except (TypeError, ValueError, AttributeError, AssertionError, LookupError, RuntimeError, OverflowError) as error:

@@ -40,6 +40,7 @@ _SETTINGS = (
     "num_without_end",
     "num_tokens_cut",
     "num_empty",
+    "num_unfinished",
     "dropped",
     "unread",
     "faults",

@@ -7,6 +7,7 @@ from distill_tune.data.sources import Row, RowError
 from distill_tune.data.turns import KNOWN_KEYS, is_turns, kind, mark_of, parsed, tools_of
 from distill_tune.errors import UserError
 
+GENERATED = "generated"  # the column that says how the recipe generate came to a row
 _TOOLS = ("tools", "functions")
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
@@ -63,7 +64,8 @@ def unread_in(row: Row, read: Callable[[Row], Any]) -> tuple[str, ...]:
         read(reading)
     except RowError:
         return ()
-    columns = [name for name, value in row.items() if name not in reading.read and value not in _EMPTY]
+    told = (name for name in row if name not in reading.read and name != GENERATED)
+    columns = [name for name in told if row[name] not in _EMPTY]
     keys = [
         f"{name}[].{key}"
         for name in reading.read
@@ -93,11 +95,22 @@ def first_column(row: Row, names: Sequence[str]) -> str | None:
 
 
 def text_field(row: Row, column: str | None, candidates: Sequence[str], meaning: str) -> str:
+    return text_in(row, column_of(row, column, candidates, meaning))
+
+
+def column_of(row: Row, column: str | None, candidates: Sequence[str], meaning: str) -> str:
+    """
+    Args:
+        column: that a config names; None for the first of the candidates.
+
+    Raises:
+        RowError: the row has none of them.
+    """
     name = column or first_column(row, candidates)
     if name is None:
         has, what = ", ".join(map(str, row)), _reader_of(row) or f"name it with column_map: {{{meaning}: ...}}"
         raise RowError(f"no field {' or '.join(candidates)}; it has {has}: {what}")
-    return text_in(row, name)
+    return name
 
 
 def text_in(row: Row, name: str) -> str:

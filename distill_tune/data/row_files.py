@@ -1,4 +1,4 @@
-"""The rows of one file, with their numbers: JSON, JSON lines, CSV, Parquet, Arrow, packed or not."""
+"""The rows of one file, with their numbers: JSON, JSON lines, CSV, Parquet, Arrow, lines of text, packed or not."""
 
 import codecs
 import contextlib
@@ -15,6 +15,7 @@ from distill_tune.data.json_files import rows_in_parts, rows_of_text
 from distill_tune.errors import UserError, one_line
 
 FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+LINES = ".txt"  # of which a folder may have some that are no rows
 _PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
 _UTF_8 = ("utf-8", "utf-8-sig")
 _BLOCK = 256  # rows of a table that are Python objects at a time
@@ -40,7 +41,7 @@ def format_of(path: Path) -> str | None:
     endings = [ending.lower() for ending in path.suffixes]
     if endings and endings[-1] in _PACKED:
         endings.pop()
-    return endings[-1] if endings and endings[-1] in FORMATS else None
+    return endings[-1] if endings and endings[-1] in (*FORMATS, LINES) else None
 
 
 def require_format(path: Path) -> None:
@@ -49,7 +50,7 @@ def require_format(path: Path) -> None:
         UserError: a file that cannot be read.
     """
     if format_of(path) is None:
-        known = f"{', '.join(FORMATS)}, each also packed as {', '.join(_PACKED)}"
+        known = f"{', '.join((*FORMATS, LINES))}, each also packed as {', '.join(_PACKED)}"
         raise UserError(f"dataset {path}: cannot be read; known are {known}")
 
 
@@ -74,6 +75,8 @@ def read_rows(path: Path, options: FileOptions) -> FileRows:
     if ending in (".parquet", ".arrow"):
         return _read_table(path, ending)
     encoding = options.encoding or "utf-8-sig"
+    if ending == LINES:
+        return _read_lines(_text(path, encoding))
     if ending in (".csv", ".tsv"):
         return _read_csv(path, _text(path, encoding), options.delimiter or ("\t" if ending == ".tsv" else ","))
     if options.field is None and _is_utf_8(encoding):
@@ -132,6 +135,12 @@ def _perhaps(content: bytes) -> str:
             content.decode(encoding)
             return encoding
     return "latin-1"
+
+
+def _read_lines(text: str) -> HeldRows:
+    """A row with a ``text`` for each line that is not empty."""
+    lines = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return HeldRows([{"text": line} for _, line in lines], [number for number, _ in lines])
 
 
 def _read_csv(file: Path, text: str, delimiter: str) -> HeldRows:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_tune.data.row_files import FORMATS, format_of, is_saved_dataset
+from distill_tune.data.row_files import FORMATS, LINES, format_of, is_saved_dataset
 from distill_tune.errors import UserError
 
 # What stands in such folders and is nobody's rows.
@@ -95,7 +95,7 @@ def _walk(folder: Path) -> tuple[dict[str, Path], list[str]]:
         for name in sorted(files):
             if name.startswith(".") or any(fnmatch.fnmatch(name, pattern) for pattern in _ABOUT):
                 continue
-            if format_of(at / name) is None:
+            if format_of(at / name) in (None, LINES):
                 others.append(str(below / name))
             else:
                 found[str(below / name)] = at / name

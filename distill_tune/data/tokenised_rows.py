@@ -33,6 +33,7 @@ class TokenisedRows:
         num_without_end: those of them that were cut within what is learned: its end is not taught.
         num_tokens_cut: tokens that were cut from these rows.
         num_empty: answers of rows that are not learned since they are empty.
+        num_unfinished: rows whose answer was cut when it was made: it is taught without an end.
         dropped: what the chat template does not write, such as reasoning: in how many rows.
         unread: columns of rows and keys of turns that nobody reads: in how many rows.
         teacher: the same answers behind the teacher's own prompts, row for row, where it has such.
@@ -54,6 +55,7 @@ class TokenisedRows:
     num_without_end: int = 0
     num_tokens_cut: int = 0
     num_empty: int = 0
+    num_unfinished: int = 0
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unread: Mapping[str, int] = dataclasses.field(default_factory=dict)
     teacher: "TokenisedRows | None" = None
@@ -196,6 +198,8 @@ def describe_rows(datasets: Sequence[TokenisedRows]) -> str:
         line += f", {without_end:,} of them without their end"
     if empty := sum(data.num_empty for data in datasets):
         line += f"; {counted(empty, 'empty answer')}, not learned"
+    if unfinished := sum(data.num_unfinished for data in datasets):
+        line += f"; {counted(unfinished, 'answer')} cut when made, learned without an end"
     lines = [line]
     if dropped := _added(data.dropped for data in datasets):
         lines.append(f"the chat template does not write, so it is not learned: {dropped}")

@@ -136,9 +136,9 @@ class HFTokenizer:
         tokens, mask = self.tokenize_messages(sample.pop("messages"))
         return sample | {"tokens": tokens, "mask": mask}
 
-    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+    def prompt(self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """The tokens after which the model is to answer."""
-        text = self._template.render(turns, add_generation_prompt=True)
+        text = self._template.render(turns, tools, add_generation_prompt=True)
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 

@@ -5,9 +5,7 @@ from typing import Any
 
 import numpy
 
-from distill_tune.data.conversation import Conversation, tokenise
-
-_OTHER_TEXT = "☃"  # that hardly a turn begins or ends with
+from distill_tune.data.conversation import OTHER_TEXT, Conversation, tokenise
 
 
 def text_of_turns(tokenizer: Any, conversation: Conversation, tokens: numpy.ndarray) -> numpy.ndarray:
@@ -31,7 +29,7 @@ def text_of_turns(tokenizer: Any, conversation: Conversation, tokens: numpy.ndar
         if learned or not text.strip():
             continue
         # White space at the end stays: a tokenizer may write what follows by it.
-        other = _OTHER_TEXT + text[len(text.rstrip()) :]
+        other = OTHER_TEXT + text[len(text.rstrip()) :]
         turns = (*conversation.turns[:number], {**turn, "content": other}, *conversation.turns[number + 1 :])
         changed = tokenise(tokenizer, dataclasses.replace(conversation, turns=turns)).tokens
         start, after = _num_same(tokens, changed), _num_same(tokens[::-1], changed[::-1])

@@ -1,7 +1,28 @@
-"""Answers of a model: many at once, from its own modules and weights."""
+"""Answers of a model: many at once, from its own modules and weights, and the rows that are made of them."""
 
 from distill_tune.generation.decoder import Decoder
+from distill_tune.generation.duplicates import Decontaminated, Duplicates
+from distill_tune.generation.filters import Finished, Length, Repetition, Scripts
+from distill_tune.generation.record import Record, SampleFile
 from distill_tune.generation.requests import Completion, Generator, Request
 from distill_tune.generation.sampling import Sampling, stream_of
+from distill_tune.generation.scores import Likelihood, Match
 
-__all__ = ["Completion", "Decoder", "Generator", "Request", "Sampling", "stream_of"]
+__all__ = [
+    "Completion",
+    "Decoder",
+    "Decontaminated",
+    "Duplicates",
+    "Finished",
+    "Generator",
+    "Length",
+    "Likelihood",
+    "Match",
+    "Record",
+    "Repetition",
+    "Request",
+    "SampleFile",
+    "Sampling",
+    "Scripts",
+    "stream_of",
+]

@@ -164,26 +164,29 @@ def require_one_tokenizer(writer: Path, reader: Path, used: numpy.ndarray) -> No
         raise UserError(f"{told}: rows have tokens that are others in it: {found}")
 
 
-def check_own_tokens(student: Path, tokenizer: Any, used: numpy.ndarray) -> None:
+def check_own_tokens(student: Path, tokenizer: Any, used: numpy.ndarray, whose: str = "the student") -> None:
     """Compare the tokens of the rows with those that the student was made with.
 
     Added tokens that are new to it are learned, which is told in a line.
+
+    Args:
+        whose: what the folder is, for messages.
 
     Raises:
         UserError: the rows are written with another tokenizer than the student's altogether.
     """
     rows = written_by(tokenizer)
     if rows is None:
-        _check_words(student, tokenizer)
+        _check_words(student, tokenizer, whose)
         return
     if tokenizer.folder.resolve() == student.resolve() or (its := Vocabulary.of(student)) is None:
         return
-    told = f"tokenizer.path={tokenizer.folder}: is not the tokenizer of the student {student}"
+    told = f"tokenizer.path={tokenizer.folder}: is not the tokenizer of {whose} {student}"
     if found := _used(rows.require_same_ordinary(its, told), used):
-        print(f"tokens of the rows that the student {student} knows otherwise, and learns anew: {found}")
+        print(f"tokens of the rows that {whose} {student} knows otherwise, and learns anew: {found}")
 
 
-def _check_words(student: Path, tokenizer: Any) -> None:
+def _check_words(student: Path, tokenizer: Any, whose: str) -> None:
     """Of a tokenizer that is not transformers': whether it writes a sentence as the student's own does.
 
     Raises:
@@ -199,7 +202,7 @@ def _check_words(student: Path, tokenizer: Any) -> None:
     same = sum(mine == its for mine, its in zip(reversed(found), reversed(wanted), strict=False))
     if 2 * same < len(wanted):  # some differ in how a text begins
         raise UserError(
-            f"tokenizer: {type(tokenizer).__name__} writes {_SENTENCE!r} as {found}, the tokenizer of the student "
+            f"tokenizer: {type(tokenizer).__name__} writes {_SENTENCE!r} as {found}, the tokenizer of {whose} "
             f"{student} as {wanted}; take its own: distill_tune.data.hf_tokenizer with path={student}"
         )
 

@@ -25,6 +25,7 @@ def build_teacher(
     quantizer: DictConfig | None = None,
     offload: bool = False,
     needs_weights: bool = True,
+    key: str = "teacher_model",
 ) -> Teacher:
     """
     Args:
@@ -35,6 +36,7 @@ def build_teacher(
         combination: of a list; see :class:`SeveralTeachers`.
         quantizer, offload: of each model; see :func:`~distill_tune.teachers.load.load_quantised_or_streamed`.
         needs_weights: see :func:`~distill_tune.models.open_checkpoint`.
+        key: that names it in the config.
 
     Raises:
         UserError: a model does not fit its checkpoint.
@@ -45,13 +47,13 @@ def build_teacher(
     if quantizer is not None and needs_weights:
         require_quantizer(quantizer)
     teachers, weights, names = [], [], []
-    for key, entry, entry_checkpointer in entries_of(component, checkpointer):
+    for name, entry, entry_checkpointer in entries_of(component, checkpointer, key):
         if is_kind_of_teacher(entry.component):
             teacher = instantiate(entry.component)
             teacher.dtype = dtype
         else:
-            checkpoint = models.open_checkpoint(key, entry.component, entry_checkpointer, needs_weights)
-            model = models.checked_on_meta(key, entry.component, checkpoint, dtype)
+            checkpoint = models.open_checkpoint(name, entry.component, entry_checkpointer, needs_weights)
+            model = models.checked_on_meta(name, entry.component, checkpoint, dtype)
             teacher = LiveTeacher(model, checkpoint, quantizer=quantizer, offload=offload)
         teachers.append(teacher)
         weights.append(entry.weight)
@@ -70,7 +72,7 @@ class Entry(NamedTuple):
 
 
 def entries_of(
-    component: DictConfig | ListConfig, checkpointer: DictConfig | ListConfig | None
+    component: DictConfig | ListConfig, checkpointer: DictConfig | ListConfig | None, key: str = "teacher_model"
 ) -> Iterator[tuple[str, Entry, DictConfig | None]]:
     """Key, teacher and checkpointer of ``teacher_model``, be it a list or not.
 
@@ -80,13 +82,13 @@ def entries_of(
     if isinstance(component, DictConfig):
         if isinstance(checkpointer, ListConfig):
             raise UserError("teacher_checkpointer: is a list, and teacher_model is not")
-        yield "teacher_model", _entry(component, 0), checkpointer
+        yield key, _entry(component, 0), checkpointer
         return
     checkpointers = [None] * len(component) if checkpointer is None else checkpointer
     if not isinstance(checkpointers, Sequence) or len(checkpointers) != len(component):
         raise UserError(f"teacher_checkpointer: teacher_model is a list of {len(component)}: give a list of as many")
     for number, (entry, of_entry) in enumerate(zip(component, checkpointers, strict=True)):
-        yield f"teacher_model.{number}", _entry(entry, number), of_entry
+        yield f"{key}.{number}", _entry(entry, number), of_entry
 
 
 def _entry(entry: DictConfig, number: int) -> Entry:

@@ -39,6 +39,9 @@ class HuggingFace(Teacher):
         path: a local folder: a model's, quantised or not, or a PEFT adapter's, which is read on its base.
         trust_remote_code: run the folder's own Python code.
 
+    Attributes:
+        model: transformers' own; known after :meth:`load`.
+
     Raises:
         UserError: see :class:`HuggingFaceFolder`.
     """
@@ -103,7 +106,7 @@ class HuggingFace(Teacher):
     def load(
         self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False
     ) -> None:
-        model = self._folder.load(device, self.dtype)
+        model = self.model = self._folder.load(device, self.dtype)
         self._decoder, self._head = _decoder_of(model), model.get_output_embeddings()
         if not isinstance(self._head, nn.Module):
             raise self._refused(f"it has no output layer; {_NO_TEACHER}")

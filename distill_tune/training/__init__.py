@@ -1,6 +1,14 @@
 """What a run needs besides the algorithm: devices, schedules, checkpoints, metrics, the folder it leaves."""
 
 from distill_tune.training.adapters import export_adapter
+from distill_tune.training.answers import (
+    Todo,
+    begin_answers,
+    find_answers,
+    finish_answers,
+    of_this_rank,
+    prepare_answers,
+)
 from distill_tune.training.checkpoint_contents import load_student, load_training_state
 from distill_tune.training.checkpoints import Checkpoints, metrics_of_checkpoint
 from distill_tune.training.day import use_day
@@ -18,6 +26,7 @@ from distill_tune.training.distributed import (
     reduced_over_ranks,
     require_same_on_all_ranks,
     sum_over_ranks,
+    wait_for_all,
     whole,
 )
 from distill_tune.training.export import export_model
@@ -69,8 +78,10 @@ __all__ = [
     "RunFolder",
     "Schedules",
     "StopSignals",
+    "Todo",
     "TrainingState",
     "Utilisation",
+    "begin_answers",
     "begin_cache",
     "build_lr_scheduler",
     "build_models",
@@ -85,9 +96,11 @@ __all__ = [
     "encoding_for",
     "export_adapter",
     "export_model",
+    "find_answers",
     "find_cache",
     "find_device",
     "find_dtype",
+    "finish_answers",
     "finish_cache",
     "first_of_each_machine_first",
     "from_main_process",
@@ -104,9 +117,11 @@ __all__ = [
     "most_of_ranks",
     "name_rows",
     "num_ranks",
+    "of_this_rank",
     "open_run",
     "peak_memory_bytes",
     "plan_steps",
+    "prepare_answers",
     "rank",
     "read_metrics",
     "recorded",
@@ -122,6 +137,7 @@ __all__ = [
     "sum_over_ranks",
     "tokens_of_a_batch",
     "use_day",
+    "wait_for_all",
     "whole",
     "write_output_layer",
 ]

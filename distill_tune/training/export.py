@@ -12,6 +12,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.data.ends import exported_stops
 from distill_tune.disk import put_in_place, require_space
 from distill_tune.models.adapters import LoraShape, lora_shape
 from distill_tune.models.checkpoint import Checkpoint
@@ -19,7 +20,6 @@ from distill_tune.models.conversion import conversion_of
 from distill_tune.models.hidden_states import is_projector
 from distill_tune.models.tokenizer_files import files_of
 from distill_tune.training.distributed import is_main_process, wait_for_all
-from distill_tune.training.ends import exported_stops
 from distill_tune.training.exported_tokenizer import write_tokenizer
 from distill_tune.training.full_weights import full_weights
 from distill_tune.training.going_on import told_where_to_go_on
@@ -69,7 +69,7 @@ def write_model_folder(
 ) -> None:
     """A Hugging Face folder: weights by its names, config.json, generation_config.json and the tokenizer.
 
-    Both configs stop at every token that ends an answer; see :func:`~distill_tune.training.ends.exported_stops`.
+    Both configs stop at every token that ends an answer; see :func:`~distill_tune.data.ends.exported_stops`.
 
     Args:
         base: the folder that the model was made from.

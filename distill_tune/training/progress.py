@@ -19,14 +19,18 @@ _SECONDS_BETWEEN_LINES = 60
 
 
 class Progress:
-    """Shows loss, kd_loss, ce_loss, learning rate, tokens/s, memory and time left; of a cache bytes in place of losses.
+    """Shows loss, kd_loss, ce_loss, learning rate, tokens/s, memory and time left; of a cache bytes in place of losses,
+    of answers their length.
 
     Args:
         total: steps of the run.
         done: steps taken before it was resumed.
+        unit: what is counted.
+        file: that has a line of each.
     """
 
-    def __init__(self, total: int, done: int = 0) -> None:
+    def __init__(self, total: int, done: int = 0, unit: str = "step", file: str = "metrics.jsonl") -> None:
+        self._unit, self._file = unit, file
         self._console = Console()
         self._total, self._done = total, done
         self._started = self._first_ended = self._told = time.monotonic()
@@ -63,14 +67,19 @@ class Progress:
             self.say(f"{self._step(step)}  {'  '.join(_parts(metrics).values())}  {times}")
             are_quick = now - self._first_ended < _SECONDS_BETWEEN_LINES
             if step - self._done == _FIRST_STEPS and step < self._total and are_quick:
-                self.say("from here on a line comes at most once a minute; metrics.jsonl has every step")
+                self.say(f"from here on a line comes at most once a minute; {self._file} has every {self._unit}")
+
+    def expect(self, total: int) -> None:
+        """So many steps in all, since there are more now."""
+        self._total = total
+        self._bar.update(self._task, total=total)
 
     def say(self, message: str) -> None:
         """A line above the bar."""
         self._console.print(message, soft_wrap=True, highlight=False, markup=False)
 
     def _step(self, step: int) -> str:
-        return f"step {step}/{self._total}"
+        return f"{self._unit} {step}/{self._total}"
 
     def _seconds_left(self, step: int, now: float) -> float:
         """By the mean of the steps so far; the first one, in which much is done once, counts while it is alone."""
@@ -82,7 +91,9 @@ class Progress:
 
 
 def _parts(metrics: Mapping[str, float]) -> dict[str, str]:
-    if "bytes_per_token" in metrics:
+    if "tokens_per_answer" in metrics:
+        parts = {"length": f"{metrics['tokens_per_answer']:.0f} tokens/answer"}
+    elif "bytes_per_token" in metrics:
         parts = {"bytes": f"{metrics['bytes_per_token']:.1f} bytes/token"}
     else:
         parts = {"loss": f"loss {metrics['loss']:.3f}"}

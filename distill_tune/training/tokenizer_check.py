@@ -8,6 +8,7 @@ import numpy
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.conversation import IGNORE_INDEX, tokenise
+from distill_tune.data.ends import QUESTION, describe_ends
 from distill_tune.data.sources import RowError
 from distill_tune.data.tokenizer import HFTokenizer, hf_tokenizer
 from distill_tune.errors import UserError
@@ -15,7 +16,6 @@ from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.output_head import output_head
 from distill_tune.models.tokenizer_files import open_tokenizer
 from distill_tune.models.vocabulary import check_own_tokens
-from distill_tune.training.ends import QUESTION, describe_ends
 
 from torchtune.modules import TransformerDecoder
 

@@ -7,11 +7,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from distill_tune.config.files import find_recipe, recipes_folder
-from distill_tune.config.keys import KEYS, Needed
+from distill_tune.config.keys import KEYS, READ_TO_GENERATE, Needed
 from distill_tune.config.recipe_keys import Recipe, check_keys
 from distill_tune.config.values import check_values
 from distill_tune.errors import UserError
-from distill_tune.training import preparation
+from distill_tune.training import answers, preparation, questions
 
 ALL = {key: 1 for key, entry in KEYS.items() if isinstance(entry.default, Needed) and entry.recipe is None}
 
@@ -187,10 +187,15 @@ def test_the_table_has_every_key_that_the_recipes_read_with_its_default():
     of_both = reads_in(Path(preparation.__file__)) | reads_in(recipes_folder() / "kd_single_device.py")
     of_all = of_both | reads_in(recipes_folder() / "kd_distributed.py")
     of_cache = reads_in(recipes_folder() / "teacher_cache.py")
-    assert set(of_all | of_cache) == set(KEYS)
+    of_answers = {}
+    for path in (recipes_folder() / "generate.py", Path(answers.__file__), Path(questions.__file__)):
+        of_answers |= reads_in(path)
+    assert set(of_all | of_cache | of_answers) == set(KEYS)
+    assert set(of_answers) == READ_TO_GENERATE
+    assert {key for key in KEYS if KEYS[key].recipe == "generate"} == set(of_answers) - set(of_all)
     assert {key for key in KEYS if KEYS[key].recipe == "kd_distributed"} == set(of_all) - set(of_both)
     assert {key for key in KEYS if KEYS[key].recipe == "teacher_cache"} == set(of_cache) - set(of_all)
-    for key, default in of_all.items():
+    for key, default in (of_answers | of_all).items():
         told = KEYS[key].default
         if default is Needed:
             assert isinstance(told, Needed), key

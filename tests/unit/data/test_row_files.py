@@ -71,7 +71,7 @@ def test_every_format_gives_the_same_rows_and_parts_of_them(tmp_path, name):
         ("a.jsonl.zst", b"nothing", "cannot be unpacked: ZSTD decompress failed"),
         ("a.jsonl.xz", lzma.compress(LINES)[:-9], "cannot be unpacked: Compressed data ended"),
         ("a.arrow", b"nothing", "not an Arrow file"),
-        ("a.zip", b"PK", "cannot be read; known are .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, each also"),
+        ("a.zip", b"PK", "cannot be read; known are .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .txt, each"),
         ("rows.gz", b"", "cannot be read; known are .json"),
     ],
 )

@@ -1,7 +1,7 @@
 """The tokens that end an answer: of the chat template, the tokenizer, the student's folder, the teachers'."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def exported_stops(tokenizer: Any, base: Path, vocab_size: int) -> list[int]:
         vocab_size: the student's.
     """
     ends = [] if tokenizer is None else [answer_end(tokenizer), getattr(tokenizer, "eos_id", None)]
+    ends += getattr(tokenizer, "stop_tokens", ())  # of torchtune's
     stops = [token for found in stops_of(base).values() for token in found]
     if (folder := getattr(tokenizer, "folder", None)) and folder.resolve() != base.resolve():
         written, own = written_by(tokenizer), Vocabulary.of(base)
@@ -108,13 +109,13 @@ def describe_ends(
         return None
     names = written_by(tokenizer) or Vocabulary.of(student)
     writer = f"tokenizer.path={folder}" if (folder := getattr(tokenizer, "folder", None)) else "tokenizer"
-    told = [f"{writer}: answers end in {_named([end], names)}"]
-    told += [f"{where} is {_named(stops, names)}" for where, stops in found.items()]
+    told = [f"{writer}: answers end in {named([end], names)}"]
+    told += [f"{where} is {named(stops, names)}" for where, stops in found.items()]
     for teacher in teachers:
         if end not in _stops(teacher) and (its := _template_end(teacher)) not in (None, end):
-            told.append(f"the chat template of the teacher ends them in {_named([its], Vocabulary.of(teacher))}, ")
+            told.append(f"the chat template of the teacher ends them in {named([its], Vocabulary.of(teacher))}, ")
             told[-1] += f"as rows would with tokenizer.path={teacher}"
-    return "; ".join([*told, f"model/ will stop at {_named(exported, names)}"])
+    return "; ".join([*told, f"model/ will stop at {named(exported, names)}"])
 
 
 def _elsewhere(tokenizer: Any, student: Path, teachers: Sequence[Path]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -139,7 +140,8 @@ def _stops(folder: Path) -> tuple[int, ...]:
     return next(iter(stops_of(folder).values()), ())
 
 
-def _named(tokens: Sequence[int], vocabulary: Vocabulary | None) -> str:
+def named(tokens: Collection[int], vocabulary: Vocabulary | None) -> str:
+    """``<|im_end|> (1) and 7``: tokens by their texts, as far as they have such."""
     texts: Mapping[int, str] = vocabulary.tokens if vocabulary else {}
     return " and ".join(f"{texts[token]} ({token})" if token in texts else str(token) for token in tokens)
 

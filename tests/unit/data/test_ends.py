@@ -8,8 +8,8 @@ import pytest
 from tiny_tokenizer import TEMPLATE, write_tokenizer
 
 from distill_tune import data
+from distill_tune.data.ends import answer_end, describe_ends, exported_stops, stops_of
 from distill_tune.errors import UserError
-from distill_tune.training.ends import answer_end, describe_ends, exported_stops, stops_of
 
 START, END = 0, 1  # <|im_start|>, <|im_end|>
 USED = numpy.array([START, END, 50, 51])

@@ -1,0 +1,227 @@
+"""Many answers at once of a causal language model of transformers, by its own generation and our choice of tokens."""
+
+import contextlib
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+
+from distill_tune.errors import UserError
+from distill_tune.generation.requests import Completion, Request
+from distill_tune.generation.sampling import Sampling, choose, uniform
+from distill_tune.generation.stop_texts import StopTexts
+
+
+@dataclasses.dataclass
+class _Row:
+    """A request while it is being answered; ``finish_reason`` is empty until it has ended or is cut."""
+
+    number: int
+    prompt: tuple[int, ...]
+    stream: int
+    limit: int
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    log_probs: list[float] = dataclasses.field(default_factory=list)
+    finish_reason: str = ""
+
+
+class HuggingFaceDecoder:
+    """Answers with any architecture of transformers: those that torchtune lacks.
+
+    Prompts of about one length are answered together, padded on the left; a batch is done when its longest answer is.
+    Tokens are chosen as :class:`~distill_tune.generation.Decoder` does: of the same logits and stream the same ones.
+
+    Args:
+        model: on its device, with or without adapters; it is used as it is, its ``generation_config`` left aside.
+        ends: tokens that end an answer.
+        tokenizer: needed for ``sampling.stop``.
+        max_slots: rows at a time.
+
+    Raises:
+        UserError: stop texts without a tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        ends: Collection[int],
+        sampling: Sampling | None = None,
+        *,
+        tokenizer: Any = None,
+        max_slots: int = 64,
+    ) -> None:
+        self.sampling = sampling or Sampling()
+        self._model, self._ends, self._max_slots = model, frozenset(ends), max_slots
+        self._stop_texts = StopTexts(self.sampling.stop, tokenizer)
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """All completions, in the order of the requests.
+
+        Raises:
+            UserError: as :meth:`completions`.
+        """
+        found = dict(self.completions(requests))
+        return [found[number] for number in range(len(requests))]
+
+    def completions(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """Each request's number and completion, as they are done.
+
+        Raises:
+            UserError: a prompt that is empty, or does not fit into the model.
+        """
+        rows = [self._row(number, request) for number, request in enumerate(requests)]
+        for together in self._batches(rows):
+            self._answer(together)
+            for row in together:
+                yield row.number, Completion(tuple(row.tokens), tuple(row.log_probs), row.finish_reason)
+
+    def stream(self, request: Request) -> Iterator[int]:
+        """The tokens of one request as they come."""
+        row = self._row(0, request)
+        coming: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+        abandoned = threading.Event()
+
+        def answer() -> None:
+            given = 0
+
+            def give() -> bool:
+                nonlocal given
+                for token in row.tokens[given:]:
+                    coming.put(token)
+                given = len(row.tokens)
+                return abandoned.is_set()
+
+            try:
+                self._answer([row], give)
+                coming.put(None)
+            except BaseException as error:  # whoever waits for tokens raises it
+                coming.put(error)
+
+        thread = threading.Thread(target=answer, daemon=True, name="answer of transformers")
+        thread.start()
+        try:
+            while (token := coming.get()) is not None:
+                if isinstance(token, BaseException):
+                    raise token
+                yield token
+        finally:
+            abandoned.set()
+            thread.join()
+
+    def _row(self, number: int, request: Request) -> _Row:
+        prompt = len(request.prompt)
+        config = self._model.config.get_text_config()
+        longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        if not prompt:
+            raise UserError(f"prompt {number + 1} has no tokens: there is nothing to go on from")
+        if longest is not None and prompt >= longest:
+            raise UserError(
+                f"prompt {number + 1} has {prompt} tokens; the model reads {longest} at most, its answer included"
+            )
+        limit = request.max_new_tokens or self.sampling.max_new_tokens
+        limit = limit if longest is None else min(limit, longest - prompt)
+        return _Row(number, tuple(request.prompt), request.stream, limit)
+
+    def _batches(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+        """The longest first, so that what does not fit into memory is met at once."""
+        # What a recurrent model has read stays in its state, padding too: only prompts of one length go together.
+        is_recurrent = getattr(self._model, "_is_stateful", False)
+        together: list[_Row] = []
+        for row in sorted(rows, key=lambda row: len(row.prompt), reverse=True):
+            fits = not is_recurrent or not together or len(together[0].prompt) == len(row.prompt)
+            if together and (len(together) == self._max_slots or not fits):
+                yield together
+                together = []
+            together.append(row)
+        if together:
+            yield together
+
+    @torch.no_grad()
+    def _answer(self, rows: Sequence[_Row], after_each: Callable[[], bool] = lambda: False) -> None:
+        """
+        Args:
+            after_each: called after each token; True ends it.
+        """
+        device, longest = self._model.device, max(len(row.prompt) for row in rows)
+        tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
+        mask = torch.zeros_like(tokens)
+        for place, row in enumerate(rows):
+            tokens[place, longest - len(row.prompt) :] = torch.tensor(row.prompt)
+            mask[place, longest - len(row.prompt) :] = 1
+        choice = _Choice(rows, self.sampling, self._ends, self._stop_texts)
+        with _as_it_is(self._model):
+            self._model.generate(
+                input_ids=tokens.to(device),
+                attention_mask=mask.to(device),
+                generation_config=GenerationConfig(
+                    do_sample=False, max_new_tokens=max(row.limit for row in rows), use_cache=True
+                ),
+                logits_processor=[choice],
+                stopping_criteria=[_Done(rows, after_each)],
+            )
+
+
+class _Choice(LogitsProcessor):
+    """Chooses each row's next token, writes it down, and leaves it alone to be taken."""
+
+    def __init__(self, rows: Sequence[_Row], sampling: Sampling, ends: frozenset[int], stop_texts: StopTexts) -> None:
+        self._rows, self._sampling, self._ends, self._stop_texts = rows, sampling, ends, stop_texts
+        self._answered = 0
+        self._seen: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            input_ids: ``[n, s]``, not looked at: padding is among them.
+            scores: logits, ``[n, v]``.
+        """
+        if self._seen is None and self._sampling.repetition_penalty != 1:
+            self._seen = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+            for place, row in enumerate(self._rows):
+                self._seen[place, torch.tensor(row.prompt, device=scores.device)] = True
+        streams = torch.tensor([row.stream for row in self._rows], device=scores.device)
+        random = uniform(streams, torch.full_like(streams, self._answered))
+        tokens, log_probs = choose(scores.float(), self._sampling, random, self._seen)
+        self._answered += 1
+        if self._seen is not None:
+            self._seen.scatter_(1, tokens[:, None], True)
+        for row, token, log_prob in zip(self._rows, tokens.tolist(), log_probs.tolist(), strict=True):
+            if not row.finish_reason:
+                self._append(row, token, log_prob)
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
+
+    def _append(self, row: _Row, token: int, log_prob: float) -> None:
+        row.tokens.append(token)
+        row.log_probs.append(log_prob)
+        if token in self._ends or self._stop_texts.cut(row.tokens, row.log_probs):
+            row.finish_reason = "stop"
+        elif len(row.tokens) == row.limit:
+            row.finish_reason = "length"
+
+
+class _Done(StoppingCriteria):
+    """Which rows are done; those that are go on, unheard, until all are."""
+
+    def __init__(self, rows: Sequence[_Row], after_each: Callable[[], bool]) -> None:
+        self._rows, self._after_each = rows, after_each
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **others: Any) -> torch.Tensor:
+        ended = self._after_each()
+        return torch.tensor([ended or bool(row.finish_reason) for row in self._rows], device=input_ids.device)
+
+
+@contextlib.contextmanager
+def _as_it_is(model: Any) -> Iterator[None]:
+    """In eval mode, without what its generation_config would change of logits, and as it was afterwards."""
+    was_training, config = model.training, model.generation_config
+    model.eval()
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = config
+        model.train(was_training)

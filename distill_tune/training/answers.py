@@ -1,0 +1,395 @@
+"""What recipes/generate.py does besides asking models: which ones, for what, and what it leaves."""
+
+import dataclasses
+import json
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from omegaconf import DictConfig, ListConfig
+
+import distill_tune
+from distill_tune import generation, models, teachers
+from distill_tune.config.components import build, function_of
+from distill_tune.config.files import local_path
+from distill_tune.counts import counted
+from distill_tune.data.dates import day_of_run
+from distill_tune.data.prompts import Prompt
+from distill_tune.disk import flush, sampled_digest, write_text
+from distill_tune.errors import UserError
+from distill_tune.generation.answers import CUT, FINISHED, Question, Sample, row_of
+from distill_tune.generation.choice import Choice, Filter
+from distill_tune.generation.record import Record, sample_key
+from distill_tune.teachers.build import entries_of
+from distill_tune.training.device import dtype_name, find_dtype
+from distill_tune.training.distributed import from_main_process, is_main_process, num_ranks, rank, wait_for_all
+from distill_tune.training.ends import exported_stops
+from distill_tune.training.output_check import require_writable
+from distill_tune.training.questions import Failed, read_questions
+from distill_tune.training.run_folder import RunFolder
+from distill_tune.training.state import plain_config
+
+_MADE_BY, _SAMPLES = "generation.json", "samples"
+_ANSWERS, _LEFT_OUT, _FAILED = "answers.jsonl", "left_out.jsonl", "failed.jsonl"
+_OF_RUNS = ("metrics.jsonl", "checkpoints", "manifest.json", "config.json")  # of folders that are something else
+_SHOWN_DIGITS = 16
+
+
+@dataclasses.dataclass
+class Writer:
+    """A model that answers, without weights until :meth:`load`.
+
+    Attributes:
+        name: in rows.
+        identity: what decides on its answers besides the prompt: content of its weights, dtype, ends.
+    """
+
+    name: str
+    teacher: Any
+    ends: tuple[int, ...]
+    identity: Mapping[str, Any]
+
+    def load(self, sampling: generation.Sampling, tokenizer: Any, device: torch.device, cfg: DictConfig) -> Any:
+        """A generator with this model's weights.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        self.teacher.load(self.teacher.model, device)
+        return generation.Decoder(
+            self.teacher.model,
+            self.ends,
+            sampling,
+            tokenizer=tokenizer,
+            cache_bytes=cfg.get("cache_bytes"),
+            max_slots=cfg.get("answers_at_once", 64),
+        )
+
+    def release(self) -> None:
+        """Let the weights go."""
+        self.teacher = None
+
+
+class Prepared(NamedTuple):
+    """What is known before a weight is read.
+
+    Attributes:
+        by_row: each prompt is for the model that its row names in ``teacher_id``.
+    """
+
+    sampling: generation.Sampling
+    choice: Choice
+    writers: list[Writer]
+    questions: list[Question]
+    failed: list[Failed]
+    by_row: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeBy:
+    """generation.json: of what a folder's samples are.
+
+    Attributes:
+        models: identity of each, by name.
+        date: that the chat template writes.
+        package: version that began it.
+    """
+
+    models: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    seed: int
+    date: str | None
+    package: str
+
+
+def find_answers(output_dir: str) -> tuple[Path, MadeBy | None]:
+    """The folder of answers, and what those that are there were made by.
+
+    Raises:
+        UserError: a folder that cannot be written, or holds something else.
+    """
+    require_writable("output_dir", output_dir)
+    folder = local_path(output_dir)
+    return folder, from_main_process(_made_by(folder))
+
+
+def _made_by(folder: Path) -> MadeBy | None:
+    file = folder / _MADE_BY
+    if not file.exists():
+        if there := [name for name in _OF_RUNS if (folder / name).exists()]:
+            raise UserError(f"output_dir={folder}: holds something else, {there[0]}; name another folder for answers")
+        return None
+    try:
+        return MadeBy(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
+
+
+def prepare_answers(cfg: DictConfig, device: torch.device, tokenizer: Any, runs: bool = True) -> Prepared:
+    """Models without weights, prompts, and which answers are to be kept: all that can be wrong is told.
+
+    Args:
+        device: on which models will be, which decides on their dtypes.
+        runs: False leaves out scores and filters of other packages, whose code would be run.
+    """
+    sampling = build("sampling", cfg.get("sampling"), generation.Sampling())
+    choice = _choice(cfg, runs)
+    key = cfg.get("generate_with") or ("model" if cfg.get("teacher_model") is None else "teacher_model")
+    writers = open_writers(cfg, key, device, tokenizer)
+    longest = min((writer.teacher.max_seq_len for writer in writers if writer.teacher.max_seq_len), default=2**31)
+    questions, failed = read_questions(cfg, tokenizer, _prompt_for(cfg, key), longest)
+    used = numpy.unique(numpy.concatenate([numpy.asarray(question.tokens) for question in questions]))
+    for writer in writers:
+        models.require_tokens(key, writer.teacher.vocab_size, int(used[-1]))
+        for folder in writer.teacher.folders:
+            models.check_own_tokens(folder, tokenizer, used, f"the {key.replace('_', ' ')}")
+    if by_row := cfg.get("teacher_combination") == "by_row" and key == "teacher_model":
+        _require_names(questions, writers)
+    return Prepared(sampling, choice, writers, questions, failed, by_row)
+
+
+def _prompt_for(cfg: DictConfig, key: str) -> Prompt:
+    """What is written around each user turn."""
+    if key == "model":
+        return Prompt(cfg.get("student_prompt_template"), None, "student_prompt_template")
+    return Prompt(cfg.get("teacher_prompt_template"), cfg.get("teacher_system_prompt"), "teacher_prompt_template")
+
+
+def _require_names(questions: Sequence[Question], writers: Sequence[Writer]) -> None:
+    """
+    Raises:
+        UserError: a row names no teacher that there is.
+    """
+    names = [writer.name for writer in writers]
+    for question in questions:
+        if (found := str(question.row.get("teacher_id"))) not in names:
+            raise UserError(f"{question.origin}: teacher_id is {found}; teacher_model has {', '.join(names)}")
+
+
+def open_writers(cfg: DictConfig, key: str, device: torch.device, tokenizer: Any) -> list[Writer]:
+    """
+    Args:
+        key: ``model`` or ``teacher_model``, which may be a list.
+
+    Raises:
+        UserError: one cannot be built, does not fit its checkpoint, or does not answer.
+    """
+    component, checkpointers = cfg.get("model"), cfg.get("checkpointer")
+    of_teacher: dict[str, Any] = {}
+    if key == "teacher_model":
+        component, checkpointers = cfg.get("teacher_model"), cfg.get("teacher_checkpointer")
+        of_teacher = {"quantizer": cfg.get("teacher_quantizer"), "offload": cfg.get("teacher_offload", False)}
+    dtype = find_dtype((of_teacher and cfg.get("teacher_dtype")) or cfg.dtype, device)
+    quantizer = plain_config(cfg).get("teacher_quantizer") if of_teacher else None
+    found = list[Writer]()
+    for entry_key, entry, checkpointer in entries_of(component, checkpointers, key):
+        teacher = teachers.build_teacher(entry.component, checkpointer, dtype=dtype, key=entry_key, **of_teacher)
+        if not isinstance(teacher, teachers.LiveTeacher):
+            raise UserError(f"{entry_key}: {entry.component['_component_']} writes no answers; name a model's folder")
+        folder = teacher.folders[0]
+        ends = exported_stops(tokenizer, folder, teacher.vocab_size)
+        content = from_main_process(sampled_digest(teacher.files)[:_SHOWN_DIGITS] if is_main_process() else "")
+        identity = {"content": content, "dtype": dtype_name(dtype), "quantizer": quantizer, "ends": sorted(ends)}
+        is_named = isinstance(component, ListConfig) and "name" in component[len(found)]
+        name = entry.name if is_named else _name(folder)
+        found.append(Writer(name, teacher, tuple(ends), identity))
+    again = [name for name, count in Counter(writer.name for writer in found).items() if count > 1]
+    if again:
+        raise UserError(f"{key}: two models have the name {again[0]}; give each a name of its own: name: ...")
+    return found
+
+
+def _name(folder: Path) -> str:
+    return folder.resolve().parent.name if folder.name == "model" else folder.name
+
+
+def _choice(cfg: DictConfig, runs: bool) -> Choice:
+    from distill_tune.config.trust import may_be_called
+
+    filters: dict[str, Filter] = {}
+    for number, component in enumerate(cfg.get("filters") or []):
+        name = component["_component_"].rpartition(".")[2]
+        name = name if name not in filters else f"{name} {number + 1}"
+        if runs or may_be_called(component):
+            filters[name] = function_of(f"filters.{number}", component)
+    score = cfg.get("score")
+    of_score = function_of("score", score) if score is not None and (runs or may_be_called(score)) else None
+    return Choice(filters, of_score, cfg.get("best_per_prompt", 1), cfg.get("min_score"), cfg.get("thinking", "keep"))
+
+
+def begin_answers(folder: Path, cfg: DictConfig, prepared: Prepared, seed: int, made: MadeBy | None) -> None:
+    """Make the folder, or go on with the one that is there, and keep it from other runs. All ranks call it.
+
+    Args:
+        made: of :func:`find_answers`.
+
+    Raises:
+        UserError: its samples are of other models, another sampling or seed; it cannot be written, or another run
+            writes there.
+    """
+    identities = {writer.name: dict(writer.identity) for writer in prepared.writers}
+    sampling = json.loads(json.dumps(dataclasses.asdict(prepared.sampling)))
+    now = MadeBy(identities, sampling, seed, day_of_run(), distill_tune.__version__)
+    if made is not None:
+        _require_same(folder, made, now)
+        now = dataclasses.replace(now, models={**made.models, **identities}, package=made.package)
+    RunFolder.of(cfg.output_dir).write_config(cfg, seed)
+    if is_main_process():
+        write_text(folder / _MADE_BY, json.dumps(dataclasses.asdict(now), indent=2) + "\n")
+
+
+def _require_same(folder: Path, was: MadeBy, now: MadeBy) -> None:
+    pairs = {"seed": (was.seed, now.seed), "date": (was.date, now.date)}
+    pairs |= {f"sampling.{name}": (was.sampling.get(name), value) for name, value in now.sampling.items()}
+    for name in was.models.keys() & now.models.keys():
+        of_model = {f"{what} of {name}": (was.models[name].get(what), it) for what, it in now.models[name].items()}
+        pairs |= of_model
+    for what, (before, value) in pairs.items():
+        if before != value:
+            raise UserError(
+                f"output_dir={folder}: holds answers with {what}={before}, this config has {value}; name another folder"
+            )
+
+
+class Wanted(NamedTuple):
+    """A sample that is not there yet."""
+
+    question: Question
+    number: int
+    key: str
+
+    def request(self, seed: int) -> generation.Request:
+        """With a random stream that the prompt and the sample's number decide on, wherever the row stands."""
+        of_prompt = int(sample_key({}, 0, self.question.tokens, 0)[:15], 16)
+        return generation.Request(self.question.tokens, generation.stream_of(seed, 0, of_prompt, self.number))
+
+    def sample(self, completion: generation.Completion, writer: Writer, seed: int, tokenizer: Any) -> Sample:
+        """The answer, as it is recorded."""
+        tokens = list(completion.tokens)
+        has_end = completion.finish_reason == FINISHED and tokens[-1:] and tokens[-1] in writer.ends
+        text = tokenizer.decode(tokens[:-1] if has_end else tokens)
+        if completion.finish_reason == CUT:
+            text = text.rstrip("\ufffd")  # of a character that was cut
+        log_prob = round(sum(completion.log_probs), 4) if completion.log_probs else None
+        return Sample(self.key, writer.name, self.number, seed, completion.finish_reason, tokens, log_prob, text)
+
+
+class Todo:
+    """Which samples of a model are still to be made.
+
+    Args:
+        record: of all that are there, whoever made them.
+        most: samples of a prompt of which none is right; default ``each``.
+    """
+
+    def __init__(
+        self, writer: Writer, prepared: Prepared, record: Record, seed: int, each: int, most: int | None = None
+    ) -> None:
+        self._only = writer.name if prepared.by_row else None
+        self._identity = {**writer.identity, "sampling": dataclasses.asdict(prepared.sampling)}
+        self._choice, self._record, self._seed = prepared.choice, record, seed
+        self._each, self._most = each, most or each
+        self._made: dict[str, Sample] = {}
+
+    def key(self, question: Question, number: int) -> str:
+        return sample_key(self._identity, self._seed, question.tokens, number)
+
+    def add(self, sample: Sample) -> None:
+        """One that is there from now on."""
+        self._made[sample.key] = sample
+
+    def of(self, question: Question) -> list[Wanted]:
+        """Those that the prompt lacks."""
+        wanted = (Wanted(question, number, self.key(question, number)) for number in range(self._upto(question)))
+        return [one for one in wanted if not self._is_there(one.key)]
+
+    def more(self, wanted: Sequence[Wanted]) -> list[Wanted]:
+        """What is lacking of the same prompts by now."""
+        questions = {one.question.number: one.question for one in wanted}
+        return [one for question in questions.values() for one in self.of(question)]
+
+    def samples(self, question: Question) -> list[Sample]:
+        """Those that are there."""
+        keys = (self.key(question, number) for number in range(self._upto(question)))
+        return [self._sample(key) for key in keys if self._is_there(key)]
+
+    def _upto(self, question: Question) -> int:
+        """So many samples, and more as long as all of those are there and none is right."""
+        if self._only not in (None, str(question.row.get("teacher_id"))):
+            return 0
+        count = self._each
+        while count < self._most:
+            keys = [self.key(question, number) for number in range(count)]
+            if not all(map(self._is_there, keys)) or any(self._is_right(question, key) for key in keys):
+                break
+            count = min(count + self._each, self._most)
+        return count
+
+    def _is_right(self, question: Question, key: str) -> bool:
+        return self._choice.is_right(question, self._sample(key))
+
+    def _is_there(self, key: str) -> bool:
+        return key in self._made or key in self._record
+
+    def _sample(self, key: str) -> Sample:
+        return self._made.get(key) or self._record[key]
+
+
+def of_this_rank(wanted: Sequence[Wanted]) -> list[Wanted]:
+    """Every so manieth prompt's, of what all ranks have found alike."""
+    numbers = {number: place for place, number in enumerate(dict.fromkeys(one.question.number for one in wanted))}
+    return [one for one in wanted if numbers[one.question.number] % num_ranks() == rank()]
+
+
+def finish_answers(folder: Path, cfg: DictConfig, prepared: Prepared, seed: int) -> str:
+    """Wait for all ranks, choose among all samples, and write what is kept; what to tell of it. All ranks call it."""
+    wait_for_all()
+    told = _finish(folder, cfg, prepared, seed) if is_main_process() else ""
+    wait_for_all()
+    return told
+
+
+def _finish(folder: Path, cfg: DictConfig, prepared: Prepared, seed: int) -> str:
+    record, lacking = Record(folder / _SAMPLES), 0
+    each, most = cfg.get("samples_per_prompt", 1), cfg.get("max_samples_per_prompt")
+    todos = [Todo(writer, prepared, record, seed, each, most) for writer in prepared.writers]
+    kept, left_out = folder / f".{_ANSWERS}.partial", folder / f".{_LEFT_OUT}.partial"
+    try:
+        with kept.open("w", encoding="utf-8") as answers, left_out.open("w", encoding="utf-8") as others:
+            for question in prepared.questions:
+                lacking += sum(len(todo.of(question)) for todo in todos)
+                samples = [sample for todo in todos for sample in todo.samples(question)]
+                for chosen in prepared.choice.of(question, samples):
+                    row = row_of(question, chosen.sample, chosen.answer, chosen.score)
+                    row = {**row, "left_out_by": chosen.taken_by} if chosen.taken_by else row
+                    (others if chosen.taken_by else answers).write(json.dumps(row, ensure_ascii=False) + "\n")
+        for path, name in ((kept, _ANSWERS), (left_out, _LEFT_OUT)):
+            flush(path)
+            os.replace(path, folder / name)
+        lines = "".join(json.dumps(fault, ensure_ascii=False) + "\n" for fault in prepared.failed)
+        write_text(folder / _FAILED, lines)
+    except OSError as error:
+        kept.unlink(missing_ok=True)
+        raise UserError(
+            f"output_dir={folder}: {error.strerror}; what was answered is kept: free some, and the same command goes on"
+        ) from error
+    return "\n".join(_told(folder, prepared, lacking))
+
+
+def _told(folder: Path, prepared: Prepared, lacking: int) -> Iterator[str]:
+    yield prepared.choice.told()
+    yield f"  {folder / _ANSWERS}  rows for distill_tune.data.chat"
+    if prepared.choice.taken.total() > prepared.choice.taken[""]:
+        yield f"  {folder / _LEFT_OUT}  what is left out, and by what"
+    if prepared.failed:
+        num_failed = counted(len(prepared.failed), "row")
+        yield f"  {folder / _FAILED}  {num_failed} that could not be asked; the same command tries again"
+    if lacking:
+        yield f"  {lacking:,} samples are not there yet; the same command goes on"
+    source = f"dataset={{_component_: distill_tune.data.chat, source: {folder / _ANSWERS}}}"
+    yield f"train from it: distill-tune run kd_single_device --config ... {shlex.quote(source)}"

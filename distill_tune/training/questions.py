@@ -1,0 +1,123 @@
+"""The prompts of a config: read, checked and tokenised before any model loads."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from distill_tune.config.components import instantiate
+from distill_tune.counts import counted
+from distill_tune.data.asked import Asked, asked_in
+from distill_tune.data.conversation import Conversation, prompt_tokens
+from distill_tune.data.datasets import ANSWER
+from distill_tune.data.prompts import Prompt
+from distill_tune.data.row_fields import unread_in
+from distill_tune.data.sources import Row, RowError, origin_of, require_unchanged, use_in_torchtune
+from distill_tune.errors import UserError, one_line
+from distill_tune.generation.answers import Question
+from distill_tune.generation.thinking import BEGIN
+
+_NOT_KEPT = {*ANSWER, "finish_reason"}  # of the row's own answer
+_OPEN = 8  # tokens in which a thought is begun
+_SHOWN_FAULTS = 5
+
+Failed = dict[str, str]
+
+
+def read_questions(
+    cfg: DictConfig, tokenizer: Any, prompt: Prompt, longest: int
+) -> tuple[list[Question], list[Failed]]:
+    """What ``prompt`` or ``dataset`` asks, each prompt once, and the rows that cannot be asked.
+
+    Args:
+        prompt: that is written around each user turn, of whichever model answers.
+        longest: tokens that all models read, the answer included.
+
+    Raises:
+        UserError: a dataset whose rows are not told apart into turns; no prompt; a bad row, unless ``on_bad_row=skip``.
+    """
+    bound, tokenizer.max_seq_len = getattr(tokenizer, "max_seq_len", None), None  # it would cut prompts
+    questions: dict[tuple[int, ...], Question] = {}
+    failed, num_again = list[Failed](), 0
+    try:
+        for origin, row, asked, kept in _asked(cfg, tokenizer):
+            try:
+                question = _question(len(questions), origin, row, asked, kept, tokenizer, prompt)
+                if len(question.tokens) >= longest:
+                    told = (
+                        f"the prompt has {len(question.tokens)} tokens; the model reads {longest}, an answer included"
+                    )
+                    raise RowError(told)
+            except (RowError, TypeError, ValueError, AttributeError, LookupError) as error:
+                failed.append({"row": origin, "error": one_line(error)})
+                continue
+            num_again += question.tokens in questions
+            questions.setdefault(question.tokens, question)
+    finally:
+        tokenizer.max_seq_len = bound
+    _tell(cfg, questions.values(), failed, num_again)
+    return list(questions.values()), failed
+
+
+def _asked(cfg: DictConfig, tokenizer: Any) -> Iterator[tuple[str, Row, Any, tuple[str, ...]]]:
+    """Where each row stands, the row, what it asks, and which of its columns answers keep; a RowError in place of what
+    it asks where that cannot be told.
+    """
+    if (prompt := cfg.get("prompt")) is not None:
+        yield "prompt", {}, asked_in({"prompt": prompt}, {}), ()
+        return
+    use_in_torchtune()
+    for entry in cfg.dataset if isinstance(cfg.dataset, ListConfig) else [cfg.dataset]:
+        arguments = OmegaConf.create({name: value for name, value in entry.items() if name not in ("weight", "packed")})
+        dataset = instantiate(arguments, tokenizer)
+        read = getattr(dataset, "asked", None)
+        if read is None:
+            raise UserError(
+                f"dataset {entry['_component_']}: its rows are not told apart into turns; take distill_tune.data.chat, "
+                "instruct or text, which read prompts with and without answers"
+            )
+        for number in range(len(dataset)):
+            origin, row = "{}, row {}".format(*origin_of(dataset, number)), dict[str, Any]()
+            try:
+                row = dataset.rows[number]
+                kept = tuple(name for name in unread_in(row, read) if name in row and name not in _NOT_KEPT)
+                yield origin, row, read(row), kept
+            except RowError as error:
+                yield origin, row, error, ()
+        require_unchanged(dataset)
+
+
+def _question(
+    number: int, origin: str, row: Row, asked: Asked | RowError, kept: tuple[str, ...], tokenizer: Any, prompt: Prompt
+) -> Question:
+    """
+    Raises:
+        RowError: nothing is asked, or template or tokenizer refuse it.
+    """
+    if isinstance(asked, RowError):
+        raise asked
+    read = prompt.applied(Conversation(asked.turns, (False,) * len(asked.turns), asked.tools), row).turns
+    tokens = tuple(prompt_tokens(tokenizer, read, asked.tools))
+    begins_thought = tokenizer.decode(list(tokens[-_OPEN:])).rstrip().endswith(BEGIN)
+    return Question(number, origin, row, asked.turns, asked.tools, kept, tokens, begins_thought)
+
+
+def _tell(cfg: DictConfig, questions: Sequence[Question] | Any, failed: Sequence[Failed], num_again: int) -> None:
+    """
+    Raises:
+        UserError: there is none, or a bad row, unless ``on_bad_row=skip``.
+    """
+    shown = [f"\n  {fault['row']}: {fault['error']}" for fault in failed[:_SHOWN_FAULTS]]
+    more = f"\n  and {len(failed) - _SHOWN_FAULTS} more" if len(failed) > _SHOWN_FAULTS else ""
+    if failed and cfg.get("on_bad_row", "stop") == "stop":
+        raise UserError(
+            f"dataset: {counted(len(failed), 'row')} cannot be asked; mend what is told, or leave such out with "
+            f"on_bad_row=skip{''.join(shown)}{more}"
+        )
+    if not questions:
+        raise UserError(f"dataset: has no prompt{''.join(shown)}{more}")
+    tokens = sum(len(question.tokens) for question in questions)
+    told = f"{counted(len(questions), 'prompt')}, {counted(tokens, 'token')}"
+    told += f"; {counted(num_again, 'row')} left out that ask what another asks" if num_again else ""
+    told += f"; {counted(len(failed), 'row')} left out that cannot be asked" if failed else ""
+    print(told)
