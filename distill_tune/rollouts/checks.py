@@ -10,10 +10,11 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models
 from distill_tune.errors import UserError
 from distill_tune.generation import Sampling
+from distill_tune.generation.ends import ends_of, require_same_ends
 from distill_tune.rollouts.on_policy import OnPolicy
 from distill_tune.rollouts.prompts import prompt_lengths
-from distill_tune.rollouts.writers import models_that_write
-from distill_tune.training.ends import exported_stops, stops_of
+from distill_tune.rollouts.writers import teachers_that_write
+from distill_tune.teachers import HuggingFace, LiveTeacher
 from distill_tune.training.preparation import Models, Steps
 from distill_tune.training.schedules import Schedules
 
@@ -28,7 +29,7 @@ class Checked:
         most_tokens: of a micro-batch of several rows, as a plan's ``limits`` have them.
         longest, longest_of_teacher, most_learned: tokens of a row with its answer, as student and teacher read it, and
             those of the answer.
-        writing_teachers: the model of each teacher that rows choose from, where teachers write answers.
+        writing_teachers: each that rows choose from, where teachers write answers.
     """
 
     settings: OnPolicy
@@ -40,7 +41,7 @@ class Checked:
     longest: int
     longest_of_teacher: int
     most_learned: int
-    writing_teachers: Sequence[Any]
+    writing_teachers: Sequence[LiveTeacher | HuggingFace]
 
     @property
     def sampling(self) -> Sampling:
@@ -79,7 +80,7 @@ def check_rollouts(
             "rollouts: teacher_model has records of the data's answers alone, and none of those that are written while "
             "the student trains; take the teacher itself, or distill_tune.teachers.Served"
         )
-    writing = models_that_write(built.teacher) if settings.seq_kd else []
+    writing = teachers_that_write(built.teacher) if settings.seq_kd else []
     need_answers = not settings.seq_kd and min(share for share, *_ in of_steps) < 1
     max_new_tokens = settings.sampling.max_new_tokens  # type: ignore[union-attr]
     longest, longest_of_teacher, most_learned = 0, 0, 0
@@ -109,30 +110,12 @@ def check_rollouts(
         most = [(batch_size or 1) * tokens for tokens in (longest, longest_of_teacher, most_learned)]
     else:
         most = [max_tokens_per_batch, max(max_tokens_per_batch, longest_of_teacher), max_tokens_per_batch]
-    ends = exported_stops(
-        built.tokenizer, built.student_checkpoint.folder, models.output_head(built.student).vocab_size
-    )
-    _require_same_ends(ends, built)
-    return Checked(
-        settings, built, steps, shares, frozenset(ends), most, longest, longest_of_teacher, most_learned, writing
-    )
-
-
-def _require_same_ends(ends: Sequence[int], built: Models) -> None:
+    folder, vocab_size = built.student_checkpoint.folder, models.output_head(built.student).vocab_size
+    ends = ends_of(built.tokenizer, folder, vocab_size)
     if not ends:
         raise UserError("rollouts: neither the tokenizer nor the student's folder names a token that ends an answer")
-    for folder in built.teacher.folders:
-        its = [token for tokens in stops_of(folder).values() for token in tokens]
-        if its and not set(its) & set(ends):
-            raise UserError(
-                f"rollouts: the student's answers end at {_told(ends)}, and the teacher of {folder} stops at "
-                f"{_told(its)}: it would have them grow without end; set tokenizer.path={folder}, so that rows end as "
-                "its answers do"
-            )
-
-
-def _told(tokens: Sequence[int]) -> str:
-    return f"token {' or '.join(map(str, dict.fromkeys(tokens)))}"
+    require_same_ends(built.tokenizer, folder, built.teacher.folders, vocab_size)
+    return Checked(settings, built, steps, shares, ends, most, longest, longest_of_teacher, most_learned, writing)
 
 
 def _require_prompts(rows: Any, prompts: numpy.ndarray, max_seq_len: int, need_answers: bool) -> None:

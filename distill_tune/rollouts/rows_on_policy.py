@@ -25,6 +25,7 @@ from distill_tune.rollouts.prompts import answered, prompt_of
 from distill_tune.rollouts.step_rows import Say, StepRows
 from distill_tune.rollouts.writers import MAX_SLOTS, decoder_of, written_by_all_ranks
 from distill_tune.rollouts.written import WrittenRollouts, marked
+from distill_tune.teachers import LiveTeacher
 from distill_tune.training.distributed import is_main_process, on_all_ranks, reduced_over_ranks
 from distill_tune.training.lost_teacher import is_lost
 from distill_tune.training.metrics import read_metrics
@@ -70,7 +71,7 @@ class RowsOnPolicy:
         self._file = WrittenRollouts(run, step) if is_main_process() else None
         self._by_student, *self._by_teachers = (
             decoder_of(model, self._of.ends, self._of.sampling, self._of.built.tokenizer)
-            for model in (student, *self._of.writing_teachers)
+            for model in (student, *(teacher.model for teacher in self._of.writing_teachers))
         )
 
     def of_step(self, step: int, say: Say) -> StepRows:
@@ -199,7 +200,8 @@ class RowsOnPolicy:
 
     def cache_bytes(self, rows: int, dtype: torch.dtype) -> float:
         """As :meth:`RowsOfData.cache_bytes`."""
-        writing = (self._of.built.student, *self._of.writing_teachers)
+        of_teachers = (teacher.model for teacher in self._of.writing_teachers if isinstance(teacher, LiveTeacher))
+        writing = (self._of.built.student, *of_teachers)
         of_slot = sum(KeyValueCache.bytes_of_slot(model, self._of.longest, dtype) for model in writing)
         return min(MAX_SLOTS, rows) * of_slot
 

@@ -3,28 +3,29 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.errors import UserError
 from distill_tune.generation import Completion, Decoder, Generator, Request, Sampling
 from distill_tune.teachers import EMA, EarlierCheckpoint, HuggingFace, LiveTeacher, SeveralTeachers, Teacher
 from distill_tune.training.distributed import num_ranks, on_all_ranks, rank
 
+from torchtune.modules import TransformerDecoder
+
 MAX_SLOTS = 64  # rows that are answered at a time
 
 
-def models_that_write(teacher: Teacher) -> list[Any]:
-    """For ``seq_kd``: the model of each teacher that rows choose from, of a single one its own.
+def teachers_that_write(teacher: Teacher) -> list[LiveTeacher | HuggingFace]:
+    """For ``seq_kd``: each teacher that rows choose from, or the single one.
 
     Raises:
         UserError: one that cannot write.
     """
     if isinstance(teacher, SeveralTeachers) and teacher.names:
-        return [model for one in teacher.teachers for model in models_that_write(one)]
-    if isinstance(teacher, LiveTeacher):
-        return [teacher.model]
-    if isinstance(teacher, EMA | EarlierCheckpoint):
-        return list(teacher.models)
-    if isinstance(teacher, HuggingFace):
+        return [writing for one in teacher.teachers for writing in teachers_that_write(one)]
+    if isinstance(teacher, LiveTeacher | HuggingFace):
         return [teacher]
+    if isinstance(teacher, EMA | EarlierCheckpoint):
+        return [teacher.teacher]
     raise UserError(
         f"rollouts.seq_kd=True: {type(teacher).__name__} cannot write answers while the student trains; take a "
         "model as teacher, or write them beforehand (distill-tune run generate) and train on that file"
@@ -32,8 +33,16 @@ def models_that_write(teacher: Teacher) -> list[Any]:
 
 
 def decoder_of(model: Any, ends: Collection[int], sampling: Sampling, tokenizer: Any) -> Generator:
-    """What writes a model's answers."""
-    return Decoder(model, ends, sampling, tokenizer=tokenizer, max_slots=MAX_SLOTS)
+    """What writes a model's answers.
+
+    Args:
+        model: of torchtune's modules, or of transformers.
+    """
+    if isinstance(model, TransformerDecoder):
+        return Decoder(model, ends, sampling, tokenizer=tokenizer, max_slots=MAX_SLOTS)
+    from distill_tune.generation.hf import HuggingFaceDecoder
+
+    return HuggingFaceDecoder(model, ends, sampling, tokenizer=tokenizer, max_slots=MAX_SLOTS)
 
 
 def written_by_all_ranks(generator: Generator, requests: Sequence[Request], of_rows: Sequence[int]) -> list[Completion]:

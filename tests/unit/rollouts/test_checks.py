@@ -59,13 +59,10 @@ def test_of_several_teachers_together_none_writes(rows_of, teacher_folder):
     rows_of({}, **changes)
 
 
-def test_a_teacher_that_ends_answers_otherwise_is_told_of_with_the_key_to_set(rows_of, tokenizer_file, tmp_path):
+def test_a_teacher_that_ends_answers_otherwise_is_told_of(rows_of, tokenizer_file, tmp_path, capsys):
     other = write_model(tmp_path / "other", tokenizer_file, seed=3)
-    config = json.loads((other / "config.json").read_text()) | {"eos_token_id": [7, 9]}
+    config = json.loads((other / "config.json").read_text()) | {"eos_token_id": [2, 7]}
     (other / "config.json").write_text(json.dumps(config))
     teacher = {"_component_": "distill_tune.models.from_hf", "path": str(other)}
-    told = f"the student's answers end at token 2, and the teacher of {other} stops at token 7 or 9: .* tokenizer.path="
-    with pytest.raises(UserError, match=told):
-        rows_of(teacher_model=teacher, teacher_checkpointer=None)
-    (other / "config.json").write_text(json.dumps(config | {"eos_token_id": [2, 9]}))
     rows_of(teacher_model=teacher, teacher_checkpointer=None)
+    assert "should answers grow long, add " in capsys.readouterr().out
