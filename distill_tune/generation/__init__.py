@@ -2,6 +2,7 @@
 
 from distill_tune.generation.decoder import Decoder
 from distill_tune.generation.duplicates import Decontaminated, Duplicates
+from distill_tune.generation.ends import ends_of
 from distill_tune.generation.filters import Finished, Length, Repetition, Scripts
 from distill_tune.generation.record import Record, SampleFile
 from distill_tune.generation.requests import Completion, Generator, Request
@@ -24,5 +25,6 @@ __all__ = [
     "SampleFile",
     "Sampling",
     "Scripts",
+    "ends_of",
     "stream_of",
 ]

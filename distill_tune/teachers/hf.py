@@ -103,6 +103,10 @@ class HuggingFace(Teacher):
     def keep_hidden_states(self, layers: Sequence[int]) -> None:
         self._layers = layers
 
+    def load_model(self, device: torch.device) -> Any:
+        """The whole model, of transformers."""
+        return self._folder.load(device, self.dtype)
+
     def load(
         self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False
     ) -> None:

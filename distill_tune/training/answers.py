@@ -24,11 +24,11 @@ from distill_tune.disk import flush, sampled_digest, write_text
 from distill_tune.errors import UserError
 from distill_tune.generation.answers import CUT, FINISHED, Question, Sample, row_of
 from distill_tune.generation.choice import Choice, Filter
+from distill_tune.generation.generators import load_generator, one_that_answers
 from distill_tune.generation.record import Record, sample_key
 from distill_tune.teachers.build import entries_of
 from distill_tune.training.device import dtype_name, find_dtype
 from distill_tune.training.distributed import from_main_process, is_main_process, num_ranks, rank, wait_for_all
-from distill_tune.training.ends import exported_stops
 from distill_tune.training.output_check import require_writable
 from distill_tune.training.questions import Failed, read_questions
 from distill_tune.training.run_folder import RunFolder
@@ -60,11 +60,11 @@ class Writer:
         Raises:
             UserError: they cannot be read.
         """
-        self.teacher.load(self.teacher.model, device)
-        return generation.Decoder(
-            self.teacher.model,
+        return load_generator(
+            self.teacher,
             self.ends,
             sampling,
+            device,
             tokenizer=tokenizer,
             cache_bytes=cfg.get("cache_bytes"),
             max_slots=cfg.get("answers_at_once", 64),
@@ -188,11 +188,10 @@ def open_writers(cfg: DictConfig, key: str, device: torch.device, tokenizer: Any
     quantizer = plain_config(cfg).get("teacher_quantizer") if of_teacher else None
     found = list[Writer]()
     for entry_key, entry, checkpointer in entries_of(component, checkpointers, key):
-        teacher = teachers.build_teacher(entry.component, checkpointer, dtype=dtype, key=entry_key, **of_teacher)
-        if not isinstance(teacher, teachers.LiveTeacher):
-            raise UserError(f"{entry_key}: {entry.component['_component_']} writes no answers; name a model's folder")
+        built = teachers.build_teacher(entry.component, checkpointer, dtype=dtype, key=entry_key, **of_teacher)
+        teacher = one_that_answers(entry_key, built)
         folder = teacher.folders[0]
-        ends = exported_stops(tokenizer, folder, teacher.vocab_size)
+        ends = generation.ends_of(tokenizer, folder, teacher.vocab_size)
         content = from_main_process(sampled_digest(teacher.files)[:_SHOWN_DIGITS] if is_main_process() else "")
         identity = {"content": content, "dtype": dtype_name(dtype), "quantizer": quantizer, "ends": sorted(ends)}
         is_named = isinstance(component, ListConfig) and "name" in component[len(found)]
