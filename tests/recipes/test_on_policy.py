@@ -155,3 +155,38 @@ def test_a_privileged_prompt_teaches_the_student_what_it_has_not_read(config, ru
     config({"lmbda": 1.0}, teacher_model=teacher, teacher_prompt_template="{input} Know this: {output}")
     first = run("max_steps_per_epoch=1")[0]
     assert first["loss"] > 1e-3
+
+
+def test_a_served_teacher_judges_what_was_just_written(run, write_config, demo_teacher_url):
+    """Of whole hidden states as the teacher itself; of likeliest tokens and the rest never less than 0, nor more."""
+    write_config()
+    of_few = ["--config", "on_policy", "dataset.num_rows=16", "dataset.min_characters=30", "batch_size=4"]
+    of_few += ["rollouts.sampling.max_new_tokens=12", "max_steps_per_epoch=2", "optimizer.lr=0.0"]
+    served = "teacher_model={_component_: distill_tune.teachers.Served, url: " + demo_teacher_url + ", kind: %s}"
+
+    def losses(output, *overrides):
+        return [line["loss"] for line in run(*of_few, *overrides, output=output)]
+
+    exact = losses("exact")
+    assert losses("hidden", served % "hidden") == pytest.approx(exact, rel=1e-4)
+    of_likeliest = losses("top_k", served % "top_k")
+    assert all(0 < its < whole for its, whole in zip(of_likeliest, exact, strict=True))
+
+
+@pytest.mark.parametrize("key", ["teacher_cache", "teacher_model"])
+def test_a_cache_is_refused_since_it_has_no_answers_of_the_students(config, cli, tmp_path, key):
+    config()
+    cache = tmp_path / "cache"
+    if key == "teacher_model":
+        assert (
+            cli("run", "teacher_cache", "--config", "config.yaml", "cache.kind=top_k", f"output_dir={cache}").returncode
+            == 0
+        )
+        of_cache = f"teacher_model={{_component_: distill_tune.teachers.Cached, path: {cache}}}"
+        done = cli("run", "kd_single_device", "--config", "config.yaml", of_cache)
+    else:
+        done = cli("run", "kd_single_device", "--config", "config.yaml", f"teacher_cache={cache}", "cache.kind=top_k")
+    assert done.returncode == 2
+    assert (
+        "rollouts: teacher_model has records" if key == "teacher_model" else f"{key}={cache}: no cache"
+    ) in done.stderr
