@@ -3,11 +3,11 @@
     python benchmarks/on_policy.py speed [--peers PEERS_VENV] [--against gkd,distillation] [--steps 8] [--rounds 3]
     python benchmarks/on_policy.py gain --folder OUT [--seeds 3] [--epochs 3] [--markdown GAIN.md]
 
-speed: 16 prompts a step, answers of up to 128 tokens drawn at temperature 1, reverse KL, all tools in fresh processes in
-turn; medians over the steps without the first two, and the ratio to ours of each round, of which the median. A run
-beside which others took more than a twentieth of the machine's CPU time is repeated, and refused the third time, unless
-``--beside-others``. gain: students that have taken equally many steps, and one of plain KD that has trained as long; the
-means over seeds, and the answers of each to three held-out questions.
+speed: 16 prompts a step, answers of up to 128 tokens drawn at temperature 1, reverse KL, all tools in fresh processes
+in turn; medians over the steps without the first two, and the ratio to ours of each round, of which the median. A run
+beside which others took more than a twentieth of the machine's CPU time is repeated, and refused the third time,
+unless ``--beside-others``. gain: students that have taken equally many steps, and one of plain KD that has trained as
+long; the means over seeds, and the answers of each to three held-out questions.
 """
 
 import argparse
@@ -138,7 +138,7 @@ def gain(options: argparse.Namespace) -> None:
 
 
 def students(folder: Path, seed: int, epochs: int) -> dict[str, tuple[Path, float]]:
-    """The model of each way to train one, and the seconds of its steps, those that others have taken for it included."""
+    """The model of each way to train one, and the seconds of its steps, with those of the run that it went on from."""
 
     def train(name: str, cfg: str, *settings: str, before: float = 0.0) -> tuple[Path, float]:
         out = folder / name
