@@ -126,10 +126,16 @@ class RowsOnPolicy:
         return self._rows_before[dataset] + number
 
     def _request(self, row: Row, step: int, number: int, occurrence: int, sample: int) -> Request:
-        prompt = prompt_of(row.tokens, row.labels).tolist()
         sample += occurrence * self._settings.samples_per_prompt
-        room = self._of.room(len(prompt))
-        return Request(prompt, stream_of(self._seed, step, number, sample), room)
+        prompt = prompt_of(row.tokens, row.labels).tolist()
+        return Request(prompt, stream_of(self._seed, step, number, sample), self._room(row))
+
+    def _room(self, row: Row) -> int:
+        """Tokens of an answer to a row."""
+        prompt = of_teacher = len(prompt_of(row.tokens, row.labels))
+        if row.teacher_tokens is not None and row.teacher_labels is not None:
+            of_teacher = len(prompt_of(row.teacher_tokens, row.teacher_labels))
+        return self._of.room(prompt, of_teacher)
 
     # ---- Marks
 
@@ -174,14 +180,15 @@ class RowsOnPolicy:
     @property
     def longest(self) -> int:
         """As :attr:`RowsOfData.longest`."""
-        return max(self._of.longest, self._of.longest_of_teacher)
+        return max(self._of.longest.student, self._of.longest.teacher)
 
     @property
     def largest_shapes(self) -> list[Shape]:
         """As :attr:`RowsOfData.largest_shapes`, of rows that follow each of the teachers."""
-        rows = max(1, self._of.most_tokens[0] // self._of.longest)
+        longest = self._of.longest
+        rows = max(1, self._of.most_tokens[0] // longest.student)
         lengths, learned, of_teacher = (
-            (tokens,) * rows for tokens in (self._of.longest, self._of.most_learned, self._of.longest_of_teacher)
+            (tokens,) * rows for tokens in (longest.student, longest.learned, longest.teacher)
         )
         differ = any(of_dataset.teacher is not None for of_dataset in self._steps.plan.datasets)
         following = [(number,) * rows for number in range(len(self._teacher.names))] or [()]
@@ -193,16 +200,15 @@ class RowsOnPolicy:
         taken = plan.rows(0, step)
         rows = []
         for row, is_own in zip(taken, own_rows(len(taken), self._of.share_at(step), self._seed, step), strict=True):
-            room = self._of.room(len(prompt_of(row.tokens, row.labels)))
             samples = settings.samples_per_prompt if is_own else 1
-            rows += [answered(row, [0] * room) if is_own or settings.seq_kd else row] * samples
+            rows += [answered(row, [0] * self._room(row)) if is_own or settings.seq_kd else row] * samples
         return [_shape_of([rows[at] for at in hand], bool(self._teacher.names)) for hand in plan.dealt(rows)]
 
     def cache_bytes(self, rows: int, dtype: torch.dtype) -> float:
         """As :meth:`RowsOfData.cache_bytes`."""
         of_teachers = (teacher.model for teacher in self._of.writing_teachers if isinstance(teacher, LiveTeacher))
         writing = (self._of.built.student, *of_teachers)
-        of_slot = sum(KeyValueCache.bytes_of_slot(model, self._of.longest, dtype) for model in writing)
+        of_slot = sum(KeyValueCache.bytes_of_slot(model, self._of.longest.student, dtype) for model in writing)
         return min(MAX_SLOTS, rows) * of_slot
 
 

@@ -36,11 +36,20 @@ def test_a_row_that_is_learned_from_its_first_token_on_is_named(rows_of, tmp_pat
         rows_of(dataset={"_component_": "distill_tune.data.text", "source": str(tmp_path / "text.json")})
 
 
-def test_an_answer_that_the_teacher_cannot_read_is_told_of(rows_of):
+def test_an_answer_is_no_longer_than_student_and_teacher_read(rows_of):
+    rows = rows_of({"sampling": {"max_new_tokens": 128}}, teacher_prompt_template="{input} Know this: {output}")
+    assert rows._of.longest.student < rows._of.longest.teacher == 128
+
+
+def test_a_prompt_that_leaves_no_room_is_named(rows_of, tmp_path):
+    """Of 128 tokens, as many as the models read; longer ones are left out before."""
+    rows = [{"instruction": "7" * length} for length in range(90, 128)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    dataset = {"_component_": "distill_tune.data.instruct", "source": str(tmp_path / "rows.json")}
     with pytest.raises(
-        UserError, match=r"rollouts.sampling.max_new_tokens=128: lower it, .* 156 tokens, teacher_model reads"
+        UserError, match=r"rows.json, row \d+ has a prompt that leaves no room for an answer: the models"
     ):
-        rows_of({"sampling": {"max_new_tokens": 128}}, teacher_prompt_template="{input} Know this: {output}")
+        rows_of(dataset=dataset)
 
 
 def test_a_batch_of_tokens_that_holds_no_row_with_its_answer_is_told_of(rows_of):
