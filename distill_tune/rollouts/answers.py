@@ -8,12 +8,13 @@ _GRAM = 4  # tokens
 _FEWEST = 24  # tokens of an answer of which it is asked whether it repeats itself
 
 
-def measures_of(answers: Sequence[Completion], seconds: float) -> dict[str, float]:
+def measures_of(answers: Sequence[Completion], num_tokens: int, seconds: float) -> dict[str, float]:
     """For a step's line of metrics; nothing without answers.
 
     Args:
         answers: the student's, of all ranks.
-        seconds: that it took to write them.
+        num_tokens: of all that were written, the teachers' included.
+        seconds: that it took.
     """
     if not answers:
         return {}
@@ -29,7 +30,7 @@ def measures_of(answers: Sequence[Completion], seconds: float) -> dict[str, floa
         "rollout_empty": share(sum(is_empty(answer) for answer in answers)),
         "rollout_repeating": share(sum(is_repeating(answer.tokens) for answer in answers)),
         "rollout_seconds": seconds,
-        "rollout_tokens_per_second": sum(lengths) / seconds if seconds else 0.0,
+        "rollout_tokens_per_second": num_tokens / seconds if seconds else 0.0,
     }
 
 

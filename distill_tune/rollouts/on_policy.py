@@ -21,6 +21,8 @@ class OnPolicy:
         seq_kd: the other rows have answers that the teacher writes, in place of the data's.
         samples_per_prompt: answers of the student's to each of its rows.
         sampling: how answers are drawn; its arguments serve.
+        every: the answers of so many steps are written at once, so the last of them by weights that many steps less one
+            old: more rows at a time, and a student that has moved on meanwhile.
         log_every_n_steps: how often the teacher's marks on the student's answers are measured and written.
 
     Raises:
@@ -31,12 +33,13 @@ class OnPolicy:
     seq_kd: bool = False
     samples_per_prompt: int = 1
     sampling: Sampling | dict[str, Any] = dataclasses.field(default_factory=Sampling)
+    every: int = 1
     log_every_n_steps: int = 20
 
     def __post_init__(self) -> None:
         if isinstance(self.lmbda, int | float) and not 0 <= self.lmbda <= 1:
             raise UserError(f"rollouts.lmbda={self.lmbda}: must be from 0 to 1, or a schedule")
-        for name in ("samples_per_prompt", "log_every_n_steps"):
+        for name in ("samples_per_prompt", "every", "log_every_n_steps"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"rollouts.{name}={value}: must be at least 1")
         if isinstance(self.sampling, Mapping):

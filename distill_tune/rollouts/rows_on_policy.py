@@ -2,9 +2,9 @@
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 import torch
@@ -14,16 +14,14 @@ from distill_tune import models
 from distill_tune.data.batch import Batch, Row, joined
 from distill_tune.data.conversation import IGNORE_INDEX
 from distill_tune.data.shape import Shape
-from distill_tune.generation import Completion, Generator, Request, stream_of
 from distill_tune.models.cached_rows import KeyValueCache
 from distill_tune.rollouts.answer_watch import AnswerWatch
 from distill_tune.rollouts.answers import measures_of
 from distill_tune.rollouts.checks import Checked
 from distill_tune.rollouts.marks import Marks, marks_of
-from distill_tune.rollouts.on_policy import own_rows
-from distill_tune.rollouts.prompts import answered, prompt_of
+from distill_tune.rollouts.step_answers import Answer, StepAnswers
 from distill_tune.rollouts.step_rows import Say, StepRows
-from distill_tune.rollouts.writers import MAX_SLOTS, decoder_of, written_by_all_ranks
+from distill_tune.rollouts.writers import MAX_SLOTS
 from distill_tune.rollouts.written import WrittenRollouts, marked
 from distill_tune.teachers import LiveTeacher
 from distill_tune.training.distributed import is_main_process, on_all_ranks, reduced_over_ranks
@@ -35,19 +33,11 @@ from torchtune.modules import TransformerDecoder
 _SHOWN = 4  # rollouts that are written, each time
 
 
-class Answer(NamedTuple):
-    """Of a row of a step: None where the data's own stands."""
-
-    row: Row
-    completion: Completion | None
-    is_own: bool
-
-
 class RowsOnPolicy:
     """Takes each step's rows from the plan, and puts answers behind their prompts.
 
     1. Which rows the student answers is a function of seed and step; their answers are of seed, step, row and sample,
-       and of its weights. So nothing needs to be stored for a run to go on.
+       and of its weights. So nothing need be stored for a run to go on, unless they are of several steps at once.
     2. Each rank writes the answers of its share, and hears of all others': the step's rows are the same on every rank.
     3. They are cut into micro-batches by their tokens, and its supervised tokens counted, as the plan does with the
        data's rows.
@@ -58,9 +48,8 @@ class RowsOnPolicy:
     """
 
     def __init__(self, checked: Checked, seed: int) -> None:
-        self._of, self._seed = checked, seed
+        self._of, self._answers = checked, StepAnswers(checked, seed)
         self._settings, self._steps, self._teacher = checked.settings, checked.steps, checked.built.teacher
-        self._rows_before = [0, *itertools.accumulate(map(len, self._steps.plan.datasets))]
         self._steps.plan.hold(checked.most_tokens)
 
     def begin(self, student: TransformerDecoder, device: torch.device, step: int, run: Path) -> None:
@@ -69,73 +58,26 @@ class RowsOnPolicy:
         history = itertools.takewhile(lambda line: line["step"] <= step, read_metrics(run / "metrics.jsonl"))
         self._watch = AnswerWatch(history if step else ())
         self._file = WrittenRollouts(run, step) if is_main_process() else None
-        self._by_student, *self._by_teachers = (
-            decoder_of(model, self._of.ends, self._of.sampling, self._of.built.tokenizer)
-            for model in (student, *(teacher.model for teacher in self._of.writing_teachers))
-        )
+        self._answers.begin(student, run)
 
     def of_step(self, step: int, say: Say) -> StepRows:
         """As :meth:`RowsOfData.of_step`; a remark where answers run away."""
         started = time.perf_counter()
-        answers = self._answers(step)
+        answers = self._answers.of_step(step)
         seconds = time.perf_counter() - started
         rows = [answer.row for answer in answers]
         hands = self._steps.plan.dealt(rows)
         batches = [joined([rows[at] for at in hand]) for hand in hands]
         shape = _shape_of(rows, bool(self._teacher.names))
-        own = [answer.completion for answer in answers if answer.is_own and answer.completion]
-        measured = measures_of(own, seconds)
+        written = [(answer.completion, answer.is_own) for answer in answers if answer.completion]
+        own = [completion for completion, is_own in written if is_own]
+        measured = measures_of(own, sum(len(completion.tokens) for completion, _ in written), seconds)
         self._teacher.expect(iter(batches))
         if step % self._settings.log_every_n_steps == 0 and own and not is_lost(self._teacher, batches):
             measured |= self._marked(step, answers, hands, batches)
         if alarm := self._watch.alarm(measured):
             say(f"step {step + 1}: {alarm}")
         return StepRows(batches, sum(shape.supervised), shape, measured)
-
-    # ---- Answers
-
-    def _answers(self, step: int) -> list[Answer]:
-        """The rows of a step, on all ranks, with their answers."""
-        rows = self._steps.plan.rows(*divmod(step, self._steps.steps_per_epoch))
-        is_own = own_rows(len(rows), self._of.share_at(step), self._seed, step)
-        samples = [self._settings.samples_per_prompt if own else 1 for own in is_own]
-        numbers = _occurrences([self._number(row) for row in rows])
-        wanted = [(at, sample) for at, count in enumerate(samples) for sample in range(count)]
-        requests = [self._request(rows[at], step, *numbers[at], sample) for at, sample in wanted]
-        found: dict[int, Completion] = {}
-        for write, chosen in self._writers(rows, is_own):
-            asked = [number for number, (at, _) in enumerate(wanted) if chosen[at]]
-            written = written_by_all_ranks(write, [requests[n] for n in asked], [wanted[n][0] for n in asked])
-            found |= dict(zip(asked, written, strict=True))
-        return [
-            Answer(answered(rows[at], found[n].tokens) if n in found else rows[at], found.get(n), bool(is_own[at]))
-            for n, (at, _) in enumerate(wanted)
-        ]
-
-    def _writers(self, rows: Sequence[Row], is_own: numpy.ndarray) -> Iterator[tuple[Generator, numpy.ndarray]]:
-        """Each with the rows whose answers it writes, ``[rows]``, bool."""
-        yield self._by_student, is_own
-        if self._settings.seq_kd:
-            teacher_ids = numpy.array([row.teacher_id for row in rows])
-            for number, generator in enumerate(self._by_teachers):
-                yield generator, ~is_own & (teacher_ids == number)
-
-    def _number(self, row: Row) -> int:
-        """Among the rows of all datasets."""
-        dataset, number = row.place
-        return self._rows_before[dataset] + number
-
-    def _request(self, row: Row, step: int, number: int, occurrence: int, sample: int) -> Request:
-        sample += occurrence * self._settings.samples_per_prompt
-        prompt = prompt_of(row.tokens, row.labels).tolist()
-        return Request(prompt, stream_of(self._seed, step, number, sample), self._room(row))
-
-    def _room(self, row: Row) -> int:
-        """Tokens of an answer to a row."""
-        prompt = of_teacher = len(prompt_of(row.tokens, row.labels))
-        if row.teacher_tokens is not None and row.teacher_labels is not None:
-            of_teacher = len(prompt_of(row.teacher_tokens, row.teacher_labels))
-        return self._of.room(prompt, of_teacher)
 
     # ---- Marks
 
@@ -196,13 +138,9 @@ class RowsOnPolicy:
 
     def shapes(self, step: int) -> list[Shape]:
         """As :meth:`RowsOfData.shapes`."""
-        plan, settings = self._steps.plan, self._settings
-        taken = plan.rows(0, step)
-        rows = []
-        for row, is_own in zip(taken, own_rows(len(taken), self._of.share_at(step), self._seed, step), strict=True):
-            samples = settings.samples_per_prompt if is_own else 1
-            rows += [answered(row, [0] * self._room(row)) if is_own or settings.seq_kd else row] * samples
-        return [_shape_of([rows[at] for at in hand], bool(self._teacher.names)) for hand in plan.dealt(rows)]
+        rows = self._answers.as_long_as_may_be(step)
+        hands = self._steps.plan.dealt(rows)
+        return [_shape_of([rows[at] for at in hand], bool(self._teacher.names)) for hand in hands]
 
     def cache_bytes(self, rows: int, dtype: torch.dtype) -> float:
         """As :meth:`RowsOfData.cache_bytes`."""
@@ -210,16 +148,6 @@ class RowsOnPolicy:
         writing = (self._of.built.student, *of_teachers)
         of_slot = sum(KeyValueCache.bytes_of_slot(model, self._of.longest.student, dtype) for model in writing)
         return min(MAX_SLOTS, rows) * of_slot
-
-
-def _occurrences(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Each number, and how often it came before."""
-    seen: dict[int, int] = {}
-    found = []
-    for number in numbers:
-        found.append((number, seen.get(number, 0)))
-        seen[number] = seen.get(number, 0) + 1
-    return found
 
 
 def _shape_of(rows: Sequence[Row], follow_teachers: bool) -> Shape:

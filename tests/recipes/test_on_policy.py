@@ -12,18 +12,18 @@ from distill_tune.cli.main import main
 
 FROM_HF = "distill_tune.models.from_hf"
 SAMPLING = {"max_new_tokens": 12, "temperature": 0.9}
-# Lines of a recipe that is killed once in the middle of its third step, and once while the answers of its fourth are
-# written.
+# Lines of a recipe that is killed once while the answers of its third and fourth step are written, and once in the
+# middle of the fourth, by whose time the weights that wrote them are gone.
 KILLS = """\
 def kill_once(at):
     if step == at and not (mark := run.path / f"killed_{at}").exists():
         mark.touch()
         __import__("os").kill(__import__("os").getpid(), 9)
-def completions(requests, completions=rows._by_student.completions):
+def completions(requests, completions=rows._answers._by_student.completions):
     for found in completions(requests):
         yield found
-        kill_once(3)
-rows._by_student.completions = completions
+        kill_once(2)
+rows._answers._by_student.completions = completions
 """
 
 
@@ -76,11 +76,11 @@ def weights_of(folder):
 
 
 def test_killed_in_a_rollout_and_in_a_step_a_run_ends_with_the_same_bits(config, cli, tmp_path):
-    config(save_every_n_steps=1, resume="auto", max_steps_per_epoch=5)
+    config({"every": 2}, save_every_n_steps=1, resume="auto", max_steps_per_epoch=5)
     assert cli("run", "kd_single_device", "--config", "config.yaml", "output_dir=whole").returncode == 0
     assert cli("cp", "kd_single_device", "mine.py").returncode == 0
     put_before(tmp_path / "mine.py", "    line, stopped_by = None, 0\n", KILLS)
-    put_before(tmp_path / "mine.py", "            sums.append(of_batch.detach())\n", "kill_once(2)")
+    put_before(tmp_path / "mine.py", "            sums.append(of_batch.detach())\n", "kill_once(3)")
     codes = [cli("run", "mine.py", "--config", "config.yaml").returncode for _ in range(3)]
     assert codes == [-9, -9, 0]
     assert lines_of(tmp_path / "out") == lines_of(tmp_path / "whole")

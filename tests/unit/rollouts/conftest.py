@@ -8,13 +8,13 @@ from fixed_rollouts import FixedRollouts
 from omegaconf import OmegaConf
 
 from distill_tune import rollouts, training
-from distill_tune.rollouts import rows_on_policy
+from distill_tune.rollouts import step_answers
 
 
 @pytest.fixture
 def rows_of(write_config, tmp_path, monkeypatch) -> Callable[..., rollouts.RowsOfData]:
     """What a recipe makes of a config before it loads a model: ``kd_ratio`` 1, and keys replaced."""
-    monkeypatch.setattr(rows_on_policy, "decoder_of", lambda model, *others: FixedRollouts())
+    monkeypatch.setattr(step_answers, "decoder_of", lambda model, *others: FixedRollouts())
 
     def make(settings: dict | None = None, **changes: object):
         rollout = {"_component_": "distill_tune.rollouts.OnPolicy", **(settings or {})}

@@ -20,16 +20,16 @@ def test_shares_of_cut_empty_and_repeating_answers():
         answer(*range(10, 40), finish_reason="length"),
         answer(*[5, 6, 7] * 12, finish_reason="length"),
     ]
-    assert measures_of(answers, seconds=2.0) == {
+    assert measures_of(answers, num_tokens=90, seconds=2.0) == {
         "rollouts": 4,
         "rollout_length": (4 + 1 + 30 + 36) / 4,
         "rollout_cut": 0.5,
         "rollout_empty": 0.25,
         "rollout_repeating": 0.25,
         "rollout_seconds": 2.0,
-        "rollout_tokens_per_second": 71 / 2,
+        "rollout_tokens_per_second": 45.0,
     }
-    assert measures_of([], seconds=2.0) == {}
+    assert measures_of([], num_tokens=0, seconds=2.0) == {}
 
 
 def test_one_token_that_is_no_end_is_an_answer():

@@ -124,7 +124,7 @@ def test_the_teacher_writes_the_others_where_it_is_asked_to(begun):
     of_step = rows.of_step(1, say)
     assert all(learned != of_data[place] for place, _, learned in answers(of_step.batches))
     assert of_step.measured["rollouts"] == 1
-    assert [len(generator.asked) for generator in (rows._by_student, *rows._by_teachers)] == [1, 3]
+    assert [len(generator.asked) for generator in (rows._answers._by_student, *rows._answers._by_teachers)] == [1, 3]
 
 
 def test_the_teachers_own_prompt_is_before_the_same_answer(begun):
@@ -148,6 +148,35 @@ def test_every_rank_has_its_part_of_the_same_rows(begun):
         assert of_rank.num_supervised == sum(len(learned) for *_, learned in whole)
     assert len(parts[0]) == len(parts[1])
     assert sorted(answers(parts[0]) + answers(parts[1])) == whole
+
+
+def test_answers_of_several_steps_are_written_at_once_and_are_the_same(begun):
+    alone, ahead = begun({"lmbda": 0.5}), begun({"lmbda": 0.5, "every": 2})
+    asked = []
+    for step in range(2, 4):
+        assert answers(ahead.of_step(step, say).batches) == answers(alone.of_step(step, say).batches)
+        asked.append((len(ahead._answers._by_student.asked), len(alone._answers._by_student.asked)))
+    assert asked == [(4, 2), (4, 4)]
+
+
+def test_a_run_that_goes_on_among_them_has_those_that_were_written(begun, tmp_path, capsys):
+    settings = {"lmbda": 0.5, "every": 3, "sampling": {"max_new_tokens": 20}}
+    rows = begun(settings)
+    rows.of_step(1, say)
+    wanted = answers(rows.of_step(2, say).batches)
+    (tmp_path / "checkpoints" / "step_2").mkdir(parents=True)
+    capsys.readouterr()  # of the first, which began among them
+    resumed = begun(settings)
+    assert answers(resumed.of_step(2, say).batches) == wanted
+    assert resumed._answers._by_student.asked == []
+    assert "are not there" not in capsys.readouterr().out
+    resumed.of_step(3, say)
+    assert sorted(path.name for path in (tmp_path / "rollouts_ahead").iterdir()) == ["step_0.json", "step_3.json"]
+    (tmp_path / "checkpoints" / "step_2").rename(tmp_path / "checkpoints" / "step_5")
+    (tmp_path / "rollouts_ahead" / "step_0.json").write_text("{")
+    broken = begun(settings)
+    assert answers(broken.of_step(2, say).batches) == wanted
+    assert "the answers to step 3 that the run has had are not there" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("settings", [{}, {"lmbda": 0.0}])
