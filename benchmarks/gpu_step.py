@@ -136,7 +136,7 @@ def measure(tool, name, device_name, small, sharded=False):
     device = training.init_distributed(device_name) if sharded else training.find_device(device_name)
     mesh = training.device_mesh(device, 1) if sharded else None
     steps, warm_up = (2, 1) if small else (12, 4)
-    expected = expected_bytes(tool, case, device, small, dtype)
+    expected = expected_bytes(tool, case, device, small, dtype, training.num_ranks() if sharded else None)
     torch.randn(800, 800) @ torch.randn(800, 800)  # threads and their memory
     with PeakMemory(device) as peak:
         torch.manual_seed(0)
@@ -179,7 +179,7 @@ def case_of(name, small):
     return case | {"lengths": [max(2, length // 16) for length in case["lengths"]]} if small else case
 
 
-def expected_bytes(tool, case, device, small, dtype):
+def expected_bytes(tool, case, device, small, dtype, shards=None):
     """What `distill-tune plan` says of a process's peak."""
     student, teacher = on_meta(tool, case, small, dtype)
     cfg = {
@@ -189,7 +189,7 @@ def expected_bytes(tool, case, device, small, dtype):
         "teacher_quantizer": case.get("quantizer"),
     }
     live = teachers.LiveTeacher(teacher)
-    return estimate.memory_of(OmegaConf.create(cfg), student, live, shape_of(case), training.num_ranks()).peak
+    return estimate.memory_of(OmegaConf.create(cfg), student, live, shape_of(case), shards).peak
 
 
 def shape_of(case):

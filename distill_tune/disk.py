@@ -154,6 +154,23 @@ def keep_to_oneself(folder: Path) -> bool:
     return True
 
 
+def is_kept_by_another(folder: Path) -> bool:
+    """Whether another process has locked a folder, which need not be there."""
+    if folder in _locks:
+        return False
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # which others that ask so may have as well
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def release_lock(folder: Path) -> None:
     """Of a folder that this process keeps to itself, if it does; another run may write there from now on."""
     if (descriptor := _locks.pop(folder, None)) is not None:

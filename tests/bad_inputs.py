@@ -106,6 +106,11 @@ AT_ONCE = [
     ("kd_ratio", "kd_ratio: not an override; write key=value, +key=value or ~key"),
     ("kd_ratio=[", "kd_ratio=[: the value is not valid YAML"),
     ("seed.x=1", "seed={'x': 1}: must be a whole number"),
+    (
+        "teacher_model={_component_: distill_tune.teachers.Cached, path: cache} kd_ratio=0.5",
+        "Cached, ...: quote it, since a shell parts words at blanks: "
+        "'teacher_model={_component_: distill_tune.teachers.Cached, path: cache}'",
+    ),
     ("--kd_ratio=1", "--kd_ratio=1: no such option; settings are written key=value"),
     (
         "enable_activation_offloading=True",

@@ -7,6 +7,7 @@ see ``cli`` and ``fresh_cli`` in conftest.py.
 
 import atexit
 import contextlib
+import functools
 import gc
 import itertools
 import json
@@ -15,11 +16,12 @@ import runpy
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +130,26 @@ class CommandServer:
         self._process.wait()
 
 
+def look_at_installed_code_once() -> None:
+    """No test changes a source file of the installed packages: a run on their docstrings need not ask 13,000 files.
+
+    Tests of just that have a folder of their own in place of the packages.
+    """
+    from distill_tune.data import docstring_rows
+
+    installed, look = sysconfig.get_paths(), docstring_rows.sources_fingerprint
+    look_once = functools.cache(look)
+
+    def fingerprint(folders: Sequence[Path] = ()) -> str:
+        is_installed_alone = not folders and sysconfig.get_paths() == installed
+        return look_once() if is_installed_alone else look(folders)
+
+    docstring_rows.sources_fingerprint = fingerprint
+
+
 def _serve() -> None:
     sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
+    gc.disable()  # a collection would look at all modules again and again
     import datasets  # noqa: F401
     import torch
     import torch.distributed.checkpoint
@@ -144,6 +164,7 @@ def _serve() -> None:
 
     from distill_tune import data, evaluation, losses, models, teachers, training  # noqa: F401
     from distill_tune.cli import main, planned_run  # noqa: F401
+    from distill_tune.data import docstring_rows
     from distill_tune.evaluation import estimate  # noqa: F401
 
     import torchtune.datasets
@@ -151,8 +172,11 @@ def _serve() -> None:
     import torchtune.models.llama3_2
     import torchtune.training  # noqa: F401
 
+    look_at_installed_code_once()
+    docstring_rows.sources_fingerprint()
     gc.collect()
     gc.freeze()  # so that no collection in a command looks at the modules
+    gc.enable()
     running: dict[int, Child] = {}
     for line in sys.stdin:
         request = json.loads(line)

@@ -32,7 +32,7 @@ from distill_tune import data, models
 from distill_tune.config.check import checked_config
 from distill_tune.config.components import check_components
 from distill_tune.config.files import config_names, configs_folder, recipes_folder
-from distill_tune.config.trust import is_known, may_be_called, outside
+from distill_tune.config.trust import is_known, may_be_called, missing_outside, outside
 from distill_tune.data.prepare import prepare_rows
 from distill_tune.disk import damage, write_checksums
 from distill_tune.errors import UserError
@@ -207,7 +207,7 @@ class Fuzz:
         self.read += b"\n" + "\n".join(overrides).encode("utf-8", "replace")
         cfg = checked_config(self.recipe, str(path), overrides)
         check_components(cfg, is_known)
-        outside(cfg, ["."])
+        list(outside(cfg, ["."])) + list(missing_outside(cfg, ["."]))
         with contextlib.suppress(UserError):
             may_be_called(cfg.get("kd_loss"))
 

@@ -6,6 +6,7 @@ a process of its own, forked from this one once it has imported everything.
 
 import os
 import sys
+import tempfile
 
 import torch
 from omegaconf import OmegaConf
@@ -43,26 +44,36 @@ def main(scenario: str) -> None:
 
     with torch.device("meta"):
         on_meta = student_and_teacher()
-    shape = Shape(LENGTHS, tuple(length - 1 for length in LENGTHS))
-    estimated = estimate.memory_of(cfg, on_meta[0], teachers.LiveTeacher(on_meta[1]), shape).peak
+    shape, shards = Shape(LENGTHS, tuple(length - 1 for length in LENGTHS)), 1 if "sharded" in scenario else None
+    estimated = estimate.memory_of(cfg, on_meta[0], teachers.LiveTeacher(on_meta[1]), shape, shards).peak
 
     torch.manual_seed(0)
     torch.randn(800, 800) @ torch.randn(800, 800)  # threads and their memory
+    if shards:
+        store = torch.distributed.FileStore(tempfile.mkstemp()[1], shards)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=shards)
+        mesh = training.device_mesh(torch.device("cpu"))
     with PeakMemory(torch.device("cpu")) as peak:
         student, teacher_model = student_and_teacher()
         head, teacher = models.take_output_head(student), teachers.LiveTeacher(teacher_model)
         if cfg.enable_activation_checkpointing:
             set_activation_checkpointing(student, auto_wrap_policy={TransformerSelfAttentionLayer})
+        if shards:
+            training.shard_student(student, mesh, dtype=dtype)
+            training.shard_teacher(teacher_model, mesh)
         optimizer = training.build_optimizer(cfg.optimizer, student.parameters())
         for parameter in student.parameters():  # the optimizer's state is there in all steps but the first
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        for _ in range(cfg.gradient_accumulation_steps):
+        for is_last in [False] * (cfg.gradient_accumulation_steps - 1) + [True]:
+            if shards:
+                student.set_requires_gradient_sync(is_last)
             micro_batch = joined([(torch.randint(3, SHAPE["vocab_size"], (length,)),) * 2 for length in LENGTHS])
             attention = micro_batch.attention()
             signal = teacher(micro_batch)
             hidden = student(micro_batch.tokens, **attention)[0, micro_batch.supervised_positions]
+            head.gather()
             targets = micro_batch.targets[0, micro_batch.supervised_positions]
             losses.distillation_loss(hidden, head.projection_for_loss(), targets, signal, kd_ratio=0.5).loss.backward()
         optimizer.step()

@@ -15,20 +15,21 @@ from tiny import VOCAB_SIZE
 
 from distill_tune import data, losses, models, teachers, training
 from distill_tune.data.tokenised_rows import TokenisedRows
+from distill_tune.generation import Decoder, Request, Sampling, stream_of
 
 STEPS, SEQUENCES = 8, 8  # a step takes so many, on however many ranks
 SCENARIOS: dict[str, dict] = {
-    "plain": {},
+    "plain": {"generates": True},
     "accumulated": {"accumulation": 2},
     "packed": {"packed": True},
     "lora": {"lora": True},
-    "lora_checkpointed": {"lora": True, "checkpointed": True},
+    "lora_checkpointed": {"lora": True, "checkpointed": True, "generates": True},
     "compiled": {"compiled": True, "checkpointed": True, "steps": 4},
     "not_resharded": {"reshard_after_forward": False},
-    "own_output_group": {"custom_sharded_layers": ["tok_embeddings", "output"]},
+    "own_output_group": {"custom_sharded_layers": ["tok_embeddings", "output"], "generates": True},
     "untied_own_output_group": {"student": "untied", "custom_sharded_layers": ["tok_embeddings", "output"]},
     "replicated": {"replicate": 2},
-    "qlora": {"lora": True, "quantize_base": True, "student": "wide", "steps": 5},
+    "qlora": {"lora": True, "quantize_base": True, "student": "wide", "steps": 5, "generates": True},
     "bf16": {"dtype": torch.bfloat16, "accumulation": 2, "steps": 8},
     "bf16_untied": {"dtype": torch.bfloat16, "student": "untied", "custom_sharded_layers": ["output"], "steps": 8},
     "bf16_lora": {"dtype": torch.bfloat16, "lora": True, "accumulation": 2, "steps": 8},
@@ -47,6 +48,19 @@ def rows(packed: bool) -> TokenisedRows:
     return TokenisedRows(tokens, labels, offsets, packed=packed, max_seq_len=60)
 
 
+def answers(model: torch.nn.Module) -> torch.Tensor:
+    """Of five prompts, each by one of the ranks, the last of which has fewer."""
+    requests = [Request([5 + row, 17, 40][: 1 + row % 3], stream_of(0, row)) for row in range(5)]
+    share = range(training.rank(), len(requests), training.num_ranks())
+    found = Decoder(model, {}, Sampling(6)).generate([requests[row] for row in share])
+    tokens = torch.zeros(len(requests), 6, dtype=torch.int64)
+    for row, completion in zip(share, found, strict=True):
+        tokens[row] = torch.tensor(completion.tokens)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tokens)
+    return tokens
+
+
 def component(folder: Path, lora: bool, **more: bool) -> dict:
     arguments = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": True, "lora_rank": 4} if lora else {}
     return {
@@ -58,7 +72,7 @@ def component(folder: Path, lora: bool, **more: bool) -> dict:
 
 
 def train(folder: Path, scenario: str, **changed: Any) -> dict[str, torch.Tensor]:
-    """The weights after all steps (or the scenario's own); on the ranks after the first, nothing."""
+    """The weights after all steps (or the scenario's own), on the first rank; of some, answers after three steps."""
     settings = SCENARIOS[scenario] | changed
     device, lora = torch.device("cpu"), settings.get("lora", False)
     count = training.num_ranks()
@@ -107,7 +121,10 @@ def train(folder: Path, scenario: str, **changed: Any) -> dict[str, torch.Tensor
         rank=training.rank(),
         num_ranks=count,
     )
+    found = {}
     for step in range(settings.get("steps", plan.steps_per_epoch)):
+        if step == 3 and settings.get("generates"):
+            found["answers"] = answers(student)
         batches = plan.micro_batches(0, step)
         for batch in batches:
             if mesh is not None:
@@ -128,7 +145,7 @@ def train(folder: Path, scenario: str, **changed: Any) -> dict[str, torch.Tensor
         torch.nn.utils.clip_grad_norm_(student.parameters(), 0.5)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return {name: value.contiguous() for name, value in training.full_weights(student)}
+    return found | {name: value.contiguous() for name, value in training.full_weights(student)}
 
 
 if __name__ == "__main__":

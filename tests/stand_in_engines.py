@@ -3,7 +3,11 @@
 Of vLLM (docs.vllm.ai: OpenAI-compatible server; Completions, extra parameters): ``/v1/models`` with ``max_model_len``;
 ``prompt_logprobs`` of a completion: nothing for the first token, then of each token a mapping from ids as text to
 ``logprob``, ``rank`` and ``decoded_token``, the k likeliest and the token itself; more than ``--max-logprobs`` refused;
-minus infinity as -9999; temperature without effect but with ``--logprobs-mode processed_logprobs``.
+minus infinity as -9999; temperature without effect but with ``--logprobs-mode processed_logprobs``. Completions of one
+prompt with ``seed``, ``stop_token_ids``, ``ignore_eos``, ``return_token_ids``: ``token_ids`` with the end token,
+``logprobs`` of OpenAI's form, whose tokens ``return_tokens_as_token_ids`` names by id, before temperature and filters
+by default. Where it is allowed, ``/v1/load_lora_adapter`` with ``lora_name`` and ``lora_path``: completions ask for it
+by name as their model, and ``/v1/models`` lists it with its ``parent``; ``/v1/unload_lora_adapter``.
 
 Of SGLang (docs.sglang.io: native APIs, sampling parameters): ``/v1/models``; ``/generate`` with ``input_ids``, whose
 answers have in ``meta_info``: ``input_token_logprobs`` and ``input_top_logprobs`` from ``logprob_start_len`` on, each
@@ -14,11 +18,15 @@ of log-probability, id and text, of the first without a log-probability. With ``
 
 import base64
 import json
+import threading
 
+import peft
 import torch
+import transformers
 from loopback import LoopbackServer, Reply
 
 from distill_tune.data.batch import Row, joined
+from distill_tune.generation.sampling import Sampling, choose
 
 
 class StandIn(LoopbackServer):
@@ -36,6 +44,7 @@ class StandIn(LoopbackServer):
         self._teacher, self._tokenizer = teacher, tokenizer
         self._most, self._heeds_temperature, self._longest = most, heeds_temperature, longest
         self.asked = []
+        self._lock = threading.Lock()
         super().__init__(self._reply)
 
     def _reply(self, method, path, body):
@@ -46,19 +55,23 @@ class StandIn(LoopbackServer):
             asked = json.loads(body)
             self.asked.append(asked)
             status, found = self.post(path, asked)
-        return Reply(status, json.dumps(found).encode())
+        return Reply(status, found.encode() if isinstance(found, str) else json.dumps(found).encode())
 
     def get(self, path):
         if path == "/v1/models":
             card = {"id": "tiny", "object": "model", "owned_by": self.owner, "max_model_len": self._longest}
-            return {"object": "list", "data": [card]}
+            return {"object": "list", "data": [card, *self.adapters()]}
         return None
 
-    def log_probs(self, tokens, temperature):
+    def adapters(self):
+        return []
+
+    def log_probs(self, tokens, temperature, model="tiny"):
         """Of each token but the first, over the vocabulary ``[s - 1, v]``, in float64."""
         row = torch.tensor(tokens, dtype=torch.int32)
-        signal = self._teacher(joined([Row(row, row)]))
-        logits = signal.logits(0, len(row) - 1, signal.memory(len(row) - 1)).double()
+        with self._lock:
+            signal = self._teacher(joined([Row(row, row)]))
+            logits = signal.logits(0, len(row) - 1, signal.memory(len(row) - 1)).double()
         return (logits / (temperature if self._heeds_temperature else 1)).log_softmax(-1)
 
     def text(self, token):
@@ -66,11 +79,37 @@ class StandIn(LoopbackServer):
 
 
 class StandInVLLM(StandIn):
+    """
+    Attributes:
+        eos: by which an answer ends unless ``ignore_eos`` is asked for.
+        base: folder of the model, in transformers' form, where adapters may be loaded at run time.
+    """
+
     owner = "vllm"
+    eos = 2
+    base = None
+
+    def __init__(self, *arguments, **settings):
+        self._adapted = {}  # models of transformers with their adapter, by name
+        super().__init__(*arguments, **settings)
+
+    def adapters(self):
+        return [{"id": name, "object": "model", "owned_by": self.owner, "parent": "tiny"} for name in self._adapted]
+
+    def log_probs(self, tokens, temperature, model="tiny"):
+        if model == "tiny":
+            return super().log_probs(tokens, temperature)
+        with torch.no_grad():
+            logits = self._adapted[model](torch.tensor([tokens])).logits[0, :-1].double()
+        return (logits / (temperature if self._heeds_temperature else 1)).log_softmax(-1)
 
     def post(self, path, body):
+        if path.endswith("_lora_adapter") and self.base is not None:
+            return self._adapter(path, body)
         if path != "/v1/completions":
             return 404, {"detail": "Not Found"}
+        if "prompt_logprobs" not in body:
+            return self._completed(body)
         k = body["prompt_logprobs"]
         if k > self._most:
             message = f"Requested prompt logprobs of {k}, which is greater than max allowed: {self._most}"
@@ -96,6 +135,60 @@ class StandInVLLM(StandIn):
                 )
             choices.append({"index": index, "text": "", "finish_reason": "length", "prompt_logprobs": answer})
         return 200, {"id": "cmpl-1", "object": "text_completion", "model": "tiny", "choices": choices[::-1]}
+
+    def _adapter(self, path, body):
+        name = body["lora_name"]
+        if path == "/v1/unload_lora_adapter":
+            if self._adapted.pop(name, None) is None:
+                return 404, {"error": {"message": f"The lora adapter '{name}' cannot be found.", "code": 404}}
+            return 200, f"Success: LoRA adapter '{name}' removed successfully."
+        if name in self._adapted:
+            return 400, {"error": {"message": f"The lora adapter '{name}' has already been loaded.", "code": 400}}
+        base = transformers.AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
+        self._adapted[name] = peft.PeftModel.from_pretrained(base, body["lora_path"]).eval()
+        return 200, f"Success: LoRA adapter '{name}' added successfully."
+
+    def _completed(self, body):
+        """An answer to one prompt, each token by a forward pass over all before it."""
+        if body["model"] not in ("tiny", *self._adapted):
+            return 404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}}
+        prompt = body["prompt"]
+        if len(prompt) + body["max_tokens"] > self._longest:
+            return 400, {"error": {"message": "This model's maximum context length is exceeded", "code": 400}}
+        if not -(2**63) <= body["seed"] < 2**63:
+            return 400, {"error": {"message": "seed is out of range", "code": 400}}
+        names = ("temperature", "top_p", "min_p", "repetition_penalty")
+        top_k = None if body["top_k"] in (0, -1) else body["top_k"]
+        sampling = Sampling(body["max_tokens"], top_k=top_k, **{name: body[name] for name in names})
+        generator, tokens, log_probs, likeliest = torch.Generator().manual_seed(body["seed"]), [], [], []
+        reason, stop_reason = "length", None
+        while len(tokens) < body["max_tokens"]:
+            logits = self.log_probs([*prompt, *tokens, 0], 1.0, body["model"])[
+                -1:
+            ].float()  # of what follows, whatever it is
+            seen = torch.zeros(logits.shape, dtype=torch.bool)
+            seen[0, prompt + tokens] = True
+            penalised = None if sampling.repetition_penalty == 1 else seen
+            token, _ = choose(logits.clone(), sampling, torch.rand(1, generator=generator), penalised)
+            told = logits[0].log_softmax(-1)
+            if self._heeds_temperature:
+                told = (logits[0] / (sampling.temperature or 1)).log_softmax(-1)
+            tokens.append(token.item())
+            log_probs.append(max(told[token].item(), -9999.0))
+            values, ids = told.topk(max(1, body["logprobs"]))
+            pairs = zip(ids.tolist(), values.tolist(), strict=True)
+            listed = {one: value for one, value in pairs if body["logprobs"]} | {tokens[-1]: log_probs[-1]}
+            likeliest.append({f"token_id:{one}": value for one, value in listed.items()})
+            if tokens[-1] in body["stop_token_ids"] or (not body["ignore_eos"] and tokens[-1] == self.eos):
+                reason, stop_reason = "stop", tokens[-1]
+                break
+            if any(text in self._tokenizer.decode(tokens) for text in body["stop"]):
+                reason = "stop"
+                break
+        listed = {"tokens": [f"token_id:{token}" for token in tokens], "token_logprobs": log_probs}
+        choice = {"index": 0, "text": "", "finish_reason": reason, "stop_reason": stop_reason, "token_ids": tokens}
+        choice["logprobs"] = listed | {"top_logprobs": likeliest, "text_offset": [0] * len(tokens)}
+        return 200, {"id": "cmpl-1", "object": "text_completion", "model": body["model"], "choices": [choice]}
 
 
 class StandInSGLang(StandIn):

@@ -6,7 +6,7 @@ from distill_tune.config.files import config_names
 from first_hour.outcome import Item
 
 MACHINE, BRANCHES, TESTS, CONFIGS = "machine", "branches", "tests", "configs"
-STEPS, HEAD = "steps", "head"
+STEPS, HEAD, GENERATION = "steps", "head", "generation"
 DTYPES = ("fp32", "bf16")
 _INT8, _INT4, _NF4 = (
     {"_component_": name}
@@ -72,6 +72,7 @@ def _branches() -> list[Item]:
         branch("teacher_quantizer: int4, tile_packed_to_4d", "loads:int4", True, quantizer=_INT4_PACKED),
         branch("AdamW, fused", "steps:fused_adamw"),
         branch("out of memory: once more in halves", "steps:halved", True),
+        *(branch(f"generation, {dtype}", "generation:against_whole_rows", dtype=dtype) for dtype in DTYPES),
         *(branch(f"compile, {dtype}", "steps:compiled", dtype=dtype) for dtype in DTYPES),
     ]
     return found
@@ -101,6 +102,7 @@ def _figures() -> list[Item]:
 
     return [
         Item(HEAD, "head beside TRL's", "first_hour.measures:head_beside_trl", alone=True),
+        Item(GENERATION, "generation", "first_hour.generation:speed", alone=True),
         *(
             Item(STEPS, case, "first_hour.measures:step", {"case": case}, needs_cuda(case), alone=True)
             for case in (*CASES, *SINGLE_CASES)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from first_hour.bars import bars, plan_ratios
-from first_hour.items import BRANCHES, CONFIGS, HEAD, MACHINE, STEPS, TESTS
+from first_hour.items import BRANCHES, CONFIGS, GENERATION, HEAD, MACHINE, STEPS, TESTS
 from first_hour.outcome import FAILED, NEEDS_CUDA, NOT_MEASURED, OFF, OK
 from first_hour.workers import BENCHMARKS
 
@@ -44,7 +44,7 @@ def write(results: Sequence[dict[str, Any]], device: str, small: bool, minutes: 
         "small": small,
         "minutes": round(minutes, 1),
         "machine": machine,
-        **{section: _of(results, section) for section in (BRANCHES, TESTS, CONFIGS, STEPS, HEAD)},
+        **{section: _of(results, section) for section in (BRANCHES, TESTS, CONFIGS, STEPS, HEAD, GENERATION)},
         "plan": plan_ratios(results, small),
         "bars": [bar._asdict() for bar in bars(results, device)],
     }
@@ -88,7 +88,8 @@ def markdown(whole: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> 
                 for of in whole["plan"]
             ],
         ),
-        *_table("Head", ["what", "found"], [row for result in whole[HEAD] for row in _head(result)]),
+        *_table("Head", ["what", "found"], [row for result in whole[HEAD] for row in _named(result)]),
+        *_table("Answers", ["what", "found"], [row for result in whole[GENERATION] for row in _named(result)]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -140,7 +141,7 @@ def _step(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _head(result: Mapping[str, Any]) -> list[list[str]]:
+def _named(result: Mapping[str, Any]) -> list[list[str]]:
     if result["state"] != OK:
         return [[result["name"], words(result)]]
     return [[name, _shown(value)] for name, value in result["figures"].items()]

@@ -24,6 +24,7 @@ from distill_tune.cache.writer import (
     cache_there,
     finish,
     is_whole,
+    require_free,
     require_same_teacher,
 )
 
@@ -51,6 +52,7 @@ __all__ = [
     "positions_in",
     "read_output_layer",
     "read_vocabulary",
+    "require_free",
     "require_same_teacher",
     "scores_of",
     "settings_of",

@@ -29,6 +29,10 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "finished": bool,
 }
 
+# What no key of a config says of a teacher.
+_TOLD = {"teacher_content": "content of teacher_model", "teacher_names": "names of teachers"}
+_NOT_SET = "not set"
+
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
@@ -88,12 +92,14 @@ class Manifest:
         write_or_tell(folder / MANIFEST, text.encode())
 
     def differences(self, other: "Manifest") -> Iterator[str]:
-        """What of another's records would not be as these are: ``draws was 50, is 12``."""
-        for name in ("kind", "seed", "tokenizer"):
-            yield from _differing(name, getattr(self, name), getattr(other, name))
-        for mine, its in ((self.settings, other.settings), (self.teacher, other.teacher)):
-            for name in sorted(mine.keys() | its.keys()):
-                yield from _differing(name, mine.get(name), its.get(name))
+        """What of another's records would not be as these are: ``cache.draws was 50, is 12``."""
+        yield from _differing({"cache.kind": self.kind}, {"cache.kind": other.kind})
+        if self.kind == other.kind:  # else the settings of each mean nothing of the other
+            yield from _differing(_named("cache.{}", self.settings), _named("cache.{}", other.settings))
+        of_teachers = (_named("teacher_{}", one.teacher) for one in (self, other))
+        yield from _differing(*({_TOLD.get(name, name): value for name, value in one.items()} for one in of_teachers))
+        for name in ("seed", "tokenizer"):
+            yield from _differing({name: getattr(self, name)}, {name: getattr(other, name)})
 
     @property
     def num_rows(self) -> int:
@@ -125,9 +131,16 @@ def _require_readable(values: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} of files is {sizes!r}")
 
 
-def _differing(name: str, was: Any, now: Any) -> Iterator[str]:
-    if was != now:
-        yield f"{name} was {was}, is {now}"
+def _named(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """By the key of a config."""
+    return {key.format(name): value for name, value in values.items()}
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name in sorted(before.keys() | now.keys()):
+        was, is_now = before.get(name), now.get(name)
+        if was != is_now:
+            yield f"{name} was {_NOT_SET if was is None else was}, is {_NOT_SET if is_now is None else is_now}"
 
 
 def write_or_tell(path: Path, content: bytes) -> None:
@@ -140,7 +153,7 @@ def write_or_tell(path: Path, content: bytes) -> None:
         write_whole(path, content)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written: {error.strerror}; what was closed is there, and the same command goes on"
+            f"{path}: cannot be written: {error.strerror}; what was closed is there: make room, and start again"
         ) from error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from distill_tune.cache.beside import OUTPUT_LAYER, damaged_beside, digests_beside
 from distill_tune.cache.manifest import MANIFEST, Manifest
 from distill_tune.cache.shard import Shard, shard_files
-from distill_tune.disk import keep_to_oneself, retried
+from distill_tune.disk import is_kept_by_another, keep_to_oneself, retried
 from distill_tune.errors import UserError
 
 SHARD_BYTES = 64 * 2**20
@@ -30,7 +30,7 @@ def begin(folder: Path, manifest: Manifest, key: str = "output_dir") -> Manifest
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not keep_to_oneself(folder):
-            raise UserError(f"{key}={folder}: another run is writing there; wait for it, or name another")
+            raise _written_by_another(folder, key)
         was = cache_there(folder, key)
         if was is not None:
             require_same_teacher(was, manifest, f"{key}={folder}")
@@ -52,6 +52,20 @@ def begin(folder: Path, manifest: Manifest, key: str = "output_dir") -> Manifest
     except OSError as error:
         raise UserError(f"{key}={folder}: cannot be written: {error.strerror}") from error
     return manifest
+
+
+def require_free(folder: Path, key: str = "output_dir") -> None:
+    """For a run that will :func:`begin`, before it reads its rows.
+
+    Raises:
+        UserError: another run is writing there.
+    """
+    if is_kept_by_another(folder):
+        raise _written_by_another(folder, key)
+
+
+def _written_by_another(folder: Path, key: str) -> UserError:
+    return UserError(f"{key}={folder}: another run is writing there; wait for it, or name another")
 
 
 def cache_there(folder: Path, key: str = "output_dir") -> Manifest | None:
@@ -106,6 +120,7 @@ class CacheWriter:
         shard_bytes: of records, after which a shard is closed.
         key: of a config that names the folder.
         goes_on: what does after the disk was full.
+        known: digests of the rows that are there; default: those in the folder's shards.
 
     Attributes:
         pending: of each row that is not on the disk yet, its record.
@@ -117,10 +132,13 @@ class CacheWriter:
         shard_bytes: int = SHARD_BYTES,
         key: str = "output_dir",
         goes_on: str = "the same command",
+        known: set[bytes] | None = None,
     ) -> None:
         self._goes_on = goes_on
         self._folder, self._shard_bytes, self._told = folder, shard_bytes, f"{key}={folder}"
-        self._known = {bytes(digest) for path in shard_files(folder) for digest in Shard.open(path).digests}
+        if known is None:
+            known = {bytes(digest) for path in shard_files(folder) for digest in Shard.open(path).digests}
+        self._known = known
         self.pending: dict[bytes, bytes] = {}
         self._num_bytes = 0
         self._began = time.monotonic()

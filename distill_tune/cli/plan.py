@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from distill_tune.cli.validate import read_arguments
 from distill_tune.cli.without_weights import config_without_weights
 from distill_tune.config.nearest import did_you_mean, nearest
+from distill_tune.config.recipe_keys import Recipe
 from distill_tune.counts import counted
 from distill_tune.errors import CollectedFaults, UserError
 from distill_tune.sizes import binary
@@ -67,7 +68,7 @@ def _plan(options: argparse.Namespace) -> None:
     if recipe.stem == _OF_CACHE:
         _print_cache(PlannedCache.of(cfg, num_processes), gpus)
         return
-    run = PlannedRun.of(cfg, num_processes)
+    run = PlannedRun.of(cfg, num_processes, Recipe(recipe).is_distributed)
     _print_needs(run)
     for gpu in gpus:
         _print_gpu(gpu, run, name, overrides)
@@ -166,7 +167,8 @@ def _print_gpu(gpu: "Gpu", run: "PlannedRun", config_name: str, overrides: Seque
         return
     print(f"{gpu}{count}: does not fit {binary(gpu.memory)}; it would with")
     found = False
-    for changes, changed in smaller(run, config_name, overrides, available):
+    has_bf16 = gpu.bf16 is not None or gpu.fp32 is None  # of a size nothing is known
+    for changes, changed in smaller(run, config_name, overrides, available, has_bf16):
         host = f", {binary(changed.memory.host)} pinned in host memory" if changed.memory.host else ""
         its = changed.seconds(gpu)
         duration = f", {_told(its)}" if its else ""

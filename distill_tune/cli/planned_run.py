@@ -50,7 +50,11 @@ class PlannedData(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """What the estimates are made from."""
+    """What the estimates are made from.
+
+    Attributes:
+        is_distributed: whether its recipe is for several processes, and shards the weights though there be one.
+    """
 
     cfg: DictConfig
     student: TransformerDecoder
@@ -58,9 +62,10 @@ class PlannedRun:
     data: PlannedData
     rows: rollouts.RowsOfData | rollouts.RowsOnPolicy
     num_processes: int
+    is_distributed: bool
 
     @classmethod
-    def of(cls, cfg: DictConfig, num_processes: int) -> "PlannedRun":
+    def of(cls, cfg: DictConfig, num_processes: int, is_distributed: bool) -> "PlannedRun":
         """
         Raises:
             UserError: as a run's, before it loads a weight.
@@ -70,7 +75,8 @@ class PlannedRun:
         seed = cfg.get("seed") or 0
         steps = training.plan_steps(cfg, built, seed, num_processes)
         rows = rollouts.build_rows(cfg, built, steps, seed)
-        return cls(cfg, built.student, built.teacher, PlannedData.of(steps, rows), rows, num_processes)
+        data = PlannedData.of(steps, rows)
+        return cls(cfg, built.student, built.teacher, data, rows, num_processes, is_distributed)
 
     def with_config(self, cfg: DictConfig, data: PlannedData) -> "PlannedRun":
         """The same with another config, whose rows are the same.
@@ -81,7 +87,7 @@ class PlannedRun:
         built = built_of(cfg)
         if isinstance(built.teacher, WriteThrough) and isinstance(self.teacher, WriteThrough):
             built.teacher.asked_as(self.teacher)
-        return PlannedRun(cfg, built.student, built.teacher, data, self.rows, self.num_processes)
+        return dataclasses.replace(self, cfg=cfg, student=built.student, teacher=built.teacher, data=data)
 
     @property
     def shards(self) -> int:
@@ -89,9 +95,8 @@ class PlannedRun:
 
     @functools.cached_property
     def memory(self) -> estimate.Memory:
-        found = [
-            estimate.memory_of(self.cfg, self.student, self.teacher, shape, self.shards) for shape in self.data.largest
-        ]
+        shards = self.shards if self.is_distributed else None
+        found = [estimate.memory_of(self.cfg, self.student, self.teacher, shape, shards) for shape in self.data.largest]
         largest = max(found, key=lambda memory: memory.peak)
         rows = round(sum(len(shape.lengths) for shape in self.data.sample) / self.data.num_sampled)
         cache = self.rows.cache_bytes(rows, models.computed_in(self.student))

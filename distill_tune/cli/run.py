@@ -4,15 +4,18 @@ import argparse
 import logging
 import os
 import runpy
+import shlex
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from distill_tune.cli.keys_page import help_text
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_recipe, folders_of_own_modules
+from distill_tune.config.nearest import did_you_mean
 from distill_tune.config.recipe_keys import Recipe
 from distill_tune.counts import counted
 from distill_tune.errors import UserError
@@ -86,7 +89,7 @@ def parse_config(arguments: list[str]) -> tuple[str, list[str]]:
     """``--config NAME`` and the overrides, in any order.
 
     Raises:
-        UserError: no config, or an option that there is not.
+        UserError: no config, an option that there is not, or an override without its quotes.
     """
     config, overrides = None, []
     rest = iter(arguments)
@@ -102,8 +105,26 @@ def parse_config(arguments: list[str]) -> tuple[str, list[str]]:
         else:
             overrides.append(argument)
     if not config:
-        raise UserError("--config: missing; name a config, `distill-tune ls` lists them")
+        meant = [f"--config {word}" for word in overrides if "=" not in word and word[0] not in "+~"]
+        raise UserError(f"--config: missing{did_you_mean(meant, '; name a config, `distill-tune ls` lists them')}")
+    _require_whole(overrides)
     return config, overrides
+
+
+def _require_whole(overrides: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: a mapping or list came in several words, for lack of quotes.
+    """
+    for start, override in enumerate(overrides):
+        for end in range(start + 2, len(overrides) + 1) if _is_open(override) else ():
+            if not _is_open(whole := " ".join(overrides[start:end])):
+                told = f"quote it, since a shell parts words at blanks: {shlex.quote(whole)}"
+                raise UserError(f"{override} {overrides[start + 1]} ...: {told}")
+
+
+def _is_open(text: str) -> bool:
+    return sum(map(text.count, "{[")) > sum(map(text.count, "}]"))
 
 
 def torchrun_options(arguments: list[str]) -> Any:

@@ -80,7 +80,7 @@ def _validate(options: argparse.Namespace) -> None:
         cfg = checked_config(recipe, name, overrides, "known")
     if cfg is None:
         cfg = load_config(path, overrides, is_known)
-    if told := outside(cfg, folders_of_own_modules(recipe))[0]:
+    if told := [*outside(cfg, folders_of_own_modules(recipe))]:
         print("a run would run code from elsewhere, which is not checked here:\n  " + "\n  ".join(told))
     if all(isinstance(fault, MissingFile) for fault in of_config):  # sizes need none
         _print_sizes(cfg, num_processes, trains=not generates)
@@ -235,6 +235,7 @@ def _print_sizes(cfg: DictConfig, num_processes: int, trains: bool) -> None:
     from distill_tune.config.components import instantiate
     from distill_tune.config.trust import may_be_called
     from distill_tune.teachers.build import is_kind_of_teacher
+    from distill_tune.training.writers import is_server
 
     dtype = torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
     for key, component, _ in _models_of(cfg):
@@ -242,7 +243,7 @@ def _print_sizes(cfg: DictConfig, num_processes: int, trains: bool) -> None:
             if not may_be_called(component):
                 print(f"{key}: {component['_component_']}, not built")
                 continue
-            if is_kind_of_teacher(component):
+            if is_kind_of_teacher(component) or is_server(component):
                 instantiate(component)
                 print(f"{key}: {component['_component_']}")
                 continue

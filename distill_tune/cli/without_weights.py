@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_config, is_model_folder
-from distill_tune.config.missing_files import MissingFile, missing_files
+from distill_tune.config.missing_files import missing_files
 from distill_tune.config.nodes import components_of, is_model
 from distill_tune.errors import Faults
 
@@ -24,7 +24,7 @@ def config_without_weights(recipe: Path, name: str, overrides: Sequence[str]) ->
     cfg = checked_config(recipe, name, overrides, "all", needs_weights=False)
     for known in use_published(cfg):
         print(f"{known}: is not here; its shape is taken as it is published")
-    if still := [file for file in missing_files(cfg) if not _is_beside_config(file)]:
+    if still := [*missing_files(cfg, needs_weights=False)]:
         raise Faults(f"config {find_config(name)}", still)
     return cfg
 
@@ -45,8 +45,3 @@ def use_published(cfg: DictConfig) -> list[str]:
             component[name] = str(folder)
             names.append(folder.name)
     return list(dict.fromkeys(names))
-
-
-def _is_beside_config(file: MissingFile) -> bool:
-    """Whether weights lack in a folder that has what tells their shapes."""
-    return file.key.endswith(".checkpoint_files") and (file.path.parent / "config.json").is_file()

@@ -13,7 +13,7 @@ from distill_tune.config.files import find_config, folders_of_own_modules
 from distill_tune.config.load import load_config
 from distill_tune.config.missing_files import missing_files
 from distill_tune.config.recipe_keys import Recipe, check_keys
-from distill_tune.config.trust import is_known, outside
+from distill_tune.config.trust import is_known, missing_outside
 from distill_tune.config.values import check_values
 from distill_tune.errors import Faults
 from distill_tune.launch import process_environment
@@ -47,12 +47,10 @@ def checked_config(
     if imports != "nothing" and process_environment(os.environ)["RANK"] == "0":
         for line in [*dropped, *unread]:
             print(line)
-    faults += [
-        *check_components(config, may_import),
-        *check_values(config, read.reads_otherwise, trains=not read.generates),
-    ]
-    faults += outside(config, folders_of_own_modules(recipe))[1] if imports == "known" else []
-    faults += [file for file in missing_files(config, source) if needs_weights or file.key.startswith("tokenizer")]
+    faults += check_components(config, may_import)
+    faults += check_values(config, read.reads_otherwise, trains=not read.generates)
+    faults += missing_outside(config, folders_of_own_modules(recipe)) if imports == "known" else []
+    faults += [file for file in missing_files(config, source) if needs_weights or file.startswith("tokenizer")]
     if faults:
         raise Faults(f"config {path}" + (" and the command line" if overrides else ""), faults)
     return config

@@ -217,6 +217,8 @@ def _argument_faults(key: str, component: DictConfig) -> Iterator[str]:
                 there_are = f"for rows of your own: {key}=distill_tune.data.instruct {given} (or chat, or text)"
             if argument == "path" and name.startswith("torchtune.models.") and is_model(key):
                 there_are = f"for a model's folder: {key}=distill_tune.models.from_hf {given}"
+            if argument.startswith("lora_"):
+                there_are = "a model with LoRA does, as in config tiny_lora"
             near = did_you_mean(nearest(argument, taken.given), otherwise=f"; {there_are}")
             if argument in KEYS:
                 near = f"; it is a key of the config itself: {argument}={component[argument]}"

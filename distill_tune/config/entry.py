@@ -13,11 +13,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from distill_tune.config.check import checked_config
-from distill_tune.config.memory_advice import memory_advice, memory_ran_out
 from distill_tune.disk import release_locks
 from distill_tune.ending import end_at_once, told_without_traceback
 from distill_tune.errors import UserError
 from distill_tune.launch import num_processes, stop_with_torchrun
+from distill_tune.less_memory import memory_advice, memory_ran_out
 from distill_tune.streams import going_on_without_output
 
 

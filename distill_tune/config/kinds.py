@@ -19,25 +19,23 @@ class Kind:
         fits: whether one is.
         further: what else is wrong with one that is, if anything.
         hint: what a message adds to ``text``.
+        takes_null: whether null is a value besides.
     """
 
     text: str
     fits: Callable[[Any], bool]
     further: Callable[[Any], str | None] = lambda value: None
     hint: str = ""
+    takes_null: bool = False
 
     def fault(self, value: Any) -> str | None:
         """What is wrong with a value, in words that follow it; None where nothing is."""
+        if value is None and self.takes_null:
+            return None
         return self.further(value) if self.fits(value) else f"must be {self.text}{self.hint}"
 
     def or_null(self) -> "Kind":
-        fits, further = self.fits, self.further
-        return dataclasses.replace(
-            self,
-            text=f"{self.text} or null",
-            fits=lambda value: value is None or fits(value),
-            further=lambda value: None if value is None else further(value),
-        )
+        return dataclasses.replace(self, text=f"{self.text} or null", takes_null=True)
 
     def or_schedule(self) -> "Kind":
         """Its values are checked once the run's length is known."""

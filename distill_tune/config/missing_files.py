@@ -19,29 +19,20 @@ _DOWNLOAD = re.compile(r"^# +(distill-tune download \S+/(\S+))$", re.MULTILINE)
 
 
 class MissingFile(str):
-    """A fault, in words.
-
-    Attributes:
-        key: that names the file, with dots.
-        path: of it.
-    """
-
-    key: str
-    path: Path
+    """A fault, in words."""
 
 
-def missing_files(config: DictConfig, source: str = "") -> Iterator[MissingFile]:
+def missing_files(config: DictConfig, source: str = "", needs_weights: bool = True) -> Iterator[MissingFile]:
     """
     Args:
         source: the YAML text, whose head may say how models are got, before those of shipped configs.
+        needs_weights: False where a model's config.json is enough.
     """
-    for key, path, what in _missing(config):
-        fault = MissingFile(f"{key}={path}: {what}{_how_to_get(Path(path), source)}")
-        fault.key, fault.path = key, Path(path)
-        yield fault
+    for key, path, what in _missing(config, needs_weights):
+        yield MissingFile(f"{key}={path}: {what}{_how_to_get(Path(path), source)}")
 
 
-def _missing(config: DictConfig) -> Iterator[tuple[str, str, str]]:
+def _missing(config: DictConfig, needs_weights: bool) -> Iterator[tuple[str, str, str]]:
     """Key, path, and what there is not."""
     for key, component in components_of(config):
         texts = {str(name): value for name, value in component.items() if isinstance(value, str)}
@@ -51,7 +42,8 @@ def _missing(config: DictConfig) -> Iterator[tuple[str, str, str]]:
             if name in texts and not is_there(texts[name]):
                 yield f"{key}.{name}", texts[name], f"no such {what}"
         folder, files = texts.get("checkpoint_dir", ""), component.get("checkpoint_files")
-        for name in files if os.path.isdir(folder) and isinstance(files, ListConfig) else ():
+        is_enough = not needs_weights and os.path.isfile(os.path.join(folder, "config.json"))
+        for name in files if os.path.isdir(folder) and isinstance(files, ListConfig) and not is_enough else ():
             if not os.path.isfile(file := os.path.join(folder, str(name))):
                 yield f"{key}.checkpoint_files", file, "no such file"
 

@@ -13,7 +13,6 @@ _THEIRS = {
     "dtype": "bf16 fp16 torch_dtype",
     "enable_activation_checkpointing": "gradient_checkpointing",
     "epochs": "num_epochs num_train_epochs",
-    "kd_loss.beta": "beta",
     "kd_ratio": "distill_alpha use_distillation",
     "keep_best": "load_best_model_at_end",
     "keep_last_n": "save_total_limit",
@@ -25,7 +24,7 @@ _THEIRS = {
     "model.lora_alpha": "lora_alpha",
     "model.lora_attn_modules": "lora_target lora_target_modules",
     "model.lora_dropout": "lora_dropout",
-    "model.lora_rank": "adapter finetuning_type lora_r lora_rank",
+    "model.lora_rank": "lora_r lora_rank",
     "model.path": "base_model model_name_or_path",
     "optimizer": "optim",
     "optimizer.betas": "adam_beta1 adam_beta2",
@@ -42,3 +41,10 @@ _THEIRS = {
     "tokenizer.max_seq_len": "cutoff_len max_length max_seq_length sequence_len",
 }
 OURS = {theirs: ours for ours, names in _THEIRS.items() for theirs in names.split()}
+# Those that no key alone means.
+_LORA = "LoRA is the model's: it is in config tiny_lora, and in all others whose names end so"
+WITHOUT_A_KEY = {
+    "adapter": _LORA,
+    "beta": "one loss has it: kd_loss=distill_tune.losses.JensenShannon kd_loss.beta=0.5",
+    "finetuning_type": _LORA,
+}

@@ -17,7 +17,7 @@ from distill_tune.config.files import config_names, folders_of_own_modules, reci
 from distill_tune.config.keys import KEYS, READ_TO_GENERATE, Needed
 from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.config.nodes import nodes_of
-from distill_tune.config.other_tools import OURS
+from distill_tune.config.other_tools import OURS, WITHOUT_A_KEY
 from distill_tune.config.trust import KNOWN
 from distill_tune.errors import UserError
 
@@ -114,8 +114,9 @@ def check_keys(
                 faults.append(f"{key}: {recipe.path.stem} does not read it; recipes that train do")
             if key in asked and key == recipe.path.stem:
                 faults.append(f"{key}: the recipe {recipe.path.stem} does not read it; it writes to output_dir")
-        elif recipe.is_shipped and key in OURS:
-            of_others.append(f"{key}: no such key{did_you_mean([OURS[key]])}")
+        elif recipe.is_shipped and key in (OURS | WITHOUT_A_KEY):
+            ours = did_you_mean([OURS[key]] if key in OURS else (), f"; {WITHOUT_A_KEY.get(key)}")
+            of_others.append(f"{key}: no such key{ours}")
         elif recipe.is_shipped and key == _PATHS:
             faults.append(f"{key}: nothing reads it, since no path has ${{{key}}}; leave it out")
         elif (near := _meant_by(key, config, recipe)) or recipe.is_shipped:

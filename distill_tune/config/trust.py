@@ -4,7 +4,7 @@ import functools
 import importlib.util
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
@@ -47,25 +47,29 @@ def is_known(name: str) -> bool:
     return name.isidentifier() or name.partition(".")[0] in {*KNOWN, ""}
 
 
-def outside(config: DictConfig, folders: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-    """A line for each component of another package: its key, its name, and the file that would be run. And the faults
-    that such files tell: no such package, or nothing of that name in it.
+def outside(config: DictConfig, folders: Sequence[str] = ()) -> Iterator[str]:
+    """A line for each component of another package: its key, its name, and the file that would be run.
 
     Args:
         folders: that are searched before those of installed packages.
     """
-    told, faults = list[str](), list[str]()
     for key, component in components_of(config):
         name = component["_component_"]
         if not is_known(name):
             spec = _spec_of(name.partition(".")[0], folders)
-            where = f"from {spec.origin}" if spec and spec.origin else "which is not installed here"
-            told.append(f"{key}: {name}, {where}")
-            if fault := _missing(name, folders):
-                faults.append(f"{key}._component_={name}: {fault}")
+            yield f"{key}: {name}, " + (
+                f"from {spec.origin}" if spec and spec.origin else "which is not installed here"
+            )
         if component.get("trust_remote_code") is True:
-            told.append(f"{key}: trust_remote_code=True runs the Python files of {component.get('path')}")
-    return told, faults
+            yield f"{key}: trust_remote_code=True runs the Python files of {component.get('path')}"
+
+
+def missing_outside(config: DictConfig, folders: Sequence[str] = ()) -> Iterator[str]:
+    """Faults that the files of such packages tell: no such package, or nothing of that name in it."""
+    for key, component in components_of(config):
+        name = component["_component_"]
+        if not is_known(name) and (fault := _missing(name, folders)):
+            yield f"{key}._component_={name}: {fault}"
 
 
 def _missing(name: str, folders: Sequence[str]) -> str | None:

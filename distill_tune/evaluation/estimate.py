@@ -1,5 +1,6 @@
 """What a run will need, told from shapes alone: memory by part, products a step, bytes on disk."""
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -71,41 +72,43 @@ class Memory:
         return held + max(self.teacher_activations, backward, self.gradients)
 
 
-def memory_of(cfg: DictConfig, student: TransformerDecoder, teacher: Teacher, shape: Shape, shards: int = 1) -> Memory:
+def memory_of(
+    cfg: DictConfig, student: TransformerDecoder, teacher: Teacher, shape: Shape, shards: int | None = None
+) -> Memory:
     """
     Args:
         cfg: for the keys that decide on memory.
         student: on the meta device, with its final ``requires_grad`` and dtypes.
         teacher: of the same; checked, where it is not given a model.
         shape: of the largest micro-batch.
-        shards: processes that share the weights.
+        shards: processes that share the weights, which FSDP gathers even where it is one; None without FSDP.
     """
     trained = [p for p in student.parameters() if p.requires_grad]
-    offloaded = bool(cfg.get("fsdp_cpu_offload")) and shards > 1
-    held = 0.0 if offloaded else 1 / shards
-    activations, recomputed = _activation_bytes(
-        student, shape, bool(cfg.get("enable_activation_checkpointing")), bool(cfg.get("enable_activation_offloading"))
-    )
+    is_sharded = shards is not None
+    offloaded = bool(cfg.get("fsdp_cpu_offload")) and is_sharded
+    share = 1 / (shards or 1)
+    held = 0.0 if offloaded else share
+    activations, recomputed = _activation_bytes(cfg, student, shape, is_sharded)
     accumulates = cfg.get("gradient_accumulation_steps", 1) > 1
     gradients, states = sum(map(models.num_bytes, trained)), _optimizer_bytes(cfg.optimizer, trained)
     # FSDP sums them over the processes once a step: until then each has its own sum, whole and in float32.
-    own_sums = 4 * sum(p.numel() for p in trained) if accumulates and shards > 1 else 0
+    own_sums = 4 * sum(p.numel() for p in trained) if accumulates and is_sharded else 0
     read = [(model, its) for one, its in teacher.each(shape) for model in one.models if its.lengths]
     workings = [_forward_bytes(model, its) for model, its in read]
     kept = [_kept_for_hidden_loss(model, its) for model, its in read]
     streamed = sum(_layer_bytes(model) for model in teacher.models) if cfg.get("teacher_offload") else 0
-    on_host = (_weights(student) + gradients + states) / shards if offloaded else 0
+    on_host = (_weights(student) + gradients + states) * share if offloaded else 0
     if offloaded and not streamed and not cfg.get("teacher_quantizer"):
-        on_host += sum(_weights(model) for model in teacher.models if model is not student) / shards
+        on_host += sum(_weights(model) for model in teacher.models if model is not student) * share
     return Memory(
-        teacher=sum(_teacher_bytes(cfg, one, student, held, shards) for one, _ in teacher.each(shape)),
-        student=_weights(student) * held + (_gathered(student) if shards > 1 else 0),
+        teacher=sum(_teacher_bytes(cfg, one, student, held, is_sharded) for one, _ in teacher.each(shape)),
+        student=_weights(student) * held + (_gathered(cfg, student, trains=True) if is_sharded else 0),
         optimizer=states * held,
-        gradients=gradients * held + own_sums,
+        gradients=max(gradients * held, own_sums),  # a layer's shard takes the place of its sum
         activations=activations,
         recomputed=recomputed,
         teacher_activations=max(workings, default=0.0) + sum(kept),
-        head=_head_bytes(student, teacher, shape, torch.device("cpu" if cfg.get("device") == "cpu" else "cuda")),
+        head=_head_bytes(cfg, student, teacher, shape, is_sharded),
         hidden_loss=sum(kept) + _hidden_loss_bytes(cfg, student, teacher, shape),
         host=streamed + on_host,
         gradients_stay=accumulates,
@@ -122,32 +125,43 @@ def _weights(model: nn.Module) -> float:
     return sum(models.num_bytes(p) for p in model.parameters())
 
 
-def _gathered(model: TransformerDecoder) -> float:
-    """What FSDP holds whole at one time: two layers, and for all of a step what is outside the layers."""
-    outside = [p for name, p in model.named_parameters() if not name.startswith("layers.")]
+def _gathered(cfg: DictConfig, model: TransformerDecoder, trains: bool = False) -> float:
+    """What FSDP, or streaming, holds whole at one time: two layers, and for all of a step what is outside the layers
+    but for ``custom_sharded_layers``, of which one is."""
     most = models.computed_in(model).itemsize  # it is cast as it is gathered
-    return sum(min(models.num_bytes(p), p.numel() * most) for p in (*outside, *2 * [*model.layers[0].parameters()]))
+    by_module = collections.defaultdict[str, float](float)
+    for name, p in model.named_parameters():
+        top, _, rest = name.partition(".")
+        by_module[f"layers.{rest.partition('.')[0]}" if top == "layers" else top] += min(
+            models.num_bytes(p), p.numel() * most
+        )
+    layers = [by_module.pop(f"layers.{number}") for number in range(len(model.layers))]
+    in_turn = [by_module.pop(name) for name in cfg.get("custom_sharded_layers") or () if name in by_module]
+    keeps_all = trains and cfg.get("fsdp_reshard_after_forward") is False
+    return sum(layers if keeps_all else layers[:2]) + max(in_turn, default=0.0) + sum(by_module.values())
 
 
 def _layer_bytes(model: TransformerDecoder) -> float:
     return sum(map(models.num_bytes, model.layers.parameters()))
 
 
-def _teacher_bytes(cfg: DictConfig, teacher: Teacher, student: TransformerDecoder, held: float, shards: int) -> float:
-    if (own := teacher.own_bytes(shards)) is not None:
+def _teacher_bytes(
+    cfg: DictConfig, teacher: Teacher, student: TransformerDecoder, held: float, is_sharded: bool
+) -> float:
+    if (own := teacher.own_bytes(is_sharded)) is not None:
         return own
-    return sum(_model_bytes(cfg, model, held, shards) for model in teacher.models if model is not student)
+    return sum(_model_bytes(cfg, model, held, is_sharded) for model in teacher.models if model is not student)
 
 
-def _model_bytes(cfg: DictConfig, model: TransformerDecoder, held: float, shards: int) -> float:
+def _model_bytes(cfg: DictConfig, model: TransformerDecoder, held: float, is_sharded: bool) -> float:
     if cfg.get("teacher_offload"):
-        return _gathered(model)
+        return _gathered(cfg, model)
     quantizer = str((cfg.get("teacher_quantizer") or {}).get("_component_", ""))
     for name, each in _QUANTISED_BYTES.items():
         if name in quantizer:
             matrices = [p for p in model.layers.parameters() if p.ndim == 2]
             return _weights(model) + sum(p.numel() * each - models.num_bytes(p) for p in matrices)
-    return _weights(model) * held + _gathered(model) if shards > 1 else _weights(model)
+    return _weights(model) * held + _gathered(cfg, model) if is_sharded else _weights(model)
 
 
 def _kept_for_hidden_loss(model: TransformerDecoder, shape: Shape) -> float:
@@ -183,14 +197,14 @@ def _optimizer_bytes(component: DictConfig, trained: Sequence[nn.Parameter]) -> 
 
 
 def _activation_bytes(
-    model: TransformerDecoder, shape: Shape, checkpointed: bool, offloaded: bool
+    cfg: DictConfig, model: TransformerDecoder, shape: Shape, is_sharded: bool
 ) -> tuple[float, float]:
     """What the student's forward pass keeps, and what is made anew of one layer in its backward pass."""
     hidden = _hidden_bytes(model, shape)
-    kept, peak = _of_one_layer(model, shape, keeps=True)
+    kept, peak = _of_one_layer(model, shape, keeps=True, is_cast=is_sharded)
     outside = 3 * hidden  # embeddings, final norm and its input
-    if checkpointed:
-        return outside + (0 if offloaded else hidden * len(model.layers)), peak
+    if cfg.get("enable_activation_checkpointing"):
+        return outside + (0 if cfg.get("enable_activation_offloading") else hidden * len(model.layers)), peak
     return outside + kept * (len(model.layers) - 1) + peak, 0
 
 
@@ -205,9 +219,9 @@ def _hidden_bytes(model: TransformerDecoder, shape: Shape) -> int:
     return sum(shape.lengths) * _width(model) * models.computed_in(model).itemsize
 
 
-def _of_one_layer(model: TransformerDecoder, shape: Shape, keeps: bool) -> tuple[float, float]:
+def _of_one_layer(model: TransformerDecoder, shape: Shape, keeps: bool, is_cast: bool = False) -> tuple[float, float]:
     """Bytes that are there after a layer has run, for its backward pass, and at its peak; its input not counted."""
-    with _one_layer(model, shape) as (layer, hidden, attention), torch.set_grad_enabled(keeps):
+    with _one_layer(model, shape, is_cast) as (layer, hidden, attention), torch.set_grad_enabled(keeps):
         layer(hidden, **attention)  # fills the rotary tables, which are shared
         hidden.requires_grad_(keeps)
         with _LiveBytes() as live:
@@ -243,15 +257,22 @@ class _LiveBytes(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _one_layer(model: TransformerDecoder, shape: Shape) -> Iterator[tuple[nn.Module, torch.Tensor, dict]]:
-    """A model's first layer without storage, and an input for it, inside FakeTensorMode."""
+def _one_layer(
+    model: TransformerDecoder, shape: Shape, is_cast: bool
+) -> Iterator[tuple[nn.Module, torch.Tensor, dict]]:
+    """A model's first layer without storage, and an input for it, inside FakeTensorMode.
+
+    Args:
+        is_cast: its weights come in the dtype of products, as FSDP gathers them.
+    """
     layer = copy.deepcopy(model.layers[0])
     models.use_packed_rows(layer)
     models.fill_rotary_tables(layer, torch.device("cpu"))
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in layer.modules():
             for name, p in module.named_parameters(recurse=False):
-                fake = nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
+                dtype = models.computed_in(model) if is_cast else p.dtype
+                fake = nn.Parameter(torch.empty(p.shape, dtype=dtype), requires_grad=p.requires_grad)
                 module._parameters[name] = fake
         rows, tokens = PackedRows(shape.lengths, torch.device("cpu")), sum(shape.lengths)
         hidden = torch.empty(1, tokens, _width(model), dtype=models.computed_in(model))
@@ -262,9 +283,12 @@ def _width(model: TransformerDecoder) -> int:
     return output_head(model).weight.shape[1]
 
 
-def _head_bytes(student: TransformerDecoder, teacher: Teacher, shape: Shape, device: torch.device) -> float:
+def _head_bytes(
+    cfg: DictConfig, student: TransformerDecoder, teacher: Teacher, shape: Shape, is_sharded: bool
+) -> float:
     """The chunk's logits, the hidden states of the supervised positions and their gradients, that of the weight."""
     weight, dtype = output_head(student).weight, models.computed_in(student)
+    device = torch.device("cpu" if cfg.get("device") == "cpu" else "cuda")
     own = shape.num_supervised * weight.shape[1] * dtype.itemsize
     of_teachers, vocabularies = 0, 0
     for one, its in teacher.each(shape):
@@ -278,5 +302,5 @@ def _head_bytes(student: TransformerDecoder, teacher: Teacher, shape: Shape, dev
     per_row = losses.chunk_bytes_per_row(weight.shape[0], vocabularies, dtype)
     chunk = losses.chunk_rows(shape.num_supervised, per_row, device) * per_row
     trained = 4 * weight.numel() if weight.requires_grad else 0
-    cast = dtype.itemsize * weight.numel() if weight.dtype != dtype else 0
+    cast = dtype.itemsize * weight.numel() if weight.dtype != dtype and not is_sharded else 0
     return chunk + 3 * own + of_teachers + trained + cast

@@ -3,17 +3,19 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.errors import UserError
+from distill_tune.generation.endings import Endings
+from distill_tune.generation.graphs import StepGraphs
 from distill_tune.generation.ready import ReadyModel, ready_to_generate
 from distill_tune.generation.requests import Completion, Request
 from distill_tune.generation.sampling import Sampling, choose, uniform
-from distill_tune.generation.stop_texts import StopTexts
 from distill_tune.models.cached_rows import FilledRows, GrownRows, KeyValueCache
 
 from torchtune.modules import TransformerDecoder
@@ -46,6 +48,19 @@ class _Row:
         return Completion(tuple(self.tokens), tuple(self.log_probs), self.finish_reason)
 
 
+@dataclasses.dataclass
+class Spent:
+    """What a decoder has done so far: tokens of prompts that it read and of answers that it chose, and the seconds.
+
+    The first token of an answer is chosen as its prompt is read.
+    """
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    answer_tokens: int = 0
+    answer_seconds: float = 0.0
+
+
 class Decoder:
     """Answers with a model of torchtune's modules, many prompts at once.
 
@@ -58,6 +73,9 @@ class Decoder:
         tokenizer: of torchtune's or ours; needed for ``sampling.stop``.
         cache_bytes: the key-value cache takes no more; default 1 GiB on a CPU, half of what is free elsewhere.
         max_slots: rows at a time.
+
+    Attributes:
+        spent: so far, by phase.
 
     Raises:
         UserError: stop texts without a tokenizer.
@@ -73,9 +91,8 @@ class Decoder:
         cache_bytes: int | None = None,
         max_slots: int = 64,
     ) -> None:
-        self.sampling = sampling or Sampling()
-        self._model, self._ends = model, frozenset(ends)
-        self._stop_texts = StopTexts(self.sampling.stop, tokenizer)
+        self.sampling, self.spent = sampling or Sampling(), Spent()
+        self._model, self._endings = model, Endings(ends, self.sampling, tokenizer)
         self._cache_bytes, self._max_slots = cache_bytes, max_slots
         self._cache: KeyValueCache | None = None
 
@@ -114,7 +131,8 @@ class Decoder:
         rows = [self._row(number, request) for number, request in enumerate(requests)]
         # The longest first, so that rows of a batch have about one length; equal prompts beside each other.
         rows.sort(key=lambda row: (len(row.prompt), row.prompt), reverse=True)
-        return _Batch(rows, model, self._cache_for(rows, model), self._ends, self.sampling, self._stop_texts)
+        cache = self._cache_for(rows, model)
+        return _Batch(rows, model, cache, self._endings, self.sampling, self.spent)
 
     def _row(self, number: int, request: Request) -> _Row:
         prompt, longest = len(request.prompt), self._model.max_seq_len
@@ -157,19 +175,23 @@ class _Batch:
         rows: Sequence[_Row],
         model: ReadyModel,
         cache: KeyValueCache | None,
-        ends: frozenset[int],
+        endings: Endings,
         sampling: Sampling,
-        stop_texts: StopTexts,
+        spent: Spent,
     ) -> None:
         self.waiting = collections.deque(rows)
         self._running: list[_Row] = []
-        self._model, self._ends, self._sampling, self._stop_texts = model, ends, sampling, stop_texts
+        self._spent = spent
+        self._model, self._endings, self._sampling = model, endings, sampling
         if cache is not None:
             self._cache = cache
             # Of each slot: its random stream, and of the next token the one before and the position in row and answer.
             self._slots = torch.zeros(4, cache.slots, dtype=torch.int64, device=model.device)
             self._streams, self._last, self._positions, self._answered = self._slots
         self._seen: torch.Tensor | None = None  # the tokens of each slot's row, with a repetition penalty
+        self._one_more: Callable[[int, int], tuple[torch.Tensor, ...]] = self._step
+        if cache is not None and _is_captured(model.device) and sampling.repetition_penalty == 1:
+            self._one_more = StepGraphs(self._step, [self._slots], cache.slots, cache.length)
 
     @property
     def is_done(self) -> bool:
@@ -189,6 +211,7 @@ class _Batch:
 
     def _begin(self, rows: Sequence[_Row]) -> None:
         """Read prompts, each once for all rows that have it, and choose their first tokens."""
+        started = time.perf_counter()
         first = len(self._running)
         self._running += rows
         groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row.prompt)]
@@ -206,17 +229,27 @@ class _Batch:
         if self._sampling.repetition_penalty != 1:
             self._remember(filled, rows, logits.shape[-1])
         self._append(*self._choose(logits, filled))
+        self._spent.prompt_tokens += sum(lengths)
+        self._spent.prompt_seconds += time.perf_counter() - started
 
     def _go_on(self, steps: int) -> None:
         """So many tokens more for each row; those behind an end are not taken."""
-        now = slice(0, len(self._running))
+        started = time.perf_counter()
+        before = sum(len(row.tokens) for row in self._running)
+        rows = len(self._running)
         longest = max(len(row.prompt) + len(row.tokens) for row in self._running)
-        chosen = []
-        for step in range(steps):
-            rows = GrownRows(self._positions[now], longest + step, self._cache)
-            hidden = self._model.hidden_states(self._last[now, None], self._positions[now, None], rows)[:, 0]
-            chosen.append(self._choose(self._model.logits(hidden), now))
+        self._positions[rows:] = 0  # a graph may take free slots along
+        chosen = [self._one_more(rows, longest + step) for step in range(steps)]
         self._append(*(torch.stack(part) for part in zip(*chosen, strict=True)))
+        self._spent.answer_tokens += sum(len(row.tokens) for row in self._running) - before
+        self._spent.answer_seconds += time.perf_counter() - started
+
+    def _step(self, rows: int, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next token of the first slots and its log-probability, ``[rows]`` each."""
+        now = slice(0, rows)
+        grown = GrownRows(self._positions[now], longest, self._cache)
+        hidden = self._model.hidden_states(self._last[now, None], self._positions[now, None], grown)[:, 0]
+        return self._choose(self._model.logits(hidden), now)
 
     def _choose(self, logits: torch.Tensor, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """The next token of each of the slots and its log-probability, ``[n]`` each."""
@@ -238,10 +271,7 @@ class _Batch:
             for token, log_prob in zip(*new, strict=True):
                 row.tokens.append(token)
                 row.log_probs.append(log_prob)
-                if token in self._ends or self._stop_texts.cut(row.tokens, row.log_probs):
-                    row.finish_reason = "stop"
-                elif len(row.tokens) == row.limit:
-                    row.finish_reason = "length"
+                row.finish_reason = self._endings.reached(row.tokens, row.log_probs, row.limit)
                 if row.finish_reason:
                     break
 
@@ -292,6 +322,10 @@ def _read_together(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
 
 def _steps_between_looks(device: torch.device) -> int:
     return 1 if device.type == "cpu" else _STEPS_BETWEEN_LOOKS
+
+
+def _is_captured(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _free_bytes(device: torch.device) -> int:

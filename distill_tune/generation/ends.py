@@ -1,7 +1,7 @@
 """The tokens that end a model's answers, and whether student and teacher agree on them."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,11 @@ def ends_of(tokenizer: Any, folder: Path, vocab_size: int = sys.maxsize) -> froz
 
 
 def require_same_ends(
-    tokenizer: Any, student: Path, teachers: Sequence[Path], vocab_size: int = sys.maxsize, key: str = "tokenizer"
+    tokenizer: Any,
+    student: Path,
+    teachers: Sequence[Path],
+    vocab_size: int = sys.maxsize,
+    more: Collection[int] = (),
 ) -> None:
     """That what teachers end their answers with ends the student's, too; a line where a teacher knows others beside it.
 
@@ -38,12 +42,12 @@ def require_same_ends(
     Args:
         tokenizer, student, vocab_size: as of :func:`ends_of`.
         teachers: their folders, or GGUF files.
-        key: of the tokenizer in the config.
+        more: that end the student's answers besides, of ``sampling.stop_token_ids``.
 
     Raises:
         UserError: the end of a teacher's chat template is none of the student's, or none of its ends is.
     """
-    own = ends_of(tokenizer, student, vocab_size)
+    own = ends_of(tokenizer, student, vocab_size) | frozenset(more)
     names = written_by(tokenizer) or Vocabulary.of(student)
     for teacher in teachers:
         its_tokenizer = _tokenizer_of(teacher)
@@ -59,7 +63,7 @@ def require_same_ends(
         if own & its and (end is None or end in own):
             print(f"{told}: should answers grow long, {add}")
             continue
-        written = f"set {key}.path={teacher} with its chat template, or " if its_tokenizer else ""
+        written = f"set tokenizer.path={teacher} with its chat template, or " if its_tokenizer else ""
         raise UserError(
             f"{told}: the student would learn an end that does not end its answers, which would all be cut by "
             f"max_new_tokens; {written}{add}"

@@ -11,9 +11,9 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from distill_tune.errors import UserError
+from distill_tune.generation.endings import Endings
 from distill_tune.generation.requests import Completion, Request
 from distill_tune.generation.sampling import Sampling, choose, uniform
-from distill_tune.generation.stop_texts import StopTexts
 
 
 @dataclasses.dataclass
@@ -55,8 +55,8 @@ class HuggingFaceDecoder:
         max_slots: int = 64,
     ) -> None:
         self.sampling = sampling or Sampling()
-        self._model, self._ends, self._max_slots = model, frozenset(ends), max_slots
-        self._stop_texts = StopTexts(self.sampling.stop, tokenizer)
+        self._model, self._max_slots = model, max_slots
+        self._endings = Endings(ends, self.sampling, tokenizer)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """All completions, in the order of the requests.
@@ -74,7 +74,9 @@ class HuggingFaceDecoder:
             UserError: a prompt that is empty, or does not fit into the model.
         """
         rows = [self._row(number, request) for number, request in enumerate(requests)]
-        for together in self._batches(rows):
+        rows.sort(key=lambda row: len(row.prompt), reverse=True)  # what does not fit into memory is met at once
+        for start in range(0, len(rows), self._max_slots):
+            together = rows[start : start + self._max_slots]
             self._answer(together)
             for row in together:
                 yield row.number, Completion(tuple(row.tokens), tuple(row.log_probs), row.finish_reason)
@@ -126,20 +128,6 @@ class HuggingFaceDecoder:
         limit = limit if longest is None else min(limit, longest - prompt)
         return _Row(number, tuple(request.prompt), request.stream, limit)
 
-    def _batches(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-        """The longest first, so that what does not fit into memory is met at once."""
-        # What a recurrent model has read stays in its state, padding too: only prompts of one length go together.
-        is_recurrent = getattr(self._model, "_is_stateful", False)
-        together: list[_Row] = []
-        for row in sorted(rows, key=lambda row: len(row.prompt), reverse=True):
-            fits = not is_recurrent or not together or len(together[0].prompt) == len(row.prompt)
-            if together and (len(together) == self._max_slots or not fits):
-                yield together
-                together = []
-            together.append(row)
-        if together:
-            yield together
-
     @torch.no_grad()
     def _answer(self, rows: Sequence[_Row], after_each: Callable[[], bool] = lambda: False) -> None:
         """
@@ -152,7 +140,7 @@ class HuggingFaceDecoder:
         for place, row in enumerate(rows):
             tokens[place, longest - len(row.prompt) :] = torch.tensor(row.prompt)
             mask[place, longest - len(row.prompt) :] = 1
-        choice = _Choice(rows, self.sampling, self._ends, self._stop_texts)
+        choice = _Choice(rows, self.sampling, self._endings)
         with _as_it_is(self._model):
             self._model.generate(
                 input_ids=tokens.to(device),
@@ -168,8 +156,8 @@ class HuggingFaceDecoder:
 class _Choice(LogitsProcessor):
     """Chooses each row's next token, writes it down, and leaves it alone to be taken."""
 
-    def __init__(self, rows: Sequence[_Row], sampling: Sampling, ends: frozenset[int], stop_texts: StopTexts) -> None:
-        self._rows, self._sampling, self._ends, self._stop_texts = rows, sampling, ends, stop_texts
+    def __init__(self, rows: Sequence[_Row], sampling: Sampling, endings: Endings) -> None:
+        self._rows, self._sampling, self._endings = rows, sampling, endings
         self._answered = 0
         self._seen: torch.Tensor | None = None
 
@@ -197,10 +185,7 @@ class _Choice(LogitsProcessor):
     def _append(self, row: _Row, token: int, log_prob: float) -> None:
         row.tokens.append(token)
         row.log_probs.append(log_prob)
-        if token in self._ends or self._stop_texts.cut(row.tokens, row.log_probs):
-            row.finish_reason = "stop"
-        elif len(row.tokens) == row.limit:
-            row.finish_reason = "length"
+        row.finish_reason = self._endings.reached(row.tokens, row.log_probs, row.limit)
 
 
 class _Done(StoppingCriteria):

@@ -25,7 +25,7 @@ class Completion:
     Attributes:
         tokens: of the answer, with the end token where it ended by one.
         log_probs: of each, by the model itself: at temperature 1, before any filter.
-        finish_reason: ``stop`` where it ended, ``length`` where it was cut.
+        finish_reason: ``stop`` where it ended, ``length`` or ``repetition`` where it was cut.
     """
 
     tokens: tuple[int, ...]

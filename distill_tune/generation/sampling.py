@@ -26,7 +26,9 @@ class Sampling:
         min_p: only those with this much of the likeliest one's probability (arXiv 2407.01082, §3).
         repetition_penalty: logits of tokens that the row already has become less likely by this factor
             (arXiv 1909.05858, §4.1); 1 leaves them.
+        max_repetitions: an answer is cut once it ends with the same few tokens so many times in a row; null: never.
         stop: an answer ends before the first of these texts.
+        stop_token_ids: tokens that end an answer, besides the model's own.
 
     Raises:
         UserError: a value out of its range.
@@ -38,7 +40,9 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    max_repetitions: int | None = None
     stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         for name, fits, wanted in (
@@ -48,11 +52,13 @@ class Sampling:
             ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
             ("min_p", 0 <= self.min_p < 1, "0 or more, below 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0; 1 for none"),
+            ("max_repetitions", self.max_repetitions is None or self.max_repetitions >= 2, "2 or more, or null"),
             ("stop", all(self.stop), "texts that are not empty"),
         ):
             if not fits:
                 raise UserError(f"{name}={getattr(self, name)}: must be {wanted}")
         object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
 
 
 def stream_of(*numbers: int) -> int:

@@ -109,8 +109,9 @@ def _model_of(server: Server, named: str | None) -> dict[str, Any]:
     """
     with read_from("/v1/models"):
         cards = {str(card["id"]): card for card in asked_for_json(server, "/v1/models")["data"]}
-    if named is None and len(cards) == 1:
-        return next(iter(cards.values()))
+    models = [card for card in cards.values() if card.get("parent") is None]  # the others are adapters of theirs
+    if named is None and len(models) == 1:
+        return models[0]
     if named not in cards:
         what = f"does not serve model={named}" if named else "serves several models: name one with model"
         raise UserError(f"url={server.url}: {what}; there are {', '.join(cards) or 'none'}")

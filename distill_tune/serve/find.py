@@ -31,7 +31,8 @@ def find_engine(server: Server, engine: str, model: str | None) -> Engine:
     """
     told = f"url={server.url}"
     found: list[str] = []
-    for name in ENGINES if engine == "auto" else (engine,):
+    names = ENGINES if engine == "auto" else (engine,)
+    for name in names:
         try:
             if name == own.NAME:
                 return DistillTune(server)
@@ -50,4 +51,4 @@ def find_engine(server: Server, engine: str, model: str | None) -> Engine:
             found.append(f"{name}: {error}")
     if server.url.endswith(_OF_CLIENTS):
         raise UserError(f"{told}: leave {_OF_CLIENTS} out")
-    raise UserError(f"{told}: is none of {', '.join(ENGINES)} ({'; '.join(found)})")
+    raise UserError(f"{told}: is none of {', '.join(names)} ({'; '.join(found)})")

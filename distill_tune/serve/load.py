@@ -84,7 +84,7 @@ def config_of_teacher(name: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _is_teachers(fault: MissingFile) -> bool:
-    return fault.key.startswith(("teacher_model", "teacher_checkpointer"))
+    return fault.startswith(("teacher_model", "teacher_checkpointer"))
 
 
 def teacher_of(cfg: DictConfig, dtype: torch.dtype) -> AnyTeacher:

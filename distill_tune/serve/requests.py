@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from distill_tune.cache.encoding import positions_in
 from distill_tune.data.batch import Batch
@@ -23,6 +23,7 @@ class Answered(NamedTuple):
 
 
 Answer = concurrent.futures.Future[Answered]
+T = TypeVar("T")
 
 
 class AllLost(Exception):
@@ -32,7 +33,7 @@ class AllLost(Exception):
 class _Asked:
     """A server, and how it has answered."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Any) -> None:
         self.engine = engine
         self.under_way = 0
         self.answered = 0  # requests, so far
@@ -42,7 +43,7 @@ class _Asked:
 
 
 class Requests:
-    """Asks servers of one teacher for the records of batches, in threads that end with the process.
+    """Asks servers of one model for records of batches, or what else they give, in threads that end with the process.
 
     A request that has no answer goes to another server, and once all have been tried it waits, longer each time. A
     server is left out, which is told, when it refuses, or when it has failed a request, or as many requests as it has
@@ -51,48 +52,64 @@ class Requests:
     neither the server nor the number of tries shows in the answer.
 
     Args:
+        engines: each with its ``server``; what is asked of them besides is up to the requests.
         concurrency: requests that each server has at a time.
         retries: of a request, at one server.
         patience: seconds.
         say: hears of servers that are left out; from any thread.
+        what: the servers are, where that is told.
     """
 
     def __init__(
         self,
-        engines: Sequence[Engine],
+        engines: Sequence[Any],
         *,
         concurrency: int,
         retries: int,
         patience: float = 300,
         say: Callable[[str], None] = print,
         wait: Callable[[float], None] = time.sleep,
+        what: str = "teacher",
     ) -> None:
         self._servers = [_Asked(engine) for engine in engines]
         self._concurrency, self._retries, self._say, self._wait = concurrency, retries, say, wait
-        self._patience = patience
+        self._patience, self._what = patience, what
         self._lock = threading.Lock()
-        self._jobs: queue.SimpleQueue[tuple[Batch, AnyEncoding, int, Answer]] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Callable[[Any], Any], concurrent.futures.Future[Any]]] = queue.SimpleQueue()
         self.at_a_time = concurrency * len(engines)
         self._threads = 0
 
     def ask(self, batch: Batch, encoding: AnyEncoding, seed: int) -> Answer:
-        """Each row's record, in time. The future's exception is :class:`AllLost` where it will not come."""
-        answer: Answer = concurrent.futures.Future()
-        self._jobs.put((batch, encoding, seed, answer))
+        """Each row's record, in time; see :meth:`submit`."""
+        return self.submit(lambda engine: _records(engine, batch, encoding, seed))
+
+    def submit(self, ask: Callable[[Any], T]) -> "concurrent.futures.Future[T]":
+        """What ``ask`` has of one of the engines, in time; it may be called several times.
+
+        Args:
+            ask: raises :class:`~distill_tune.serve.connection.ServerError`, or ValueError for an answer that cannot be.
+
+        Returns:
+            A future, whose exception is :class:`AllLost` where there will be no answer.
+        """
+        answer: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._jobs.put((ask, answer))
         if self._threads < self.at_a_time:
             self._threads += 1
-            threading.Thread(target=self._work, daemon=True, name="served teacher").start()
+            threading.Thread(target=self._work, daemon=True, name=f"served {self._what}").start()
         return answer
 
     def _work(self) -> None:
         while True:
-            batch, encoding, seed, answer = self._jobs.get()
+            ask, answer = self._jobs.get()
+            if not answer.set_running_or_notify_cancel():
+                continue
             try:
-                answer.set_result(self._answered(batch, encoding, seed))
+                answer.set_result(self._answered(ask))
             except BaseException as error:  # whoever waits for the answer raises it
                 answer.set_exception(error)
 
-    def _answered(self, batch: Batch, encoding: AnyEncoding, seed: int) -> Answered:
+    def _answered(self, ask: Callable[[Any], T]) -> T:
         tries: dict[int, int] = {}
         failures: dict[int, int] = {}  # of these tries
         answered_before: dict[int, int] = {}  # by a server, when it first failed this request
@@ -102,16 +119,12 @@ class Requests:
             waited += seconds
             server = self._servers[number]
             try:
-                rows = server.engine.records(batch, encoding, seed)
-                found = [positions_in(row) for row in rows]
-                if found != list(batch.num_supervised):
-                    raise NoAnswer(f"records of {found} positions, where {list(batch.num_supervised)} were asked for")
-                record = encoding.decode(rows)
+                found = ask(server.engine)
                 with self._lock:
                     server.answered += 1
                     server.failed_in_a_row = 0
                     server.is_busy = False
-                return Answered(rows, record)
+                return found
             except Refused as error:
                 self._leave_out(server, str(error))
             except (NoAnswer, ValueError) as error:
@@ -160,7 +173,7 @@ class Requests:
         with self._lock:
             was_busy, server.is_busy = server.is_busy, True
         if not was_busy:
-            self._say(f"teacher at {server.engine.server.url}: busy ({error}); the run waits for it")
+            self._say(f"{self._what} at {server.engine.server.url}: busy ({error}); the run waits for it")
 
     def _leave_out(self, server: _Asked, reason: str) -> None:
         with self._lock:
@@ -168,4 +181,14 @@ class Requests:
                 return
             server.lost = reason
             left = sum(one.lost is None for one in self._servers)
-        self._say(f"teacher at {server.engine.server.url}: left out ({reason}); {left} of {len(self._servers)} answer")
+        self._say(
+            f"{self._what} at {server.engine.server.url}: left out ({reason}); {left} of {len(self._servers)} answer"
+        )
+
+
+def _records(engine: Engine, batch: Batch, encoding: AnyEncoding, seed: int) -> Answered:
+    rows = engine.records(batch, encoding, seed)
+    found = [positions_in(row) for row in rows]
+    if found != list(batch.num_supervised):
+        raise NoAnswer(f"records of {found} positions, where {list(batch.num_supervised)} were asked for")
+    return Answered(rows, encoding.decode(rows))

@@ -78,7 +78,7 @@ class HuggingFace(Teacher):
     def vocab_size(self) -> int:
         return self._config.vocab_size
 
-    def own_bytes(self, num_shards: int) -> float | None:
+    def own_bytes(self, is_sharded: bool) -> float | None:
         """As stored, where it is quantised; else in its dtype."""
         weights = self._folder.weights_of_decoder().values()
         as_stored = self._folder.is_quantised
@@ -102,10 +102,6 @@ class HuggingFace(Teacher):
 
     def keep_hidden_states(self, layers: Sequence[int]) -> None:
         self._layers = layers
-
-    def load_model(self, device: torch.device) -> Any:
-        """The whole model, of transformers."""
-        return self._folder.load(device, self.dtype)
 
     def load(
         self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False

@@ -64,8 +64,8 @@ class LiveTeacher(Teacher):
         for folder in self.folders:
             models.require_same_tokens(self._differing, used_tokens, folder)
 
-    def own_bytes(self, num_shards: int) -> float | None:
-        if not isinstance(self.checkpoint, GGUFCheckpoint) or num_shards > 1 or self._quantizer or self._offload:
+    def own_bytes(self, is_sharded: bool) -> float | None:
+        if not isinstance(self.checkpoint, GGUFCheckpoint) or is_sharded or self._quantizer or self._offload:
             return None
         dtype = next(self.model.parameters()).dtype
         plain = sum(map(models.num_bytes, self.model.parameters()))

@@ -45,8 +45,8 @@ class _CopyOfStudent(Teacher):
         self._student = student
         return models.common_vocabulary(student, self._teacher.vocab_size)
 
-    def own_bytes(self, num_shards: int) -> float | None:
-        if num_shards > 1:
+    def own_bytes(self, is_sharded: bool) -> float | None:
+        if is_sharded:
             return None
         both = zip(self._student.parameters(), self._teacher.model.parameters(), strict=False)  # projectors come last
         return sum(self._bytes_of(mine) for its, mine in both if its.requires_grad)

@@ -110,11 +110,11 @@ class Teacher:
         """Every single teacher with what it reads of some rows."""
         return [(self, shape.for_teacher)]
 
-    def own_bytes(self, num_shards: int) -> float | None:
+    def own_bytes(self, is_sharded: bool) -> float | None:
         """Of its weights on the device; None where they are those of ``models`` as they are.
 
         Args:
-            num_shards: processes that share the student's.
+            is_sharded: whether FSDP has the weights.
         """
         return None
 

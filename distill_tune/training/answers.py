@@ -4,75 +4,36 @@ import dataclasses
 import json
 import os
 import shlex
-from collections import Counter
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 import distill_tune
-from distill_tune import generation, models, teachers
+from distill_tune import generation
 from distill_tune.config.components import build, function_of
 from distill_tune.config.files import local_path
 from distill_tune.counts import counted
 from distill_tune.data.dates import day_of_run
 from distill_tune.data.prompts import Prompt
-from distill_tune.disk import flush, sampled_digest, write_text
+from distill_tune.disk import flush, write_text
 from distill_tune.errors import UserError
 from distill_tune.generation.answers import CUT, FINISHED, Question, Sample, row_of
 from distill_tune.generation.choice import Choice, Filter
-from distill_tune.generation.generators import load_generator, one_that_answers
 from distill_tune.generation.record import Record, sample_key
-from distill_tune.teachers.build import entries_of
-from distill_tune.training.device import dtype_name, find_dtype
 from distill_tune.training.distributed import from_main_process, is_main_process, num_ranks, rank, wait_for_all
 from distill_tune.training.output_check import require_writable
 from distill_tune.training.questions import Failed, read_questions
 from distill_tune.training.run_folder import RunFolder
-from distill_tune.training.state import plain_config
+from distill_tune.training.writers import Writer, open_writers
 
 _MADE_BY, _SAMPLES = "generation.json", "samples"
 _ANSWERS, _LEFT_OUT, _FAILED = "answers.jsonl", "left_out.jsonl", "failed.jsonl"
 _OF_RUNS = ("metrics.jsonl", "checkpoints", "manifest.json", "config.json")  # of folders that are something else
-_SHOWN_DIGITS = 16
-
-
-@dataclasses.dataclass
-class Writer:
-    """A model that answers, without weights until :meth:`load`.
-
-    Attributes:
-        name: in rows.
-        identity: what decides on its answers besides the prompt: content of its weights, dtype, ends.
-    """
-
-    name: str
-    teacher: Any
-    ends: tuple[int, ...]
-    identity: Mapping[str, Any]
-
-    def load(self, sampling: generation.Sampling, tokenizer: Any, device: torch.device, cfg: DictConfig) -> Any:
-        """A generator with this model's weights.
-
-        Raises:
-            UserError: they cannot be read.
-        """
-        return load_generator(
-            self.teacher,
-            self.ends,
-            sampling,
-            device,
-            tokenizer=tokenizer,
-            cache_bytes=cfg.get("cache_bytes"),
-            max_slots=cfg.get("answers_at_once", 64),
-        )
-
-    def release(self) -> None:
-        """Let the weights go."""
-        self.teacher = None
 
 
 class Prepared(NamedTuple):
@@ -141,13 +102,11 @@ def prepare_answers(cfg: DictConfig, device: torch.device, tokenizer: Any, runs:
     choice = _choice(cfg, runs)
     key = cfg.get("generate_with") or ("model" if cfg.get("teacher_model") is None else "teacher_model")
     writers = open_writers(cfg, key, device, tokenizer)
-    longest = min((writer.teacher.max_seq_len for writer in writers if writer.teacher.max_seq_len), default=2**31)
+    longest = min((writer.max_seq_len for writer in writers if writer.max_seq_len), default=sys.maxsize)
     questions, failed = read_questions(cfg, tokenizer, _prompt_for(cfg, key), longest)
     used = numpy.unique(numpy.concatenate([numpy.asarray(question.tokens) for question in questions]))
     for writer in writers:
-        models.require_tokens(key, writer.teacher.vocab_size, int(used[-1]))
-        for folder in writer.teacher.folders:
-            models.check_own_tokens(folder, tokenizer, used, f"the {key.replace('_', ' ')}")
+        writer.require_tokens(key, tokenizer, used)
     if by_row := cfg.get("teacher_combination") == "by_row" and key == "teacher_model":
         _require_names(questions, writers)
     return Prepared(sampling, choice, writers, questions, failed, by_row)
@@ -169,42 +128,6 @@ def _require_names(questions: Sequence[Question], writers: Sequence[Writer]) -> 
     for question in questions:
         if (found := str(question.row.get("teacher_id"))) not in names:
             raise UserError(f"{question.origin}: teacher_id is {found}; teacher_model has {', '.join(names)}")
-
-
-def open_writers(cfg: DictConfig, key: str, device: torch.device, tokenizer: Any) -> list[Writer]:
-    """
-    Args:
-        key: ``model`` or ``teacher_model``, which may be a list.
-
-    Raises:
-        UserError: one cannot be built, does not fit its checkpoint, or does not answer.
-    """
-    component, checkpointers = cfg.get("model"), cfg.get("checkpointer")
-    of_teacher: dict[str, Any] = {}
-    if key == "teacher_model":
-        component, checkpointers = cfg.get("teacher_model"), cfg.get("teacher_checkpointer")
-        of_teacher = {"quantizer": cfg.get("teacher_quantizer"), "offload": cfg.get("teacher_offload", False)}
-    dtype = find_dtype((of_teacher and cfg.get("teacher_dtype")) or cfg.dtype, device)
-    quantizer = plain_config(cfg).get("teacher_quantizer") if of_teacher else None
-    found = list[Writer]()
-    for entry_key, entry, checkpointer in entries_of(component, checkpointers, key):
-        built = teachers.build_teacher(entry.component, checkpointer, dtype=dtype, key=entry_key, **of_teacher)
-        teacher = one_that_answers(entry_key, built)
-        folder = teacher.folders[0]
-        ends = generation.ends_of(tokenizer, folder, teacher.vocab_size)
-        content = from_main_process(sampled_digest(teacher.files)[:_SHOWN_DIGITS] if is_main_process() else "")
-        identity = {"content": content, "dtype": dtype_name(dtype), "quantizer": quantizer, "ends": sorted(ends)}
-        is_named = isinstance(component, ListConfig) and "name" in component[len(found)]
-        name = entry.name if is_named else _name(folder)
-        found.append(Writer(name, teacher, tuple(ends), identity))
-    again = [name for name, count in Counter(writer.name for writer in found).items() if count > 1]
-    if again:
-        raise UserError(f"{key}: two models have the name {again[0]}; give each a name of its own: name: ...")
-    return found
-
-
-def _name(folder: Path) -> str:
-    return folder.resolve().parent.name if folder.name == "model" else folder.name
 
 
 def _choice(cfg: DictConfig, runs: bool) -> Choice:

@@ -77,7 +77,7 @@ def copied(value: torch.Tensor) -> torch.Tensor:
 def load_training_state(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, component: DictConfig, teacher: Stateful
 ) -> None:
-    """Put a checkpoint's state back into the parts of a run, in place.
+    """Put a checkpoint's state back into the parts of a run, in place, and say so.
 
     What the config says of the optimizer holds, also where it says something new: of the optimizer's own settings only
     those that its component does not name come from the checkpoint.
@@ -138,6 +138,7 @@ def load_training_state(
         torch.set_rng_state(part["random"]["cpu"])
         if "cuda" in part["random"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(part["random"]["cuda"])
+    print(f"resuming from {folder}")
 
 
 def _require_held_in_same_dtype(

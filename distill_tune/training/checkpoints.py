@@ -69,14 +69,14 @@ class Checkpoints:
             folder = Path(os.path.expanduser(resume))
             if found := _damage(folder):
                 raise UserError(f"resume={resume}: {found}; name another checkpoint, or resume=auto takes the newest")
-            return _told(folder)
+            return folder
         if not resume:
             self._require_empty(bool(there))
             return None
         for step in sorted(there, reverse=True):
             found = _damage(self._at(step))
             if found is None:
-                return _told(self._at(step))
+                return self._at(step)
             print(f"checkpoint {self._at(step)}: {found}; taking the one before it")
         if there:
             raise UserError(f"resume={resume}: no checkpoint in {self._folder} is whole; start in another output_dir")
@@ -296,11 +296,6 @@ def _damage(folder: Path) -> str | None:
     except OSError as error:
         found = f"cannot be read: {error.strerror}"
     return next((one for one in on_all_ranks(found) if one), None)
-
-
-def _told(folder: Path) -> Path:
-    print(f"resuming from {folder}")
-    return folder
 
 
 def _summed(path: Path) -> tuple[str, str]:

@@ -48,15 +48,31 @@ def export_model(model: nn.Module, base: Checkpoint, folder: Path, dtype: torch.
         dtype: of the written weights. Adapters are merged in fp32 whatever it is.
         tokenizer: that the rows were written with; see :func:`write_model_folder`.
     """
-    weights = {name: value for name, value in full_weights(model) if not is_projector(name)}
+    weights = merged_weights(model, base, dtype)
     if is_main_process():
-        if shape := lora_shape(model):
-            _merge(weights, shape)
-        conversion = conversion_of(model, base.model_type, base.config)
-        weights = conversion.to_hf({name: value.to(dtype) for name, value in weights.items()})
+        config = conversion_of(model, base.model_type, base.config).exported_config()
         with told_where_to_go_on(folder):
-            write_model_folder(folder, weights, conversion.exported_config(), base.folder, dtype, tokenizer)
+            write_model_folder(folder, weights, config, base.folder, dtype, tokenizer)
     wait_for_all()
+
+
+@torch.no_grad()
+def merged_weights(model: nn.Module, base: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The student's weights with its adapters merged, by Hugging Face's names, on the CPU of the main process.
+
+    Every rank calls it; the others get nothing.
+
+    Args:
+        base: the checkpoint that the student started from.
+        dtype: of the weights. Adapters are merged in fp32 whatever it is.
+    """
+    weights = {name: value for name, value in full_weights(model) if not is_projector(name)}
+    if not is_main_process():
+        return {}
+    if shape := lora_shape(model):
+        _merge(weights, shape)
+    conversion = conversion_of(model, base.model_type, base.config)
+    return conversion.to_hf({name: value.to(dtype) for name, value in weights.items()})
 
 
 def write_model_folder(

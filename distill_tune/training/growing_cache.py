@@ -13,7 +13,8 @@ from distill_tune.training.distributed import wait_for_all
 
 
 class GrowingCache:
-    """A row's record is found from when this process has added it, or all have :meth:`flush`-ed what they added.
+    """A row's record is found from when this process has added it, or all have :meth:`flush`-ed what they added. What
+    is added must not be there yet.
 
     Args:
         folder: of a cache that was begun.
@@ -23,7 +24,8 @@ class GrowingCache:
 
     def __init__(self, folder: Path, key: str, is_added_to: bool) -> None:
         self._folder, self._is_outdated = folder, False
-        self._writer = cache.CacheWriter(folder, key=key, goes_on="resume=auto") if is_added_to else None
+        # What is added is missing: to know what is there is the reader's part.
+        self._writer = cache.CacheWriter(folder, key=key, goes_on="resume=auto", known=set()) if is_added_to else None
         self._reader = cache.CacheReader(folder, unfinished=True)
 
     def records(self, digests: Sequence[bytes]) -> dict[bytes, bytes | memoryview]:

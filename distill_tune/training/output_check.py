@@ -7,10 +7,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from distill_tune import cache
 from distill_tune.config.components import find_component
 from distill_tune.config.files import is_cache, local_path
 from distill_tune.config.trust import is_known
 from distill_tune.errors import CollectedFaults, UserError
+from distill_tune.training.distributed import is_main_process
 
 _FOLDERS = ("output_dir", "metric_logger.log_dir", "profiler.output_dir", "teacher_cache")
 _CALLED = ("log_config", "log_dict", "close")  # of a logger
@@ -19,8 +21,8 @@ _CALLED = ("log_config", "log_dict", "close")  # of a logger
 def check_outputs(cfg: DictConfig) -> None:
     """
     Raises:
-        UserError: a folder that cannot be made or written, or a class of a known package that is no logger; of other
-            code a run tells it itself.
+        UserError: a folder that cannot be made or written, a cache that another run is filling, or a class of a known
+            package that is no logger; of other code a run tells it itself.
     """
     faults = CollectedFaults("what is written")
     for key in _FOLDERS:
@@ -30,6 +32,9 @@ def check_outputs(cfg: DictConfig) -> None:
         if isinstance(folder, str) and is_used and not only_read:
             with faults:
                 require_writable(key, folder)
+        elif only_read and is_main_process():
+            with faults:
+                _require_not_filled(key, local_path(folder))
     name = OmegaConf.select(cfg, "metric_logger._component_")
     if name and is_known(name):
         with faults:
@@ -49,6 +54,16 @@ def require_writable(key: str, folder: str) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=".distill-tune-", dir=there))
     except OSError as error:
         raise UserError(f"{key}={folder}: cannot be written: {error.strerror}") from error
+
+
+def _require_not_filled(key: str, folder: Path) -> None:
+    """
+    Raises:
+        UserError: another run adds to a cache that has not all rows yet, or something else is there.
+    """
+    was = cache.cache_there(folder, key)
+    if was is None or not was.finished:
+        cache.require_free(folder, key)
 
 
 def _require_logger(name: str) -> None:

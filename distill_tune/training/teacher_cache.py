@@ -33,10 +33,13 @@ def find_cache(output_dir: str) -> tuple[Path, cache.Manifest | None]:
     """The folder of a cache, and the manifest of what is there already.
 
     Raises:
-        UserError: a folder that cannot be written, or holds something else, or a manifest that cannot be read.
+        UserError: a folder that cannot be written, or that another run writes to, or holds something else, or a
+            manifest that cannot be read.
     """
     require_writable("output_dir", output_dir)
     folder = local_path(output_dir)
+    if is_main_process():
+        cache.require_free(folder)
     return folder, from_main_process(cache.cache_there(folder))
 
 

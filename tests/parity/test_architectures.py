@@ -113,6 +113,7 @@ def test_lora_on_the_output_layer_and_dora_export_too(tmp_path):
         torch.testing.assert_close(logits(adapted), logits(model), rtol=0, atol=1e-4)
 
 
+@pytest.mark.torchao
 def test_qlora_is_near_the_model_that_it_quantises(tmp_path):
     folder = write_architecture(tmp_path / "base", "qwen3", hidden_size=256, intermediate_size=512, head_dim=64)
     model, _ = ours(

@@ -10,7 +10,7 @@ import pytest
 STEP = Path(__file__).parents[1] / "measured_step.py"
 
 
-SCENARIOS = ["full", "full_checkpointed", "lora", "lora_checkpointed"]
+SCENARIOS = ["full", "full_checkpointed", "lora", "lora_checkpointed", "lora_checkpointed_sharded"]
 
 
 @pytest.fixture(scope="module")

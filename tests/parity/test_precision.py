@@ -79,13 +79,20 @@ def exact_logits(of, hidden):
     return logits if of.softcap is None else of.softcap * (logits / of.softcap).tanh()
 
 
-@pytest.mark.parametrize("kind", HEADS)
+OF_TORCHAO = {"nf4", "lora on nf4", "dora on nf4"}
+
+
+def marked(kinds):
+    return [pytest.param(kind, marks=pytest.mark.torchao) if kind in OF_TORCHAO else kind for kind in kinds]
+
+
+@pytest.mark.parametrize("kind", marked(HEADS))
 def test_the_gradient_of_every_output_layer_is_within_a_hundredth_of_float64(kind, monkeypatch):
     """With logits of a trained model's size, and a teacher near the student; in chunks, and a rest."""
     monkeypatch.setattr(head, "CHUNK_BYTES", {"cpu": 10 * V * 20})
     torch.manual_seed(0)
     of = HEADS[kind]()
-    if kind not in ("nf4", "lora on nf4", "dora on nf4"):
+    if kind not in OF_TORCHAO:
         torch.nn.init.normal_(of.module.weight, std=3 / D**0.5)
     if isinstance(of.module, DoRALinear):
         of.module.initialize_dora_magnitude()

@@ -34,13 +34,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Pa
 
 
 @pytest.fixture(scope="module")
-def trained(folder: Path, command_server: CommandServer):
-    """Weights by scenario and number of ranks; each number of ranks is started once for all its scenarios."""
-    of_two = [name for name in sharded_training.SCENARIOS if name != "replicated"]
+def trained(folder: Path, command_server: CommandServer, request: pytest.FixtureRequest):
+    """Weights by scenario and number of ranks; each number of ranks is started once for all tests that are run."""
+    asked = [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
+    asked = {(params["name"], params.get("count", 2)) for params in asked} | {("plain", 2)}
     script = Path(sharded_training.__file__)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent)}
     environment |= {"TORCH_COMPILE_BACKEND": "aot_eager"}  # its graphs are every compiler's
-    for count, scenarios in ((2, of_two), (4, OF_FOUR)):
+    for count in sorted({count for _, count in asked}):
+        scenarios = [name for name in sharded_training.SCENARIOS if (name, count) in asked]
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
         arguments = [*torchrun, str(script), str(folder), *scenarios]
         done = command_server.start(arguments, folder, environment, output=folder).completed(timeout=600)
@@ -53,7 +59,13 @@ CASES = [(name, 2) for name in sharded_training.SCENARIOS if name not in ["repli
 CASES += [(name, 4) for name in OF_FOUR]
 
 
-@pytest.mark.parametrize(("name", "count"), CASES, ids=[f"{name}_{count}" for name, count in CASES])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        pytest.param(name, count, id=f"{name}_{count}", marks=[pytest.mark.torchao] if name == "qlora" else [])
+        for name, count in CASES
+    ],
+)
 def test_weights_after_all_steps_are_those_of_one_process(folder, trained, name, count):
     alone = sharded_training.train(folder, name, compiled=False)
     together = trained(name, count)

@@ -221,6 +221,7 @@ def test_a_config_that_goes_on_with_another_run_is_refused_with_what_differs(lor
     ]:
         done = cli(*RUN, *STEPS, *changes)
         assert done.returncode == 2, changes
+        assert "resuming" not in done.stdout
         assert "this config would go on with another run; set it back, or resume_with_changes=True" in done.stderr
         for text in told:
             assert text in done.stderr

@@ -57,6 +57,7 @@ def logits_of(config: Path, folder: Path, tokens: torch.Tensor, component: dict 
     return models.load_model(cfg.model, checkpoint, torch.float32, torch.device("cpu"))(tokens)
 
 
+@pytest.mark.torchao
 def test_a_run_leaves_what_it_promises(write_config, cli, tmp_path):
     write_config()
     done = run_ok(cli)
@@ -92,6 +93,7 @@ def test_the_model_opens_with_transformers_and_gives_the_same_logits(write_confi
     assert AutoTokenizer.from_pretrained(tmp_path / "out" / "model").vocab_size == VOCAB_SIZE
 
 
+@pytest.mark.torchao
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
 def test_the_adapter_opens_with_peft_and_gives_what_the_merged_model_gives(
     write_config, cli, tmp_path, student_folder, use_dora
@@ -112,6 +114,7 @@ def test_the_adapter_opens_with_peft_and_gives_what_the_merged_model_gives(
     torch.testing.assert_close(adapted, merged, rtol=0, atol=1e-4)
 
 
+@pytest.mark.torchao
 def test_qlora_trains_and_exports(write_config, cli, tmp_path, tokenizer_file):
     folder = write_model(tmp_path / "wide", tokenizer_file, seed=5, width=256)
     config = write_config(model=LORA | model_arguments(width=256) | {"quantize_base": True}, dtype="bf16")
@@ -140,6 +143,7 @@ def test_a_streamed_teacher_teaches_the_same_to_the_bit(write_config, cli, tmp_p
     assert losses_of(tmp_path / "streamed") == losses_of(tmp_path / "out")
 
 
+@pytest.mark.torchao
 def test_a_quantised_teacher_and_one_in_bf16_teach_nearly_the_same(write_config, cli, tmp_path):
     write_config()
     run_ok(cli)

@@ -241,7 +241,7 @@ def test_a_cache_is_shown_and_verified_against_its_teacher_and_not_against_anoth
     with pytest.raises(SystemExit):
         command_line(["cache", "verify", "cache", "teacher_model.path=${model.path}", "--config", "config.yaml"])
     told = capsys.readouterr()
-    assert "another teacher than it was made with: content was " in told.out
+    assert "another teacher than it was made with: content of teacher_model was " in told.out
     assert "what is stored is not what this teacher says" in told.err
     with pytest.raises(SystemExit):
         command_line(["compare", "teacher", "dataset_val=${dataset}", *CACHED, "--config", "config.yaml"])

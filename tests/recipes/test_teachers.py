@@ -105,6 +105,7 @@ def test_streamed_teachers_are_the_same(run, two, tmp_path, combination):
     assert first_kd(run(two, "teacher_offload=True", **changes)) == first_kd(run(two, **changes))
 
 
+@pytest.mark.torchao
 @pytest.mark.parametrize(
     ("quantizer", "most"),
     [

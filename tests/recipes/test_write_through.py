@@ -358,7 +358,7 @@ def test_two_ranks_fill_one_cache_together_also_where_one_was_killed(config, cli
 def test_a_cache_of_another_teacher_or_of_other_settings_is_refused(run, config, student_folder, tmp_path, capsys):
     run("kd_single_device", *THROUGH)
     for changed, told in (
-        ([f"teacher_model.path={student_folder}"], "content was "),
+        ([f"teacher_model.path={student_folder}"], "content of teacher_model was "),
         (["cache.k=4"], "k was 50, is 4"),
         (["cache.kind=hidden"], "kind was top_k, is hidden"),
     ):

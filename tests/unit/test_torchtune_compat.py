@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.torchao
+
 
 def test_importing_prints_nothing():
     modules = "distill_tune._torchtune_compat, torchtune, torchtune.training, torchtune.datasets, torchtune.generation"

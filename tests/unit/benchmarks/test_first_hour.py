@@ -28,7 +28,18 @@ def first_hour(monkeypatch):
 
 def test_all_of_it_runs_on_a_cpu(first_hour, tmp_path):
     """With a C++ compiler that fails, which is a fault in one check."""
-    only = ["attention", "head", "branches: teacher", "AdamW", "halves", "CPU's", "compile, fp32", "tests", "long_full"]
+    only = [
+        "attention",
+        "head",
+        "branches: teacher",
+        "AdamW",
+        "halves",
+        "CPU's",
+        "compile, fp32",
+        "tests",
+        "long_full",
+        "generation",
+    ]
     only += ["single_device tiny/tiny_lora"]
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--first-hour", "--device", "cpu", "--small"]
     environment = os.environ | {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
@@ -41,7 +52,8 @@ def test_all_of_it_runs_on_a_cpu(first_hour, tmp_path):
         f"to send us: {tmp_path / 'RESULTS_CPU.json'}",
     ]
     found = json.loads((tmp_path / "RESULTS_CPU.json").read_text())
-    by_name = {of["name"]: of for section in ("branches", "tests", "configs", "steps", "head") for of in found[section]}
+    sections = ("branches", "tests", "configs", "steps", "head", "generation")
+    by_name = {of["name"]: of for section in sections for of in found[section]}
     states = {name: of["state"] for name, of in by_name.items()}
     assert by_name["compile, fp32"]["state"] == "failed"
     assert "C++ compiler" in by_name["compile, fp32"]["reason"]
@@ -64,7 +76,7 @@ def test_all_of_it_runs_on_a_cpu(first_hour, tmp_path):
     assert found["bars"][0]["figure"].endswith("times")
     assert found["machine"]["packages"]["torch"] == torch.__version__
     page = (tmp_path / "RESULTS_CPU.md").read_text()
-    sections = ("Machine", "Bars", "Branches", "Tests", "Configs", "Steps", "plan beside", "Head")
+    sections = ("Machine", "Bars", "Branches", "Tests", "Configs", "Steps", "plan beside", "Head", "Answers")
     assert all(f"\n## {section}" in page for section in sections)
     assert "Left out." not in page
     assert "| compile, fp32 | failed: " in page

@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 
+from distill_tune import kept_digests
 from distill_tune.cache import (
     MANIFEST,
     OUTPUT_LAYER,
@@ -28,7 +29,7 @@ from distill_tune.cache import (
 )
 from distill_tune.cache.beside import VOCABULARY
 from distill_tune.cache.shard import Shard
-from distill_tune.disk import release_locks
+from distill_tune.disk import digest, release_locks
 from distill_tune.errors import UserError
 from distill_tune.losses import AutogradProjection, LinearProjection, TopTokens
 from distill_tune.models.vocabulary import Vocabulary
@@ -56,8 +57,8 @@ def rows_of(count: int) -> tuple[list[bytes], list[bytes]]:
 def written(folder, digests, rows, shard_bytes=300):
     manifest = begin(folder, MADE)
     writer = CacheWriter(folder, shard_bytes)
-    for digest, row in zip(digests, rows, strict=True):
-        writer.add([digest], [row])
+    for each, row in zip(digests, rows, strict=True):
+        writer.add([each], [row])
     writer.close()
     return finish(folder, manifest, ["rows"])
 
@@ -150,10 +151,10 @@ def test_a_row_in_two_shards_is_counted_once_and_a_shard_that_is_gone_is_not_who
     ("changed", "told"),
     [
         ({"seed": 1}, "seed was 0, is 1"),
-        ({"kind": "sampled", "settings": {}}, "kind was top_k, is sampled"),
-        ({"settings": {**MADE.settings, "k": 5}}, "k was 4, is 5"),
-        ({"teacher": {"content": "b", "dtype": "fp32"}}, "content was a, is b"),
-        ({"tokenizer": "other"}, "tokenizer was None, is other"),
+        ({"kind": "sampled", "settings": {}}, "cache.kind was top_k, is sampled"),
+        ({"settings": {**MADE.settings, "k": 5}}, "cache.k was 4, is 5"),
+        ({"teacher": {"content": "b", "dtype": "fp32"}}, "content of teacher_model was a, is b"),
+        ({"tokenizer": "other"}, "tokenizer was not set, is other"),
     ],
 )
 def test_a_folder_with_another_cache_is_refused_once_it_has_a_row(tmp_path, changed, told):
@@ -167,6 +168,11 @@ def test_a_folder_with_another_cache_is_refused_once_it_has_a_row(tmp_path, chan
     release_locks()
     with pytest.raises(UserError, match=told):
         begin(tmp_path, dataclasses.replace(MADE, **changed))
+
+
+def test_settings_of_another_kind_are_not_compared():
+    other = dataclasses.replace(MADE, kind="sampled", settings={"draws": 50, "vocab_size": 320})
+    assert list(other.differences(MADE)) == ["cache.kind was sampled, is top_k"]
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path):
@@ -290,6 +296,20 @@ def test_what_is_beside_the_shards_is_compared_with_its_checksum_and_made_anew(t
         ):
             CacheReader(tmp_path)
         manifest = finish(tmp_path, manifest, [])  # without what is gone
+
+
+def test_an_output_layer_is_hashed_once_at_a_start(tmp_path, monkeypatch):
+    folder, hashed = tmp_path / "cache", []
+    monkeypatch.setenv("DISTILL_TUNE_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setattr(kept_digests, "digest", lambda path: hashed.append(path.name) or digest(path))
+    monkeypatch.setattr(kept_digests, "_JUST_NOW", -1.0)
+    begin(folder, MADE)
+    write_output_layer(folder, LinearProjection(torch.randn(2**10, 2**8), None, None))
+    manifest = finish(folder, MADE, [])
+    for _ in range(2):
+        assert not damaged_beside(folder, manifest)
+    read_output_layer(folder, torch.device("cpu"))
+    assert hashed == [OUTPUT_LAYER]
 
 
 def test_an_output_layer_that_is_no_matrix_is_refused(tmp_path):

@@ -229,6 +229,7 @@ def test_of_docstrings_no_more_are_made_than_are_asked_for(write_config, tmp_pat
     assert asked == [5]
 
 
+@pytest.mark.torchao
 def test_a_quantised_teacher_is_compared_as_it_trains(write_config, tmp_path, student_folder, rows_file):
     held_out = {"_component_": "distill_tune.data.instruct", "source": str(rows_file), "split": "train[:8]"}
     config = write_config(dataset_val=held_out)

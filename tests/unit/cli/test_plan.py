@@ -11,6 +11,7 @@ from tiny import ROWS
 from tiny_tokenizer import write_tokenizer
 
 from distill_tune.cli.main import main
+from distill_tune.less_memory import changes_of
 from distill_tune.training import gpus
 
 
@@ -18,9 +19,9 @@ from distill_tune.training import gpus
 def card_of(monkeypatch):
     """A card with so many bytes, all of which a run may have."""
 
-    def make(num_bytes):
+    def make(num_bytes, name="A10"):
         monkeypatch.setattr("distill_tune.cli.plan.CONTEXT", 0)
-        card = gpus.find_gpu("A10")._replace(memory=num_bytes)
+        card = gpus.find_gpu(name)._replace(memory=num_bytes)
         monkeypatch.setattr(gpus, "find_gpu", lambda name: card)
 
     return make
@@ -92,6 +93,13 @@ def test_of_a_size_memory_alone_is_told(write_config, capsys):
     assert re.fullmatch(r"any card of 24 GB: fits, \S+ MiB of 24\.0 GiB", told)
 
 
+def test_what_a_card_cannot_compute_in_is_not_named_for_it(write_config, capsys, card_of):
+    config = write_config()
+    card_of(0.97 * peak_of(plan(capsys, "--config", config)), "v100")
+    told = plan(capsys, "--config", config, "--gpu", "V100")
+    assert "does not fit" in told and "batch_size=2" in told and "bf16" not in told.partition("does not fit")[2]
+
+
 def test_a_wrong_card_and_a_wrong_config_are_told_in_one_go(write_config, capsys):
     with pytest.raises(SystemExit):
         plan(capsys, "--config", write_config(), "kd_raito=1", "--gpu", "4060 Tee", "--gpu", "A100")
@@ -145,8 +153,10 @@ def test_changes_are_named_where_a_component_is_replaced_too(write_config, capsy
 
 
 def test_where_no_change_is_enough_alone_several_are_named(write_config, capsys, monkeypatch, card_of):
+    names = ("enable_activation_checkpointing", "batch_size")
     monkeypatch.setattr(
-        "distill_tune.cli.smaller._CHANGES", (["enable_activation_checkpointing=True"], ["half the batch"])
+        "distill_tune.cli.smaller.changes_of",
+        lambda *of: sorted((x for x in changes_of(*of) if x.overrides[0].startswith(names)), reverse=True),
     )
     config = write_config()
     first, second = "+enable_activation_checkpointing=True", ["batch_size=2", "+gradient_accumulation_steps=2"]
@@ -161,6 +171,13 @@ def test_where_no_change_is_enough_alone_several_are_named(write_config, capsys,
 def test_when_nothing_is_enough_it_says_so(write_config, capsys, card_of):
     card_of(1000)
     assert "no change of settings is enough" in plan(capsys, "--config", write_config(), "--gpu=A10")
+
+
+def test_weights_that_are_gathered_from_one_process_are_counted(write_config, capsys):
+    config = write_config()
+    plain, sharded = (plan(capsys, recipe, "--config", config) for recipe in ("kd_single_device", "kd_distributed"))
+    assert part(sharded, "student") > 1.5 * part(plain, "student")
+    assert part(sharded, "teacher") > 1.5 * part(plain, "teacher")
 
 
 def test_several_processes_share_the_weights(write_config, capsys):

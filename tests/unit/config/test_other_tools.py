@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from distill_tune.config.check import checked_config
+from distill_tune.config.files import find_recipe
 from distill_tune.config.keys import KEYS
-from distill_tune.config.other_tools import OURS
+from distill_tune.config.other_tools import OURS, WITHOUT_A_KEY
+from distill_tune.errors import UserError
 
 PAGE = Path(__file__).parents[3] / "docs" / "migrate.md"
 THEIRS = {
@@ -56,11 +59,32 @@ def test_the_page_has_the_key_beside_ours(theirs):
     assert theirs not in KEYS
 
 
+@pytest.mark.parametrize("theirs", WITHOUT_A_KEY)
+def test_the_page_tells_of_what_has_no_key(theirs):
+    assert meant_on_the_page(theirs)
+
+
+@pytest.mark.parametrize("theirs", WITHOUT_A_KEY)
+def test_what_an_answer_names_is_valid(theirs):
+    named = re.search(r"config (\w+)", WITHOUT_A_KEY[theirs])
+    overrides = re.findall(r"\S+=\S+", WITHOUT_A_KEY[theirs])
+    checked_config(find_recipe("kd_single_device"), named[1] if named else "tiny", overrides, "all")
+
+
+def test_a_model_without_lora_says_which_has_it():
+    with pytest.raises(
+        UserError, match=r"llama3_2 has no such argument; a model with LoRA does, as in config tiny_lora$"
+    ):
+        checked_config(find_recipe("kd_single_device"), "tiny", ["model.lora_rank=8"], "all")
+
+
 @pytest.mark.parametrize("tool", THEIRS)
 def test_a_config_of_another_tool_is_answered_with_our_keys(tool, cli, tmp_path):
     (tmp_path / "theirs.yaml").write_text(re.sub("^ {8}", "", THEIRS[tool], flags=re.MULTILINE))
     told = cli("validate", "--config", "theirs.yaml").stderr
     for key in re.findall(r"^ {8}(\w+):", THEIRS[tool], flags=re.MULTILINE):
-        if key not in KEYS:
+        if key in WITHOUT_A_KEY:
+            assert f"  {key}: no such key; {WITHOUT_A_KEY[key]}\n" in told
+        elif key not in KEYS:
             assert f"  {key}: no such key, did you mean {OURS[key]}?\n" in told
     assert told.count("docs/migrate.md has ours beside them; configs: migrate/autotrain, migrate/hf_trainer, ") == 1

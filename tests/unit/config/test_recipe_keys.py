@@ -11,7 +11,7 @@ from distill_tune.config.keys import KEYS, READ_TO_GENERATE, Needed
 from distill_tune.config.recipe_keys import Recipe, check_keys
 from distill_tune.config.values import check_values
 from distill_tune.errors import UserError
-from distill_tune.training import answers, preparation, questions
+from distill_tune.training import answers, preparation, questions, writers
 
 ALL = {key: 1 for key, entry in KEYS.items() if isinstance(entry.default, Needed) and entry.recipe is None}
 
@@ -187,9 +187,9 @@ def test_the_table_has_every_key_that_the_recipes_read_with_its_default():
     of_both = reads_in(Path(preparation.__file__)) | reads_in(recipes_folder() / "kd_single_device.py")
     of_all = of_both | reads_in(recipes_folder() / "kd_distributed.py")
     of_cache = reads_in(recipes_folder() / "teacher_cache.py")
-    of_answers = {}
-    for path in (recipes_folder() / "generate.py", Path(answers.__file__), Path(questions.__file__)):
-        of_answers |= reads_in(path)
+    of_answers = reads_in(recipes_folder() / "generate.py")
+    for module in (answers, questions, writers):
+        of_answers |= reads_in(Path(module.__file__))
     assert set(of_all | of_cache | of_answers) == set(KEYS)
     assert set(of_answers) == READ_TO_GENERATE
     assert {key for key in KEYS if KEYS[key].recipe == "generate"} == set(of_answers) - set(of_all)
@@ -200,7 +200,7 @@ def test_the_table_has_every_key_that_the_recipes_read_with_its_default():
         if default is Needed:
             assert isinstance(told, Needed), key
         else:
-            assert told == default or (default is None and KEYS[key].values.fits(None)), key
+            assert told == default or (default is None and KEYS[key].values.takes_null), key
 
 
 def test_the_table_says_which_function_reads_what_is_needed():

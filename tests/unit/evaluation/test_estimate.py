@@ -14,6 +14,7 @@ from distill_tune.losses import HiddenLoss
 from distill_tune.teachers import EMA, LiveTeacher
 from distill_tune.training.gpus import find_gpu
 
+from torchtune.models.llama2 import llama2
 from torchtune.models.llama3_2 import llama3_2, lora_llama3_2
 
 ADAMW = {"_component_": "torch.optim.AdamW", "lr": 1e-4}
@@ -29,7 +30,7 @@ def pair(hidden_loss=None):
     return student, live
 
 
-def memory(settings=None, shape=SHAPE, shards=1, hidden_loss=None):
+def memory(settings=None, shape=SHAPE, shards=None, hidden_loss=None):
     cfg = OmegaConf.create({"device": "cpu", "optimizer": ADAMW, **(settings or {})})
     return memory_of(cfg, *pair(hidden_loss), shape, shards)
 
@@ -84,7 +85,42 @@ def test_sums_of_gradients_that_wait_for_the_last_micro_batch_are_whole_on_each_
     each_step = memory(shards=4)
     accumulated = memory({"gradient_accumulation_steps": 2}, shards=4)
     assert each_step.gradients == num_bytes(student) / 4
-    assert accumulated.gradients == num_bytes(student) / 4 + num_bytes(student)
+    assert accumulated.gradients == num_bytes(student)  # which its shards take the place of
+
+
+def test_sharding_gathers_weights_in_one_process_too():
+    student, live = pair()
+    plain, sharded = memory(), memory(shards=1)
+    assert sharded.student - plain.student == num_bytes(student)  # of two layers, both are there at a time
+    assert sharded.teacher - plain.teacher == num_bytes(live.model) - num_bytes(live.model.layers[2])
+    offloaded = memory({"fsdp_cpu_offload": True}, shards=1)
+    assert (offloaded.student, offloaded.optimizer, offloaded.gradients) == (num_bytes(student), 0, 0)
+
+
+def test_layers_that_stay_gathered_and_modules_that_do_not_are_counted_so():
+    def untied(settings):
+        with torch.device("meta"):
+            student, teacher = (llama2(**model_arguments(layers=4)) for _ in range(2))
+        cfg = OmegaConf.create({"device": "cpu", "optimizer": ADAMW, **settings})
+        return memory_of(cfg, student, LiveTeacher(teacher), SHAPE, 1), student
+
+    freed, student = untied({})
+    kept, _ = untied({"fsdp_reshard_after_forward": False})
+    assert kept.student - freed.student == 2 * num_bytes(student.layers[0])
+    assert kept.teacher == freed.teacher
+    own, _ = untied({"custom_sharded_layers": ["tok_embeddings", "output"]})
+    assert freed.student - own.student == freed.teacher - own.teacher == num_bytes(student.output)
+
+
+def test_gathered_weights_come_in_the_dtype_of_products():
+    cfg = OmegaConf.create({"device": "cpu", "optimizer": ADAMW})
+    student, live = pair()
+    models.compute_in(student, torch.bfloat16)
+    plain, sharded = (memory_of(cfg, student, live, SHAPE, shards) for shards in (None, 1))
+    assert sharded.student == 1.5 * plain.student
+    assert plain.head - sharded.head == num_bytes(student.tok_embeddings) / 2  # the loss casts it no more
+    casts = num_bytes(student.layers[0]) / 2  # of each layer but the last, kept for its backward pass
+    assert plain.activations - sharded.activations == pytest.approx(2 * casts, rel=0.1)
 
 
 def test_what_processes_gather_and_sum_is_counted():

@@ -17,7 +17,7 @@ MORE = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size":
 CONFIGS = {
     "gpt2": transformers.GPT2Config(vocab_size=96, n_layer=2, n_embd=32, n_head=4, n_positions=64),  # learned positions
     "gemma2": transformers.Gemma2Config(**SHAPE, **MORE, head_dim=8, sliding_window=4, final_logit_softcapping=5.0),
-    "mamba": transformers.MambaConfig(**SHAPE | {"num_hidden_layers": 1}, state_size=4),  # has no cache of tokens
+    "mamba": transformers.MambaConfig(**SHAPE | {"num_hidden_layers": 1}, state_size=4),  # recurrent
 }
 PROMPTS = [torch.randint(3, 96, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (3, 9, 5, 9, 1)]
 SAMPLED = Sampling(max_new_tokens=8, temperature=0.8, top_k=40, top_p=0.95, repetition_penalty=1.2)
@@ -140,3 +140,17 @@ def test_a_stream_gives_tokens_as_they_come_and_ends_with_its_reader(monkeypatch
     next(reader)
     reader.close()
     assert len(chosen) < 20
+
+
+def test_an_answer_that_goes_round_in_circles_is_cut_and_more_tokens_may_end_it():
+    model, prompt = made("gpt2"), Request(PROMPTS[0])
+    (whole,) = HuggingFaceDecoder(model, (), Sampling(40, temperature=0)).generate([prompt])
+    (cut,) = HuggingFaceDecoder(model, (), Sampling(40, temperature=0, max_repetitions=2)).generate([prompt])
+    assert cut.finish_reason == "repetition"
+    assert cut.tokens == whole.tokens[: len(cut.tokens)]
+    assert len(cut.tokens) < 40
+    (ended,) = HuggingFaceDecoder(model, (), Sampling(40, temperature=0, stop_token_ids=[whole.tokens[1]])).generate(
+        [prompt]
+    )
+    assert ended.finish_reason == "stop"
+    assert len(ended.tokens) <= 2

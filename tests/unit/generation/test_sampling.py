@@ -112,6 +112,7 @@ def test_a_stream_is_told_by_its_numbers():
         ("top_p", 1.5),
         ("min_p", 1),
         ("repetition_penalty", 0),
+        ("max_repetitions", 1),
         ("stop", [""]),
     ],
 )

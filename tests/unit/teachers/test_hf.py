@@ -351,6 +351,7 @@ def test_a_quantised_folder_whose_package_is_not_here_is_told(tmp_path, monkeypa
         HuggingFace(str(quantised(tmp_path, **quantization)))
 
 
+@pytest.mark.torchao
 def test_a_quantised_folder_is_a_teacher_where_its_package_is_here(tmp_path):
     from torchao.quantization import Int8WeightOnlyConfig
 

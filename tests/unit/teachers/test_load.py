@@ -55,6 +55,7 @@ def test_the_device_holds_two_layers_and_the_host_the_rest(checkpoint, monkeypat
     assert {half.numel() for half in streams._halves} == {sum(p.numel() for p in model.layers[0].parameters())}
 
 
+@pytest.mark.torchao
 def test_int8_is_near_and_holds_less(checkpoint):
     whole, quantised = load(checkpoint), load(checkpoint, quantizer=INT8)
     difference = (hidden(quantised) - hidden(whole)).norm() / hidden(whole).norm()

@@ -16,6 +16,8 @@ from distill_tune.models.gguf_config import gguf_reader
 BATCH = joined([(torch.arange(3, 3 + n), torch.arange(3, 3 + n)) for n in (4, 11, 7)])
 TORCHAO = "torchao.quantization."
 
+pytestmark = pytest.mark.torchao
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -184,7 +184,11 @@ OPTIMIZERS = [
     {"_component_": "torch.optim.Adagrad", "lr": 0.1},
     {"_component_": "torch.optim.RMSprop", "lr": 0.1, "momentum": 0.5, "centered": True},
     {"_component_": "torch.optim.Adafactor", "lr": 0.1},
-    {"_component_": "torchao.optim.AdamW8bit", "lr": 0.1, "block_size": 64},
+    pytest.param(
+        {"_component_": "torchao.optim.AdamW8bit", "lr": 0.1, "block_size": 64},
+        marks=pytest.mark.torchao,
+        id="torchao.optim.AdamW8bit",
+    ),
 ]
 
 

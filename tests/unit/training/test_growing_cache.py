@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from distill_tune import cache
+from distill_tune.cache.shard import Shard
 from distill_tune.disk import release_locks
 from distill_tune.losses import TopTokens
 from distill_tune.training.growing_cache import GrowingCache
@@ -39,6 +40,18 @@ def test_ones_own_are_found_at_once_and_those_of_others_from_a_flush_on(folder):
     assert not found(reader)
     reader.flush()
     assert found(reader) == found(one)
+
+
+def test_what_is_there_is_read_once_to_go_on(folder, monkeypatch):
+    growing = GrowingCache(folder, "teacher_cache", is_added_to=True)
+    growing.add(DIGESTS[:2], RECORDS[:2])
+    growing.close()
+    opened = []
+    monkeypatch.setattr(Shard, "open", lambda path, read=Shard.open: opened.append(path) or read(path))
+    goes_on = GrowingCache(folder, "teacher_cache", is_added_to=True)
+    assert len(opened) == len(cache.shard_files(folder)) == 1
+    goes_on.add(DIGESTS[2:4], RECORDS[2:4])
+    assert found(goes_on) == dict(enumerate(RECORDS[:4]))
 
 
 def test_a_full_shard_is_found_after_it_was_closed(folder, monkeypatch):

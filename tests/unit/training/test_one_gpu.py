@@ -208,7 +208,7 @@ def test_utilisation_is_told_of_a_gpu_that_is_known_and_in_bf16(monkeypatch, nam
         ("torch.optim.AdamW", {"foreach": True}, None),
         ("torch.optim.AdamW", {"fused": False}, False),
         ("torch.optim.RMSprop", {}, None),  # has no fused kernel
-        ("torchao.optim.AdamW8bit", {}, None),
+        pytest.param("torchao.optim.AdamW8bit", {}, None, marks=pytest.mark.torchao),
     ],
 )
 def test_an_optimizer_of_pytorch_that_can_runs_fused_where_the_config_does_not_say(name, settings, fused):

@@ -11,7 +11,8 @@ from distill_tune.data import StepPlan, TokenisedRows
 from distill_tune.disk import release_locks
 from distill_tune.errors import UserError
 from distill_tune.losses import TopTokens
-from distill_tune.training.teacher_cache import describe_teacher, finish_cache, require_serving
+from distill_tune.training.output_check import check_outputs
+from distill_tune.training.teacher_cache import describe_teacher, find_cache, finish_cache, require_serving
 
 ENCODING, SAMPLED = cache.TopEncoding(50, 4), cache.SampledEncoding(50)
 
@@ -43,6 +44,29 @@ def test_a_cache_without_the_rows_of_another_machine_is_not_finished(tmp_path):
                 finish_cache(tmp_path, manifest, plans)
             assert not json.loads((tmp_path / cache.MANIFEST).read_text())["finished"]
     assert finish_cache(tmp_path, manifest, plans).startswith("done: 6 rows, 12 supervised tokens")
+
+
+def test_a_cache_that_another_run_is_filling_is_refused_before_rows_are_read(tmp_path):
+    folder, of_another = tmp_path / "cache", tmp_path / "also"  # by another path a lock is another's
+    folder.mkdir()
+    of_another.symlink_to(folder)
+    config = OmegaConf.create({"teacher_cache": str(folder)})
+    manifest = cache.begin(of_another, cache.Manifest("top_k", cache.settings_of(ENCODING), 0, {}))
+    told = "cache: another run is writing there; wait for it, or name another"
+    for key, begin in (
+        ("output_dir", lambda: find_cache(str(folder))),
+        ("teacher_cache", lambda: check_outputs(config)),
+    ):
+        with pytest.raises(UserError, match=f"{key}=.*{told}"):
+            begin()
+    with cache.CacheWriter(folder) as writer:
+        writer.add([bytes(16)], ENCODING.encode(TopTokens.of(torch.zeros(1, 50), 4), [1]))
+    with pytest.raises(UserError, match=told):
+        check_outputs(config)
+    cache.finish(folder, manifest, [])
+    check_outputs(config)  # it may have all rows
+    release_locks()
+    assert find_cache(str(folder))[0] == folder
 
 
 @pytest.mark.parametrize(

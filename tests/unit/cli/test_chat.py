@@ -1,0 +1,117 @@
+"""Talking to models: what they are asked, what is heard, and how a conversation goes on."""
+
+import io
+
+import pytest
+
+from distill_tune import data, generation
+from distill_tune.cli import chat
+from distill_tune.cli.main import main
+from distill_tune.errors import UserError
+from distill_tune.generation.decoder import Decoder
+
+
+@pytest.fixture
+def talk(monkeypatch, capsys, student_folder):
+    """What is printed, and the prompts that the models were given, in their order."""
+    asked = []
+
+    def to(lines, *options, stream=Decoder.stream):
+        def heard(self, request):
+            asked.append(list(request.prompt))
+            return stream(self, request)
+
+        asked.clear()
+        monkeypatch.setattr(Decoder, "stream", heard)
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        main(["chat", *map(str, options or [student_folder]), "--temperature", "0", "--max-new-tokens", "6"])
+        return capsys.readouterr().out, [*asked]
+
+    return to
+
+
+def prompt(folder, *texts):
+    turns = [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]
+    return data.hf_tokenizer(str(folder)).prompt(turns)
+
+
+def test_a_conversation_goes_on_until_it_is_begun_anew(talk, student_folder):
+    told, asked = talk("What is 1 plus 2?\n\nAnd 3?\n/rset\n/reset\nAnd 4?\n/quit\nAnd 5?\n")
+    first, _, no_such, _ = told.split("\n")[:-1]
+    assert no_such.startswith("/rset: no such command; /reset begins")
+    assert first and asked == [
+        prompt(student_folder, "What is 1 plus 2?"),
+        prompt(student_folder, "What is 1 plus 2?", first, "And 3?"),
+        prompt(student_folder, "And 4?"),
+    ]
+
+
+def test_student_and_teacher_each_go_on_from_their_own_answers(talk, student_folder, teacher_folder):
+    told, asked = talk("One?\nTwo?\n", student_folder, "--teacher", teacher_folder)
+    lines = [line.partition("> ")[::2] for line in told.split("\n")[:-1]]
+    assert [name for name, _ in lines] == ["student", "teacher"] * 2
+    (_, student), (_, teacher) = lines[:2]
+    assert student != teacher
+    assert asked[2:] == [
+        prompt(student_folder, "One?", student, "Two?"),
+        prompt(teacher_folder, "One?", teacher, "Two?"),
+    ]
+
+
+def test_what_is_heard_is_the_likeliest_answer_as_it_comes(talk, student_folder, monkeypatch):
+    pieces = []
+    monkeypatch.setattr(chat, "print", lambda *texts, **more: pieces.append("".join(texts)), raising=False)
+    talk("What is 1 plus 2?\n")
+    decoder, tokenizer, ends = opened(student_folder)
+    (answer,) = decoder.generate(
+        [generation.Request(tokenizer.prompt([{"role": "user", "content": "What is 1 plus 2?"}]))]
+    )
+    wanted = tokenizer.decode([token for token in answer.tokens if token not in ends]).rstrip("\ufffd")
+    assert "".join(pieces) == wanted and len([piece for piece in pieces if piece]) > 1
+
+
+def opened(folder):
+    import torch
+    from omegaconf import OmegaConf
+
+    from distill_tune import models
+
+    component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(folder)})
+    checkpoint = models.open_checkpoint("model", component, None)
+    model = models.load_model(component, checkpoint, torch.float32, torch.device("cpu"))
+    tokenizer = data.hf_tokenizer(str(folder))
+    ends = generation.ends_of(tokenizer, folder)
+    return Decoder(model, ends, generation.Sampling(6, 0.0)), tokenizer, ends
+
+
+def test_an_answer_that_is_stopped_or_cannot_be_ends_no_conversation(talk, student_folder):
+    def interrupted(self, request):
+        yield 300
+        raise KeyboardInterrupt
+
+    def refused(self, request):
+        raise UserError("prompt 1 has 9 tokens; the model reads 8 at most")
+        yield
+
+    heard = opened(student_folder)[1].decode([300])
+    too_long = "[prompt 1 has 9 tokens; the model reads 8 at most; /reset begins a new conversation]"
+    for stream, wanted, before in ((interrupted, f"{heard} [stopped]", ("One?", heard)), (refused, too_long, ())):
+        told, asked = talk("One?\nTwo?\n", stream=stream)
+        assert told.split("\n") == [wanted, wanted, ""]
+        assert asked[1] == prompt(student_folder, *before, "Two?")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["nowhere"], "MODEL nowhere: no such folder, or it has no config.json; name a model's folder"),
+        (["{student}", "--teacher", "nowhere"], "--teacher nowhere: no such folder"),
+        (["model.gguf"], "MODEL model.gguf: a GGUF file needs --tokenizer"),
+        (["{student}", "--temperature", "-1"], "temperature=-1.0: must be 0 or more"),
+        (["{student}", "--tokenizer", "nowhere"], "tokenizer.path=nowhere: no such folder"),
+    ],
+)
+def test_what_cannot_be_is_told(student_folder, capsys, options, told):
+    with pytest.raises(SystemExit) as ended:
+        main(["chat", *(option.format(student=student_folder) for option in options)])
+    assert ended.value.code == 2 and told in capsys.readouterr().err
