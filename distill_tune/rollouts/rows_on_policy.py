@@ -77,7 +77,8 @@ class RowsOnPolicy:
             measured |= self._marked(step, answers, hands, batches)
         if alarm := self._watch.alarm(measured):
             say(f"step {step + 1}: {alarm}")
-        return StepRows(batches, sum(shape.supervised), shape, measured)
+        # Answers that a stop text ends at once have no token: a step of such alone is divided by 1.
+        return StepRows(batches, max(1, sum(shape.supervised)), shape, measured)
 
     # ---- Marks
 

@@ -93,9 +93,9 @@ def test_two_processes_take_the_steps_of_one(config, run, cli, tmp_path):
     # 25 rows: the last step has one, and the second process none.
     rows = {"_component_": "distill_tune.data.instruct", "source": str(tmp_path / "rows.json"), "split": "train[:25]"}
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
-    config(dataset=rows, batch_size=8)
+    config({"seq_kd": True}, dataset=rows, batch_size=8)
     alone = run()
-    config(dataset=rows, batch_size=4)
+    config({"seq_kd": True}, dataset=rows, batch_size=4)
     command = ["run", "--nproc_per_node", "2", "kd_distributed", "--config", "config.yaml", "output_dir=two"]
     done = cli(*command, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
