@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM
 from distill_tune import data, models
 from distill_tune.config.components import build
 from distill_tune.config.files import demo_model_folder
+from distill_tune.data.datasets import IGNORE_INDEX
 from distill_tune.generation import Decoder, Request, Sampling, stream_of
 from distill_tune.generation.ready import ready_to_generate
 from distill_tune.models.cached_rows import GrownRows, KeyValueCache
@@ -78,7 +79,7 @@ def answers(rows: int = 64, limit: int = 128) -> Workload:
     (tokenised,), _ = data.prepare_rows(cfg.dataset, tokenizer, cfg.tokenizer)
     prompts = []
     for row in (tokenised[number] for number in range(rows)):
-        first = int((row.labels != data.IGNORE_INDEX).nonzero()[0])
+        first = int((row.labels != IGNORE_INDEX).nonzero()[0])
         prompts.append(row.tokens[:first].tolist())
     return Workload(prompts, [limit] * rows, [tokenizer.eos_id])
 

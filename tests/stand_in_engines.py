@@ -52,7 +52,7 @@ class StandIn(LoopbackServer):
             found = self.get(path)
             status, found = (404, {"detail": "Not Found"}) if found is None else (200, found)
         else:
-            asked = json.loads(body)
+            asked = json.loads(body or b"{}")
             self.asked.append(asked)
             status, found = self.post(path, asked)
         return Reply(status, found.encode() if isinstance(found, str) else json.dumps(found).encode())
@@ -142,7 +142,7 @@ class StandInVLLM(StandIn):
             if self._adapted.pop(name, None) is None:
                 return 404, {"error": {"message": f"The lora adapter '{name}' cannot be found.", "code": 404}}
             return 200, f"Success: LoRA adapter '{name}' removed successfully."
-        if name in self._adapted:
+        if name in self._adapted and not body.get("load_inplace"):
             return 400, {"error": {"message": f"The lora adapter '{name}' has already been loaded.", "code": 400}}
         base = transformers.AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
         self._adapted[name] = peft.PeftModel.from_pretrained(base, body["lora_path"]).eval()

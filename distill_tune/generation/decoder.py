@@ -201,12 +201,13 @@ class _Batch:
         """Fill the free slots and choose the next token of each row, or some; the rows that are done by it."""
         free = self._cache.slots - len(self._running)
         taken = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
-        for rows in _read_together(taken):
-            self._begin(rows)
-        done = self._take_finished()
-        if self._running:
-            self._go_on(_steps_between_looks(self._model.device))
-            done += self._take_finished()
+        with self._model.without_gradients():
+            for rows in _read_together(taken):
+                self._begin(rows)
+            done = self._take_finished()
+            if self._running:
+                self._go_on(_steps_between_looks(self._model.device))
+                done += self._take_finished()
         return done
 
     def _begin(self, rows: Sequence[_Row]) -> None:

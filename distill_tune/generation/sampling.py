@@ -9,6 +9,8 @@ from distill_tune.errors import UserError
 
 _GOLDEN = -7046029254386353131  # 2 ** 64 / the golden ratio, as a signed integer
 _MIX_1, _MIX_2 = -4658895280553007687, -7723592293110705685
+# Where the CPU may look at the result, a few of the likeliest nearly always suffice; sorting all takes far longer.
+_SORTED_FIRST: dict[str, tuple[int, ...]] = {"cpu": (64, 1024)}
 _BLOCK = 64  # tokens; the distribution function is summed in blocks of so many
 
 
@@ -146,9 +148,7 @@ def _least_weight(weights: torch.Tensor, sampling: Sampling) -> torch.Tensor | N
 def _least_of_nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
     """The least weight among the likeliest tokens that have ``top_p`` of the sum together, ``[n, 1]``."""
     wanted = top_p * weights.sum(-1, keepdim=True)
-    # Where the CPU may look at the result, a few of the likeliest nearly always suffice; sorting all takes far longer.
-    sizes = (64, 1024) if weights.device.type == "cpu" else ()
-    for size in (*sizes, weights.shape[-1]):
+    for size in (*_SORTED_FIRST.get(weights.device.type, ()), weights.shape[-1]):
         largest = weights.topk(min(size, weights.shape[-1])).values
         before = largest.cumsum(-1) - largest
         if size >= weights.shape[-1] or bool((before[:, -1:] >= wanted).all()):

@@ -4,23 +4,23 @@ import concurrent.futures
 import functools
 import json
 import os
+import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-from distill_tune import models
 from distill_tune.errors import UserError
 from distill_tune.generation.endings import Endings
 from distill_tune.generation.requests import Completion, Request
 from distill_tune.generation.sampling import Sampling
 from distill_tune.serve import connection, vllm
-from distill_tune.serve.connection import NoAnswer, Refused, ServerError
+from distill_tune.serve.connection import NoAnswer, Refused
 from distill_tune.serve.engine import asked_for_json, read_from
 from distill_tune.serve.find import NoServer, find_engine
 from distill_tune.serve.probe import Tokens, answered_by
-from distill_tune.serve.requests import AllLost, Requests
+from distill_tune.serve.requests import AllLost, Requests, wait_before
 from distill_tune.serve.vllm import VLLM
 
 TOKEN = "DISTILL_TUNE_SERVE_TOKEN"
@@ -28,6 +28,7 @@ _PATH = "/v1/completions"
 _LOAD, _UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 _NOT_THERE = 404
 _SEEDS = 2**31
+_SHOWN = 3
 _SAME = 0.05  # nats: what bf16 and other kernels make of a likely token
 _NEUTRAL = Sampling(max_new_tokens=1)
 
@@ -102,6 +103,9 @@ class ServerDecoder:
         ends: tokens that end an answer, in place of those that the server knows.
         tokenizer: of transformers, or ours, to prove the tokens by; needed for ``sampling.stop``.
 
+    Attributes:
+        weight_version: of which answers must come; None where weights are not sent there.
+
     Raises:
         UserError: stop texts without a tokenizer.
     """
@@ -115,6 +119,7 @@ class ServerDecoder:
         self._engines: list[VLLM] = []
         self._requests: Requests | None = None
         self._longest: int | None = None  # tokens of a prompt and its answer
+        self.weight_version: str | None = None
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """All completions, in the order of the requests.
@@ -160,37 +165,62 @@ class ServerDecoder:
         Raises:
             UserError: one does not take it.
         """
-        self._ask_all(_LOAD, {"lora_name": name, "lora_path": str(folder.resolve())})
+        # In place, should it be asked again because the answer was lost.
+        body = {"lora_name": name, "lora_path": str(folder.resolve()), "load_inplace": True}
+        for engine in self.engines:
+            if not self._is_known(engine, _LOAD, body):
+                raise UserError(
+                    f"url={engine.server.url}: loads no adapters; start vLLM with --enable-lora and "
+                    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+                )
 
     def unload_adapter(self, name: str) -> None:
-        """Have every server forget an adapter.
+        """Have every server forget an adapter, if it knows it.
 
         Raises:
             UserError: one does not.
         """
-        self._ask_all(_UNLOAD, {"lora_name": name})
+        for engine in self.engines:
+            self._is_known(engine, _UNLOAD, {"lora_name": name})
 
     def use(self, name: str) -> None:
         """Have answers come of the model, or the adapter, of this name."""
-        for engine in self._found():
+        for engine in self.engines:
             engine.about = engine.about._replace(model=name)
 
-    def _ask_all(self, path: str, body: dict[str, str]) -> None:
-        for engine in self._found():
+    def _is_known(self, engine: VLLM, path: str, body: dict[str, Any]) -> bool:
+        """Whether a server does what it is asked, and not that there is no such thing.
+
+        Raises:
+            UserError: it refuses, or has no answer however often it is asked.
+        """
+        tries = 0
+        while True:
             try:
                 engine.server.ask(path, json.dumps(body).encode(), type="application/json")
-            except ServerError as error:
-                told = f"url={engine.server.url}: {path}: {error}"
-                if isinstance(error, Refused) and error.status == _NOT_THERE:
-                    told += "; start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
-                raise UserError(told) from error
+                return True
+            except Refused as error:
+                if error.status == _NOT_THERE:
+                    return False
+                raise UserError(f"url={engine.server.url}: {path}: {error}") from error
+            except NoAnswer as error:
+                tries += 1
+                if tries > self._server.retries:
+                    raise UserError(f"url={engine.server.url}: {path}: {error}, {tries} times") from error
+                time.sleep(wait_before(tries))
 
-    def _found(self) -> list[VLLM]:
+    @property
+    def engines(self) -> list[VLLM]:
+        """The servers that are asked, without those that have been left out.
+
+        Raises:
+            UserError: as :meth:`Server.engines`.
+        """
         self._engines = self._engines or self._server.engines()
-        return self._engines
+        return self._requests.answering if self._requests else self._engines
 
     def _open(self, requests: Sequence[Request]) -> Requests:
-        engines = self._found()
+        engines = self.engines
         used = numpy.unique(numpy.concatenate([numpy.asarray(request.prompt) for request in requests]))
         for engine in engines:
             with answered_by(engine):
@@ -209,8 +239,12 @@ class ServerDecoder:
     def _require_same_tokens(self, engine: VLLM, used: numpy.ndarray) -> None:
         if not hasattr(self._tokenizer, "transformers_tokenizer"):
             return
-        differing = Tokens(self._tokenizer, Path()).differing_by_name(engine, used)
-        models.require_same_tokens(differing, used, f"{engine.about.model} at {engine.server.url}")
+        if differing := Tokens(self._tokenizer, Path()).differing_by_name(engine, used):
+            shown = ", ".join(f"{token} ({told})" for token, told in sorted(differing.items())[:_SHOWN])
+            raise UserError(
+                f"url={engine.server.url}: prompts have tokens that are others to {engine.about.model}: {shown}; set "
+                "tokenizer.path to the folder that it serves"
+            )
 
     def _require_own_log_probs(self, engine: VLLM, request: Request) -> None:
         """Not of what sampling has made of them."""
@@ -241,8 +275,11 @@ class ServerDecoder:
             tokens = [int(token) for token in choice["token_ids"]]
             log_probs = [float(log_prob) for log_prob in choice["logprobs"]["token_logprobs"]]
             reason = choice["finish_reason"]
+            versions = {span["version"] for span in choice["weight_versions"]} if self.weight_version else set()
         if len(tokens) != len(log_probs) or not 1 <= len(tokens) <= limit:
             raise NoAnswer(f"{len(tokens)} tokens with {len(log_probs)} log-probabilities, where 1 to {limit} may be")
+        if versions - {self.weight_version}:
+            raise Refused(0, f"answers by weights {', '.join(sorted(versions))}, not by those that were sent last")
         if reason not in ("stop", "length"):  # a server that is paused aborts
             raise NoAnswer(f"finish_reason {reason}")
         for number in range(1, len(tokens) + 1):  # as they came
@@ -280,6 +317,8 @@ class ServerDecoder:
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
         }
+        if self.weight_version:
+            body["return_weight_versions"] = True
         found = asked_for_json(engine.server, _PATH, body)
         with read_from(_PATH):
             (choice,) = found["choices"]

@@ -49,6 +49,7 @@ class KeyValueCache:
         self, model: TransformerDecoder, slots: int, length: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.slots, self.length = slots, length
+        self.numbers = torch.arange(max(slots, length), device=device)  # from which each step takes its own
         shapes = list(_shapes(model, length))
         self.keys, self.values = (
             [torch.zeros((slots, *shape), device=device, dtype=dtype) for shape in shapes] for _ in range(2)
@@ -123,8 +124,7 @@ class GrownRows(Rows):
 
     def __init__(self, positions: torch.Tensor, longest: int, cache: KeyValueCache) -> None:
         self._positions, self._longest, self._cache, self.layer = positions, longest, cache, 0
-        self._rows = torch.arange(len(positions), device=positions.device)
-        self._seen: dict[int, torch.Tensor] = {}
+        self._masks: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
     def attend(
         self,
@@ -151,22 +151,28 @@ class GrownRows(Rows):
         n, kv_heads, length = len(q), keys.shape[1], keys.shape[2]
         at = self._positions if self._longest <= length else self._positions % length
         for kept, new in ((keys, k), (values, v)):
-            kept[self._rows, :, at] = _one_of_each_group(new, kv_heads)[:, :, 0].to(kept.dtype)
+            kept[self._cache.numbers[:n], :, at] = _one_of_each_group(new, kv_heads)[:, :, 0].to(kept.dtype)
         seen = min(self._longest, length)
         keys, values = keys[:n, :, :seen], values[:n, :, :seen]
         grouped = q.reshape(n, kv_heads, -1, q.shape[-1])  # the query heads of a group read the same keys
         if softcap is not None:
-            attended = capped_attention(grouped, keys, values, self._mask(seen), scale, softcap)
+            attended = capped_attention(grouped, keys, values, self._mask(seen, torch.bool), scale, softcap)
         else:
-            attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self._mask(seen), scale=scale)
+            mask = self._mask(seen, q.dtype)
+            attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
         return attended.view(q.shape)
 
-    def _mask(self, length: int) -> torch.Tensor:
-        """Which positions of the cache each row has filled, ``[n, 1, 1, length]``; of a window in the end all."""
-        if length not in self._seen:
-            all_positions = torch.arange(length, device=self._positions.device)
-            self._seen[length] = (all_positions <= self._positions[:, None])[:, None, None]
-        return self._seen[length]
+    def _mask(self, length: int, dtype: torch.dtype) -> torch.Tensor:
+        """Which positions of the cache each row has filled, ``[n, 1, 1, length]``; of a window in the end all.
+
+        Made once for all layers; bool, or of another dtype what is added to the scores.
+        """
+        if (length, dtype) not in self._masks:
+            is_filled = (self._cache.numbers[:length] <= self._positions[:, None])[:, None, None]
+            if dtype != torch.bool:
+                is_filled = torch.zeros_like(is_filled, dtype=dtype).masked_fill_(~is_filled, -torch.inf)
+            self._masks[length, dtype] = is_filled
+        return self._masks[length, dtype]
 
 
 def _one_of_each_group(x: torch.Tensor, kv_heads: int) -> torch.Tensor:

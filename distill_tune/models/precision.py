@@ -40,8 +40,9 @@ def computed_in(model: TransformerDecoder) -> torch.dtype:
 def cast_throughout(model: TransformerDecoder) -> Iterator[None]:
     """Have trained parameters cast once, not as each layer begins, for many forward passes past the layers' hooks."""
     casts = [_CastWhileUsed(computed_in(model)) for _ in (*model.layers, model.norm)]
-    for cast, module in zip(casts, (*model.layers, model.norm), strict=True):
-        cast.begin(module, None)
+    with torch.no_grad():
+        for cast, module in zip(casts, (*model.layers, model.norm), strict=True):
+            cast.begin(module, None)
     try:
         yield
     finally:

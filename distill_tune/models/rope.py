@@ -42,10 +42,11 @@ class RotaryEmbedding:
             self.fill(x.device)
         at = slice(0, x.shape[1]) if positions is None else positions
         cos, sin = self._cos[at].unsqueeze(-2), self._sin[at].unsqueeze(-2)  # [s, 1, half] or [b, s, 1, half]
-        turned, still = x[..., : 2 * self._half].float(), x[..., 2 * self._half :]
+        turned = x[..., : 2 * self._half].float()
         first, second = turned[..., : self._half], turned[..., self._half :]
-        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-        return torch.cat([turned.to(x.dtype), still], dim=-1)
+        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+        still = x[..., 2 * self._half :]
+        return torch.cat([turned, still], dim=-1) if still.shape[-1] else turned
 
     @torch.inference_mode(False)  # a teacher may ask first
     def fill(self, device: torch.device) -> None:

@@ -12,6 +12,11 @@ from distill_tune.serve.vllm import VLLM
 
 ENGINES = (own.NAME, vllm.NAME, sglang.NAME)
 _NOT_THERE = 404
+_STARTED_BY = {
+    own.NAME: "distill-tune serve",
+    vllm.NAME: "vllm serve MODEL",
+    sglang.NAME: "python -m sglang.launch_server --model-path MODEL",
+}
 _OF_CLIENTS = "/v1"  # with which clients of OpenAI's form write an address
 
 
@@ -45,7 +50,7 @@ def find_engine(server: Server, engine: str, model: str | None) -> Engine:
             found.append(f"{name}: {error}")
         except Unreachable as error:
             asks_tls = isinstance(error.__cause__, RemoteDisconnected) and server.url.startswith("http:")
-            what = "is it one of https?" if asks_tls else "start one: distill-tune serve"
+            what = "is it one of https?" if asks_tls else f"start one: {_STARTED_BY.get(engine, _STARTED_BY[own.NAME])}"
             raise NoServer(f"{told}: no server answers ({error}); {what}") from error
         except NoAnswer as error:
             found.append(f"{name}: {error}")

@@ -77,7 +77,7 @@ class Tokens:
                 return {}
             if not names:
                 raise UserError(
-                    f"teacher_model.url={engine.server.url}: does not tell the text of tokens, so they cannot be "
+                    f"url={engine.server.url}: does not tell the text of tokens, so they cannot be "
                     "proven to be those of the rows; start it with its tokenizer"
                 )
             for index in ids:

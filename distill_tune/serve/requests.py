@@ -15,6 +15,11 @@ from distill_tune.serve.engine import AnyEncoding, Engine
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0  # seconds
 
 
+def wait_before(round: int) -> float:
+    """Seconds before a request is asked for the ``round``-th time again, from 1 on."""
+    return min(_FIRST_WAIT * 2 ** (round - 1), _LONGEST_WAIT)
+
+
 class Answered(NamedTuple):
     """Each row's record in its bytes, and the record of all of them that these are."""
 
@@ -99,6 +104,11 @@ class Requests:
             threading.Thread(target=self._work, daemon=True, name=f"served {self._what}").start()
         return answer
 
+    @property
+    def answering(self) -> list[Any]:
+        """The engines that have not been left out."""
+        return [server.engine for server in self._servers if server.lost is None]
+
     def _work(self) -> None:
         while True:
             ask, answer = self._jobs.get()
@@ -166,7 +176,7 @@ class Requests:
                 if not rounds or waited:
                     self._servers[number].under_way += 1
                     return number, waited
-            waited = min(_FIRST_WAIT * 2 ** (rounds - 1), _LONGEST_WAIT)
+            waited = wait_before(rounds)
             self._wait(waited)
 
     def _tell_busy(self, server: _Asked, error: Busy) -> None:

@@ -225,6 +225,8 @@ class Served(Teacher):
                 self._differing |= self._tokens.differing_by_name(engine, used_tokens)
             except ServerError as error:
                 raise UserError(f"{_KEY}.url={engine.server.url}: {error}") from error
+            except UserError as error:
+                raise UserError(f"{_KEY}.{error}") from error
         models.require_same_tokens(self._differing, used_tokens, f"{about.model} at {self._engines[0].server.url}")
 
     def require_loss(

@@ -198,4 +198,8 @@ def test_tokens_come_one_by_one():
 def test_completions_come_as_they_are_done():
     model = built("llama")
     limited = [Request(prompt, 0, limit) for prompt, limit in zip(PROMPTS, (15, 2, 8), strict=True)]
-    assert [number for number, _ in Decoder(model, {}, FREE).completions(limited)] == [1, 2, 0]
+    numbers = []
+    for number, _ in Decoder(model, {}, FREE).completions(limited):
+        numbers.append(number)
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()  # in the caller's own code
+    assert numbers == [1, 2, 0]

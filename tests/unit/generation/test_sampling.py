@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from distill_tune.errors import UserError
+from distill_tune.generation import sampling as sampling_module
 from distill_tune.generation.sampling import Sampling, choose, stream_of, uniform
 
 V = 150  # more than two blocks of the distribution function, and no multiple
@@ -39,7 +40,9 @@ def test_top_k(top_k):
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.8, 0.9999])
-def test_top_p_keeps_the_least_number_of_tokens_that_have_so_much(top_p):
+@pytest.mark.parametrize("sizes", [(2, 30), ()])  # what is sorted first on a CPU; elsewhere all at once
+def test_top_p_keeps_the_least_number_of_tokens_that_have_so_much(top_p, sizes, monkeypatch):
+    monkeypatch.setattr(sampling_module, "_SORTED_FIRST", {"cpu": sizes})
     p = LOGITS.double().softmax(-1)
     order = p.argsort(descending=True)
     number = int((p[order].cumsum(0) < top_p).sum()) + 1

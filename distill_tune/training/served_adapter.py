@@ -13,7 +13,7 @@ from distill_tune.training.adapters import export_adapter
 from distill_tune.training.distributed import from_main_process, is_main_process, wait_for_all
 
 
-class ServedStudent:
+class ServedAdapter:
     """Keeps what vLLM answers with the student's own, by its adapters: the base model lies there from the start.
 
     Args:

@@ -10,7 +10,7 @@ from distill_tune.errors import UserError
 from distill_tune.generation import Decoder, Request, Sampling, Server
 from distill_tune.generation.server import ServerDecoder
 from distill_tune.models.adapters import adapter_names
-from distill_tune.training.served_student import ServedStudent
+from distill_tune.training.served_adapter import ServedAdapter
 
 LIKELIEST = Sampling(max_new_tokens=6, temperature=0)
 REQUESTS = [Request([5, 6, 7]), Request([60, 61])]
@@ -49,7 +49,7 @@ def learn(model):
 def test_answers_are_those_of_the_student_as_it_was_sent_last(server, student, tmp_path):
     model, checkpoint = student
     decoder = ServerDecoder(Server(server.url), {2}, LIKELIEST)
-    served = ServedStudent(decoder, checkpoint, tmp_path / "adapters")
+    served = ServedAdapter(decoder, checkpoint, tmp_path / "adapters")
     before = decoder.generate(REQUESTS)
     for step in (1, 2):
         learn(model)
@@ -60,20 +60,23 @@ def test_answers_are_those_of_the_student_as_it_was_sent_last(server, student, t
         assert [answer.tokens for answer in found] != [answer.tokens for answer in before]
         before = found
     assert [folder.name for folder in (tmp_path / "adapters").iterdir()] == list(server._adapted)
+    server._adapted.clear()  # as after a new start
+    served.send(model, 3)
+    assert decoder.generate(REQUESTS) == found
     again = ServerDecoder(Server(server.url), {2}, LIKELIEST)  # of a run that goes on: it finds an adapter there
-    ServedStudent(again, checkpoint, tmp_path / "adapters").send(model, 2)
+    ServedAdapter(again, checkpoint, tmp_path / "adapters").send(model, 2)
     assert again.generate(REQUESTS) == found
 
 
 def test_a_server_that_takes_no_adapters_is_told_how_to_be_started(server, student, tmp_path):
     server.base = None
-    served = ServedStudent(ServerDecoder(Server(server.url), {2}), student[1], tmp_path)
+    served = ServedAdapter(ServerDecoder(Server(server.url), {2}), student[1], tmp_path)
     with pytest.raises(UserError, match="start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"):
         served.send(student[0], 1)
 
 
 def test_a_student_without_adapters_is_refused(server, student_folder, tmp_path):
     model, checkpoint = loaded(student_folder, "from_hf")
-    served = ServedStudent(ServerDecoder(Server(server.url), {2}), checkpoint, tmp_path)
+    served = ServedAdapter(ServerDecoder(Server(server.url), {2}), checkpoint, tmp_path)
     with pytest.raises(UserError, match="train one with LoRA"):
         served.send(model, 1)
