@@ -28,7 +28,7 @@ def measures_of(answers: Sequence[Completion], num_tokens: int, seconds: float) 
         "rollout_length": share(sum(lengths)),
         "rollout_cut": share(sum(is_cut(answer) for answer in answers)),
         "rollout_empty": share(sum(is_empty(answer) for answer in answers)),
-        "rollout_repeating": share(sum(is_repeating(answer.tokens) for answer in answers)),
+        "rollout_repeating": share(sum(is_repeating(answer) for answer in answers)),
         "rollout_seconds": seconds,
         "rollout_tokens_per_second": num_tokens / seconds if seconds else 0.0,
     }
@@ -36,7 +36,7 @@ def measures_of(answers: Sequence[Completion], num_tokens: int, seconds: float) 
 
 def is_cut(answer: Completion) -> bool:
     """Whether it was ended by a bound, not by itself."""
-    return answer.finish_reason == "length"
+    return answer.finish_reason != "stop"
 
 
 def is_empty(answer: Completion) -> bool:
@@ -44,9 +44,10 @@ def is_empty(answer: Completion) -> bool:
     return not is_cut(answer) and len(answer.tokens) <= 1
 
 
-def is_repeating(tokens: Sequence[int]) -> bool:
-    """Whether more than half of the runs of four tokens in an answer were in it before; never of a short one."""
-    if len(tokens) < _FEWEST:
-        return False
-    grams = [tuple(tokens[at : at + _GRAM]) for at in range(len(tokens) - _GRAM + 1)]
+def is_repeating(answer: Completion) -> bool:
+    """Whether it was cut for that, or more than half of its runs of four tokens came before; a short one never is."""
+    tokens = answer.tokens
+    if answer.finish_reason == "repetition" or len(tokens) < _FEWEST:
+        return answer.finish_reason == "repetition"
+    grams = [tokens[at : at + _GRAM] for at in range(len(tokens) - _GRAM + 1)]
     return len(set(grams)) < len(grams) / 2

@@ -4,7 +4,7 @@ import pytest
 
 from distill_tune.generation import Completion
 from distill_tune.rollouts.answer_watch import AnswerWatch
-from distill_tune.rollouts.answers import is_empty, is_repeating, measures_of
+from distill_tune.rollouts.answers import is_cut, is_empty, is_repeating, measures_of
 
 END = 2
 
@@ -41,7 +41,13 @@ def test_one_token_that_is_no_end_is_an_answer():
     ("tokens", "repeats"), [([7] * 23, False), ([7] * 24, True), ([*range(30), *range(20)], False)]
 )
 def test_an_answer_repeats_itself_where_most_of_it_was_there_before(tokens, repeats):
-    assert is_repeating(tokens) == repeats
+    assert is_repeating(answer(*tokens)) == repeats
+
+
+def test_an_answer_that_was_cut_since_it_goes_in_circles_is_cut_and_repeats_itself():
+    circles = answer(5, 6, 5, 6, finish_reason="repetition")
+    assert is_cut(circles)
+    assert is_repeating(circles)
 
 
 def line(length=20.0, cut=0.1, repeating=0.0):
