@@ -19,9 +19,8 @@ from distill_tune.rollouts.answer_watch import AnswerWatch
 from distill_tune.rollouts.answers import measures_of
 from distill_tune.rollouts.checks import Checked
 from distill_tune.rollouts.marks import Marks, marks_of
-from distill_tune.rollouts.step_answers import Answer, StepAnswers
+from distill_tune.rollouts.step_answers import MAX_SLOTS, Answer, StepAnswers
 from distill_tune.rollouts.step_rows import Say, StepRows
-from distill_tune.rollouts.writers import MAX_SLOTS
 from distill_tune.rollouts.written import WrittenRollouts, marked
 from distill_tune.teachers import LiveTeacher
 from distill_tune.training.distributed import is_main_process, on_all_ranks, reduced_over_ranks

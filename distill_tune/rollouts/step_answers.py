@@ -10,13 +10,16 @@ import numpy
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.batch import Row
 from distill_tune.generation import Completion, Request, stream_of
+from distill_tune.generation.of_model import generator_of
 from distill_tune.rollouts.ahead import KeptAnswers
 from distill_tune.rollouts.checks import Checked
 from distill_tune.rollouts.on_policy import own_rows
 from distill_tune.rollouts.prompts import answered, prompt_of
-from distill_tune.rollouts.writers import decoder_of, written_by_all_ranks
+from distill_tune.rollouts.writers import written_by_all_ranks
 
 from torchtune.modules import TransformerDecoder
+
+MAX_SLOTS = 64  # rows that are answered at a time
 
 
 class Answer(NamedTuple):
@@ -58,7 +61,9 @@ class StepAnswers:
     def begin(self, student: TransformerDecoder, run: Path) -> None:
         """Once the models have their weights."""
         self._by_student, *self._by_teachers = (
-            decoder_of(model, self._of.ends, self._of.sampling, self._of.built.tokenizer)
+            generator_of(
+                model, self._of.ends, self._of.sampling, tokenizer=self._of.built.tokenizer, max_slots=MAX_SLOTS
+            )
             for model in (student, *(teacher.model for teacher in self._of.writing_teachers))
         )
         self._kept = KeptAnswers(run, self._settings.every, self._seed)

@@ -1,17 +1,11 @@
 """Who writes answers: the student, or the teachers that rows follow."""
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.errors import UserError
-from distill_tune.generation import Completion, Decoder, Generator, Request, Sampling
+from distill_tune.generation import Completion, Generator, Request
 from distill_tune.teachers import EMA, EarlierCheckpoint, HuggingFace, LiveTeacher, SeveralTeachers, Teacher
 from distill_tune.training.distributed import num_ranks, on_all_ranks, rank
-
-from torchtune.modules import TransformerDecoder
-
-MAX_SLOTS = 64  # rows that are answered at a time
 
 
 def teachers_that_write(teacher: Teacher) -> list[LiveTeacher | HuggingFace]:
@@ -30,19 +24,6 @@ def teachers_that_write(teacher: Teacher) -> list[LiveTeacher | HuggingFace]:
         f"rollouts.seq_kd=True: {type(teacher).__name__} cannot write answers while the student trains; take a "
         "model as teacher, or write them beforehand (distill-tune run generate) and train on that file"
     )
-
-
-def decoder_of(model: Any, ends: Collection[int], sampling: Sampling, tokenizer: Any) -> Generator:
-    """What writes a model's answers.
-
-    Args:
-        model: of torchtune's modules, or of transformers.
-    """
-    if isinstance(model, TransformerDecoder):
-        return Decoder(model, ends, sampling, tokenizer=tokenizer, max_slots=MAX_SLOTS)
-    from distill_tune.generation.hf import HuggingFaceDecoder
-
-    return HuggingFaceDecoder(model, ends, sampling, tokenizer=tokenizer, max_slots=MAX_SLOTS)
 
 
 def written_by_all_ranks(generator: Generator, requests: Sequence[Request], of_rows: Sequence[int]) -> list[Completion]:

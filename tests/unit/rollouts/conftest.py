@@ -14,7 +14,7 @@ from distill_tune.rollouts import step_answers
 @pytest.fixture
 def rows_of(write_config, tmp_path, monkeypatch) -> Callable[..., rollouts.RowsOfData]:
     """What a recipe makes of a config before it loads a model: ``kd_ratio`` 1, and keys replaced."""
-    monkeypatch.setattr(step_answers, "decoder_of", lambda model, *others: FixedRollouts())
+    monkeypatch.setattr(step_answers, "generator_of", lambda model, *others, **more: FixedRollouts())
 
     def make(settings: dict | None = None, **changes: object):
         rollout = {"_component_": "distill_tune.rollouts.OnPolicy", **(settings or {})}
