@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from distill_tune.errors import UserError
-from distill_tune.generation import Sampling
+from distill_tune.generation import Sampling, Server
 from distill_tune.training.schedules import Schedule
 
 
@@ -23,6 +23,8 @@ class OnPolicy:
         sampling: how answers are drawn; its arguments serve.
         every: the answers of so many steps are written at once, so the last of them by weights that many steps less one
             old: more rows at a time, and a student that has moved on meanwhile.
+        server: vLLM on GPUs of its own, which answers for the student; its adapters or weights are sent there before
+            (docs/generation_servers.md). Default: the student itself, here.
         log_every_n_steps: how often the teacher's marks on the student's answers are measured and written.
 
     Raises:
@@ -34,6 +36,7 @@ class OnPolicy:
     samples_per_prompt: int = 1
     sampling: Sampling | dict[str, Any] = dataclasses.field(default_factory=Sampling)
     every: int = 1
+    server: Server | None = None
     log_every_n_steps: int = 20
 
     def __post_init__(self) -> None:

@@ -57,7 +57,7 @@ class RowsOnPolicy:
         history = itertools.takewhile(lambda line: line["step"] <= step, read_metrics(run / "metrics.jsonl"))
         self._watch = AnswerWatch(history if step else ())
         self._file = WrittenRollouts(run, step) if is_main_process() else None
-        self._answers.begin(student, run)
+        self._answers.begin(student, device, run)
 
     def of_step(self, step: int, say: Say) -> StepRows:
         """As :meth:`RowsOfData.of_step`; a remark where answers run away."""

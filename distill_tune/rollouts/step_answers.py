@@ -6,19 +6,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy
+import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune import models
 from distill_tune.data.batch import Row
-from distill_tune.generation import Completion, Request, stream_of
+from distill_tune.generation import Completion, Generator, Request, stream_of
 from distill_tune.generation.of_model import generator_of
+from distill_tune.generation.server import ServerDecoder
 from distill_tune.rollouts.ahead import KeptAnswers
 from distill_tune.rollouts.checks import Checked
 from distill_tune.rollouts.on_policy import own_rows
 from distill_tune.rollouts.prompts import answered, prompt_of
 from distill_tune.rollouts.writers import written_by_all_ranks
+from distill_tune.training.served_adapter import ServedAdapter
+from distill_tune.training.served_weights import ServedWeights
 
 from torchtune.modules import TransformerDecoder
 
+SENT_ADAPTERS = "sent_adapters"  # of a run's folder
 MAX_SLOTS = 64  # rows that are answered at a time
 
 
@@ -58,15 +64,27 @@ class StepAnswers:
         self._rows_before = [0, *itertools.accumulate(map(len, self._plan.datasets))]
         self._ahead: dict[int, list[Completion | None]] = {}
 
-    def begin(self, student: TransformerDecoder, run: Path) -> None:
+    def begin(self, student: TransformerDecoder, device: torch.device, run: Path) -> None:
         """Once the models have their weights."""
+        self._student = student
+        models_that_write = (self._settings.server or student, *(one.model for one in self._of.writing_teachers))
         self._by_student, *self._by_teachers = (
             generator_of(
                 model, self._of.ends, self._of.sampling, tokenizer=self._of.built.tokenizer, max_slots=MAX_SLOTS
             )
-            for model in (student, *(teacher.model for teacher in self._of.writing_teachers))
+            for model in models_that_write
         )
+        self._sender = self._sender_to(self._by_student, device, run)
         self._kept = KeptAnswers(run, self._settings.every, self._seed)
+
+    def _sender_to(self, generator: Generator, device: torch.device, run: Path) -> ServedAdapter | ServedWeights | None:
+        """What keeps a server's weights those of the student."""
+        if not isinstance(generator, ServerDecoder):
+            return None
+        checkpoint = self._of.built.student_checkpoint
+        if models.adapter_names(self._student):
+            return ServedAdapter(generator, checkpoint, run / SENT_ADAPTERS)
+        return ServedWeights(generator, checkpoint, models.computed_in(self._student), device)
 
     def of_step(self, step: int) -> list[Answer]:
         """The rows of a step, on all ranks, with their answers. All ranks call it."""
@@ -92,6 +110,8 @@ class StepAnswers:
         """The answers of this step and of those that are written with it."""
         end = min(step - step % self._settings.every + self._settings.every, self._of.steps.total_steps)
         asked = {at: self._asked(at) for at in range(step, max(end, step + 1))}
+        if self._sender is not None and any(of.is_own.any() for of in asked.values()):
+            self._sender.send(self._student, step)
         written: dict[int, list[Completion | None]] = {at: [None] * len(of.wanted) for at, of in asked.items()}
         for number, generator in enumerate((self._by_student, *self._by_teachers)):
             chosen = [(at, place) for at, of in asked.items() for place in self._answered_by(number, of)]

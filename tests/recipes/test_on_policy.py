@@ -5,9 +5,12 @@ import sys
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from stand_in_engines import StandInVLLM
 from tiny import MEASURED, ROWS, metrics_of, put_before
 
+from distill_tune import teachers
 from distill_tune.cli.main import main
 
 FROM_HF = "distill_tune.models.from_hf"
@@ -190,3 +193,22 @@ def test_a_cache_is_refused_since_it_has_no_answers_of_the_students(config, cli,
     assert (
         "rollouts: teacher_model has records" if key == "teacher_model" else f"{key}={cache}: no cache"
     ) in done.stderr
+
+
+def test_a_server_that_is_sent_the_students_adapters_answers_as_the_student_does(config, run, student_folder):
+    """Of a stand-in for vLLM that runs the student's base with what it is sent."""
+    base = teachers.build_teacher(OmegaConf.create({"_component_": FROM_HF, "path": str(student_folder)}))
+    base.load(None, torch.device("cpu"))
+    server = StandInVLLM(base, None)
+    server.base = student_folder
+    lora = {"_component_": "distill_tune.models.lora_from_hf", "path": str(student_folder), "lora_rank": 4}
+    model = lora | {"lora_attn_modules": ["q_proj", "v_proj"], "lora_alpha": 64}
+    likeliest = {"lmbda": 1.0, "sampling": {"max_new_tokens": 12, "temperature": 0}}
+    quick = {"model": model, "max_steps_per_epoch": 3, "optimizer": {"_component_": "torch.optim.AdamW", "lr": 0.1}}
+    config(likeliest, **quick)
+    alone = run(output="alone")
+    there = {"_component_": "distill_tune.generation.Server", "url": server.url}
+    config(likeliest | {"server": there}, **quick)
+    served = run(output="served")
+    server.close()
+    assert [line["loss"] for line in served] == pytest.approx([line["loss"] for line in alone], rel=1e-4)
