@@ -95,6 +95,7 @@ class Decoder:
         self._model, self._endings = model, Endings(ends, self.sampling, tokenizer)
         self._cache_bytes, self._max_slots = cache_bytes, max_slots
         self._cache: KeyValueCache | None = None
+        self._rows_asked_for = 0  # when the cache was made; it may have had to have fewer slots
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """All completions, in the order of the requests.
@@ -152,9 +153,10 @@ class Decoder:
         longest = max(rows, key=lambda row: len(row.prompt) + row.limit)
         length = len(longest.prompt) + longest.limit + _steps_between_looks(model.device)
         slots = min(self._max_slots, len(rows))
-        if self._cache and self._cache.holds(slots, length, model.device, model.dtype):
+        fits = self._cache and self._cache.holds(length, model.device, model.dtype)
+        if fits and slots <= self._rows_asked_for:
             return self._cache
-        self._cache = None  # freed before the new one
+        self._cache, self._rows_asked_for = None, slots  # freed before the new one
         of_slot = KeyValueCache.bytes_of_slot(self._model, length, model.dtype)
         budget = self._cache_bytes or _free_bytes(model.device)
         if of_slot > budget:
@@ -185,9 +187,12 @@ class _Batch:
         self._model, self._endings, self._sampling = model, endings, sampling
         if cache is not None:
             self._cache = cache
-            # Of each slot: its random stream, and of the next token the one before and the position in row and answer.
-            self._slots = torch.zeros(4, cache.slots, dtype=torch.int64, device=model.device)
-            self._streams, self._last, self._positions, self._answered = self._slots
+            # Of each slot: the token before the next one, and that one's position in row and answer.
+            self._slots = torch.zeros(3, cache.slots, dtype=torch.int64, device=model.device)
+            self._last, self._positions, self._answered = self._slots
+            # And the random number of each token that may come.
+            longest = max(row.limit for row in rows) + _steps_between_looks(model.device)
+            self._random = torch.zeros(cache.slots, longest, device=model.device)
         self._seen: torch.Tensor | None = None  # the tokens of each slot's row, with a repetition penalty
         self._one_more: Callable[[int, int], tuple[torch.Tensor, ...]] = self._step
         if cache is not None and _is_captured(model.device) and sampling.repetition_penalty == 1:
@@ -226,7 +231,9 @@ class _Batch:
         logits = self._model.logits(hidden[last])  # [prompts, v]
         logits = logits.repeat_interleave(self._tensor([len(group) for group in groups]), dim=0)
         filled = slice(first, len(self._running))
-        self._slots[:, filled] = self._tensor([[row.stream, 0, len(row.prompt) - 1, 0] for row in rows]).t()
+        self._slots[:, filled] = self._tensor([[0, len(row.prompt) - 1, 0] for row in rows]).t()
+        streams = self._tensor([row.stream for row in rows])[:, None]
+        self._random[filled] = uniform(streams, self._cache.numbers[: self._random.shape[1]])
         if self._sampling.repetition_penalty != 1:
             self._remember(filled, rows, logits.shape[-1])
         self._append(*self._choose(logits, filled))
@@ -239,7 +246,7 @@ class _Batch:
         before = sum(len(row.tokens) for row in self._running)
         rows = len(self._running)
         longest = max(len(row.prompt) + len(row.tokens) for row in self._running)
-        self._positions[rows:] = 0  # a graph may take free slots along
+        self._slots[:, rows:] = 0  # a graph may take free slots along
         chosen = [self._one_more(rows, longest + step) for step in range(steps)]
         self._append(*(torch.stack(part) for part in zip(*chosen, strict=True)))
         self._spent.answer_tokens += sum(len(row.tokens) for row in self._running) - before
@@ -255,13 +262,12 @@ class _Batch:
     def _choose(self, logits: torch.Tensor, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """The next token of each of the slots and its log-probability, ``[n]`` each."""
         seen = None if self._seen is None else self._seen[slots]
-        random = uniform(self._streams[slots], self._answered[slots])
+        random = self._random[slots].gather(-1, self._answered[slots, None])[:, 0]
         tokens, log_probs = choose(logits, self._sampling, random, seen)
         if seen is not None:
             seen.scatter_(-1, tokens[:, None], True)
         self._last[slots] = tokens
-        self._positions[slots] += 1
-        self._answered[slots] += 1
+        self._slots[1:, slots] += 1
         return tokens, log_probs
 
     def _append(self, tokens: torch.Tensor, log_probs: torch.Tensor) -> None:
@@ -291,6 +297,7 @@ class _Batch:
         self._running[target] = self._running[source]
         self._cache.move(source, target)
         self._slots[:, target] = self._slots[:, source]
+        self._random[target] = self._random[source]
         if self._seen is not None:
             self._seen[target] = self._seen[source]
 

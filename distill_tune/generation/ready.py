@@ -1,7 +1,7 @@
 """A model made ready for many short forward passes, and as it was afterwards."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -49,12 +49,10 @@ class ReadyModel:
     """
 
     def __init__(self, model: TransformerDecoder, is_sharded: bool) -> None:
-        embeddings = model.tok_embeddings
-        # Hooks would cast what is cast, and shard anew what the next token needs.
-        call = _forward if is_sharded or hasattr(model, "computes_in") else _itself
+        embeddings, past_hooks = model.tok_embeddings, is_sharded or hasattr(model, "computes_in")
         self._is_sharded = is_sharded
-        self._embed, self._norm = call(embeddings), call(model.norm)
-        self._layers = [call(layer) for layer in model.layers]
+        self._embed, self._norm = (_call_of(module, past_hooks) for module in (embeddings, model.norm))
+        self._layers = [_call_of(layer, past_hooks) for layer in model.layers]
         self._projection = output_head(model).projection_for_loss()
         self.device = embeddings.weight.device
         gathered = next(model.layers[0].parameters()).dtype
@@ -90,9 +88,13 @@ class ReadyModel:
         return logits
 
 
-def _itself(module: nn.Module) -> nn.Module:
-    return getattr(module, "_checkpoint_wrapped_module", module)
+def _call_of(module: nn.Module, past_hooks: bool) -> Callable[..., torch.Tensor]:
+    """What runs a module as it was written: what is compiled was compiled for training.
 
-
-def _forward(module: nn.Module):  # type: ignore[no-untyped-def]
-    return _itself(module).forward
+    Args:
+        past_hooks: those that would cast what is cast, and shard anew what the next token needs. Others, which bring a
+            layer's weights, are heeded.
+    """
+    module = getattr(module, "_checkpoint_wrapped_module", module)
+    has_hooks = module._forward_pre_hooks or module._forward_hooks
+    return module if has_hooks and not past_hooks else module.forward

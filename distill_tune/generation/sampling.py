@@ -11,6 +11,7 @@ _GOLDEN = -7046029254386353131  # 2 ** 64 / the golden ratio, as a signed intege
 _MIX_1, _MIX_2 = -4658895280553007687, -7723592293110705685
 # Where the CPU may look at the result, a few of the likeliest nearly always suffice; sorting all takes far longer.
 _SORTED_FIRST: dict[str, tuple[int, ...]] = {"cpu": (64, 1024)}
+_BELOW_ONE = 1 - 2.0**-23  # so that rounding in float32 does not pass a sum's end
 _BLOCK = 64  # tokens; the distribution function is summed in blocks of so many
 
 
@@ -80,10 +81,10 @@ def uniform(streams: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195, figure 17) of a counter.
 
     Args:
-        streams, positions: ``[n]``, int64.
+        streams, positions: of one shape, or of shapes that can be made one; int64.
 
     Returns:
-        ``[n]``, float32, in 0..1, 1 excluded.
+        Of that shape, float32, in 0..1, 1 excluded.
     """
     bits = streams + (positions + 1) * _GOLDEN
     bits = (bits ^ _shifted(bits, 30)) * _MIX_1
@@ -164,23 +165,20 @@ def _passed(weights: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
         weights: ``[n, v]``, 0 or more, not all 0.
     """
     n, v = weights.shape
-    blocks = torch.nn.functional.pad(weights, (0, -v % _BLOCK)).view(n, -1, _BLOCK)
-    upto_block = blocks.sum(-1).cumsum(-1)
-    block, rest = _first_above(upto_block, random * upto_block[:, -1])
-    upto_token = blocks[torch.arange(n, device=weights.device), block].cumsum(-1)
-    token, _ = _first_above(upto_token, rest)
-    return block * _BLOCK + token
+    blocks = (weights if v % _BLOCK == 0 else torch.nn.functional.pad(weights, (0, -v % _BLOCK))).view(n, -1, _BLOCK)
+    of_block = blocks.sum(-1)
+    upto_block = of_block.cumsum(-1)
+    bound = random * upto_block[:, -1]
+    block = _first_above(upto_block, bound)  # [n, 1]
+    rest = bound[:, None] - (upto_block.gather(-1, block) - of_block.gather(-1, block))
+    within = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK))[:, 0].cumsum(-1)
+    return (block * _BLOCK + _first_above(within, rest[:, 0]))[:, 0]
 
 
-def _first_above(sums: torch.Tensor, bound: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where running sums pass a bound, or reach their end, which is never a place where nothing is added; and what of
-    the bound is left there.
-    """
-    total = sums[:, -1]
-    bound = torch.minimum(bound, torch.nextafter(total, torch.zeros_like(total))).clamp_(min=0)
-    number = (sums <= bound[:, None]).sum(-1)
-    before = torch.where(number > 0, sums.gather(-1, (number - 1).clamp(min=0)[:, None])[:, 0], 0)
-    return number, bound - before
+def _first_above(sums: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+    """Where sums ``[n, k]`` pass a bound ``[n]`` or reach their end, ``[n, 1]``; never where nothing is added."""
+    bound = torch.minimum(bound, sums[:, -1] * _BELOW_ONE).clamp_(min=0)
+    return torch.searchsorted(sums, bound[:, None], right=True)
 
 
 def _shifted(bits: torch.Tensor, by: int) -> torch.Tensor:

@@ -49,8 +49,9 @@ class KeyValueCache:
         self, model: TransformerDecoder, slots: int, length: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.slots, self.length = slots, length
-        self.numbers = torch.arange(max(slots, length), device=device)  # from which each step takes its own
         shapes = list(_shapes(model, length))
+        most = max(length, *(slots * shape.kv_heads for shape in shapes))
+        self.numbers = torch.arange(most, device=device)  # from which each step takes its own
         self.keys, self.values = (
             [torch.zeros((slots, *shape), device=device, dtype=dtype) for shape in shapes] for _ in range(2)
         )
@@ -60,10 +61,9 @@ class KeyValueCache:
         """What a row of so many positions takes."""
         return sum(2 * math.prod(shape) for shape in _shapes(model, length)) * dtype.itemsize
 
-    def holds(self, slots: int, length: int, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether it is what another one would be, or larger."""
-        kept = self.keys[0]
-        return self.slots >= slots and self.length >= length and kept.device == device and kept.dtype == dtype
+    def holds(self, length: int, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether it has room for rows of so many positions, in that dtype and there."""
+        return self.length >= length and self.keys[0].device == device and self.keys[0].dtype == dtype
 
     def move(self, source: int, target: int) -> None:
         """Put the row of one slot into another."""
@@ -124,6 +124,7 @@ class GrownRows(Rows):
 
     def __init__(self, positions: torch.Tensor, longest: int, cache: KeyValueCache) -> None:
         self._positions, self._longest, self._cache, self.layer = positions, longest, cache, 0
+        self._at: dict[tuple[int, int], torch.Tensor] = {}
         self._masks: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
     def attend(
@@ -149,9 +150,10 @@ class GrownRows(Rows):
         """
         keys, values = self._cache.keys[self.layer], self._cache.values[self.layer]
         n, kv_heads, length = len(q), keys.shape[1], keys.shape[2]
-        at = self._positions if self._longest <= length else self._positions % length
+        places = self._places(kv_heads, length)
         for kept, new in ((keys, k), (values, v)):
-            kept[self._cache.numbers[:n], :, at] = _one_of_each_group(new, kv_heads)[:, :, 0].to(kept.dtype)
+            new = _one_of_each_group(new, kv_heads).reshape(n * kv_heads, -1)
+            kept.view(-1, kept.shape[-1]).index_copy_(0, places, new.to(kept.dtype))
         seen = min(self._longest, length)
         keys, values = keys[:n, :, :seen], values[:n, :, :seen]
         grouped = q.reshape(n, kv_heads, -1, q.shape[-1])  # the query heads of a group read the same keys
@@ -161,6 +163,15 @@ class GrownRows(Rows):
             mask = self._mask(seen, q.dtype)
             attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
         return attended.view(q.shape)
+
+    def _places(self, kv_heads: int, length: int) -> torch.Tensor:
+        """Where new keys and values go in a layer's part of the cache, ``[n * kv_heads]``; made once for all layers."""
+        if (kv_heads, length) not in self._at:
+            n, numbers = len(self._positions), self._cache.numbers
+            at = self._positions if self._longest <= length else self._positions % length
+            heads = numbers[: n * kv_heads].view(n, kv_heads) * length
+            self._at[kv_heads, length] = (heads + at[:, None]).flatten()
+        return self._at[kv_heads, length]
 
     def _mask(self, length: int, dtype: torch.dtype) -> torch.Tensor:
         """Which positions of the cache each row has filled, ``[n, 1, 1, length]``; of a window in the end all.

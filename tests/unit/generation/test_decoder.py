@@ -102,7 +102,10 @@ def test_the_cache_stays_within_its_bytes():
     of_slot = KeyValueCache.bytes_of_slot(model, 9 + 20 + 1, torch.float32)
     decoder = Decoder(model, {}, FREE, cache_bytes=2 * of_slot + 10)
     assert tokens_of(decoder.generate(REQUESTS)) == tokens_of(Decoder(model, {}, FREE).generate(REQUESTS))
-    assert decoder._cache.slots == 2
+    cache = decoder._cache
+    assert cache.slots == 2
+    decoder.generate(REQUESTS)
+    assert decoder._cache is cache  # it would be no larger
     with pytest.raises(UserError, match="prompt 1 has 9 tokens and up to 20 to come: its keys and values take"):
         Decoder(model, {}, FREE, cache_bytes=of_slot - 1).generate(REQUESTS)
 
@@ -117,6 +120,38 @@ def test_the_cache_of_a_call_serves_the_next():
     assert decoder.generate([Request([5] * 30)])[0].finish_reason == "length"
     assert decoder._cache is not cache
     assert decoder.generate([]) == []
+
+
+def test_what_is_compiled_for_training_is_run_as_it_was_written():
+    def refused(*arguments: object) -> None:
+        raise AssertionError("compiled for an answer")
+
+    model = built("llama")
+    wanted = Decoder(model, {}, FREE).generate(REQUESTS)
+    for layer in model.layers:
+        layer.compile(backend=refused)
+    assert tokens_of(Decoder(model, {}, FREE).generate(REQUESTS)) == tokens_of(wanted)
+
+
+def test_hooks_that_bring_a_layers_weights_are_heeded():
+    model = built("llama")
+    wanted = Decoder(model, {}, FREE).generate(REQUESTS)
+    weight = model.layers[1].mlp.w2.weight
+    kept = weight.detach().clone()
+    weight.data.zero_()
+    model.layers[1].register_forward_pre_hook(lambda module, arguments: [weight.data.copy_(kept)][1:] or None)
+    model.layers[1].register_forward_hook(lambda module, arguments, output: [weight.data.zero_()][1:] or None)
+    assert tokens_of(Decoder(model, {}, FREE).generate(REQUESTS)) == tokens_of(wanted)
+
+
+@pytest.mark.torchao
+def test_quantised_models_answer():
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model = built("llama")
+    quantize_(model, Int8WeightOnlyConfig())
+    whole = copy.deepcopy(model)
+    assert_own_answers(whole, Decoder(model, {}, FREE).generate(REQUESTS))
 
 
 def test_windows_alone_are_kept():
