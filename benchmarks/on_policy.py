@@ -152,7 +152,7 @@ def students(folder: Path, seed: int, epochs: int) -> dict[str, tuple[Path, floa
         "fine-tuned": train("fine_tuned", "tiny", "kd_ratio=0", "optimizer.lr=3e-4", f"epochs={epochs + 1}"),
         "KD": train("kd", "tiny", f"epochs={epochs + 1}"),
     }
-    first, seconds = train("kd_first", "tiny", f"epochs={epochs}")
+    first, seconds = found["KD, from which on-policy begins"] = train("kd_first", "tiny", f"epochs={epochs}")
     found["KD, then on-policy"] = train("on_policy", "on_policy", f"model.path={first}", "epochs=1", before=seconds)
     more = round((found["KD, then on-policy"][1] / found["KD"][1]) * (epochs + 1))
     if more > epochs + 1:
