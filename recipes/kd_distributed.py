@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from distill_tune import config, data, losses, models, training
+from distill_tune import config, data, losses, models, rollouts, training
 
 from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
 from torchtune.training import OffloadActivations, set_activation_checkpointing
@@ -44,6 +44,7 @@ def main(cfg: DictConfig) -> None:
     student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size = built
     steps = training.plan_steps(cfg, built, seed)
     plan, plan_val, steps_per_epoch, total_steps, schedules = steps
+    rows = rollouts.build_rows(cfg, built, steps, seed)
     identity = steps.identity_with(built)
     if state:
         state.require_same_plan(checkpoint, identity, cfg.get("resume_with_changes", False))
@@ -144,7 +145,7 @@ def main(cfg: DictConfig) -> None:
 
     # ---- Training
     student.train()
-    teacher.expect(plan.from_step(step, steps_per_epoch, total_steps))
+    rows.begin(student, device, step, run.path)
     line, stopped_by = None, 0
     history = training.metrics_of_checkpoint(checkpoint) if checkpoint else None
     watch = training.LossWatch(training.read_metrics(history), cfg.get("max_bad_steps", 10))
@@ -159,15 +160,13 @@ def main(cfg: DictConfig) -> None:
     with metrics, profiler, training.StopSignals() as stop, training.Progress(total_steps, done=step) as progress:
         while step < total_steps and not stopped_by:
             started = time.perf_counter()
-            epoch, step_of_epoch = divmod(step, steps_per_epoch)
-            batches = plan.micro_batches(epoch, step_of_epoch)
+            batches, num_tokens, shape, of_answers = rows.of_step(step, progress.say)
             if reason := training.is_lost(teacher, batches):
                 if line:
                     save(line)
                     checkpoints.wait(progress.say)
                 raise training.lost_teacher(step, reason)
             weights = schedules.at(step)
-            num_tokens = plan.num_supervised(epoch, step_of_epoch)  # of all ranks
 
             batches, sums = training.halved_if_too_large(
                 accumulate, batches, weights, num_tokens, plan=plan, optimizer=optimizer, say=progress.say
@@ -190,7 +189,6 @@ def main(cfg: DictConfig) -> None:
             step += 1
 
             seconds = time.perf_counter() - started
-            shape = plan.shape(epoch, step_of_epoch)
             tokens += sum(shape.lengths)
             stopped_by = int(signal)
             if not is_good:
@@ -200,7 +198,7 @@ def main(cfg: DictConfig) -> None:
                 progress.say(f"step {step}: {watch.spike}")
             line = {
                 "step": step,
-                "epoch": epoch,
+                "epoch": (step - 1) // steps_per_epoch,
                 **means,
                 **weights,
                 "lr": float(lr),
@@ -214,7 +212,7 @@ def main(cfg: DictConfig) -> None:
                 "peak_memory_bytes": int(peak_memory),
                 "seconds": seconds,
             }
-            line |= utilisation.of_step(shape, seconds)
+            line |= of_answers | utilisation.of_step(shape, seconds)
             every = cfg.get("run_val_every_n_steps")
             if plan_val and (step == total_steps or (every and step % every == 0)):
                 line |= validate(plan_val, weights)

@@ -22,6 +22,15 @@ AT_ONCE = [
     ("kd_raito=0.1", "kd_raito: no such key, did you mean kd_ratio?"),
     ("mode.apply_lora_to_output=True", "mode: no such key, did you mean model?"),
     ("zzz=1", "zzz: no such key, and nothing would read it"),
+    ("lmbda=0.5", "lmbda: no such key, did you mean rollouts.lmbda?"),
+    (
+        "teacher_cache=cache cache.kind=sampled rollouts=distill_tune.rollouts.OnPolicy",
+        "teacher_cache=cache: no cache has what rollouts write while the student trains; leave one out",
+    ),
+    (
+        "rollouts=distill_tune.rollouts.OnPolicy ~teacher_model kd_ratio=0",
+        "nothing heeds it without teacher_model; leave it out",
+    ),
     ("learning_rate=1e-4", "learning_rate: no such key, did you mean optimizer.lr?"),
     ("learning_rate=1e-4 save_steps=5", "did you mean save_every_n_steps?\n  these are keys of another tool"),
     ("models_dir=models", "models_dir: nothing reads it, since no path has ${models_dir}; leave it out"),

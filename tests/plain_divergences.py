@@ -65,5 +65,7 @@ DIVERGENCES = {
         losses.TopK(5, losses.JensenShannon()),
         lambda p, q: plain_top_k(p, q, 5, lambda a, b: 0.5 * kl(a, m := mixed(a, b, 0.5)) + 0.5 * kl(b, m)),
     ),
+    "clipped": (losses.ClippedPerToken(8.0), lambda p, q: kl(p, q).clamp(max=8.0)),
+    "clipped reverse": (losses.ClippedPerToken(8.0, losses.ReverseKL()), lambda p, q: kl(q, p).clamp(max=8.0)),
     "top of all": (losses.TopK(100), kl),
 }

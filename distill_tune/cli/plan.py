@@ -148,6 +148,8 @@ def _print_needs(run: "PlannedRun") -> None:
     print(f"disk: {binary(estimate.checkpoint_bytes(cfg, run.student))} each checkpoint, {binary(exported)} the model")
     work = run.work
     everyone = run.num_processes * (work.student + work.teacher)
+    if cfg.get("rollouts") is not None:
+        print("rollouts: each answer is taken to be as long as it may be; the time to write them is not counted")
     print(f"work: {everyone / steps.total / 1e12:,.3g} TFLOP a step, {everyone / 1e15:,.3g} PFLOP in all")
 
 

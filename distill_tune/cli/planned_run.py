@@ -8,8 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune import models, training
-from distill_tune.data import StepPlan
+from distill_tune import models, rollouts, training
 from distill_tune.data.shape import Shape
 from distill_tune.evaluation import duration, estimate
 from distill_tune.teachers import Teacher
@@ -38,12 +37,10 @@ class PlannedData(NamedTuple):
     total: int
 
     @classmethod
-    def of(cls, steps: Any) -> "PlannedData":
-        plan: StepPlan = steps.plan
-        num_sampled = min(_STEPS, plan.steps_per_epoch)
-        sample = [shape for step in range(num_sampled) for shape in plan.shapes(0, step)]
-        longest = max(plan.longest, plan.longest_of_teacher)
-        return cls(sample, num_sampled, _largest(plan), longest, steps.steps_per_epoch, steps.total_steps)
+    def of(cls, steps: Any, rows: rollouts.RowsOfData | rollouts.RowsOnPolicy) -> "PlannedData":
+        num_sampled = min(_STEPS, steps.plan.steps_per_epoch)
+        sample = [shape for step in range(num_sampled) for shape in rows.shapes(step)]
+        return cls(sample, num_sampled, _largest(rows), rows.longest, steps.steps_per_epoch, steps.total_steps)
 
     def halved(self) -> "PlannedData":
         """With micro-batches of half as many rows, and twice as many of them."""
@@ -63,6 +60,7 @@ class PlannedRun:
     student: TransformerDecoder
     teacher: Teacher
     data: PlannedData
+    rows: rollouts.RowsOfData | rollouts.RowsOnPolicy
     num_processes: int
     is_distributed: bool
 
@@ -74,8 +72,11 @@ class PlannedRun:
         """
         training.use_day(cfg.get("date"), teacher_cache=cfg.get("teacher_cache"))
         built = built_of(cfg)
-        steps = training.plan_steps(cfg, built, cfg.get("seed") or 0, num_processes)
-        return cls(cfg, built.student, built.teacher, PlannedData.of(steps), num_processes, is_distributed)
+        seed = cfg.get("seed") or 0
+        steps = training.plan_steps(cfg, built, seed, num_processes)
+        rows = rollouts.build_rows(cfg, built, steps, seed)
+        data = PlannedData.of(steps, rows)
+        return cls(cfg, built.student, built.teacher, data, rows, num_processes, is_distributed)
 
     def with_config(self, cfg: DictConfig, data: PlannedData) -> "PlannedRun":
         """The same with another config, whose rows are the same.
@@ -96,7 +97,10 @@ class PlannedRun:
     def memory(self) -> estimate.Memory:
         shards = self.shards if self.is_distributed else None
         found = [estimate.memory_of(self.cfg, self.student, self.teacher, shape, shards) for shape in self.data.largest]
-        return max(found, key=lambda memory: memory.peak)
+        largest = max(found, key=lambda memory: memory.peak)
+        rows = round(sum(len(shape.lengths) for shape in self.data.sample) / self.data.num_sampled)
+        cache = self.rows.cache_bytes(rows, models.computed_in(self.student))
+        return dataclasses.replace(largest, key_value_cache=cache)
 
     @functools.cached_property
     def work(self) -> duration.Work:
@@ -128,8 +132,8 @@ def built_of(cfg: DictConfig, with_cache: bool = True) -> Any:
     return built
 
 
-def _largest(plan: StepPlan) -> list[Shape]:
+def _largest(rows: rollouts.RowsOfData | rollouts.RowsOnPolicy) -> list[Shape]:
     """Those of the largest micro-batches with the most tokens for the student, for the teacher, and to be learned."""
-    shapes = plan.largest_shapes
+    shapes = rows.largest_shapes
     measures = (lambda x: sum(x.lengths), lambda x: sum(x.for_teacher.lengths), lambda x: x.num_supervised)
     return list(dict.fromkeys(max(shapes, key=measure) for measure in measures))

@@ -119,7 +119,7 @@ def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFau
     """What a run does before it loads a weight, as far as it runs no code from elsewhere."""
     import torch
 
-    from distill_tune import data, training
+    from distill_tune import data, rollouts, training
     from distill_tune.config.components import build
     from distill_tune.config.trust import may_be_called
 
@@ -145,6 +145,8 @@ def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFau
     seed = state.seed if state and cfg.get("seed") is None else cfg.get("seed") or 0
     with faults, data.local_files_alone(), contextlib.suppress(data.RowsOnHub):
         steps = training.plan_steps(cfg, built, seed, num_processes) if built else None
+        if built and steps and may_be_called(cfg.get("rollouts")):
+            rollouts.build_rows(cfg, built, steps, seed)
     with faults:
         if built is None or steps is None:
             _read_rows(cfg, built.teacher.names if built else (), faults)

@@ -117,6 +117,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "dataset_temperature": Key(ABOVE_0, None, "evens the shares of several datasets: size to the power of 1/T"),
         "on_bad_row": Key(one_of("stop", "skip"), "stop", "what to do with a row that cannot be used"),
         "shuffle": Key(FLAG, True, "another order of the rows in each epoch"),
+        "rollouts": Key(COMPONENT, None, "has the student write answers that it learns from: on-policy", _TEACHER),
         "augmentations": Key(LIST_OF_COMPONENTS, None, "changes of prompts, made anew in each epoch"),
         "student_prompt_template": Key(TEMPLATE, None, "the student's prompt; {input} is the row's, {column} a field"),
         "teacher_prompt_template": Key(TEMPLATE, None, "the teacher's prompt, likewise", _TEACHER),

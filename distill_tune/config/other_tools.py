@@ -30,6 +30,9 @@ _THEIRS = {
     "optimizer.betas": "adam_beta1 adam_beta2",
     "optimizer.lr": "learning_rate",
     "optimizer.weight_decay": "weight_decay",
+    "rollouts.lmbda": "lmbda",
+    "rollouts.sampling.max_new_tokens": "max_completion_length max_new_tokens",
+    "rollouts.seq_kd": "seq_kd",
     "run_val_every_n_steps": "eval_steps eval_strategy evals_per_epoch",
     "save_every_n_steps": "save_steps save_strategy saves_per_epoch",
     "teacher_max_seq_len": "distill_max_teacher_length",
@@ -44,6 +47,4 @@ WITHOUT_A_KEY = {
     "adapter": _LORA,
     "beta": "one loss has it: kd_loss=distill_tune.losses.JensenShannon kd_loss.beta=0.5",
     "finetuning_type": _LORA,
-    "lmbda": "answers are the rows' own here, as with lmbda: 0",
-    "seq_kd": "the teacher's answers are generated beforehand, and are rows then",
 }

@@ -109,6 +109,8 @@ def _of_several(config: DictConfig) -> Iterator[str]:
     if (stored := config.get("teacher_cache")) is not None:
         if hidden_loss is not None:
             yield f"teacher_cache={stored}: hidden_loss compares layers, whose states no cache has; leave one out"
+        if config.get("rollouts") is not None:
+            yield f"teacher_cache={stored}: no cache has what rollouts write while the student trains; leave one out"
         if os.path.abspath(str(stored)) == os.path.abspath(str(config.get("output_dir"))):
             yield f"teacher_cache={stored}: output_dir is the run's own folder; name another"
     if isinstance(hidden_loss, DictConfig) and hidden_loss.get("positions") == "all":

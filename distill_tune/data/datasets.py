@@ -27,7 +27,7 @@ from distill_tune.data.row_fields import (
     tools_in,
     unread_in,
 )
-from distill_tune.data.sources import LocalRows, Row, RowError, load_dataset, without_filling
+from distill_tune.data.sources import LocalRows, NoAnswer, Row, RowError, load_dataset, without_filling
 from distill_tune.data.turns import MarkedTurn, is_empty, is_turns, learning_answers, turns_of
 from distill_tune.errors import UserError
 
@@ -143,9 +143,7 @@ def instruct(
         require_learned(row)
         name = column_of(row, columns.get("prompt"), QUESTION, "prompt")
         question = question_in(row, name, columns)
-        answer = text_field(row, columns.get("response"), ANSWER, "response")
-        if not answer.strip():
-            raise RowError("the answer is empty")
+        answer = _answer_in(row, columns.get("response"))
         system = optional_text(row, columns.get("system", "system")) or system_prompt
         turns = [_said("system", system)] if system else []
         for before, reply in history_in(row, columns.get("history", "history")):
@@ -205,7 +203,7 @@ def chat(
         mark = turns.pop().mark if ends_empty else None
         num_empty = int(ends_empty and (bool(mark) if train_on == "marked" else mark is not False))
         if not any(turn["role"] == "assistant" for turn, _ in turns[num_given:]):
-            raise RowError("no answer: there is no assistant turn with text")
+            raise NoAnswer("no answer: there is no assistant turn with text")
         tools = tools_in(row, columns.get("tools"))
         return _as_it_ended(learning_answers(turns, train_on, train_on_input, num_given, tools, num_empty), row)
 
@@ -335,6 +333,19 @@ def _turns(row: Row, column: str | None) -> tuple[list[MarkedTurn], int]:
         return [*prompt, *completion], len(prompt)
     name = name or "messages"
     return turns_of(field_in(row, name), name), 0
+
+
+def _answer_in(row: Row, column: str | None) -> str:
+    name = column or first_column(row, ANSWER)
+    try:
+        answer = text_field(row, column, ANSWER, "response")
+    except RowError as error:
+        if name is None or dict.get(row, name) is None:
+            raise NoAnswer(str(error)) from error
+        raise
+    if not answer.strip():
+        raise NoAnswer("the answer is empty")
+    return answer
 
 
 def _require_train_on(train_on: str, known: Sequence[str]) -> None:

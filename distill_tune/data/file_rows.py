@@ -21,6 +21,10 @@ class RowError(Exception):
     """One row cannot be used; the message says why, the caller adds file and number."""
 
 
+class NoAnswer(RowError):
+    """A row that asks, and has nothing that is an answer."""
+
+
 class FileRows(Protocol):
     """All rows of a file."""
 

@@ -11,6 +11,7 @@ import numpy
 from distill_tune.counts import counted
 from distill_tune.data.augmentation import Augmentations
 from distill_tune.data.batch import Batch, Row, joined
+from distill_tune.data.conversation import IGNORE_INDEX
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
@@ -185,6 +186,29 @@ class StepPlan:
         """
         return [self._batch(sequences, epoch) for sequences in self._dealt(self._of_step(epoch, step))]
 
+    def rows(self, epoch: int, step: int) -> list[Row]:
+        """All rows of a step, on all ranks, in the order that is drawn, as the augmentations leave them."""
+        return list(self._taken(self._of_step(epoch, step), epoch))
+
+    def dealt(self, rows: Sequence[Row]) -> list[numpy.ndarray]:
+        """This rank's micro-batches of a step's rows that are not the datasets' own, by the numbers of their rows.
+
+        As few as are within the limits, and as many as any other rank has; some may be empty.
+        """
+        lengths = [len(row.tokens) for row in rows]
+        of_teacher = [len(row.tokens if row.teacher_tokens is None else row.teacher_tokens) for row in rows]
+        learned = [int((row.labels[1:] != IGNORE_INDEX).sum()) for row in rows]
+        measures = [numpy.array(counts, numpy.int64) for counts in (lengths, of_teacher, learned)]
+        return self._hands(numpy.arange(len(rows)), measures)[self._rank :: self._num_ranks]
+
+    def hold(self, most: Sequence[int]) -> None:
+        """Rows will come that are not the datasets' own: a micro-batch of several may have so many tokens.
+
+        Args:
+            most: read by the student, read by the teacher, and learned, as ``limits`` has them.
+        """
+        self._most_of_longest = list(most)
+
     def from_step(self, step: int, steps_per_epoch: int, total_steps: int) -> Iterator[Batch]:
         """This rank's micro-batches of a run from its step ``step`` on, each made when it is asked for."""
         for later in range(step, total_steps):
@@ -246,18 +270,22 @@ class StepPlan:
 
     def _dealt(self, sequences: numpy.ndarray) -> list[numpy.ndarray]:
         """This rank's micro-batches."""
-        return self._hands(sequences)[self._rank :: self._num_ranks]
+        return self._hands(sequences, self._measures)[self._rank :: self._num_ranks]
 
-    def _hands(self, sequences: numpy.ndarray) -> list[numpy.ndarray]:
-        """All ranks' micro-batches, as few as are within the limits."""
-        limits = list(zip(self._measures, self._most, strict=True))
+    def _hands(self, sequences: numpy.ndarray, measures: Sequence[numpy.ndarray]) -> list[numpy.ndarray]:
+        """All ranks' micro-batches, as few as are within the limits.
+
+        Args:
+            measures: of each sequence, as :attr:`_measures` has them.
+        """
+        limits = list(zip(measures, self._most, strict=True))
         least = max(-(-int(tokens[sequences].sum()) // (most * self._num_ranks)) for tokens, most in limits)
         most_rounds = -(-len(sequences) // self._num_ranks)  # a sequence in each
         for rounds in range(max(1, least), most_rounds):
-            hands = _dealt_out(sequences, self._tokens, rounds * self._num_ranks)
+            hands = _dealt_out(sequences, measures[0], rounds * self._num_ranks)
             if all(int(tokens[hand].sum()) <= most for tokens, most in limits for hand in hands):
                 return hands
-        return _dealt_out(sequences, self._tokens, most_rounds * self._num_ranks)
+        return _dealt_out(sequences, measures[0], most_rounds * self._num_ranks)
 
     def _longest(self, tokens: numpy.ndarray) -> list[numpy.ndarray]:
         """All ranks' micro-batches of a step of the longest sequences, ``batch_size`` in each."""

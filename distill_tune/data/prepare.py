@@ -19,10 +19,10 @@ from distill_tune.config.components import instantiate
 from distill_tune.counts import counted
 from distill_tune.cpus import usable_cpus
 from distill_tune.data import row_cache
-from distill_tune.data.conversation import Tokens
+from distill_tune.data.conversation import Conversation, Tokens, prompt_tokens
 from distill_tune.data.datasets import IGNORE_INDEX, read_behind
 from distill_tune.data.prompts import PLAIN_READING, Prompt, Reading
-from distill_tune.data.sources import RowError, origin_of, require_unchanged, use_in_torchtune
+from distill_tune.data.sources import NoAnswer, RowError, origin_of, require_unchanged, use_in_torchtune
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.data.turn_text import text_of_turns
 from distill_tune.errors import UserError, one_line
@@ -275,8 +275,9 @@ def _tokenise_chunk(indices: range) -> _Chunk:
     counts, dropped, unread = Counter[str](), Counter[str](), Counter[str]()
     for index in indices:
         try:
-            whole = _read(index, _source.reading.student)
-            if not _supervised(whole.labels).any():
+            whole = _read_or_asked(index, _source.reading.student)
+            asks_alone = not _supervised(whole.labels).any()
+            if asks_alone and not _source.reading.prompts_alone:
                 raise RowError("no answer to learn from")
             teacher_id = _teacher_id(index)
             student, teacher = _cut(whole, index)
@@ -284,7 +285,7 @@ def _tokenise_chunk(indices: range) -> _Chunk:
             faults.append((index, str(error)))
             continue
         learned, num_cut = len(_supervised(student.labels)), len(whole.tokens) - len(student.tokens)
-        if not learned:
+        if num_cut if asks_alone else not learned:
             counts["num_cut"] += 1
             continue
         counts["num_tokens_cut"] += num_cut
@@ -308,6 +309,25 @@ def _tokenise_chunk(indices: range) -> _Chunk:
         dropped,
         unread,
     )
+
+
+def _read_or_asked(index: int, prompt: Prompt) -> Tokens:
+    """A row, or its prompt where it has no answer and prompts are asked for.
+
+    Raises:
+        RowError: the row cannot be used.
+    """
+    asked = getattr(_source.dataset, "asked", None)
+    try:
+        return _read(index, prompt)
+    except NoAnswer:
+        if asked is None or not _source.reading.prompts_alone:
+            raise
+    row = _source.dataset.rows[index]
+    found = asked(row)
+    turns = prompt.applied(Conversation(found.turns, (False,) * len(found.turns), found.tools), row).turns
+    tokens = numpy.asarray(prompt_tokens(_source.tokenizer, turns, found.tools), numpy.int32)
+    return Tokens(tokens, numpy.full_like(tokens, IGNORE_INDEX))
 
 
 def _read(index: int, prompt: Prompt) -> Tokens:
@@ -348,7 +368,7 @@ def _cut(student: Tokens, index: int) -> tuple[Tokens, Tokens]:
     cut_student = _first(student, bound)
     if not reading.differs:
         return cut_student, cut_student
-    teacher = _read(index, reading.teacher)
+    teacher = _read_or_asked(index, reading.teacher)
     answer, same = (_supervised(row.labels) for row in (student, teacher))
     if len(answer) != len(same) or (answer != same).any():
         first = next((at for at, (mine, its) in enumerate(zip(answer, same, strict=False)) if mine != its), None)
@@ -358,6 +378,8 @@ def _cut(student: Tokens, index: int) -> tuple[Tokens, Tokens]:
             f"{where}; both must read the same answer"
         )
     cut_teacher = _first(teacher, reading.teacher_max_seq_len or bound)
+    if not len(answer) and len(cut_teacher.tokens) < len(teacher.tokens):
+        raise RowError(f"the teacher's prompt has {len(teacher.tokens)} tokens, more than it reads")
     shared = min(len(_supervised(row.labels)) for row in (cut_student, cut_teacher))
     return _up_to(cut_student, shared), _up_to(cut_teacher, shared)
 

@@ -68,6 +68,7 @@ class Reading:
         teacher_max_seq_len: where what the teacher reads is cut; default where the student's is.
         teacher_names: by which a row's column ``teacher_id`` chooses; empty without such a choice.
         augmented: prompts will be changed, so which tokens are the turns' own text must be known.
+        prompts_alone: rows without an answer are kept, which end where it would begin; of datasets of ours with turns.
     """
 
     student_prompt_template: str | None = None
@@ -76,6 +77,7 @@ class Reading:
     teacher_max_seq_len: int | None = None
     teacher_names: tuple[str, ...] = ()
     augmented: bool = False
+    prompts_alone: bool = False
 
     @property
     def student(self) -> Prompt:

@@ -14,14 +14,23 @@ from typing import Any
 import numpy
 
 from distill_tune.config.files import local_path
-from distill_tune.data.file_rows import FileRows, Row, RowError, read_or_told
+from distill_tune.data.file_rows import FileRows, NoAnswer, Row, RowError, read_or_told
 from distill_tune.data.hub import require_hub
 from distill_tune.data.row_files import FileOptions, format_of, read_rows, require_format
 from distill_tune.data.row_folders import Folder, read_folder
 from distill_tune.errors import UserError
 from distill_tune.kept_digests import kept_digest
 
-__all__ = ["LocalRows", "Row", "RowError", "fingerprint_of", "load_dataset", "origin_of", "use_in_torchtune"]
+__all__ = [
+    "LocalRows",
+    "NoAnswer",
+    "Row",
+    "RowError",
+    "fingerprint_of",
+    "load_dataset",
+    "origin_of",
+    "use_in_torchtune",
+]
 
 _FORMATS = ("json", "csv", "parquet", "arrow")  # the names under which `datasets` reads local files
 _OF_FILES = ("field", "delimiter", "encoding")

@@ -144,9 +144,9 @@ class TokenisedRows:
 
     @functools.cached_property
     def last_learned(self) -> numpy.ndarray:
-        """The last token of each row that is learned, ``[rows]``."""
+        """The last token that is learned of each row that has any, ``[rows]``."""
         learned = (self.labels != IGNORE_INDEX).nonzero()[:, 0].numpy()
-        last = learned[numpy.searchsorted(learned, self.offsets[1:].numpy()) - 1]
+        last = learned[numpy.searchsorted(learned, self.offsets[1:].numpy()[self.supervised > 0]) - 1]
         return self.tokens.numpy()[last]
 
     @functools.cached_property
@@ -200,6 +200,8 @@ def describe_rows(datasets: Sequence[TokenisedRows]) -> str:
         line += f"; {counted(empty, 'empty answer')}, not learned"
     if unfinished := sum(data.num_unfinished for data in datasets):
         line += f"; {counted(unfinished, 'answer')} cut when made, learned without an end"
+    if asking := sum(int((data.supervised == 0).sum()) for data in datasets):
+        line += f"; {counted(asking, 'prompt')} without an answer"
     lines = [line]
     if dropped := _added(data.dropped for data in datasets):
         lines.append(f"the chat template does not write, so it is not learned: {dropped}")

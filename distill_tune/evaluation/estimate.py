@@ -44,6 +44,7 @@ class Memory:
         head: the chunk of logits, the gradients for hidden states and output layer, and that layer's weight in the
             dtype of products.
         hidden_loss: what the loss between layers keeps for its backward pass, and the gradients that it begins with.
+        key_value_cache: of rollouts, which stays.
         host: of the machine, pinned: what is streamed from there. No part of the peak.
         gradients_stay: they are there in the forward pass, from the micro-batches before.
     """
@@ -57,13 +58,15 @@ class Memory:
     teacher_activations: float
     head: float
     hidden_loss: float = 0.0
+    key_value_cache: float = 0.0
     host: float = 0.0
     gradients_stay: bool = False
 
     @property
     def peak(self) -> float:
         """The most of: the teacher's turn, the loss after the forward pass, the backward pass, and its end."""
-        held = self.teacher + self.student + self.optimizer + (self.gradients if self.gradients_stay else 0)
+        held = self.teacher + self.student + self.optimizer + self.key_value_cache
+        held += self.gradients if self.gradients_stay else 0
         # The chunk's memory stays for the next step.
         backward = self.activations + self.head + self.hidden_loss + self.recomputed
         return held + max(self.teacher_activations, backward, self.gradients)

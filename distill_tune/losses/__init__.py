@@ -1,5 +1,6 @@
 """Losses over logits and hidden states: tensors in, sums out. Knows nothing of torchtune, files or distribution."""
 
+from distill_tune.losses.clipped import ClippedPerToken
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.distances import LogitMSE, TotalVariation
 from distill_tune.losses.divergences import AdaptiveKL, Distribution, Divergence, ForwardKL, ReverseKL, SymmetricKL
@@ -23,6 +24,7 @@ from distill_tune.losses.unserved import unserved
 __all__ = [
     "AdaptiveKL",
     "AutogradProjection",
+    "ClippedPerToken",
     "CrossEntropy",
     "DenseLogits",
     "Distribution",

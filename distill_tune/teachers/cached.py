@@ -47,6 +47,7 @@ class Cached(Teacher):
     """
 
     dtype: torch.dtype = torch.float32
+    answers_new_rows = False
 
     def __init__(self, path: str) -> None:
         self._told = f"teacher_model.path={path}"

@@ -33,6 +33,11 @@ class _CopyOfStudent(Teacher):
 
     _teacher: LiveTeacher
 
+    @property
+    def teacher(self) -> LiveTeacher:
+        """Known after :meth:`check`."""
+        return self._teacher
+
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         self._teacher = LiveTeacher(copy.deepcopy(student), checkpoint)
         self.models = self._teacher.models

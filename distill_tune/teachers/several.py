@@ -40,6 +40,11 @@ class SeveralTeachers(Teacher):
         if combination == "by_row":
             self.names = self._all_names
         self.may_be_lost = any(teacher.may_be_lost for teacher in self._teachers)
+        self.answers_new_rows = all(teacher.answers_new_rows for teacher in self._teachers)
+
+    @property
+    def teachers(self) -> Sequence[Teacher]:
+        return self._teachers
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         common = [teacher.check(student, checkpoint, tokenizer) for teacher in self._teachers]

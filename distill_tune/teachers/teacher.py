@@ -41,6 +41,7 @@ class Teacher:
             :meth:`require_signals`; empty where there is none.
         record_kind: of the records that it gives, ``sampled`` or ``top_k``; empty where it gives whole distributions.
         may_be_lost: while a run goes on, by no fault of its own.
+        answers_new_rows: whether it has a word on any row, also one that is written while the student trains.
     """
 
     models: Sequence[TransformerDecoder] = ()
@@ -52,6 +53,7 @@ class Teacher:
     content: str = ""
     record_kind: str = ""
     may_be_lost = False
+    answers_new_rows = True
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         """

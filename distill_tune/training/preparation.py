@@ -4,6 +4,7 @@ Recipes begin with these functions, and `distill-tune validate` and `plan` call 
 wrong as the others do. A key that they read is valid in each recipe that calls them (:mod:`distill_tune.config.keys`).
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -184,6 +185,7 @@ def reading_of(cfg: DictConfig, teacher_names: Sequence[str]) -> data.Reading:
         cfg.get("teacher_max_seq_len"),
         tuple(teacher_names),
         augmented=bool(cfg.get("augmentations")),
+        prompts_alone=cfg.get("rollouts") is not None,
     )
 
 
@@ -215,7 +217,7 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
                 cfg.tokenizer,
                 key="dataset" if training_rows else "dataset_val",
                 on_bad_row=cfg.get("on_bad_row", "stop"),
-                reading=reading,
+                reading=reading if training_rows else dataclasses.replace(reading, prompts_alone=False),
                 check_kept=is_first,
             )
         plan = data.StepPlan(

@@ -100,7 +100,7 @@ class Exponential(_Held):
         return self.start * self.factor**done
 
 
-_BOUNDS = {"kd_ratio": (0.0, 1.0), "temperature": (1e-6, math.inf)}
+_BOUNDS = {"kd_ratio": (0.0, 1.0), "temperature": (1e-6, math.inf), "rollouts.lmbda": (0.0, 1.0)}
 
 
 class Schedules:

@@ -51,6 +51,8 @@ class WriteThrough(teachers.Teacher):
         encoding: of its records.
     """
 
+    answers_new_rows = False
+
     def __init__(self, live: teachers.Teacher, folder: Path, encoding: AnyEncoding) -> None:
         self._live, self.folder, self.encoding = live, folder, encoding
         self._told = f"{KEY}={folder}"

@@ -211,3 +211,12 @@ def test_a_uniform_teacher_weighs_nothing_and_a_sure_one_all():
     assert certainty(flat, torch.tensor([3])).item() == pytest.approx(0, abs=1e-6)
     assert certainty(sure, torch.tensor([3])).item() == 1
     assert losses.TargetProbability()(sure, torch.tensor([V + 5])).item() == 0  # a token that the teacher has not
+
+
+def test_a_token_that_would_count_more_than_its_bound_counts_that_and_pulls_no_more():
+    student, teacher, targets = example("random")
+    values = kl(teacher.log_softmax(-1), student.log_softmax(-1))
+    most = values.median().item()
+    value, gradient = ours(losses.ClippedPerToken(most), student, teacher, targets)
+    assert value.item() == pytest.approx(values.clamp(max=most).sum().item(), rel=1e-5)
+    assert (gradient.abs().amax(-1) == 0).tolist() == (values > most).tolist()

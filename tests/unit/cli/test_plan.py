@@ -43,6 +43,21 @@ def test_it_tells_data_memory_disk_and_work(write_config, capsys):
     assert " of 80.0 GiB; less than a second" in told
 
 
+def test_with_rollouts_it_counts_answers_as_long_as_they_may_be_and_their_cache(write_config, capsys):
+    def needs(max_new_tokens, **changes):
+        rollouts = {"_component_": "distill_tune.rollouts.OnPolicy", "sampling": {"max_new_tokens": max_new_tokens}}
+        told = plan(capsys, "--config", write_config(kd_ratio=1.0, rollouts=rollouts | changes), "--gpu", "A100")
+        tokens, longest = re.search(r"some (\d+) tokens each, (\d+) in the longest row", told).groups()
+        return int(tokens), int(longest), float(re.search(r"key value cache +(\S+) KiB", told)[1])
+
+    (tokens, longest, cache), (more, longer, larger) = needs(64), needs(84)
+    assert (more - tokens, longer - longest) == (4 * 20, 20)
+    # Keys and values of two layers with two heads of eight in float32, of the four rows of a step.
+    assert cache == pytest.approx(4 * longest * 2 * 2 * 2 * 8 * 4 / 1024, abs=0.1)
+    assert larger > cache
+    assert needs(64, samples_per_prompt=2)[0] == 2 * tokens
+
+
 @pytest.mark.parametrize(
     ("kind", "told"),
     [

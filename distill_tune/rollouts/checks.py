@@ -1,0 +1,189 @@
+"""What of a config with rollouts can be found wrong before a model loads."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune import models
+from distill_tune.data.shape import Shape
+from distill_tune.data.tokenised_rows import TokenisedRows
+from distill_tune.errors import UserError
+from distill_tune.generation import Sampling
+from distill_tune.generation.ends import ends_of, require_same_ends
+from distill_tune.rollouts.on_policy import OnPolicy
+from distill_tune.rollouts.prompts import prompt_lengths
+from distill_tune.rollouts.writers import teachers_that_write
+from distill_tune.teachers import HuggingFace, LiveTeacher, Teacher
+from distill_tune.training.preparation import Models, Steps
+from distill_tune.training.schedules import Schedules
+
+_SHARE = "rollouts.lmbda"
+
+
+class Lengths(NamedTuple):
+    """The most tokens of a row with an answer that is as long as it may be.
+
+    Attributes:
+        student, teacher: as these read it.
+        learned: of its answer.
+    """
+
+    student: int
+    teacher: int
+    learned: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """
+    Attributes:
+        ends: the tokens at which an answer ends.
+        longest: of all rows, the data's answers included.
+        most_tokens: of a micro-batch of several rows, as a plan's ``limits`` have them.
+        teacher_reads: tokens of a row at most; None where nothing says.
+        writing_teachers: each that rows choose from, where teachers write answers.
+    """
+
+    settings: OnPolicy
+    built: Models
+    steps: Steps
+    shares: Schedules
+    ends: frozenset[int]
+    longest: Lengths
+    most_tokens: Sequence[int]
+    teacher_reads: int | None
+    writing_teachers: Sequence[LiveTeacher | HuggingFace]
+
+    @property
+    def sampling(self) -> Sampling:
+        return _sampling(self.settings)
+
+    def share_at(self, step: int) -> float:
+        """Of the rows of the step that follows ``step`` steps, those that the student answers."""
+        return self.shares.at(step)[_SHARE]
+
+    def room(self, prompt: int, of_teacher: int) -> int:
+        """Tokens of an answer to a prompt of so many, as student and teacher read it."""
+        bound = self.built.student.max_seq_len - prompt
+        if self.teacher_reads is not None:
+            bound = min(bound, self.teacher_reads - of_teacher)
+        return min(self.sampling.max_new_tokens, bound)
+
+
+def check_rollouts(
+    settings: OnPolicy, built: Models, steps: Steps, batch_size: int | None, max_tokens_per_batch: int | None
+) -> Checked:
+    """
+    Raises:
+        UserError: a teacher that cannot judge or write such answers, or ends them otherwise; a loss that would teach
+            the student its own answers as if they were right; a row without a prompt, one that has no answer and needs
+            it, or one that a model cannot read with an answer behind it.
+    """
+    shares = Schedules(steps.steps_per_epoch, steps.total_steps, {_SHARE: settings.lmbda})
+    least_share = _require_fitting_loss(shares, steps)
+    if not built.teacher.answers_new_rows:
+        raise UserError(
+            "rollouts: teacher_model has records of the data's answers alone, and none of those that are written while "
+            "the student trains; take the teacher itself, or distill_tune.teachers.Served"
+        )
+    writing = teachers_that_write(built.teacher) if settings.seq_kd else []
+    reads = _tokens_read(built.teacher)
+    found = Checked(settings, built, steps, shares, frozenset(), Lengths(0, 0, 0), [], reads, writing)
+    needs_answers = not settings.seq_kd and least_share < 1
+    lengths = [_lengths(rows, found, needs_answers) for rows in steps.plan.datasets]
+    longest = Lengths(*map(max, zip(*lengths, strict=True)))
+    max_new_tokens = found.sampling.max_new_tokens
+    try:
+        built.teacher.require_rows(longest.teacher, steps.plan.used_tokens)
+    except UserError as error:
+        raise UserError(
+            f"rollouts.sampling.max_new_tokens={max_new_tokens}: lower it, or shorten prompts: with an answer of so "
+            f"many tokens, {str(error).partition(';')[0]}"
+        ) from error
+    if max_tokens_per_batch is not None and longest.student > max_tokens_per_batch:
+        raise UserError(
+            f"max_tokens_per_batch={max_tokens_per_batch}: a prompt with an answer of "
+            f"rollouts.sampling.max_new_tokens={max_new_tokens} may have {longest.student} tokens; raise the one or "
+            "lower the other"
+        )
+    if max_tokens_per_batch is None:
+        most = [(batch_size or 1) * tokens for tokens in longest]
+    else:
+        most = [max_tokens_per_batch, max(max_tokens_per_batch, longest.teacher), max_tokens_per_batch]
+    return dataclasses.replace(found, ends=_ends(built), longest=longest, most_tokens=most)
+
+
+def _sampling(settings: OnPolicy) -> Sampling:
+    assert isinstance(settings.sampling, Sampling)
+    return settings.sampling
+
+
+def _require_fitting_loss(shares: Schedules, steps: Steps) -> float:
+    """The least share of any step.
+
+    Raises:
+        UserError: cross-entropy in a step with answers of the student's.
+    """
+    least = 1.0
+    for step in range(0, steps.total_steps, max(1, steps.total_steps // 1000)):
+        share, kd_ratio = shares.at(step)[_SHARE], steps.schedules.at(step)["kd_ratio"]
+        if share > 0 and kd_ratio < 1:
+            raise UserError(
+                f"rollouts: kd_ratio is {kd_ratio:g} at step {step}: cross-entropy would teach the student its own "
+                "answers as if they were right; set kd_ratio=1 (rollouts.lmbda leaves the data its share)"
+            )
+        least = min(least, share)
+    return least
+
+
+def _tokens_read(teacher: Teacher) -> int | None:
+    """The most that every teacher reads of a row; None where none says."""
+    every = [one for one, _ in teacher.each(Shape((), ()))]
+    own = [getattr(one, "max_seq_len", None) for one in every]
+    of_models = [model.max_seq_len for one in every for model in one.models]
+    return min([*filter(None, own), *of_models], default=None)
+
+
+def _ends(built: Models) -> frozenset[int]:
+    folder, vocab_size = built.student_checkpoint.folder, models.output_head(built.student).vocab_size
+    ends = ends_of(built.tokenizer, folder, vocab_size)
+    if not ends:
+        raise UserError("rollouts: neither the tokenizer nor the student's folder names a token that ends an answer")
+    require_same_ends(built.tokenizer, folder, built.teacher.folders, vocab_size)
+    return ends
+
+
+def _lengths(rows: TokenisedRows, found: Checked, needs_answers: bool) -> Lengths:
+    """Of the rows of a dataset.
+
+    Raises:
+        UserError: one cannot be answered, or has no answer and needs it.
+    """
+
+    def first(rows_found: numpy.ndarray) -> str | None:
+        return rows.origin(int(rows_found.nonzero()[0][0])) if rows_found.any() else None
+
+    prompts = prompt_lengths(rows)
+    of_teacher = prompts if rows.teacher is None else prompt_lengths(rows.teacher)
+    room = numpy.array([found.room(*both) for both in zip(prompts.tolist(), of_teacher.tolist(), strict=True)])
+    if row := first(prompts == 0):
+        raise UserError(
+            f"rollouts: {row} has no prompt before its answer: all of it is learned; take rows with questions, without "
+            "train_on_input"
+        )
+    if row := first(room < 1):
+        least = min(found.built.student.max_seq_len, found.teacher_reads or found.built.student.max_seq_len)
+        raise UserError(f"rollouts: {row} has a prompt that leaves no room for an answer: the models read {least}")
+    if needs_answers and (row := first(rows.supervised == 0)):
+        raise UserError(
+            f"rollouts: {row} has no answer, and with rollouts.lmbda below 1 some rows are learned as they are; set "
+            "rollouts.lmbda=1, or rollouts.seq_kd=True, which has the teacher write those"
+        )
+    return Lengths(
+        int(numpy.maximum(prompts + room, rows.lengths).max()),
+        int(numpy.maximum(of_teacher + room, (rows.teacher or rows).lengths).max()),
+        int(numpy.maximum(room, rows.supervised).max()),
+    )

@@ -1,0 +1,126 @@
+"""What student and teacher think of each token of an answer."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune import losses, models
+from distill_tune.data.batch import Batch
+from distill_tune.losses.signals import added_up, capped
+from distill_tune.losses.sparse import SampledTokens, SparseSignal, TopTokens
+from distill_tune.teachers import Teacher
+
+from torchtune.modules import TransformerDecoder
+
+_LIKELIEST = 16  # tokens of each, of which it is told how many are the same
+
+
+@dataclasses.dataclass(frozen=True)
+class Marks:
+    """Of the supervised positions of a batch, at temperature 1, ``[n]`` each, float32, on the CPU.
+
+    Of a teacher that gives records, what they do not tell is no number.
+
+    Attributes:
+        log_prob: of the token, under the student as it trains.
+        log_ratio: log p - log q of the token, p the teacher's.
+        student_entropy, teacher_entropy: in nats.
+        overlap: share of the student's 16 likeliest tokens that are among the teacher's.
+    """
+
+    log_prob: torch.Tensor
+    log_ratio: torch.Tensor
+    student_entropy: torch.Tensor
+    teacher_entropy: torch.Tensor
+    overlap: torch.Tensor
+
+    def __getitem__(self, part: slice) -> "Marks":
+        return Marks(*(values[part] for values in vars(self).values()))
+
+
+@torch.no_grad()
+def marks_of(
+    student: TransformerDecoder,
+    head: models.OutputHead,
+    teacher: Teacher,
+    batch: Batch,
+    common_vocab_size: int | None = None,
+) -> Marks:
+    """
+    Args:
+        student: in eval mode, its ``head`` taken.
+        batch: on its device.
+    """
+    signal = teacher(batch)
+    hidden, _ = models.hidden_states(student, batch.tokens, batch.attention())
+    head.gather()
+    projection, hidden = head.projection_for_loss(), hidden[0, batch.supervised_positions]  # [n, d]
+    targets = batch.targets[0, batch.supervised_positions]
+    terms = added_up(signal)
+    v = min([common_vocab_size or projection.vocab_size, *(term.vocab_size for _, term in terms)])
+    # Of each: logits, and what is made of them in float32.
+    per_row = 4 * losses.chunk_bytes_per_row(
+        projection.vocab_size, sum(t.logits_per_row for _, t in terms), hidden.dtype
+    )
+    rows = losses.chunk_rows(len(hidden), per_row, hidden.device)
+    parts = []
+    for start in range(0, len(hidden), rows):
+        stop = min(start + rows, len(hidden))
+        memory = projection.memory(stop - start, 0, hidden.dtype)
+        logits = capped(projection.logits(hidden[start:stop], memory).float(), projection.softcap)
+        parts.append(_of_chunk(logits, targets[start:stop], terms, start, v))
+    head.release()
+    if not parts:
+        return Marks(*(torch.zeros(0) for _ in dataclasses.fields(Marks)))
+    return Marks(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
+
+
+def _of_chunk(
+    logits: torch.Tensor, targets: torch.Tensor, terms: list[tuple[float, Any]], start: int, v: int
+) -> tuple[torch.Tensor, ...]:
+    """The values of :class:`Marks` of some rows."""
+    whole = logits.log_softmax(-1)  # [c, v]
+    log_prob = whole.gather(1, targets[:, None])[:, 0]
+    compared = logits[:, :v].log_softmax(-1)
+    known = targets < v
+    own = compared.gather(1, targets.where(known, 0)[:, None])[:, 0]
+    of_teacher = _log_probs(terms, start, start + len(logits), v)
+    unknown = torch.full_like(log_prob, torch.nan)
+    if isinstance(of_teacher, SparseSignal):
+        its, entropy, likeliest = _of_record(of_teacher, targets)
+    else:
+        its = of_teacher.gather(1, targets.where(known, 0)[:, None])[:, 0]
+        entropy, likeliest = _entropy(of_teacher), of_teacher.topk(min(_LIKELIEST, v)).indices
+    mine = compared.topk(min(_LIKELIEST, v)).indices
+    shared = (mine[:, :, None] == likeliest[:, None, :]).any(-1).float().mean(-1)
+    return log_prob, (its - own).where(known, unknown), _entropy(compared), entropy, shared
+
+
+def _log_probs(terms: list[tuple[float, Any]], start: int, stop: int, v: int) -> Any:
+    """The teacher's logarithms ``[c, v]``, of several their mixture; of one that gives records, its record."""
+    mixed = None
+    for share, term in terms:
+        if isinstance(term, SparseSignal):
+            return term[start:stop]
+        logits = capped(term.logits(start, stop, term.memory(stop - start)), term.softcap)[:, :v].float()
+        of_term = logits.log_softmax(-1) + torch.tensor(share, device=logits.device).log()
+        mixed = of_term if mixed is None else torch.logaddexp(mixed, of_term)
+    return mixed
+
+
+def _of_record(record: Any, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probability of each target, entropy, and likeliest tokens, as far as a record tells."""
+    ids, nothing = record.ids.long(), torch.full_like(targets, torch.nan, dtype=torch.float32)
+    if isinstance(record, SampledTokens):
+        return nothing, record.entropy.float(), ids
+    assert isinstance(record, TopTokens)
+    is_target = (ids == targets[:, None]) & record.is_token
+    found = record.log_probs.float().where(is_target, 0.0).sum(-1)
+    likeliest = ids.gather(1, record.log_probs.topk(min(_LIKELIEST, ids.shape[1])).indices)
+    return found.where(is_target.any(-1), nothing), nothing, likeliest
+
+
+def _entropy(log_probs: torch.Tensor) -> torch.Tensor:
+    return -(log_probs.exp() * log_probs.clamp(min=-1e30)).sum(-1)

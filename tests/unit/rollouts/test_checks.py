@@ -1,0 +1,77 @@
+"""What of a config with rollouts is refused before a model loads."""
+
+import json
+
+import pytest
+from tiny import write_model
+
+from distill_tune.errors import UserError
+
+INSTRUCT = "distill_tune.data.instruct"
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "told"),
+    [
+        ({}, {"kd_ratio": 0.5}, "rollouts: kd_ratio is 0.5 at step 0: cross-entropy would teach the student its own"),
+        (
+            {"lmbda": {"_component_": "distill_tune.training.Linear", "start": 0.0, "change": 0.5}},
+            {},
+            "rollouts.lmbda: its schedule gives 1.5 at step 3; it must stay from 0 to 1",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_told_by_their_key(rows_of, settings, changes, told):
+    with pytest.raises(UserError, match=r"^" + told):
+        rows_of(settings, **changes)
+
+
+def test_the_datas_answers_alone_go_with_any_kd_ratio(rows_of):
+    rows_of({"lmbda": 0.0}, kd_ratio=0.5)
+
+
+def test_a_row_that_is_learned_from_its_first_token_on_is_named(rows_of, tmp_path):
+    (tmp_path / "text.json").write_text(json.dumps([{"text": "What is 1 plus 2?"}] * 8))
+    with pytest.raises(UserError, match=r"text.json, row 1 has no prompt before its answer: all of it is learned"):
+        rows_of(dataset={"_component_": "distill_tune.data.text", "source": str(tmp_path / "text.json")})
+
+
+def test_an_answer_is_no_longer_than_student_and_teacher_read(rows_of):
+    rows = rows_of({"sampling": {"max_new_tokens": 128}}, teacher_prompt_template="{input} Know this: {output}")
+    assert rows._of.longest.student < rows._of.longest.teacher == 128
+
+
+def test_a_prompt_that_leaves_no_room_is_named(rows_of, tmp_path):
+    """Of 128 tokens, as many as the models read; longer ones are left out before."""
+    rows = [{"instruction": "7" * length} for length in range(90, 128)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    dataset = {"_component_": "distill_tune.data.instruct", "source": str(tmp_path / "rows.json")}
+    with pytest.raises(
+        UserError, match=r"rows.json, row \d+ has a prompt that leaves no room for an answer: the models"
+    ):
+        rows_of(dataset=dataset)
+
+
+def test_a_batch_of_tokens_that_holds_no_row_with_its_answer_is_told_of(rows_of):
+    changes = {"batch_size": None, "max_tokens_per_batch": 60}
+    with pytest.raises(
+        UserError, match=r"^max_tokens_per_batch=60: a prompt with an answer of rollouts.sampling.max_new"
+    ):
+        rows_of({"sampling": {"max_new_tokens": 50}}, **changes)
+
+
+def test_of_several_teachers_together_none_writes(rows_of, teacher_folder):
+    teacher = {"_component_": "distill_tune.models.from_hf", "path": str(teacher_folder)}
+    changes = {"teacher_model": [teacher, teacher], "teacher_checkpointer": None}
+    with pytest.raises(UserError, match=r"^rollouts.seq_kd=True: SeveralTeachers cannot write answers"):
+        rows_of({"seq_kd": True}, **changes)
+    rows_of({}, **changes)
+
+
+def test_a_teacher_that_ends_answers_otherwise_is_told_of(rows_of, tokenizer_file, tmp_path, capsys):
+    other = write_model(tmp_path / "other", tokenizer_file, seed=3)
+    config = json.loads((other / "config.json").read_text()) | {"eos_token_id": [2, 7]}
+    (other / "config.json").write_text(json.dumps(config))
+    teacher = {"_component_": "distill_tune.models.from_hf", "path": str(other)}
+    rows_of(teacher_model=teacher, teacher_checkpointer=None)
+    assert "should answers grow long, add " in capsys.readouterr().out
