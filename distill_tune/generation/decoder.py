@@ -15,7 +15,7 @@ from distill_tune.generation.endings import Endings
 from distill_tune.generation.graphs import StepGraphs
 from distill_tune.generation.ready import ReadyModel, ready_to_generate
 from distill_tune.generation.requests import Completion, Request
-from distill_tune.generation.sampling import Sampling, choose, uniform
+from distill_tune.generation.sampling import Sampling, choose, seeds_of
 from distill_tune.models.cached_rows import FilledRows, GrownRows, KeyValueCache
 
 from torchtune.modules import TransformerDecoder
@@ -190,9 +190,9 @@ class _Batch:
             # Of each slot: the token before the next one, and that one's position in row and answer.
             self._slots = torch.zeros(3, cache.slots, dtype=torch.int64, device=model.device)
             self._last, self._positions, self._answered = self._slots
-            # And the random number of each token that may come.
+            # And what each token that may come is drawn from.
             longest = max(row.limit for row in rows) + _steps_between_looks(model.device)
-            self._random = torch.zeros(cache.slots, longest, device=model.device)
+            self._seeds = torch.zeros(cache.slots, longest, dtype=torch.int64, device=model.device)
         self._seen: torch.Tensor | None = None  # the tokens of each slot's row, with a repetition penalty
         self._one_more: Callable[[int, int], tuple[torch.Tensor, ...]] = self._step
         if cache is not None and _is_captured(model.device) and sampling.repetition_penalty == 1:
@@ -233,7 +233,7 @@ class _Batch:
         filled = slice(first, len(self._running))
         self._slots[:, filled] = self._tensor([[0, len(row.prompt) - 1, 0] for row in rows]).t()
         streams = self._tensor([row.stream for row in rows])[:, None]
-        self._random[filled] = uniform(streams, self._cache.numbers[: self._random.shape[1]])
+        self._seeds[filled] = seeds_of(streams, self._cache.numbers[: self._seeds.shape[1]])
         if self._sampling.repetition_penalty != 1:
             self._remember(filled, rows, logits.shape[-1])
         self._append(*self._choose(logits, filled))
@@ -262,8 +262,8 @@ class _Batch:
     def _choose(self, logits: torch.Tensor, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """The next token of each of the slots and its log-probability, ``[n]`` each."""
         seen = None if self._seen is None else self._seen[slots]
-        random = self._random[slots].gather(-1, self._answered[slots, None])[:, 0]
-        tokens, log_probs = choose(logits, self._sampling, random, seen)
+        seeds = self._seeds[slots].gather(-1, self._answered[slots, None])[:, 0]
+        tokens, log_probs = choose(logits, self._sampling, seeds, seen)
         if seen is not None:
             seen.scatter_(-1, tokens[:, None], True)
         self._last[slots] = tokens
@@ -297,7 +297,7 @@ class _Batch:
         self._running[target] = self._running[source]
         self._cache.move(source, target)
         self._slots[:, target] = self._slots[:, source]
-        self._random[target] = self._random[source]
+        self._seeds[target] = self._seeds[source]
         if self._seen is not None:
             self._seen[target] = self._seen[source]
 

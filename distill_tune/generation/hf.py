@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from distill_tune.errors import UserError
 from distill_tune.generation.endings import Endings
 from distill_tune.generation.requests import Completion, Request
-from distill_tune.generation.sampling import Sampling, choose, uniform
+from distill_tune.generation.sampling import Sampling, choose, seeds_of
 
 
 @dataclasses.dataclass
@@ -172,8 +172,8 @@ class _Choice(LogitsProcessor):
             for place, row in enumerate(self._rows):
                 self._seen[place, torch.tensor(row.prompt, device=scores.device)] = True
         streams = torch.tensor([row.stream for row in self._rows], device=scores.device)
-        random = uniform(streams, torch.full_like(streams, self._answered))
-        tokens, log_probs = choose(scores.float(), self._sampling, random, self._seen)
+        seeds = seeds_of(streams, torch.full_like(streams, self._answered))
+        tokens, log_probs = choose(scores.float(), self._sampling, seeds, self._seen)
         self._answered += 1
         if self._seen is not None:
             self._seen.scatter_(1, tokens[:, None], True)

@@ -11,8 +11,7 @@ _GOLDEN = -7046029254386353131  # 2 ** 64 / the golden ratio, as a signed intege
 _MIX_1, _MIX_2 = -4658895280553007687, -7723592293110705685
 # Where the CPU may look at the result, a few of the likeliest nearly always suffice; sorting all takes far longer.
 _SORTED_FIRST: dict[str, tuple[int, ...]] = {"cpu": (64, 1024)}
-_BELOW_ONE = 1 - 2.0**-23  # so that rounding in float32 does not pass a sum's end
-_BLOCK = 64  # tokens; the distribution function is summed in blocks of so many
+_BLOCK = 256  # tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,30 +75,28 @@ def stream_of(*numbers: int) -> int:
     return state - 2**64 if state >= 2**63 else state
 
 
-def uniform(streams: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """A random number for each stream at a position of its own, whatever was drawn before: SplitMix64's output function
-    (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195, figure 17) of a counter.
+def seeds_of(streams: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """What :func:`choose` draws from, for each stream at a position of its own, whatever was drawn before.
 
     Args:
         streams, positions: of one shape, or of shapes that can be made one; int64.
 
     Returns:
-        Of that shape, float32, in 0..1, 1 excluded.
+        Of that shape, int64.
     """
-    bits = streams + (positions + 1) * _GOLDEN
-    bits = (bits ^ _shifted(bits, 30)) * _MIX_1
-    bits = (bits ^ _shifted(bits, 27)) * _MIX_2
-    return _shifted(bits ^ _shifted(bits, 31), 40).float() * 2.0**-24
+    return _mixed(streams + (positions + 1) * _GOLDEN)
 
 
 def choose(
-    logits: torch.Tensor, sampling: Sampling, random: torch.Tensor, seen: torch.Tensor | None = None
+    logits: torch.Tensor, sampling: Sampling, seeds: torch.Tensor, seen: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A token for each row.
+    """A token for each row, by an exponential race: token i wins where its probability over an exponential number of
+    its own is the largest. Other than where one number is held against the running sum of probabilities, rounding of
+    the logits hardly ever makes another token win.
 
     Args:
         logits: ``[n, v]``, float32.
-        random: ``[n]``, in 0..1; the token is where the distribution function passes it.
+        seeds: ``[n]``; see :func:`seeds_of`.
         seen: which tokens the row already has, ``[n, v]``, bool; only with a repetition penalty.
 
     Returns:
@@ -108,7 +105,7 @@ def choose(
     """
     if seen is None and sampling.temperature == 1:
         weights = (logits - logits.amax(-1, keepdim=True)).exp_()
-        tokens = _passed(_filtered(weights, sampling), random)
+        tokens = _winner(_filtered(weights, sampling), seeds)
         return tokens, _of(weights, tokens).log_() - weights.sum(-1).log_()
     changed = logits
     if seen is not None:
@@ -118,7 +115,7 @@ def choose(
         tokens = changed.argmax(-1)
     else:
         weights = (changed - changed.amax(-1, keepdim=True)).div_(sampling.temperature).exp_()
-        tokens = _passed(_filtered(weights, sampling), random)
+        tokens = _winner(_filtered(weights, sampling), seeds)
     return tokens, _of(logits, tokens) - logits.logsumexp(-1)
 
 
@@ -158,8 +155,10 @@ def _least_of_nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
     return largest.gather(-1, number.clamp_(min=0))
 
 
-def _passed(weights: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
-    """The first token at which the sum of weights passes ``random`` of all of them, ``[n]``.
+def _winner(weights: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+    """A token of each row with a probability in proportion to its weight, ``[n]``.
+
+    First a block of tokens by its sum, then a token of the block: two races of a few hundred instead of one of all.
 
     Args:
         weights: ``[n, v]``, 0 or more, not all 0.
@@ -167,18 +166,24 @@ def _passed(weights: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
     n, v = weights.shape
     blocks = (weights if v % _BLOCK == 0 else torch.nn.functional.pad(weights, (0, -v % _BLOCK))).view(n, -1, _BLOCK)
     of_block = blocks.sum(-1)
-    upto_block = of_block.cumsum(-1)
-    bound = random * upto_block[:, -1]
-    block = _first_above(upto_block, bound)  # [n, 1]
-    rest = bound[:, None] - (upto_block.gather(-1, block) - of_block.gather(-1, block))
-    within = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK))[:, 0].cumsum(-1)
-    return (block * _BLOCK + _first_above(within, rest[:, 0]))[:, 0]
+    numbers = _exponential(seeds, of_block.shape[1] + _BLOCK)
+    block = (of_block / numbers[:, _BLOCK:]).argmax(-1, keepdim=True)
+    of_token = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK))[:, 0]
+    return block[:, 0] * _BLOCK + (of_token / numbers[:, :_BLOCK]).argmax(-1)
 
 
-def _first_above(sums: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
-    """Where sums ``[n, k]`` pass a bound ``[n]`` or reach their end, ``[n, 1]``; never where nothing is added."""
-    bound = torch.minimum(bound, sums[:, -1] * _BELOW_ONE).clamp_(min=0)
-    return torch.searchsorted(sums, bound[:, None], right=True)
+def _exponential(seeds: torch.Tensor, count: int) -> torch.Tensor:
+    """So many exponential numbers for each seed, ``[n, count]``, float32, above 0."""
+    counter = torch.arange(1, count + 1, device=seeds.device) * _GOLDEN
+    bits = _shifted(_mixed(seeds[:, None] + counter), 41)  # 23 bits, whose middle float32 has exactly
+    return bits.float().add_(0.5).mul_(2.0**-23).log_().neg_()
+
+
+def _mixed(bits: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's output function (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195, figure 17)."""
+    bits = (bits ^ _shifted(bits, 30)) * _MIX_1
+    bits = (bits ^ _shifted(bits, 27)) * _MIX_2
+    return bits ^ _shifted(bits, 31)
 
 
 def _shifted(bits: torch.Tensor, by: int) -> torch.Tensor:
