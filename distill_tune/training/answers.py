@@ -22,7 +22,7 @@ from distill_tune.data.dates import day_of_run
 from distill_tune.data.prompts import Prompt
 from distill_tune.disk import flush, write_text
 from distill_tune.errors import UserError
-from distill_tune.generation.answers import CUT, FINISHED, Question, Sample, row_of
+from distill_tune.generation.answers import FINISHED, Question, Sample, row_of
 from distill_tune.generation.choice import Choice, Filter
 from distill_tune.generation.record import Record, sample_key
 from distill_tune.training.distributed import from_main_process, is_main_process, num_ranks, rank, wait_for_all
@@ -195,7 +195,7 @@ class Wanted(NamedTuple):
         tokens = list(completion.tokens)
         has_end = completion.finish_reason == FINISHED and tokens[-1:] and tokens[-1] in writer.ends
         text = tokenizer.decode(tokens[:-1] if has_end else tokens)
-        if completion.finish_reason == CUT:
+        if completion.finish_reason != FINISHED:
             text = text.rstrip("\ufffd")  # of a character that was cut
         log_prob = round(sum(completion.log_probs), 4) if completion.log_probs else None
         return Sample(self.key, writer.name, self.number, seed, completion.finish_reason, tokens, log_prob, text)
