@@ -47,15 +47,12 @@ class Choice:
     taken: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def is_right(self, question: Question, sample: Sample) -> bool:
-        """Whether a sample is good enough for no other to be asked for.
+        """Whether a sample is good enough for no other to be asked for: no filter takes it, and its score suffices.
 
         Raises:
-            UserError: the score fails.
+            UserError: score or filter fails.
         """
-        if self.min_score is None:
-            return True
-        score = self._score(question, answer_of(question, sample, self.thinking))
-        return score is not None and score >= self.min_score
+        return self.min_score is None or not self._judged(question, sample).taken_by
 
     def of(self, question: Question, samples: Sequence[Sample]) -> Iterator[Chosen]:
         """All of a prompt's samples, with what leaves each out.

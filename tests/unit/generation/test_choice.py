@@ -193,6 +193,13 @@ def test_an_answer_below_the_least_score_is_wrong_and_several_may_be_kept():
     assert [choice.is_right(QUESTION, one) for one in samples] == [True, False, True, True]
 
 
+def test_an_answer_that_is_empty_or_that_a_filter_takes_is_asked_again():
+    choice = Choice({"Length": generation.Length(most=4)}, generation.Likelihood(), min_score=-2.0)
+    assert choice.is_right(QUESTION, sample("6"))
+    assert not choice.is_right(QUESTION, sample("six", tokens=5))
+    assert not choice.is_right(QUESTION, sample("", tokens=0, log_prob=None))  # which has no likelihood
+
+
 def test_a_score_or_filter_that_fails_is_told_with_the_row():
     with pytest.raises(UserError, match=r"score: rows\.json, row 1: the row has no column answer; it has reference"):
         list(Choice(score=generation.Match("answer")).of(QUESTION, [sample("6")]))
