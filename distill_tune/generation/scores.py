@@ -2,17 +2,22 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 from distill_tune.config.components import find_component
 from distill_tune.errors import UserError
 from distill_tune.generation.answers import Answer
 
-_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?")
+_NUMBER = re.compile(
+    r"((?<![\w.)\]}])-)?"  # behind a letter, digit or bracket it is no sign: 5-10 ends with 10
+    r"(\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?)(?:\s*\^\s*\{?\s*(-?\d+)|\s*/\s*(\d[\d,]*))?"
+)
+_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*(-?[\d.,]+)\s*\}\s*\{\s*([\d.,]+)\s*\}|(\d)\s*(\d))")
 _BOXED = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _CLOSE = Fraction(1, 10**6)
+_MOST_DIGITS = 1000  # of a number that is one; a model that goes round in circles writes longer ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +47,19 @@ class Match:
         if self.by == "math":
             _math_verify()
 
+    def check(self, row: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: answers to this row cannot be held against anything.
+        """
+        if self.column not in row:
+            raise ValueError(f"the row has no column {self.column}; it has {', '.join(map(str, row)) or 'none'}")
+        wanted = str(row[self.column])
+        if self.by == "numeric" and _last_number(_final(wanted)) is None:
+            raise ValueError(f"the column {self.column} has no number: {wanted[:40]!r}")
+
     def __call__(self, answer: Answer) -> float:
-        if self.column not in answer.row:
-            raise ValueError(f"the row has no column {self.column}; it has {', '.join(map(str, answer.row))}")
+        self.check(answer.row)
         wanted, found = str(answer.row[self.column]), answer.text
         if self.by == "math":
             parse, verify = _math_verify()
@@ -53,9 +68,7 @@ class Match:
         if self.by == "exact":
             return float(_plain(wanted) == _plain(found))
         number, other = _last_number(wanted), _last_number(found)
-        if number is None:
-            raise ValueError(f"the column {self.column} has no number: {wanted[:40]!r}")
-        return float(other is not None and abs(number - other) <= _CLOSE * max(Fraction(1), abs(number)))
+        return float(number is not None and other is not None and abs(number - other) <= _CLOSE * abs(number))
 
 
 def _final(text: str) -> str:
@@ -68,11 +81,25 @@ def _plain(text: str) -> str:
 
 
 def _last_number(text: str) -> Fraction | None:
+    """None where there is none, or the last is divided by zero or too long."""
+    text = _FRACTION.sub(lambda found: "{}/{}".format(*filter(None, found.groups())), text.replace("\u2212", "-"))
     found = _NUMBER.findall(text)
     if not found:
         return None
-    above, _, below = found[-1].replace(",", "").partition("/")
-    return Fraction(above) / Fraction(below.strip()) if below and Fraction(below) else Fraction(above.strip())
+    sign, digits, power, below = (part.replace(",", "") for part in found[-1])
+    mantissa, _, exponent = digits.lower().partition("e")
+    if len(mantissa) * max(1, abs(_small(power))) + abs(_small(exponent)) + len(below) > _MOST_DIGITS:
+        return None
+    try:
+        number = Fraction(digits) ** int(power or 1) / Fraction(below or 1)
+    except ZeroDivisionError:
+        return None
+    return -number if sign else number
+
+
+def _small(exponent: str) -> int:
+    """An exponent, of which more digits are as good as too many."""
+    return int(exponent[:6] or 0)
 
 
 def _math_verify() -> tuple[Callable[..., list[object]], Callable[..., bool]]:

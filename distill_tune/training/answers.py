@@ -106,7 +106,8 @@ def prepare_answers(cfg: DictConfig, device: torch.device, tokenizer: Any, runs:
     for writer in writers:
         writer.ends |= frozenset(sampling.stop_token_ids)
     longest = min((writer.max_seq_len for writer in writers if writer.max_seq_len), default=sys.maxsize)
-    questions, failed = read_questions(cfg, tokenizer, _prompt_for(cfg, key), longest)
+    check = getattr(choice.score, "check", None) or (lambda row: None)
+    questions, failed = read_questions(cfg, tokenizer, _prompt_for(cfg, key), longest, check)
     used = numpy.unique(numpy.concatenate([numpy.asarray(question.tokens) for question in questions]))
     for writer in writers:
         writer.require_tokens(key, tokenizer, used)

@@ -1,6 +1,6 @@
 """The prompts of a config: read, checked and tokenised before any model loads."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -26,13 +26,14 @@ Failed = dict[str, str]
 
 
 def read_questions(
-    cfg: DictConfig, tokenizer: Any, prompt: Prompt, longest: int
+    cfg: DictConfig, tokenizer: Any, prompt: Prompt, longest: int, check: Callable[[Row], None] = lambda row: None
 ) -> tuple[list[Question], list[Failed]]:
     """What ``prompt`` or ``dataset`` asks, each prompt once, and the rows that cannot be asked.
 
     Args:
         prompt: that is written around each user turn, of whichever model answers.
         longest: tokens that all models read, the answer included.
+        check: raises ValueError where answers to a row cannot be scored.
 
     Raises:
         UserError: a dataset whose rows are not told apart into turns; no prompt; a bad row, unless ``on_bad_row=skip``.
@@ -49,6 +50,7 @@ def read_questions(
                         f"the prompt has {len(question.tokens)} tokens; the model reads {longest}, an answer included"
                     )
                     raise RowError(told)
+                check(row)
             except (RowError, TypeError, ValueError, AttributeError, LookupError) as error:
                 failed.append({"row": origin, "error": one_line(error)})
                 continue

@@ -146,11 +146,32 @@ def test_answers_that_share_eight_words_with_a_held_out_row_are_left_out(tmp_pat
         ("numeric", "6", "6, or rather 7", False),
         ("numeric", "-6", "6", False),
         ("numeric", "6", "7/0", False),
+        ("numeric", "4", r"\boxed{\frac{3}{4}}", False),
+        ("numeric", "1/4", r"\boxed{\frac{1}{4}}", True),
+        ("numeric", r"\frac{1}{4}", r"$\dfrac34$", False),
+        ("numeric", "1e-5", "It is 2e-5", False),
+        ("numeric", "1500", "1.5e3", True),
+        ("numeric", "10^6", "2^6", False),
+        ("numeric", "10^{6}", "1,000,000", True),
+        ("numeric", "5", "The answer is \u22125", False),
+        ("numeric", "-5", "The answer is \u22125", True),
+        ("numeric", "10", "so x is in 5-10", True),
+        ("numeric", "4", "9" * 5000, False),
+        ("numeric", "4", "9e999999999", False),
+        ("numeric", "4", "9^99999999", False),
+        ("numeric", "4", "0^-1", False),
     ],
 )
 def test_an_answer_is_held_against_the_right_one(by, reference, text, right):
     score = generation.Match(by=by)
     assert score(answer(text, row={"reference": reference})) == float(right)
+
+
+@pytest.mark.parametrize("row", [{"other": 6}, {"reference": "none"}, {"reference": "9" * 5000}])
+def test_a_row_without_a_right_answer_is_told_before_there_is_one(row):
+    generation.Match(by="numeric").check({"reference": 6})
+    with pytest.raises(ValueError, match=r"no column reference|the column reference has no number"):
+        generation.Match(by="numeric").check(row)
 
 
 def test_math_verify_is_asked_where_it_is_there_and_named_where_not(monkeypatch):

@@ -1,0 +1,36 @@
+"""The prompts of a config, and the rows that cannot be asked."""
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from distill_tune import generation
+from distill_tune.data.prompts import Prompt
+from distill_tune.errors import UserError
+from distill_tune.training.questions import read_questions
+
+from torchtune.models.llama2 import llama2_tokenizer
+
+
+@pytest.fixture
+def questions(student_folder, tmp_path):
+    """What rows ask."""
+
+    def of(rows, check=lambda row: None, **settings):
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        dataset = {"_component_": "distill_tune.data.instruct", "source": str(tmp_path / "rows.json")}
+        tokenizer = llama2_tokenizer(str(student_folder / "tokenizer.model"))
+        cfg = OmegaConf.create({"dataset": dataset, **settings})
+        return read_questions(cfg, tokenizer, Prompt(None, None, "student_prompt_template"), 99, check)
+
+    return of
+
+
+def test_a_row_whose_answers_cannot_be_scored_is_a_bad_row(questions):
+    rows = [{"instruction": "2 plus 2?", "reference": 4}, {"instruction": "Why?", "reference": "because"}]
+    check = generation.Match(by="numeric").check
+    with pytest.raises(UserError, match=r"(?s)1 row cannot be asked.*row 2: the column reference has no number"):
+        questions(rows, check)
+    found, failed = questions(rows, check, on_bad_row="skip")
+    assert [question.row["reference"] for question in found] == [4] and len(failed) == 1
