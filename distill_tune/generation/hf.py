@@ -115,9 +115,7 @@ class HuggingFaceDecoder:
             thread.join()
 
     def _row(self, number: int, request: Request) -> _Row:
-        prompt = len(request.prompt)
-        config = self._model.config.get_text_config()
-        longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        prompt, longest = len(request.prompt), self._longest
         if not prompt:
             raise UserError(f"prompt {number + 1} has no tokens: there is nothing to go on from")
         if longest is not None and prompt >= longest:
@@ -128,26 +126,50 @@ class HuggingFaceDecoder:
         limit = limit if longest is None else min(limit, longest - prompt)
         return _Row(number, tuple(request.prompt), request.stream, limit)
 
-    @torch.no_grad()
+    @property
+    def _longest(self) -> int | None:
+        """Tokens that the model reads, where it says so."""
+        config = self._model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
     def _answer(self, rows: Sequence[_Row], after_each: Callable[[], bool] = lambda: False) -> None:
         """
         Args:
             after_each: called after each token; True ends it.
         """
-        device, longest = self._model.device, max(len(row.prompt) for row in rows)
+        ended = False
+
+        def after() -> bool:
+            nonlocal ended
+            ended = after_each()
+            return ended
+
+        while not ended and (going_on := [row for row in rows if not row.finish_reason]):
+            self._go_on(going_on, after)
+
+    @torch.no_grad()
+    def _go_on(self, rows: Sequence[_Row], after_each: Callable[[], bool]) -> None:
+        """Until all are done, or the first has no place left: it would go on, unheard, past the model's last position.
+
+        Args:
+            rows: with as many tokens each.
+        """
+        read = [(*row.prompt, *row.tokens) for row in rows]
+        device, longest = self._model.device, max(map(len, read))
         tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
         mask = torch.zeros_like(tokens)
-        for place, row in enumerate(rows):
-            tokens[place, longest - len(row.prompt) :] = torch.tensor(row.prompt)
-            mask[place, longest - len(row.prompt) :] = 1
+        for place, one in enumerate(read):
+            tokens[place, longest - len(one) :] = torch.tensor(one)
+            mask[place, longest - len(one) :] = 1
+        count = max(row.limit - len(row.tokens) for row in rows)
+        if self._longest is not None:
+            count = min(count, self._longest - longest)
         choice = _Choice(rows, self.sampling, self._endings)
         with _as_it_is(self._model):
             self._model.generate(
                 input_ids=tokens.to(device),
                 attention_mask=mask.to(device),
-                generation_config=GenerationConfig(
-                    do_sample=False, max_new_tokens=max(row.limit for row in rows), use_cache=True
-                ),
+                generation_config=GenerationConfig(do_sample=False, max_new_tokens=count, use_cache=True),
                 logits_processor=[choice],
                 stopping_criteria=[_Done(rows, after_each)],
             )
@@ -158,7 +180,7 @@ class _Choice(LogitsProcessor):
 
     def __init__(self, rows: Sequence[_Row], sampling: Sampling, endings: Endings) -> None:
         self._rows, self._sampling, self._endings = rows, sampling, endings
-        self._answered = 0
+        self._answered = len(rows[0].tokens)
         self._seen: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -170,7 +192,7 @@ class _Choice(LogitsProcessor):
         if self._seen is None and self._sampling.repetition_penalty != 1:
             self._seen = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
             for place, row in enumerate(self._rows):
-                self._seen[place, torch.tensor(row.prompt, device=scores.device)] = True
+                self._seen[place, torch.tensor((*row.prompt, *row.tokens), device=scores.device)] = True
         streams = torch.tensor([row.stream for row in self._rows], device=scores.device)
         seeds = seeds_of(streams, torch.full_like(streams, self._answered))
         tokens, log_probs = choose(scores.float(), self._sampling, seeds, self._seen)

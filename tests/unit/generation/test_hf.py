@@ -128,6 +128,16 @@ def test_a_prompt_that_does_not_fit_is_named():
     assert (len(answer.tokens), answer.finish_reason) == (4, "length")
 
 
+def test_a_prompt_near_the_models_length_is_answered_among_others():
+    model = made("gpt2")  # of 64 learned positions
+    asked = [Request([5] * count, stream_of(1, count)) for count in (62, 2, 60, 9)]
+    decoder = HuggingFaceDecoder(model, (), Sampling(20, repetition_penalty=1.2))
+    found = decoder.generate(asked)
+    assert [len(answer.tokens) for answer in found] == [2, 20, 4, 20]
+    for answer, request in zip(found, asked, strict=True):
+        assert answer.tokens == decoder.generate([request])[0].tokens
+
+
 def test_a_stream_gives_tokens_as_they_come_and_ends_with_its_reader(monkeypatch):
     decoder, chosen = HuggingFaceDecoder(made("gpt2"), (), Sampling(40)), []
     append = _Choice._append
