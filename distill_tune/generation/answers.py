@@ -1,6 +1,10 @@
 """An answer of a model, and the row that it becomes for a student to learn."""
 
 import dataclasses
+import datetime
+import decimal
+import json
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -105,6 +109,26 @@ def answer_of(question: Question, sample: Sample, thinking: str) -> Answer:
         sample.model,
         sample.number,
     )
+
+
+def line_of(row: Mapping[str, Any]) -> str:
+    """A row as a line of JSON; dates and decimal numbers of its columns as text.
+
+    Raises:
+        TypeError: a column that JSON does not know.
+        UnicodeEncodeError: half a character.
+    """
+    line = json.dumps(row, ensure_ascii=False, default=_plain) + "\n"
+    line.encode()
+    return line
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal | uuid.UUID):
+        return str(value)
+    raise TypeError(f"JSON has no {type(value).__name__}")
 
 
 def row_of(question: Question, sample: Sample, answer: Answer, score: float | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from distill_tune.data.dates import day_of_run
 from distill_tune.data.prompts import Prompt
 from distill_tune.disk import flush, write_text
 from distill_tune.errors import UserError
-from distill_tune.generation.answers import FINISHED, Question, Sample, row_of
+from distill_tune.generation.answers import FINISHED, Question, Sample, line_of, row_of
 from distill_tune.generation.choice import Choice, Filter
 from distill_tune.generation.record import Record, sample_key
 from distill_tune.generation.texts import text_of
@@ -295,7 +295,7 @@ def _finish(folder: Path, cfg: DictConfig, prepared: Prepared, seed: int) -> str
                     row = {**row, "left_out_by": chosen.taken_by} if chosen.taken_by else row
                     if cfg.get("prompt") is not None and not chosen.taken_by:
                         shown.append(f"{chosen.answer.text}\n")
-                    (others if chosen.taken_by else answers).write(json.dumps(row, ensure_ascii=False) + "\n")
+                    (others if chosen.taken_by else answers).write(line_of(row))
         for path, name in ((kept, _ANSWERS), (left_out, _LEFT_OUT)):
             flush(path)
             os.replace(path, folder / name)

@@ -14,7 +14,7 @@ from distill_tune.data.prompts import Prompt
 from distill_tune.data.row_fields import unread_in
 from distill_tune.data.sources import Row, RowError, origin_of, require_unchanged, use_in_torchtune
 from distill_tune.errors import UserError, one_line
-from distill_tune.generation.answers import Question
+from distill_tune.generation.answers import Question, line_of
 from distill_tune.generation.texts import text_of
 from distill_tune.generation.thinking import BEGIN
 
@@ -52,7 +52,7 @@ def read_questions(
                     raise RowError(told)
                 check(row)
             except (RowError, TypeError, ValueError, AttributeError, LookupError) as error:
-                failed.append({"row": origin, "error": one_line(error)})
+                failed.append({"row": origin, "error": one_line(error).encode(errors="replace").decode()})
                 continue
             num_again += question.tokens in questions
             questions.setdefault(question.tokens, question)
@@ -95,10 +95,16 @@ def _question(
 ) -> Question:
     """
     Raises:
-        RowError: nothing is asked, or template or tokenizer refuse it.
+        RowError: nothing is asked, a column cannot be kept, or template or tokenizer refuse it.
     """
     if isinstance(asked, RowError):
         raise asked
+    for name in kept:
+        try:
+            line_of({name: row[name]})
+        except (TypeError, ValueError) as error:
+            told = f"{type(error).__name__}: {one_line(error)}".encode(errors="replace").decode()
+            raise RowError(f"answers cannot keep its column {name}, which JSON does not know: {told}") from error
     read = prompt.applied(Conversation(asked.turns, (False,) * len(asked.turns), asked.tools), row).turns
     tokens = tuple(prompt_tokens(tokenizer, read, asked.tools))
     begins_thought = text_of(tokenizer, tokens[-_OPEN:]).rstrip().endswith(BEGIN)

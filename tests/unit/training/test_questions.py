@@ -1,13 +1,16 @@
 """The prompts of a config, and the rows that cannot be asked."""
 
+import datetime
 import json
 
+import pyarrow.parquet
 import pytest
 from omegaconf import OmegaConf
 
 from distill_tune import generation
 from distill_tune.data.prompts import Prompt
 from distill_tune.errors import UserError
+from distill_tune.generation.answers import line_of
 from distill_tune.training.questions import read_questions
 
 from torchtune.models.llama2 import llama2_tokenizer
@@ -18,8 +21,12 @@ def questions(student_folder, tmp_path):
     """What rows ask."""
 
     def of(rows, check=lambda row: None, **settings):
-        (tmp_path / "rows.json").write_text(json.dumps(rows))
-        dataset = {"_component_": "distill_tune.data.instruct", "source": str(tmp_path / "rows.json")}
+        path = tmp_path / "rows.json"
+        if isinstance(rows, list):
+            path.write_text(json.dumps(rows))
+        else:
+            pyarrow.parquet.write_table(rows, path := tmp_path / "rows.parquet")
+        dataset = {"_component_": "distill_tune.data.instruct", "source": str(path)}
         tokenizer = llama2_tokenizer(str(student_folder / "tokenizer.model"))
         cfg = OmegaConf.create({"dataset": dataset, **settings})
         return read_questions(cfg, tokenizer, Prompt(None, None, "student_prompt_template"), 99, check)
@@ -34,3 +41,14 @@ def test_a_row_whose_answers_cannot_be_scored_is_a_bad_row(questions):
         questions(rows, check)
     found, failed = questions(rows, check, on_bad_row="skip")
     assert [question.row["reference"] for question in found] == [4] and len(failed) == 1
+
+
+def test_columns_that_answers_keep_are_written_as_json_or_told_before_there_is_one(questions):
+    rows = {"instruction": ["2 plus 2?"], "made": [datetime.datetime(2024, 5, 6)]}
+    found, _ = questions(pyarrow.table(rows))
+    assert found[0].kept == ("made",)
+    assert json.loads(line_of({"made": found[0].row["made"]})) == {"made": "2024-05-06T00:00:00"}
+    with pytest.raises(UserError, match=r"answers cannot keep its column image, which JSON does not know: .*bytes"):
+        questions(pyarrow.table(rows | {"image": [b"PNG"]}))
+    with pytest.raises(UserError, match="answers cannot keep its column note, which JSON does not know"):
+        questions([{"instruction": "2 plus 2?", "note": "half a character: \ud83d"}])
