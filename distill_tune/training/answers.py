@@ -107,11 +107,12 @@ def prepare_answers(cfg: DictConfig, device: torch.device, tokenizer: Any, runs:
         writer.ends |= frozenset(sampling.stop_token_ids)
     longest = min((writer.max_seq_len for writer in writers if writer.max_seq_len), default=sys.maxsize)
     check = getattr(choice.score, "check", None) or (lambda row: None)
-    questions, failed = read_questions(cfg, tokenizer, _prompt_for(cfg, key), longest, check)
+    by_row = cfg.get("teacher_combination") == "by_row" and key == "teacher_model"
+    questions, failed = read_questions(cfg, tokenizer, _prompt_for(cfg, key), longest, check, by_row)
     used = numpy.unique(numpy.concatenate([numpy.asarray(question.tokens) for question in questions]))
     for writer in writers:
         writer.require_tokens(key, tokenizer, used)
-    if by_row := cfg.get("teacher_combination") == "by_row" and key == "teacher_model":
+    if by_row:
         _require_names(questions, writers)
     return Prepared(sampling, choice, writers, questions, failed, by_row)
 
@@ -170,6 +171,18 @@ def begin_answers(folder: Path, cfg: DictConfig, prepared: Prepared, seed: int, 
 
 
 def _require_same(folder: Path, was: MadeBy, now: MadeBy) -> None:
+    """
+    Raises:
+        UserError: the samples that are there are of other models, another sampling, seed or date.
+    """
+    others = ", ".join(was.models.keys() - now.models.keys())
+    if others and not was.models.keys() & now.models.keys():
+        raise UserError(
+            f"output_dir={folder}: holds answers of {others}, this config's are of {', '.join(now.models)}; "
+            "name another folder"
+        )
+    if others and is_main_process():
+        print(f"output_dir={folder}: has answers of {others}, too, which this config leaves out")
     pairs = {"seed": (was.seed, now.seed), "date": (was.date, now.date)}
     pairs |= {f"sampling.{name}": (was.sampling.get(name), value) for name, value in now.sampling.items()}
     for name in was.models.keys() & now.models.keys():

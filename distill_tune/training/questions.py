@@ -26,7 +26,12 @@ Failed = dict[str, str]
 
 
 def read_questions(
-    cfg: DictConfig, tokenizer: Any, prompt: Prompt, longest: int, check: Callable[[Row], None] = lambda row: None
+    cfg: DictConfig,
+    tokenizer: Any,
+    prompt: Prompt,
+    longest: int,
+    check: Callable[[Row], None] = lambda row: None,
+    by_row: bool = False,
 ) -> tuple[list[Question], list[Failed]]:
     """What ``prompt`` or ``dataset`` asks, each prompt once, and the rows that cannot be asked.
 
@@ -34,12 +39,13 @@ def read_questions(
         prompt: that is written around each user turn, of whichever model answers.
         longest: tokens that all models read, the answer included.
         check: raises ValueError where answers to a row cannot be scored.
+        by_row: a prompt for another ``teacher_id`` is another one.
 
     Raises:
         UserError: a dataset whose rows are not told apart into turns; no prompt; a bad row, unless ``on_bad_row=skip``.
     """
     bound, tokenizer.max_seq_len = getattr(tokenizer, "max_seq_len", None), None  # it would cut prompts
-    questions: dict[tuple[int, ...], Question] = {}
+    questions: dict[tuple[str, tuple[int, ...]], Question] = {}
     failed, num_again = list[Failed](), 0
     try:
         for origin, row, asked, kept in _asked(cfg, tokenizer):
@@ -54,8 +60,9 @@ def read_questions(
             except (RowError, TypeError, ValueError, AttributeError, LookupError) as error:
                 failed.append({"row": origin, "error": one_line(error).encode(errors="replace").decode()})
                 continue
-            num_again += question.tokens in questions
-            questions.setdefault(question.tokens, question)
+            key = (str(row.get("teacher_id")) if by_row else "", question.tokens)
+            num_again += key in questions
+            questions.setdefault(key, question)
     finally:
         tokenizer.max_seq_len = bound
     _tell(cfg, questions.values(), failed, num_again)

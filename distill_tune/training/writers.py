@@ -109,6 +109,13 @@ def open_writers(cfg: DictConfig, key: str, device: torch.device, tokenizer: Any
     again = [name for name, count in Counter(writer.name for writer in found).items() if count > 1]
     if again:
         raise UserError(f"{key}: two models have the name {again[0]}; give each a name of its own: name: ...")
+    for number, writer in enumerate(found):
+        for other in found[:number]:
+            if writer.identity == other.identity:
+                raise UserError(
+                    f"{key}: {other.name} and {writer.name} are the same model, whose answers would be the same; "
+                    "name it once, and set samples_per_prompt for more of them"
+                )
     return found
 
 

@@ -20,7 +20,7 @@ from torchtune.models.llama2 import llama2_tokenizer
 def questions(student_folder, tmp_path):
     """What rows ask."""
 
-    def of(rows, check=lambda row: None, **settings):
+    def of(rows, check=lambda row: None, by_row=False, **settings):
         path = tmp_path / "rows.json"
         if isinstance(rows, list):
             path.write_text(json.dumps(rows))
@@ -29,7 +29,7 @@ def questions(student_folder, tmp_path):
         dataset = {"_component_": "distill_tune.data.instruct", "source": str(path)}
         tokenizer = llama2_tokenizer(str(student_folder / "tokenizer.model"))
         cfg = OmegaConf.create({"dataset": dataset, **settings})
-        return read_questions(cfg, tokenizer, Prompt(None, None, "student_prompt_template"), 99, check)
+        return read_questions(cfg, tokenizer, Prompt(None, None, "student_prompt_template"), 99, check, by_row)
 
     return of
 
@@ -52,3 +52,10 @@ def test_columns_that_answers_keep_are_written_as_json_or_told_before_there_is_o
         questions(pyarrow.table(rows | {"image": [b"PNG"]}))
     with pytest.raises(UserError, match="answers cannot keep its column note, which JSON does not know"):
         questions([{"instruction": "2 plus 2?", "note": "half a character: \ud83d"}])
+
+
+def test_a_prompt_for_another_teacher_is_another_one(questions):
+    rows = [{"instruction": "2 plus 2?", "teacher_id": name} for name in ("a", "b", "a")]
+    found, _ = questions(rows, by_row=True)
+    assert [(question.number, question.row["teacher_id"]) for question in found] == [(0, "a"), (1, "b")]
+    assert len(questions(rows)[0]) == 1
