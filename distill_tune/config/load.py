@@ -109,7 +109,9 @@ def _apply(config: DictConfig, override: str, replaced: dict[str, str]) -> None:
         raise UserError(f"{override}: not an override; write key=value, +key=value or ~key")
     adds = key.startswith("+")
     key = key.removeprefix("+")
-    value = read_value(override) if "${" not in text else text
+    # What a model is asked is a text as it stands, colons and all.
+    is_asked = key.lstrip("+") == "prompt" and text != "null"
+    value = text if is_asked or "${" in text else read_value(override)
     with _told_as(f"{override}: cannot be set"):
         present = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         if adds and present is not None:

@@ -16,7 +16,10 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device={name}: no such device; name cpu, cuda, cuda:N, mps or auto") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"device={name}: PyTorch sees no CUDA device here; take device=cpu, or install a CUDA build of it"

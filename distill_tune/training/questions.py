@@ -74,6 +74,8 @@ def _asked(cfg: DictConfig, tokenizer: Any) -> Iterator[tuple[str, Row, Any, tup
     it asks where that cannot be told.
     """
     if (prompt := cfg.get("prompt")) is not None:
+        if not prompt.strip():
+            raise UserError("prompt: is empty; write what is asked, or leave it out to ask the dataset's prompts")
         yield "prompt", {}, asked_in({"prompt": prompt}, {}), ()
         return
     use_in_torchtune()

@@ -42,6 +42,11 @@ def load(tmp_path: Path):
         ("dataset.1.source=c.json", "dataset", [{"source": "a.json"}, {"source": "c.json"}]),
         ("~dataset.0", "dataset", [{"source": "b.json"}]),
         ("name=${root}", "name", "/tmp"),
+        ("prompt=Translate: hello? # say", "prompt", "Translate: hello? # say"),
+        ("prompt=[1] what?", "prompt", "[1] what?"),
+        ("+prompt=42", "prompt", "42"),
+        ("prompt=", "prompt", ""),
+        ("prompt=null", "prompt", None),
     ],
 )
 def test_an_override_sets_adds_replaces_or_removes(load, override, key, value):

@@ -39,3 +39,8 @@ def test_more_ranks_than_gpus_are_told(one_gpu, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="has 1 GPU, and more processes were started there; set --nproc_per_node 1"):
         init_distributed("cuda")
+
+
+def test_a_device_that_there_is_none_of_is_told():
+    with pytest.raises(UserError, match="device=nonsense: no such device; name cpu, cuda"):
+        find_device("nonsense")

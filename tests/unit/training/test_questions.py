@@ -59,3 +59,8 @@ def test_a_prompt_for_another_teacher_is_another_one(questions):
     found, _ = questions(rows, by_row=True)
     assert [(question.number, question.row["teacher_id"]) for question in found] == [(0, "a"), (1, "b")]
     assert len(questions(rows)[0]) == 1
+
+
+def test_an_empty_prompt_is_told(questions):
+    with pytest.raises(UserError, match="prompt: is empty"):
+        questions([{"instruction": "2 plus 2?"}], prompt=" ")
