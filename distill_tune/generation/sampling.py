@@ -170,7 +170,8 @@ def _winner(weights: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
     numbers = _exponential(seeds, of_block.shape[1] + _BLOCK)
     block = (of_block / numbers[:, _BLOCK:]).argmax(-1, keepdim=True)
     of_token = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK))[:, 0]
-    return block[:, 0] * _BLOCK + (of_token / numbers[:, :_BLOCK]).argmax(-1)
+    tokens = block[:, 0] * _BLOCK + (of_token / numbers[:, :_BLOCK]).argmax(-1)
+    return tokens.clamp_(max=v - 1)  # of weights that are no numbers it may be padding
 
 
 def _exponential(seeds: torch.Tensor, count: int) -> torch.Tensor:

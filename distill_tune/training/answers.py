@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shlex
 import sys
@@ -208,7 +209,16 @@ class Wanted(NamedTuple):
         return generation.Request(self.question.tokens, generation.stream_of(seed, 0, of_prompt, self.number))
 
     def sample(self, completion: generation.Completion, writer: Writer, seed: int, tokenizer: Any) -> Sample:
-        """The answer, as it is recorded."""
+        """The answer, as it is recorded.
+
+        Raises:
+            UserError: the model's logits are no numbers.
+        """
+        if any(map(math.isnan, completion.log_probs)):
+            raise UserError(
+                f"{writer.name}: its logits are no numbers (NaN), so what it answers means nothing; its weights are "
+                "broken, or need another dtype"
+            )
         tokens = list(completion.tokens)
         has_end = completion.finish_reason == FINISHED and tokens[-1:] and tokens[-1] in writer.ends
         text = text_of(tokenizer, tokens[:-1] if has_end else tokens)

@@ -4,10 +4,12 @@ import shutil
 
 import pytest
 import sentencepiece
+import torch
 import transformers
 
 from distill_tune.data import hf_tokenizer
-from distill_tune.generation import Completion, Sampling
+from distill_tune.errors import UserError
+from distill_tune.generation import Completion, Decoder, Request, Sampling
 from distill_tune.generation.answers import Question, answer_of
 from distill_tune.generation.stop_texts import StopTexts
 from distill_tune.generation.texts import text_of
@@ -15,6 +17,7 @@ from distill_tune.training.answers import Wanted
 from distill_tune.training.writers import Writer
 
 from torchtune.models.llama2 import llama2_tokenizer
+from torchtune.models.llama3_2 import llama3_2
 
 QUESTION = Question(0, "row 1", {}, ({"role": "user", "content": "How?"},), None, (), (1, 2))
 
@@ -30,10 +33,10 @@ def thinking_tokenizer(student_folder, tmp_path_factory):
     return hf_tokenizer(str(folder))
 
 
-def recorded(tokenizer, tokens, ends=frozenset({2})):
+def recorded(tokenizer, tokens, ends=frozenset({2}), log_probs=None):
     writer = Writer("teacher", None, ends, {}, None)
     return Wanted(QUESTION, 0, "key").sample(
-        Completion(tuple(tokens), (-1.0,) * len(tokens), "stop"), writer, 0, tokenizer
+        Completion(tuple(tokens), log_probs or (-1.0,) * len(tokens), "stop"), writer, 0, tokenizer
     )
 
 
@@ -76,6 +79,16 @@ def test_the_token_that_ends_an_answer_is_no_text_of_it(student_folder):
     tokenizer = llama2_tokenizer(str(student_folder / "tokenizer.model"))
     tokens = tokenizer.encode("3 plus 4", add_bos=False, add_eos=False)
     assert recorded(tokenizer, tokens, frozenset({2, tokens[-1]})).text == tokenizer.decode(tokens[:-1])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.5])
+def test_a_model_whose_logits_are_no_numbers_is_named(student_folder, temperature):
+    tokenizer = llama2_tokenizer(str(student_folder / "tokenizer.model"))
+    model = llama3_2(300, 1, 1, 1, 4, 16)
+    model.norm.scale.data.fill_(torch.nan)
+    (found,) = Decoder(model, (), Sampling(2, temperature=temperature)).generate([Request([1, 5])])
+    with pytest.raises(UserError, match=r"teacher: its logits are no numbers \(NaN\)"):
+        recorded(tokenizer, found.tokens, log_probs=found.log_probs)
 
 
 def test_one_text_is_a_list_of_one():
