@@ -19,7 +19,8 @@ _DESCRIPTION = """Talk to a model, or to two side by side, each of which goes on
   echo "What does json.dumps do?" | distill-tune chat outputs/distilled/model
 
 MODEL is a model's folder, an adapter's, a run's output_dir, or a GGUF file (which needs --tokenizer). /reset begins a
-new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer. Where the input is no terminal, each line is a question.
+new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer. Where the input is no terminal, each other line is a
+question.
 """
 _COMMANDS = "/reset begins a new conversation, /quit ends"
 _LEAST_WIDTH = 60  # columns, for two answers beside each other
@@ -68,7 +69,7 @@ def _chat(options: argparse.Namespace) -> None:
         if line == "/reset":
             for speaker in speakers:
                 speaker.turns = speaker.turns[: options.system is not None]
-        elif line.startswith("/"):
+        elif is_terminal and line.startswith("/"):
             print(f"{line}: no such command; {_COMMANDS}")
         elif line:
             _answer(speakers, line, turn)
@@ -90,12 +91,13 @@ class _Speaker:
     ends: frozenset[int]
     seed: int
     turns: list[dict[str, str]]
+    vocab_size: int
 
     def answer(self, question: str, turn: int) -> Iterator[str]:
         """The text so far, each time that there is more of it; what is heard of it goes into the conversation.
 
         Raises:
-            UserError: the conversation does not fit into the model.
+            UserError: the question is no text, or has tokens that the model lacks; the conversation does not fit into it.
         """
         from distill_tune import generation
         from distill_tune.data.conversation import prompt_tokens
@@ -104,9 +106,15 @@ class _Speaker:
 
         asked = [*self.turns, {"role": "user", "content": question}]
         try:
-            request = generation.Request(prompt_tokens(self.tokenizer, asked), generation.stream_of(self.seed, turn))
+            question.encode()
+            prompt = prompt_tokens(self.tokenizer, asked)
+        except UnicodeEncodeError as error:
+            raise UserError("the question is not UTF-8") from error
         except RowError as error:
             raise UserError(str(error)) from error
+        if (token := max(prompt)) >= self.vocab_size:
+            raise UserError(f"{self.name} has {self.vocab_size} tokens, the tokenizer writes {token}: take its own")
+        request = generation.Request(prompt, generation.stream_of(self.seed, turn))
         tokens, text = list[int](), ""
         with contextlib.closing(self.decoder.stream(request)) as stream:
             try:
@@ -200,5 +208,7 @@ def _opened(options: argparse.Namespace, paths: dict[str, Path]) -> list[_Speake
     for name, (teacher, tokenizer, ends) in teachers.items():
         teacher.load(getattr(teacher, "model", None), device)
         decoder = generation.generator_of(teacher.model, ends, sampling, tokenizer=tokenizer)
-        speakers.append(_Speaker(name, decoder, tokenizer, frozenset(ends), options.seed, [*before]))
+        speakers.append(
+            _Speaker(name, decoder, tokenizer, frozenset(ends), options.seed, [*before], teacher.vocab_size)
+        )
     return speakers

@@ -10,6 +10,8 @@ from distill_tune.cli.main import main
 from distill_tune.errors import UserError
 from distill_tune.generation.decoder import Decoder
 
+Speaker = chat._Speaker
+
 
 @pytest.fixture
 def talk(monkeypatch, capsys, student_folder):
@@ -37,8 +39,9 @@ def prompt(folder, *texts):
 
 def test_a_conversation_goes_on_until_it_is_begun_anew(talk, student_folder):
     told, asked = talk("What is 1 plus 2?\n\nAnd 3?\n/rset\n/reset\nAnd 4?\n/quit\nAnd 5?\n")
-    first, _, no_such, _ = told.split("\n")[:-1]
-    assert no_such.startswith("/rset: no such command; /reset begins")
+    first = told.split("\n")[0]
+    from_pipe = asked.pop(2)  # where it is no command
+    assert from_pipe[-5:] == prompt(student_folder, "/rset")[-5:] and "no such command" not in told
     assert first and asked == [
         prompt(student_folder, "What is 1 plus 2?"),
         prompt(student_folder, "What is 1 plus 2?", first, "And 3?"),
@@ -101,6 +104,14 @@ def test_an_answer_that_is_stopped_or_cannot_be_ends_no_conversation(talk, stude
         assert asked[1] == prompt(student_folder, *before, "Two?")
 
 
+def test_what_cannot_be_asked_is_told_and_the_next_line_is(talk, student_folder, monkeypatch):
+    told, asked = talk("hi \udcff\nOne?\n")
+    assert told.startswith("[the question is not UTF-8; ") and asked == [prompt(student_folder, "One?")]
+    monkeypatch.setattr(chat, "_Speaker", lambda *settings: Speaker(*settings[:-1], 5))
+    told, asked = talk("One?\n")
+    assert told.startswith("[student has 5 tokens, the tokenizer writes ") and not asked
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -108,6 +119,7 @@ def test_an_answer_that_is_stopped_or_cannot_be_ends_no_conversation(talk, stude
         (["{student}", "--teacher", "nowhere"], "--teacher nowhere: no such folder"),
         (["model.gguf"], "MODEL model.gguf: a GGUF file needs --tokenizer"),
         (["{student}", "--temperature", "-1"], "temperature=-1.0: must be 0 or more"),
+        (["{student}", "--device", "nonsense"], "device=nonsense: no such device"),
         (["{student}", "--tokenizer", "nowhere"], "tokenizer.path=nowhere: no such folder"),
     ],
 )
