@@ -97,7 +97,7 @@ class _Speaker:
         """The text so far, each time that there is more of it; what is heard of it goes into the conversation.
 
         Raises:
-            UserError: the question is no text, or has tokens that the model lacks; the conversation does not fit into it.
+            UserError: the question is no text, or has tokens that the model lacks; the conversation is too long.
         """
         from distill_tune import generation
         from distill_tune.data.conversation import prompt_tokens
