@@ -133,7 +133,9 @@ def _tell(cfg: DictConfig, questions: Sequence[Question] | Any, failed: Sequence
             f"on_bad_row=skip{''.join(shown)}{more}"
         )
     if not questions:
-        raise UserError(f"dataset: has no prompt{''.join(shown)}{more}")
+        entries = cfg.dataset if isinstance(cfg.dataset, ListConfig) else [cfg.dataset]
+        named = ", ".join(str(entry.get("source") or entry["_component_"]) for entry in entries)
+        raise UserError(f"dataset: {named} has no prompt{''.join(shown)}{more}")
     tokens = sum(len(question.tokens) for question in questions)
     told = f"{counted(len(questions), 'prompt')}, {counted(tokens, 'token')}"
     told += f"; {counted(num_again, 'row')} left out that ask what another asks" if num_again else ""

@@ -64,3 +64,8 @@ def test_a_prompt_for_another_teacher_is_another_one(questions):
 def test_an_empty_prompt_is_told(questions):
     with pytest.raises(UserError, match="prompt: is empty"):
         questions([{"instruction": "2 plus 2?"}], prompt=" ")
+
+
+def test_a_file_without_prompts_is_named(questions):
+    with pytest.raises(UserError, match=r"dataset: .*rows\.json has no prompt"):
+        questions([])
