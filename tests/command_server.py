@@ -114,9 +114,9 @@ class CommandServer:
         named = {"arguments": arguments, "folder": str(folder), "streams": [*map(str, streams)]}
         return Command(self, arguments, self.ask(**named, environment=dict(environment)), streams)
 
-    def open_tokenizers(self, folders: list[Path]) -> None:
+    def open_tokenizers(self, of_models: list[Path], others: list[Path]) -> None:
         """Commands that come after this find them read, the last few, as a process does that has read them before."""
-        self.ask(folders=[*map(str, folders)])
+        self.ask(of_models=[*map(str, of_models)], others=[*map(str, others)])
 
     def ask(self, **request: object) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -184,8 +184,10 @@ def _serve() -> None:
         if "wait_for" in request:
             print(json.dumps(_status_of(running.pop(request["wait_for"]), request["timeout"])), flush=True)
             continue
-        if "folders" in request:
-            for folder in request["folders"]:
+        if "of_models" in request:
+            for folder in request["others"]:
+                models.tokenizer_files.open_tokenizer(Path(folder))
+            for folder in request["of_models"]:
                 models.vocabulary.Vocabulary.of(Path(folder))
             print("null", flush=True)
             continue
