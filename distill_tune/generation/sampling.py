@@ -29,8 +29,8 @@ class Sampling:
         repetition_penalty: logits of tokens that the row already has become less likely by this factor
             (arXiv 1909.05858, §4.1); 1 leaves them.
         max_repetitions: an answer is cut once it ends with the same few tokens so many times in a row; null: never.
-        stop: an answer ends before the first of these texts.
-        stop_token_ids: tokens that end an answer, besides the model's own.
+        stop: an answer ends before the first of these texts; one text, or a list.
+        stop_token_ids: tokens that end an answer, besides the model's own; one, or a list.
 
     Raises:
         UserError: a value out of its range.
@@ -47,6 +47,9 @@ class Sampling:
     stop_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
+        for name, one in (("stop", str), ("stop_token_ids", int)):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, one) else tuple(value))
         for name, fits, wanted in (
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("temperature", self.temperature >= 0, "0 or more"),
@@ -59,8 +62,6 @@ class Sampling:
         ):
             if not fits:
                 raise UserError(f"{name}={getattr(self, name)}: must be {wanted}")
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
 
 
 def stream_of(*numbers: int) -> int:
