@@ -154,7 +154,8 @@ def _kept_memory(size: int, device: torch.device, slot: int) -> torch.Tensor:
     """The same float32 memory at each call: the system would hand out large pieces anew, page by page."""
     key = (device, slot)
     if key not in _kept or len(_kept[key]) < size:
-        _kept[key] = torch.empty(size, dtype=torch.float32, device=device)
+        with torch.inference_mode(False):  # whoever generates may ask first, and a loss writes there later
+            _kept[key] = torch.empty(size, dtype=torch.float32, device=device)
     return _kept[key][:size]
 
 

@@ -144,9 +144,10 @@ class RowsOnPolicy:
 
     def cache_bytes(self, rows: int, dtype: torch.dtype) -> float:
         """As :meth:`RowsOfData.cache_bytes`."""
-        of_teachers = (teacher.model for teacher in self._of.writing_teachers if isinstance(teacher, LiveTeacher))
-        writing = (self._of.built.student, *of_teachers)
-        of_slot = sum(KeyValueCache.bytes_of_slot(model, self._of.longest.student, dtype) for model in writing)
+        longest = self._of.longest
+        writing = [(self._of.built.student, longest.student)]
+        writing += [(one.model, longest.teacher) for one in self._of.writing_teachers if isinstance(one, LiveTeacher)]
+        of_slot = sum(KeyValueCache.bytes_of_slot(model, tokens, dtype) for model, tokens in writing)
         return min(MAX_SLOTS, rows) * of_slot
 
 

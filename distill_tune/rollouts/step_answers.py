@@ -136,7 +136,7 @@ class StepAnswers:
         each = self._settings.samples_per_prompt
         wanted = [(at, sample) for at, own in enumerate(is_own) for sample in range(each if own else 1)]
         requests = [
-            self._request(rows[at], stream_of(self._seed, step, number, occurrence * each + sample))
+            self._request(rows[at], bool(is_own[at]), stream_of(self._seed, step, number, occurrence * each + sample))
             for at, sample in wanted
             for number, occurrence in [numbers[at]]
         ]
@@ -147,12 +147,13 @@ class StepAnswers:
         dataset, number = row.place
         return self._rows_before[dataset] + number
 
-    def _request(self, row: Row, stream: int) -> Request:
-        prompt = prompt_of(row.tokens, row.labels).tolist()
-        of_teacher = len(prompt)
+    def _request(self, row: Row, is_own: bool, stream: int) -> Request:
+        """What is asked of the student, or of a teacher, which answers its own prompt where the row has one."""
+        prompt = of_teacher = prompt_of(row.tokens, row.labels)
         if row.teacher_tokens is not None and row.teacher_labels is not None:
-            of_teacher = len(prompt_of(row.teacher_tokens, row.teacher_labels))
-        return Request(prompt, stream, self._of.room(len(prompt), of_teacher))
+            of_teacher = prompt_of(row.teacher_tokens, row.teacher_labels)
+        asked = prompt if is_own else of_teacher
+        return Request(asked.tolist(), stream, self._of.room(len(prompt), len(of_teacher)))
 
 
 def _occurrences(numbers: Sequence[int]) -> list[tuple[int, int]]:

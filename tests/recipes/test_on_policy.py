@@ -171,7 +171,7 @@ def test_a_served_teacher_judges_what_was_just_written(run, write_config, demo_t
         return [line["loss"] for line in run(*of_few, *overrides, output=output)]
 
     exact = losses("exact")
-    assert losses("hidden", served % "hidden") == pytest.approx(exact, rel=1e-4)
+    assert losses("hidden", served % "hidden") == pytest.approx(exact, rel=5e-4)  # hidden states are stored in bf16
     of_likeliest = losses("top_k", served % "top_k")
     assert all(0 < its < whole for its, whole in zip(of_likeliest, exact, strict=True))
 

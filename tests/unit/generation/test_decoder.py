@@ -99,7 +99,7 @@ def test_the_model_reads_no_more_than_its_longest_sequence():
 
 def test_the_cache_stays_within_its_bytes():
     model = built("llama")
-    of_slot = KeyValueCache.bytes_of_slot(model, 9 + 20 + 1, torch.float32)
+    of_slot = KeyValueCache.bytes_of_slot(model, 9 + 20, torch.float32)
     decoder = Decoder(model, {}, FREE, cache_bytes=2 * of_slot + 10)
     assert tokens_of(decoder.generate(REQUESTS)) == tokens_of(Decoder(model, {}, FREE).generate(REQUESTS))
     cache = decoder._cache

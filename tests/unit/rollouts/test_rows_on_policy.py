@@ -136,6 +136,16 @@ def test_the_teachers_own_prompt_is_before_the_same_answer(begun):
         assert sum(its.lengths) > sum(mine.lengths)
 
 
+def test_a_teacher_that_writes_answers_its_own_prompt_and_the_student_that_of_its_own(begun):
+    rows = begun({"lmbda": 0.5, "seq_kd": True}, teacher_prompt_template="{input} Answer in French.")
+    of_step = rows.of_step(1, say)
+    decode, generators = rows._of.built.tokenizer.decode, (rows._answers._by_student, *rows._answers._by_teachers)
+    asked = [[decode(list(request.prompt)) for request in generator.asked] for generator in generators]
+    assert [["French" in prompt for prompt in prompts] for prompts in asked] == [[False] * 2, [True] * 2]
+    decoded = [decode(row.tolist()) for batch in of_step.batches for row in batch.tokens[0].split(batch.lengths)]
+    assert not any("French" in row for row in decoded)
+
+
 def test_every_rank_has_its_part_of_the_same_rows(begun):
     rows = begun({"lmbda": 0.5}, batch_size=8, gradient_accumulation_steps=2)
     plan = rows._steps.plan
