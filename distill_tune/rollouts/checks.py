@@ -89,6 +89,12 @@ def check_rollouts(
             "rollouts: teacher_model has records of the data's answers alone, and none of those that are written while "
             "the student trains; take the teacher itself, or distill_tune.teachers.Served"
         )
+    student_tokens = models.output_head(built.student).vocab_size
+    if settings.server is not None and (built.common_vocab_size or student_tokens) < student_tokens:
+        raise UserError(
+            f"rollouts.server: it may answer with each of the student's {student_tokens} tokens, teacher_model knows "
+            f"the first {built.common_vocab_size}; leave it out, so that the student answers here with these alone"
+        )
     writing = teachers_that_write(built.teacher) if settings.seq_kd else []
     reads = _tokens_read(built.teacher)
     found = Checked(settings, built, steps, shares, frozenset(), Lengths(0, 0, 0), [], reads, writing)

@@ -70,7 +70,12 @@ class StepAnswers:
         models_that_write = (self._settings.server or student, *(one.model for one in self._of.writing_teachers))
         self._by_student, *self._by_teachers = (
             generator_of(
-                model, self._of.ends, self._of.sampling, tokenizer=self._of.built.tokenizer, max_slots=MAX_SLOTS
+                model,
+                self._of.ends,
+                self._of.sampling,
+                tokenizer=self._of.built.tokenizer,
+                max_slots=MAX_SLOTS,
+                known_tokens=self._of.built.common_vocab_size,
             )
             for model in models_that_write
         )

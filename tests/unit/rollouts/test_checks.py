@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 from tiny import write_model
 
 from distill_tune.errors import UserError
+from distill_tune.rollouts import step_answers
 
 INSTRUCT = "distill_tune.data.instruct"
 
@@ -75,3 +77,22 @@ def test_a_teacher_that_ends_answers_otherwise_is_told_of(rows_of, tokenizer_fil
     teacher = {"_component_": "distill_tune.models.from_hf", "path": str(other)}
     rows_of(teacher_model=teacher, teacher_checkpointer=None)
     assert "should answers grow long, add " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("longer", ["model", "teacher_model"])
+def test_answers_have_no_tokens_that_one_of_the_models_lacks(rows_of, tokenizer_file, tmp_path, monkeypatch, longer):
+    folder = write_model(tmp_path / "longer", tokenizer_file, seed=3, vocab_size=384)
+    component = {"_component_": "distill_tune.models.from_hf", "path": str(folder)}
+    of_checkpoint = {"checkpointer" if longer == "model" else "teacher_checkpointer": None}
+    changes = {longer: component} | of_checkpoint
+    known = []
+    monkeypatch.setattr(step_answers, "generator_of", lambda *models, **more: known.append(more["known_tokens"]))
+    rows = rows_of({"seq_kd": True}, **changes)
+    rows.begin(rows._of.built.student, torch.device("cpu"), 1, tmp_path)
+    assert known == [320, 320]
+    server = {"server": {"_component_": "distill_tune.generation.Server", "url": "http://localhost:1"}}
+    if longer == "model":
+        with pytest.raises(UserError, match=r"^rollouts.server: it may answer with each of the student's 384 tokens"):
+            rows_of(server, **changes)
+    else:
+        rows_of(server, **changes)
