@@ -3,6 +3,7 @@ weights are others by then.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from distill_tune.generation import Completion
 from distill_tune.training.distributed import from_main_process, is_main_process
 
 FOLDER = "rollouts_ahead"
+_CHECKPOINT = re.compile(r"step_(\d+)|\.step_(\d+)\.partial")
 
 Answers = dict[int, list[Completion | None]]
 
@@ -50,12 +52,18 @@ class KeptAnswers:
         try:
             self._folder.mkdir(exist_ok=True)
             write_text(self._folder / f"step_{first}.json", json.dumps(content))
-            oldest = min([first, *map(_number, self._checkpoints.glob("step_[0-9]*"))])
+            # The group before stays, too: of its checkpoint there may be nothing yet, while it is being written.
+            oldest = min([first - self._every, *self._steps_of_checkpoints()])
             for path in self._folder.glob("step_*.json"):
                 if _number(path) + self._every <= oldest:
                     path.unlink()
         except OSError as error:
             print(f"{self._folder}: {error.strerror}; a run that goes on within these steps will write other answers")
+
+    def _steps_of_checkpoints(self) -> list[int]:
+        """Those in place, and one that is being written."""
+        names = (_CHECKPOINT.fullmatch(path.name) for path in self._checkpoints.glob("*step_*"))
+        return [int(name[1] or name[2]) for name in names if name]
 
     def _read(self, step: int, num_rows: int) -> Answers | None:
         path = self._folder / f"step_{step // self._every * self._every}.json"

@@ -189,6 +189,19 @@ def test_a_run_that_goes_on_among_them_has_those_that_were_written(begun, tmp_pa
     assert "the answers to step 3 that the run has had are not there" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("checkpoint", ["", "step_0", ".step_1.partial", "step_9.superseded"])
+def test_answers_stay_while_a_checkpoint_that_needs_them_may_still_be_written(begun, tmp_path, checkpoint):
+    kept = begun({"every": 2})._answers._kept
+    (tmp_path / "checkpoints" / checkpoint).mkdir(parents=True)
+    found = []
+    for first in (0, 2, 4):
+        kept.keep({first: [None], first + 1: [None]})
+        found.append({path.name for path in (tmp_path / "rollouts_ahead").iterdir()})
+    assert found[1] == {"step_0.json", "step_2.json"}
+    needed = {"step_0.json"} if checkpoint in ("step_0", ".step_1.partial") else set()
+    assert found[2] == {"step_2.json", "step_4.json"} | needed
+
+
 @pytest.mark.parametrize("settings", [{}, {"lmbda": 0.0}])
 def test_without_answers_of_the_students_nothing_is_measured(begun, settings):
     assert bool(begun(settings).of_step(1, say).measured) == (settings == {})
