@@ -1,8 +1,9 @@
 """What of a config with rollouts can be found wrong before a model loads."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -64,6 +65,15 @@ class Checked:
     def share_at(self, step: int) -> float:
         """Of the rows of the step that follows ``step`` steps, those that the student answers."""
         return self.shares.at(step)[_SHARE]
+
+    def settings_of_answers(self, step: int) -> dict[str, Any]:
+        """What the answers to a step depend on beside seed, rows and weights, by keys under ``rollouts``, for JSON."""
+        of_sampling = json.loads(json.dumps(dataclasses.asdict(self.sampling)))
+        return {
+            "lmbda": float(self.share_at(step)),
+            "seq_kd": self.settings.seq_kd,
+            "samples_per_prompt": self.settings.samples_per_prompt,
+        } | {f"sampling.{name}": value for name, value in of_sampling.items()}
 
     def room(self, prompt: int, of_teacher: int) -> int:
         """Tokens of an answer to a prompt of so many, as student and teacher read it."""

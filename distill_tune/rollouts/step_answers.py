@@ -80,7 +80,7 @@ class StepAnswers:
             for model in models_that_write
         )
         self._sender = self._sender_to(self._by_student, device, run)
-        self._kept = KeptAnswers(run, self._settings.every, self._seed)
+        self._kept = KeptAnswers(run, self._settings.every, self._seed, self._of.settings_of_answers)
 
     def _sender_to(self, generator: Generator, device: torch.device, run: Path) -> ServedAdapter | ServedWeights | None:
         """What keeps a server's weights those of the student."""

@@ -7,6 +7,7 @@ import torch
 from tiny import ROWS
 
 from distill_tune.data.conversation import IGNORE_INDEX
+from distill_tune.errors import UserError
 
 
 def answers(batches):
@@ -187,6 +188,27 @@ def test_a_run_that_goes_on_among_them_has_those_that_were_written(begun, tmp_pa
     broken = begun(settings)
     assert answers(broken.of_step(2, say).batches) == wanted
     assert "the answers to step 3 that the run has had are not there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"lmbda": 1.0}, r"lmbda=1.0: the answers to step 3 have been written with 0.5; set it back until step 3, or"),
+        ({"seq_kd": True}, "seq_kd=True: the answers to step 3 have been written with False"),
+        ({"samples_per_prompt": 2}, "samples_per_prompt=2: the answers to step 3 have been written with 1"),
+        ({"sampling": {"max_new_tokens": 30}}, "sampling.max_new_tokens=30: the answers to step 3 have been written w"),
+        ({"sampling": {"max_new_tokens": 20, "stop": ["x"]}}, r"sampling.stop=\['x'\]: the answers to step 3 have"),
+    ],
+)
+def test_a_run_that_goes_on_among_them_with_other_settings_is_told_which(begun, tmp_path, capsys, change, told):
+    settings = {"lmbda": 0.5, "every": 3, "sampling": {"max_new_tokens": 20}}
+    begun(settings).of_step(1, say)
+    with pytest.raises(UserError, match=rf"^rollouts\.{told}"):
+        begun(settings | change).of_step(2, say)
+    capsys.readouterr()
+    (tmp_path / "rollouts_ahead" / "step_0.json").unlink()
+    begun(settings | change).of_step(2, say)
+    assert "it writes others" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("checkpoint", ["", "step_0", ".step_1.partial", "step_9.superseded"])
