@@ -224,6 +224,23 @@ def test_answers_stay_while_a_checkpoint_that_needs_them_may_still_be_written(be
     assert found[2] == {"step_2.json", "step_4.json"} | needed
 
 
+def test_the_cache_is_of_all_rows_that_are_answered_at_once(rows_of):
+    one = rows_of().cache_bytes(1, torch.float32)
+    server = {"server": {"_component_": "distill_tune.generation.Server", "url": "http://localhost:1"}}
+    for settings, rows, slots in (
+        ({}, 4, 4),
+        ({"every": 2}, 4, 8),
+        ({"every": 2}, 40, 64),
+        ({"every": 1_000_000}, 1, rows_of()._steps.total_steps),
+        (server, 4, 0),
+    ):
+        assert rows_of(settings).cache_bytes(rows, torch.float32) == slots * one, settings
+    prompt = {"teacher_prompt_template": "{input} And why is that so?"}
+    with_teacher = {"seq_kd": True, "sampling": {"max_new_tokens": 20}}
+    short, long = (rows_of(with_teacher, **more).cache_bytes(1, torch.float32) for more in ({}, prompt))
+    assert 0 < short < long  # of a teacher that has a longer prompt
+
+
 @pytest.mark.parametrize("settings", [{}, {"lmbda": 0.0}])
 def test_without_answers_of_the_students_nothing_is_measured(begun, settings):
     assert bool(begun(settings).of_step(1, say).measured) == (settings == {})
