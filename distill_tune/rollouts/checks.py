@@ -188,7 +188,8 @@ def _lengths(rows: TokenisedRows, found: Checked, needs_answers: bool) -> Length
     if row := first(prompts == 0):
         raise UserError(
             f"rollouts: {row} has no prompt before its answer: all of it is learned; take rows with questions, without "
-            "train_on_input"
+            "train_on_input; where texts are the questions, dataset._component_=distill_tune.data.instruct with "
+            "dataset.column_map={prompt: text}"
         )
     if row := first(room < 1):
         least = min(found.built.student.max_seq_len, found.teacher_reads or found.built.student.max_seq_len)

@@ -33,9 +33,15 @@ def test_the_datas_answers_alone_go_with_any_kd_ratio(rows_of):
 
 
 def test_a_row_that_is_learned_from_its_first_token_on_is_named(rows_of, tmp_path):
+    """And the way out that is told is one."""
     (tmp_path / "text.json").write_text(json.dumps([{"text": "What is 1 plus 2?"}] * 8))
-    with pytest.raises(UserError, match=r"text.json, row 1 has no prompt before its answer: all of it is learned"):
-        rows_of(dataset={"_component_": "distill_tune.data.text", "source": str(tmp_path / "text.json")})
+    text = {"_component_": "distill_tune.data.text", "source": str(tmp_path / "text.json")}
+    with pytest.raises(
+        UserError, match=r"text.json, row 1 has no prompt before its answer: all of it is learned"
+    ) as told:
+        rows_of(dataset=text)
+    assert str(told.value).endswith("_component_=distill_tune.data.instruct with dataset.column_map={prompt: text}")
+    rows_of(dataset=text | {"_component_": INSTRUCT, "column_map": {"prompt": "text"}})
 
 
 def test_an_answer_is_no_longer_than_student_and_teacher_read(rows_of):
