@@ -73,6 +73,7 @@ class Decoder:
         tokenizer: of torchtune's or ours; needed for ``sampling.stop``.
         cache_bytes: the key-value cache takes no more; default 1 GiB on a CPU, half of what is free elsewhere.
         max_slots: rows at a time.
+        known_tokens: only the first so many of the model's tokens are chosen from; None for all.
 
     Attributes:
         spent: so far, by phase.
@@ -90,10 +91,11 @@ class Decoder:
         tokenizer: Any = None,
         cache_bytes: int | None = None,
         max_slots: int = 64,
+        known_tokens: int | None = None,
     ) -> None:
         self.sampling, self.spent = sampling or Sampling(), Spent()
         self._model, self._endings = model, Endings(ends, self.sampling, tokenizer)
-        self._cache_bytes, self._max_slots = cache_bytes, max_slots
+        self._cache_bytes, self._max_slots, self._known_tokens = cache_bytes, max_slots, known_tokens
         self._cache: KeyValueCache | None = None
         self._rows_asked_for = 0  # when the cache was made; it may have had to have fewer slots
 
@@ -133,7 +135,7 @@ class Decoder:
         # The longest first, so that rows of a batch have about one length; equal prompts beside each other.
         rows.sort(key=lambda row: (len(row.prompt), row.prompt), reverse=True)
         cache = self._cache_for(rows, model)
-        return _Batch(rows, model, cache, self._endings, self.sampling, self.spent)
+        return _Batch(rows, model, cache, self._endings, self.sampling, self.spent, self._known_tokens)
 
     def _row(self, number: int, request: Request) -> _Row:
         prompt, longest = len(request.prompt), self._model.max_seq_len
@@ -180,10 +182,11 @@ class _Batch:
         endings: Endings,
         sampling: Sampling,
         spent: Spent,
+        known_tokens: int | None,
     ) -> None:
         self.waiting = collections.deque(rows)
         self._running: list[_Row] = []
-        self._spent = spent
+        self._spent, self._known = spent, slice(0, known_tokens)
         self._model, self._endings, self._sampling = model, endings, sampling
         if cache is not None:
             self._cache = cache
@@ -265,7 +268,8 @@ class _Batch:
         """The next token of each of the slots and its log-probability, ``[n]`` each."""
         seen = None if self._seen is None else self._seen[slots]
         seeds = self._seeds[slots].gather(-1, self._answered[slots, None])[:, 0]
-        tokens, log_probs = choose(logits, self._sampling, seeds, seen)
+        of_known = None if seen is None else seen[:, self._known]
+        tokens, log_probs = choose(logits[:, self._known], self._sampling, seeds, of_known)
         if seen is not None:
             seen.scatter_(-1, tokens[:, None], True)
         self._last[slots] = tokens

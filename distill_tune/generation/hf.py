@@ -40,6 +40,7 @@ class HuggingFaceDecoder:
         ends: tokens that end an answer.
         tokenizer: needed for ``sampling.stop``.
         max_slots: rows at a time.
+        known_tokens: only the first so many of the model's tokens are chosen from; None for all.
 
     Raises:
         UserError: stop texts without a tokenizer.
@@ -53,9 +54,10 @@ class HuggingFaceDecoder:
         *,
         tokenizer: Any = None,
         max_slots: int = 64,
+        known_tokens: int | None = None,
     ) -> None:
         self.sampling = sampling or Sampling()
-        self._model, self._max_slots = model, max_slots
+        self._model, self._max_slots, self._known_tokens = model, max_slots, known_tokens
         self._endings = Endings(ends, self.sampling, tokenizer)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
@@ -164,7 +166,7 @@ class HuggingFaceDecoder:
         count = max(row.limit - len(row.tokens) for row in rows)
         if self._longest is not None:
             count = min(count, self._longest - longest)
-        choice = _Choice(rows, self.sampling, self._endings)
+        choice = _Choice(rows, self.sampling, self._endings, self._known_tokens)
         with _as_it_is(self._model):
             self._model.generate(
                 input_ids=tokens.to(device),
@@ -178,8 +180,11 @@ class HuggingFaceDecoder:
 class _Choice(LogitsProcessor):
     """Chooses each row's next token, writes it down, and leaves it alone to be taken."""
 
-    def __init__(self, rows: Sequence[_Row], sampling: Sampling, endings: Endings) -> None:
+    def __init__(
+        self, rows: Sequence[_Row], sampling: Sampling, endings: Endings, known_tokens: int | None = None
+    ) -> None:
         self._rows, self._sampling, self._endings = rows, sampling, endings
+        self._known = slice(0, known_tokens)
         self._answered = len(rows[0].tokens)
         self._seen: torch.Tensor | None = None
 
@@ -195,7 +200,8 @@ class _Choice(LogitsProcessor):
                 self._seen[place, torch.tensor((*row.prompt, *row.tokens), device=scores.device)] = True
         streams = torch.tensor([row.stream for row in self._rows], device=scores.device)
         seeds = seeds_of(streams, torch.full_like(streams, self._answered))
-        tokens, log_probs = choose(scores.float(), self._sampling, seeds, self._seen)
+        seen = None if self._seen is None else self._seen[:, self._known]
+        tokens, log_probs = choose(scores[:, self._known].float(), self._sampling, seeds, seen)
         self._answered += 1
         if self._seen is not None:
             self._seen.scatter_(1, tokens[:, None], True)

@@ -20,6 +20,7 @@ def generator_of(
     tokenizer: Any = None,
     cache_bytes: int | None = None,
     max_slots: int = 64,
+    known_tokens: int | None = None,
 ) -> Generator:
     """
     Args:
@@ -28,14 +29,16 @@ def generator_of(
         tokenizer: needed for ``sampling.stop``.
         cache_bytes: of the key-value cache; see :class:`Decoder`, which alone heeds it.
         max_slots: rows at a time, on this machine.
+        known_tokens: only the first so many of the model's tokens are chosen from, on this machine; None for all.
 
     Raises:
         UserError: stop texts without a tokenizer.
     """
     if isinstance(model, Server):
         return ServerDecoder(model, ends, sampling, tokenizer=tokenizer)
+    here: Any = {"tokenizer": tokenizer, "max_slots": max_slots, "known_tokens": known_tokens}
     if isinstance(model, TransformerDecoder):
-        return Decoder(model, ends, sampling, tokenizer=tokenizer, cache_bytes=cache_bytes, max_slots=max_slots)
+        return Decoder(model, ends, sampling, cache_bytes=cache_bytes, **here)
     from distill_tune.generation.hf import HuggingFaceDecoder  # and transformers with it
 
-    return HuggingFaceDecoder(model, ends, sampling, tokenizer=tokenizer, max_slots=max_slots)
+    return HuggingFaceDecoder(model, ends, sampling, **here)

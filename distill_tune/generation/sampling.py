@@ -1,7 +1,8 @@
 """How the next token is chosen from a model's logits."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -12,6 +13,33 @@ _MIX_1, _MIX_2 = -4658895280553007687, -7723592293110705685
 # Where the CPU may look at the result, a few of the likeliest nearly always suffice; sorting all takes far longer.
 _SORTED_FIRST: dict[str, tuple[int, ...]] = {"cpu": (64, 1024)}
 _BLOCK = 256  # tokens
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or isinstance(value, float)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(one, str) for one in value)
+
+
+def _are_whole(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str) and all(map(_is_whole, value))
+
+
+_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "max_new_tokens": (_is_whole, "a whole number"),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), (_is_number, "a number")),
+    **dict.fromkeys(
+        ("top_k", "max_repetitions"), (lambda value: value is None or _is_whole(value), "a whole number, or null")
+    ),
+    "stop": (_are_texts, "a list of texts"),
+    "stop_token_ids": (_are_whole, "a list of token ids"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +76,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, one in (("stop", str), ("stop_token_ids", int)):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, one) else tuple(value))
+            if isinstance(value := getattr(self, name), one):
+                object.__setattr__(self, name, (value,))
+        for name, (is_kind, wanted) in _KINDS.items():
+            if not is_kind(value := getattr(self, name)):
+                raise UserError(f"{name}={value}: must be {wanted}")
+        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         for name, fits, wanted in (
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("temperature", self.temperature >= 0, "0 or more"),

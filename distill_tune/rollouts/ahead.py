@@ -3,17 +3,27 @@ weights are others by then.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from distill_tune.disk import write_text
+from distill_tune.errors import UserError
 from distill_tune.generation import Completion
 from distill_tune.training.distributed import from_main_process, is_main_process
 
 FOLDER = "rollouts_ahead"
+_CHECKPOINT = re.compile(r"step_(\d+)|\.step_(\d+)\.partial")
 
 Answers = dict[int, list[Completion | None]]
+
+
+class _Kept(NamedTuple):
+    """Of each step, what its answers depended on, and these."""
+
+    settings: dict[int, dict[str, Any]]
+    answers: Answers
 
 
 class KeptAnswers:
@@ -24,11 +34,12 @@ class KeptAnswers:
         run: the run's folder.
         every: steps of a group; of a single one nothing is kept.
         seed: of the run.
+        settings_of: what the answers to a step depend on, by keys under ``rollouts``.
     """
 
-    def __init__(self, run: Path, every: int, seed: int) -> None:
+    def __init__(self, run: Path, every: int, seed: int, settings_of: Callable[[int], dict[str, Any]]) -> None:
         self._folder, self._checkpoints = run / FOLDER, run / "checkpoints"
-        self._every, self._seed = every, seed
+        self._every, self._seed, self._settings_of = every, seed, settings_of
 
     def of_step(self, step: int, num_rows: int) -> Answers | None:
         """Those of the group in which a run goes on with a step. All ranks call it.
@@ -38,37 +49,62 @@ class KeptAnswers:
 
         Returns:
             None where the step is the first of its group, or where they are not there, which is told.
+
+        Raises:
+            UserError: they were written with other settings.
         """
-        return from_main_process(self._read(step, num_rows)) if step % self._every else None
+        if step % self._every == 0:
+            return None
+        path = self._path(step)
+        found = from_main_process(self._read(path))
+        for key, was in (found.settings.get(step, {}) if found else {}).items():
+            if (now := self._settings_of(step)[key]) != was:
+                raise UserError(
+                    f"rollouts.{key}={now}: the answers to step {step + 1} have been written with {was}; set it back "
+                    f"until step {step - step % self._every + self._every}, or delete {path}, and others are written"
+                )
+        if found and len(found.answers.get(step, ())) == num_rows:
+            return found.answers
+        if is_main_process():
+            print(f"{path}: the answers to step {step + 1} that the run has had are not there; it writes others")
+        return None
 
     def keep(self, answers: Answers) -> None:
         if self._every == 1 or not is_main_process():
             return
         first = min(answers) // self._every * self._every
         plain = {step: [None if one is None else vars(one) for one in of_step] for step, of_step in answers.items()}
-        content = {"seed": self._seed, "every": self._every, "steps": plain}
+        settings = {step: self._settings_of(step) for step in answers}
+        content = {"seed": self._seed, "every": self._every, "settings": settings, "steps": plain}
         try:
             self._folder.mkdir(exist_ok=True)
-            write_text(self._folder / f"step_{first}.json", json.dumps(content))
-            oldest = min([first, *map(_number, self._checkpoints.glob("step_[0-9]*"))])
+            write_text(self._path(first), json.dumps(content))
+            # The group before stays, too: of its checkpoint there may be nothing yet, while it is being written.
+            oldest = min([first - self._every, *self._steps_of_checkpoints()])
             for path in self._folder.glob("step_*.json"):
                 if _number(path) + self._every <= oldest:
                     path.unlink()
         except OSError as error:
             print(f"{self._folder}: {error.strerror}; a run that goes on within these steps will write other answers")
 
-    def _read(self, step: int, num_rows: int) -> Answers | None:
-        path = self._folder / f"step_{step // self._every * self._every}.json"
+    def _steps_of_checkpoints(self) -> list[int]:
+        """Those in place, and one that is being written."""
+        names = (_CHECKPOINT.fullmatch(path.name) for path in self._checkpoints.glob("*step_*"))
+        return [int(name[1] or name[2]) for name in names if name]
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step_{step // self._every * self._every}.json"
+
+    def _read(self, path: Path) -> _Kept | None:
+        """None where there is no such file, or it is of another seed."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            settings = {int(step): dict(of_step) for step, of_step in content["settings"].items()}
+            steps = {int(step): list(map(_completion, of_step)) for step, of_step in content["steps"].items()}
             is_same = (content["seed"], content["every"]) == (self._seed, self._every)
-            steps = {int(number): list(map(_completion, of_step)) for number, of_step in content["steps"].items()}
         except (OSError, ValueError, KeyError, TypeError):
-            is_same, steps = False, {}
-        if is_same and len(steps.get(step, ())) == num_rows:
-            return steps
-        print(f"{path}: the answers to step {step + 1} that the run has had are not there; it writes others")
-        return None
+            return None
+        return _Kept(settings, steps) if is_same else None
 
 
 def _number(path: Path) -> int:

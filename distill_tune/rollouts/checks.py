@@ -1,8 +1,9 @@
 """What of a config with rollouts can be found wrong before a model loads."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -65,6 +66,15 @@ class Checked:
         """Of the rows of the step that follows ``step`` steps, those that the student answers."""
         return self.shares.at(step)[_SHARE]
 
+    def settings_of_answers(self, step: int) -> dict[str, Any]:
+        """What the answers to a step depend on beside seed, rows and weights, by keys under ``rollouts``, for JSON."""
+        of_sampling = json.loads(json.dumps(dataclasses.asdict(self.sampling)))
+        return {
+            "lmbda": float(self.share_at(step)),
+            "seq_kd": self.settings.seq_kd,
+            "samples_per_prompt": self.settings.samples_per_prompt,
+        } | {f"sampling.{name}": value for name, value in of_sampling.items()}
+
     def room(self, prompt: int, of_teacher: int) -> int:
         """Tokens of an answer to a prompt of so many, as student and teacher read it."""
         bound = self.built.student.max_seq_len - prompt
@@ -88,6 +98,12 @@ def check_rollouts(
         raise UserError(
             "rollouts: teacher_model has records of the data's answers alone, and none of those that are written while "
             "the student trains; take the teacher itself, or distill_tune.teachers.Served"
+        )
+    student_tokens = models.output_head(built.student).vocab_size
+    if settings.server is not None and (built.common_vocab_size or student_tokens) < student_tokens:
+        raise UserError(
+            f"rollouts.server: it may answer with each of the student's {student_tokens} tokens, teacher_model knows "
+            f"the first {built.common_vocab_size}; leave it out, so that the student answers here with these alone"
         )
     writing = teachers_that_write(built.teacher) if settings.seq_kd else []
     reads = _tokens_read(built.teacher)
@@ -172,7 +188,8 @@ def _lengths(rows: TokenisedRows, found: Checked, needs_answers: bool) -> Length
     if row := first(prompts == 0):
         raise UserError(
             f"rollouts: {row} has no prompt before its answer: all of it is learned; take rows with questions, without "
-            "train_on_input"
+            "train_on_input; where texts are the questions, dataset._component_=distill_tune.data.instruct with "
+            "dataset.column_map={prompt: text}"
         )
     if row := first(room < 1):
         least = min(found.built.student.max_seq_len, found.teacher_reads or found.built.student.max_seq_len)

@@ -34,7 +34,7 @@ class OnPolicy:
     lmbda: float | Schedule = 1.0
     seq_kd: bool = False
     samples_per_prompt: int = 1
-    sampling: Sampling | dict[str, Any] = dataclasses.field(default_factory=Sampling)
+    sampling: Sampling | dict[str, Any] | None = dataclasses.field(default_factory=Sampling)
     every: int = 1
     server: Server | None = None
     log_every_n_steps: int = 20
@@ -45,8 +45,17 @@ class OnPolicy:
         for name in ("samples_per_prompt", "every", "log_every_n_steps"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"rollouts.{name}={value}: must be at least 1")
+        if not isinstance(self.server, Server | None):
+            raise UserError(
+                f"rollouts.server={self.server}: must be a component, {{_component_: distill_tune.generation.Server, "
+                "url: ...}, or null"
+            )
         if isinstance(self.sampling, Mapping):
             object.__setattr__(self, "sampling", _sampling_of(self.sampling))
+        elif self.sampling is None:
+            object.__setattr__(self, "sampling", Sampling())
+        elif not isinstance(self.sampling, Sampling):
+            raise UserError(f"rollouts.sampling={self.sampling}: must be arguments, {{max_new_tokens: ...}}, or null")
 
 
 def _sampling_of(arguments: Mapping[str, Any]) -> Sampling:

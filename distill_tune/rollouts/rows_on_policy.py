@@ -144,11 +144,11 @@ class RowsOnPolicy:
 
     def cache_bytes(self, rows: int, dtype: torch.dtype) -> float:
         """As :meth:`RowsOfData.cache_bytes`."""
-        longest = self._of.longest
-        writing = [(self._of.built.student, longest.student)]
+        longest, settings = self._of.longest, self._settings
+        writing = [] if settings.server is not None else [(self._of.built.student, longest.student)]
         writing += [(one.model, longest.teacher) for one in self._of.writing_teachers if isinstance(one, LiveTeacher)]
         of_slot = sum(KeyValueCache.bytes_of_slot(model, tokens, dtype) for model, tokens in writing)
-        return min(MAX_SLOTS, rows) * of_slot
+        return min(MAX_SLOTS, rows * min(settings.every, self._steps.total_steps)) * of_slot
 
 
 def _shape_of(rows: Sequence[Row], follow_teachers: bool) -> Shape:

@@ -70,12 +70,17 @@ class StepAnswers:
         models_that_write = (self._settings.server or student, *(one.model for one in self._of.writing_teachers))
         self._by_student, *self._by_teachers = (
             generator_of(
-                model, self._of.ends, self._of.sampling, tokenizer=self._of.built.tokenizer, max_slots=MAX_SLOTS
+                model,
+                self._of.ends,
+                self._of.sampling,
+                tokenizer=self._of.built.tokenizer,
+                max_slots=MAX_SLOTS,
+                known_tokens=self._of.built.common_vocab_size,
             )
             for model in models_that_write
         )
         self._sender = self._sender_to(self._by_student, device, run)
-        self._kept = KeptAnswers(run, self._settings.every, self._seed)
+        self._kept = KeptAnswers(run, self._settings.every, self._seed, self._of.settings_of_answers)
 
     def _sender_to(self, generator: Generator, device: torch.device, run: Path) -> ServedAdapter | ServedWeights | None:
         """What keeps a server's weights those of the student."""

@@ -12,7 +12,7 @@ from rich.table import Column
 
 _WIDE = 120  # columns; a narrower terminal gets the numbers without the bar
 _BAR = 20  # columns
-_FIRST_TO_GO = ("lr", "speed", "ce", "kd", "memory")  # where a line is too narrow
+_FIRST_TO_GO = ("lr", "speed", "ce", "kd", "rollouts", "memory")  # where a line is too narrow
 # Without a terminal: the first steps, by which one sees that it runs, then by time, however long a step or a run is.
 _FIRST_STEPS = 3
 _SECONDS_BETWEEN_LINES = 60
@@ -98,6 +98,9 @@ def _parts(metrics: Mapping[str, float]) -> dict[str, str]:
     else:
         parts = {"loss": f"loss {metrics['loss']:.3f}"}
         parts |= {name: f"{name} {metrics[f'{name}_loss']:.3f}" for name in ("kd", "ce") if metrics[f"{name}_loss"]}
+        if "rollout_length" in metrics:
+            length, cut = metrics["rollout_length"], metrics["rollout_cut"]
+            parts |= {"rollouts": f"{length:.0f} tokens/answer, {cut:.0%} cut"}
         parts |= {"lr": f"lr {metrics['lr']:.1e}"}
     return parts | {
         "speed": f"{metrics['tokens_per_second']:,.0f} tokens/s",

@@ -33,7 +33,8 @@ _SECONDS_TO_BE_SEEN = 10  # network file systems show a new file some seconds la
 class RunFolder:
     """``output_dir`` of a config.
 
-    config.yaml, metrics.jsonl, checkpoints/step_N/, model/, adapter/ and finished.json are always where they are here.
+    config.yaml, metrics.jsonl, rollouts.jsonl, checkpoints/step_N/, model/, adapter/ and finished.json are always where
+    they are here.
     """
 
     path: Path
@@ -49,6 +50,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -138,6 +143,7 @@ class RunFolder:
             "model": (self.model, f"the student{merged}; opens with transformers"),
             "adapter": (self.adapter, "the LoRA factors; opens with peft on the base model"),
             "metrics": (self.metrics, "a line a step"),
+            "rollouts": (self.rollouts, "some of the student's answers, with the teacher's marks"),
         }
         lines += [f"  {path}  {what}" for path, what in written.values() if path.exists()]
         return "\n".join([*lines, f"try it{self._try_it()}"])

@@ -241,3 +241,13 @@ def test_completions_come_as_they_are_done():
         numbers.append(number)
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()  # in the caller's own code
     assert numbers == [1, 2, 0]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_tokens_past_those_that_are_known_are_not_chosen(penalty):
+    model, known = built("llama"), 40
+    free = Sampling(20, temperature=1.5, repetition_penalty=penalty)
+    assert any(token >= known for answer in Decoder(model, {}, free).generate(REQUESTS) for token in answer.tokens)
+    for answer in Decoder(model, {}, free, known_tokens=known).generate(REQUESTS):
+        assert len(answer.tokens) == 20
+        assert max(answer.tokens) < known

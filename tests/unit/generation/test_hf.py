@@ -164,3 +164,10 @@ def test_an_answer_that_goes_round_in_circles_is_cut_and_more_tokens_may_end_it(
     )
     assert ended.finish_reason == "stop"
     assert len(ended.tokens) <= 2
+
+
+def test_tokens_past_those_that_are_known_are_not_chosen():
+    model, free = made("gpt2"), Sampling(12, temperature=1.5, repetition_penalty=1.2)
+    assert max(token for one in HuggingFaceDecoder(model, (), free).generate(requests()) for token in one.tokens) >= 40
+    for answer in HuggingFaceDecoder(model, (), free, known_tokens=40).generate(requests()):
+        assert max(answer.tokens) < 40

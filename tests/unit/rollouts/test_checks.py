@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 from tiny import write_model
 
 from distill_tune.errors import UserError
+from distill_tune.rollouts import step_answers
 
 INSTRUCT = "distill_tune.data.instruct"
 
@@ -31,9 +33,15 @@ def test_the_datas_answers_alone_go_with_any_kd_ratio(rows_of):
 
 
 def test_a_row_that_is_learned_from_its_first_token_on_is_named(rows_of, tmp_path):
+    """And the way out that is told is one."""
     (tmp_path / "text.json").write_text(json.dumps([{"text": "What is 1 plus 2?"}] * 8))
-    with pytest.raises(UserError, match=r"text.json, row 1 has no prompt before its answer: all of it is learned"):
-        rows_of(dataset={"_component_": "distill_tune.data.text", "source": str(tmp_path / "text.json")})
+    text = {"_component_": "distill_tune.data.text", "source": str(tmp_path / "text.json")}
+    with pytest.raises(
+        UserError, match=r"text.json, row 1 has no prompt before its answer: all of it is learned"
+    ) as told:
+        rows_of(dataset=text)
+    assert str(told.value).endswith("_component_=distill_tune.data.instruct with dataset.column_map={prompt: text}")
+    rows_of(dataset=text | {"_component_": INSTRUCT, "column_map": {"prompt": "text"}})
 
 
 def test_an_answer_is_no_longer_than_student_and_teacher_read(rows_of):
@@ -75,3 +83,22 @@ def test_a_teacher_that_ends_answers_otherwise_is_told_of(rows_of, tokenizer_fil
     teacher = {"_component_": "distill_tune.models.from_hf", "path": str(other)}
     rows_of(teacher_model=teacher, teacher_checkpointer=None)
     assert "should answers grow long, add " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("longer", ["model", "teacher_model"])
+def test_answers_have_no_tokens_that_one_of_the_models_lacks(rows_of, tokenizer_file, tmp_path, monkeypatch, longer):
+    folder = write_model(tmp_path / "longer", tokenizer_file, seed=3, vocab_size=384)
+    component = {"_component_": "distill_tune.models.from_hf", "path": str(folder)}
+    of_checkpoint = {"checkpointer" if longer == "model" else "teacher_checkpointer": None}
+    changes = {longer: component} | of_checkpoint
+    known = []
+    monkeypatch.setattr(step_answers, "generator_of", lambda *models, **more: known.append(more["known_tokens"]))
+    rows = rows_of({"seq_kd": True}, **changes)
+    rows.begin(rows._of.built.student, torch.device("cpu"), 1, tmp_path)
+    assert known == [320, 320]
+    server = {"server": {"_component_": "distill_tune.generation.Server", "url": "http://localhost:1"}}
+    if longer == "model":
+        with pytest.raises(UserError, match=r"^rollouts.server: it may answer with each of the student's 384 tokens"):
+            rows_of(server, **changes)
+    else:
+        rows_of(server, **changes)

@@ -27,6 +27,7 @@ def test_every_row_is_chosen_as_often_as_any_other():
 
 
 def test_arguments_of_sampling_serve_as_it_does():
+    assert OnPolicy(sampling=None).sampling == OnPolicy().sampling == Sampling()
     assert OnPolicy(sampling={"temperature": 0.9}).sampling == Sampling(temperature=0.9)
 
 
@@ -37,6 +38,15 @@ def test_arguments_of_sampling_serve_as_it_does():
         ({"samples_per_prompt": 0}, "rollouts.samples_per_prompt=0: must be at least 1"),
         ({"log_every_n_steps": 0}, "rollouts.log_every_n_steps=0: must be at least 1"),
         ({"sampling": {"max_new_tokens": 0}}, "rollouts.sampling.max_new_tokens=0: must be 1 or more"),
+        ({"sampling": {"max_new_tokens": 2.5}}, "rollouts.sampling.max_new_tokens=2.5: must be a whole number"),
+        ({"sampling": {"max_new_tokens": "x"}}, "rollouts.sampling.max_new_tokens=x: must be a whole number"),
+        ({"sampling": {"temperature": "x"}}, "rollouts.sampling.temperature=x: must be a number"),
+        ({"sampling": {"top_k": 2.0}}, "rollouts.sampling.top_k=2.0: must be a whole number, or null"),
+        ({"sampling": {"stop": 5}}, "rollouts.sampling.stop=5: must be a list of texts"),
+        ({"sampling": {"stop_token_ids": 0.5}}, "rollouts.sampling.stop_token_ids=0.5: must be a list of token ids"),
+        ({"sampling": 512}, "rollouts.sampling=512: must be arguments, {max_new_tokens: ...}, or null"),
+        ({"server": "http://localhost:1"}, "rollouts.server=http://localhost:1: must be a component, {_component_: "),
+        ({"server": {"url": "x"}}, "rollouts.server={'url': 'x'}: must be a component"),
         ({"sampling": {"temprature": 1}}, "rollouts.sampling.temprature: no such argument; it takes max_new_tokens, "),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 from tiny import ROWS
 
 from distill_tune.data.conversation import IGNORE_INDEX
+from distill_tune.errors import UserError
 
 
 def answers(batches):
@@ -187,6 +188,57 @@ def test_a_run_that_goes_on_among_them_has_those_that_were_written(begun, tmp_pa
     broken = begun(settings)
     assert answers(broken.of_step(2, say).batches) == wanted
     assert "the answers to step 3 that the run has had are not there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"lmbda": 1.0}, r"lmbda=1.0: the answers to step 3 have been written with 0.5; set it back until step 3, or"),
+        ({"seq_kd": True}, "seq_kd=True: the answers to step 3 have been written with False"),
+        ({"samples_per_prompt": 2}, "samples_per_prompt=2: the answers to step 3 have been written with 1"),
+        ({"sampling": {"max_new_tokens": 30}}, "sampling.max_new_tokens=30: the answers to step 3 have been written w"),
+        ({"sampling": {"max_new_tokens": 20, "stop": ["x"]}}, r"sampling.stop=\['x'\]: the answers to step 3 have"),
+    ],
+)
+def test_a_run_that_goes_on_among_them_with_other_settings_is_told_which(begun, tmp_path, capsys, change, told):
+    settings = {"lmbda": 0.5, "every": 3, "sampling": {"max_new_tokens": 20}}
+    begun(settings).of_step(1, say)
+    with pytest.raises(UserError, match=rf"^rollouts\.{told}"):
+        begun(settings | change).of_step(2, say)
+    capsys.readouterr()
+    (tmp_path / "rollouts_ahead" / "step_0.json").unlink()
+    begun(settings | change).of_step(2, say)
+    assert "it writes others" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("checkpoint", ["", "step_0", ".step_1.partial", "step_9.superseded"])
+def test_answers_stay_while_a_checkpoint_that_needs_them_may_still_be_written(begun, tmp_path, checkpoint):
+    kept = begun({"every": 2})._answers._kept
+    (tmp_path / "checkpoints" / checkpoint).mkdir(parents=True)
+    found = []
+    for first in (0, 2, 4):
+        kept.keep({first: [None], first + 1: [None]})
+        found.append({path.name for path in (tmp_path / "rollouts_ahead").iterdir()})
+    assert found[1] == {"step_0.json", "step_2.json"}
+    needed = {"step_0.json"} if checkpoint in ("step_0", ".step_1.partial") else set()
+    assert found[2] == {"step_2.json", "step_4.json"} | needed
+
+
+def test_the_cache_is_of_all_rows_that_are_answered_at_once(rows_of):
+    one = rows_of().cache_bytes(1, torch.float32)
+    server = {"server": {"_component_": "distill_tune.generation.Server", "url": "http://localhost:1"}}
+    for settings, rows, slots in (
+        ({}, 4, 4),
+        ({"every": 2}, 4, 8),
+        ({"every": 2}, 40, 64),
+        ({"every": 1_000_000}, 1, rows_of()._steps.total_steps),
+        (server, 4, 0),
+    ):
+        assert rows_of(settings).cache_bytes(rows, torch.float32) == slots * one, settings
+    prompt = {"teacher_prompt_template": "{input} And why is that so?"}
+    with_teacher = {"seq_kd": True, "sampling": {"max_new_tokens": 20}}
+    short, long = (rows_of(with_teacher, **more).cache_bytes(1, torch.float32) for more in ({}, prompt))
+    assert 0 < short < long  # of a teacher that has a longer prompt
 
 
 @pytest.mark.parametrize("settings", [{}, {"lmbda": 0.0}])

@@ -53,6 +53,14 @@ def test_a_wide_terminal_has_everything(shown):
     assert line.startswith("step 114/3000 ") and "lr 1.0e-03  5,328 tokens/s  0.52 GiB  1:12:09 left" in line
 
 
+def test_of_answers_that_were_written_length_and_cut_share_are_told(shown, monkeypatch):
+    monkeypatch.setitem(LINE, "rollout_length", 84.25)
+    monkeypatch.setitem(LINE, "rollout_cut", 0.125)
+    assert "ce 0.659  84 tokens/answer, 12% cut  " in shown(range(1, 3), 3, seconds=1)
+    narrow = last_drawn(shown(range(1, 115), 3000, seconds=1.5, width=80))
+    assert narrow == "step 114/3000 loss 0.601  84 tokens/answer, 12% cut  0.52 GiB  1:12:09 left"
+
+
 @pytest.mark.parametrize("width", [None, 100])
 def test_the_time_left_is_told_of_steps_of_minutes_and_of_a_resumed_run(shown, width):
     output = shown(range(901, 904), 1000, seconds=95, width=width, done=900)

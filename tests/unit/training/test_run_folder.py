@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from distill_tune.rollouts.written import FILE
 from distill_tune.training import RunFolder
 
 
@@ -36,6 +37,13 @@ def test_what_the_line_to_try_an_adapter_needs_is_said(tmp_path):
     run = RunFolder(tmp_path)
     run.adapter.mkdir()
     assert "try it (needs peft: pip install peft): python -c " in run.finish(None)
+
+
+def test_rollouts_are_told_of_where_there_are_some(tmp_path):
+    run = RunFolder(tmp_path)
+    assert FILE not in run.finish(None)
+    (tmp_path / FILE).touch()
+    assert f"{FILE}  some of the student's answers, with the teacher's marks" in run.finish(None)
 
 
 def test_merged_adapters_are_told_of_where_there_are_some(tmp_path):
