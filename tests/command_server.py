@@ -7,13 +7,16 @@ see ``cli`` and ``fresh_cli`` in conftest.py.
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import gc
+import inspect
 import itertools
 import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -24,6 +27,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 class Child:
@@ -102,21 +107,24 @@ class CommandServer:
             env=os.environ | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
         )
 
-    def start(self, arguments: list[str], folder: Path, environment: Mapping[str, str], output: Path) -> Command:
+    def start(
+        self, arguments: list[str], folder: Path, environment: Mapping[str, str], output: Path, starting: int = 0
+    ) -> Command:
         """What Python would do with these arguments in ``folder``.
 
         Args:
             environment: all of it.
             output: a folder; what the command prints goes through files in a new one there.
+            starting: so many of the Pythons that it starts are forked, too, and of those that each of them starts.
         """
         folder_of_streams = Path(tempfile.mkdtemp(dir=output))
         streams = [folder_of_streams / name for name in ("stdout", "stderr")]
-        named = {"arguments": arguments, "folder": str(folder), "streams": [*map(str, streams)]}
+        named = {"arguments": arguments, "folder": str(folder), "streams": [*map(str, streams)], "starting": starting}
         return Command(self, arguments, self.ask(**named, environment=dict(environment)), streams)
 
-    def open_tokenizers(self, folders: list[Path]) -> None:
+    def open_tokenizers(self, of_models: list[Path], others: list[Path]) -> None:
         """Commands that come after this find them read, the last few, as a process does that has read them before."""
-        self.ask(folders=[*map(str, folders)])
+        self.ask(of_models=[*map(str, of_models)], others=[*map(str, others)])
 
     def ask(self, **request: object) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -184,8 +192,10 @@ def _serve() -> None:
         if "wait_for" in request:
             print(json.dumps(_status_of(running.pop(request["wait_for"]), request["timeout"])), flush=True)
             continue
-        if "folders" in request:
-            for folder in request["folders"]:
+        if "of_models" in request:
+            for folder in request["others"]:
+                models.tokenizer_files.open_tokenizer(Path(folder))
+            for folder in request["of_models"]:
                 models.vocabulary.Vocabulary.of(Path(folder))
             print("null", flush=True)
             continue
@@ -227,6 +237,8 @@ def _command(request: dict) -> None:
         setattr(sys.modules[module], name, _forbidden)
     if {"--nproc_per_node", "kd_distributed", "teacher_cache"} & set(request["arguments"]):  # the recipes of ranks
         _fork_ranks_of_torchrun(request["arguments"])
+    if request["starting"]:
+        _fork_pythons(request["starting"])
     _run_and_exit(request["arguments"])
 
 
@@ -237,6 +249,69 @@ def _set_environment(variables: dict[str, str]) -> None:
     os.environ.update(variables)
     if threads := os.environ.get("OMP_NUM_THREADS"):  # PyTorch has read it already
         torch.set_num_threads(int(threads))
+    if (compiler := os.environ.get("CXX")) and (config := sys.modules.get("torch._inductor.config")):
+        config.cpp.cxx = (None, compiler)  # so has its compiler
+    if threshold := os.environ.get("MALLOC_MMAP_THRESHOLD_"):  # the C library, too; and what is free goes back
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, int(threshold))
+        library.malloc_trim(0)
+
+
+def _fork_pythons(count: int) -> None:
+    """Fork ``count`` processes that take, before this one does anything, the Pythons that it will start."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    spare: list[tuple[int, socket.socket]] = []
+    for _ in range(count):
+        mine, its = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            for other in [mine, *(other for _, other in spare)]:
+                other.close()
+            _python(its, count)
+        its.close()
+        spare.append((pid, mine))
+
+    names = list(inspect.signature(subprocess.Popen._execute_child).parameters)[1:]  # type: ignore[attr-defined]
+
+    class Forked(subprocess.Popen):
+        def _execute_child(self, *given: Any) -> None:  # type: ignore[override]
+            of = dict(zip(names, given, strict=True))
+            if not spare or of["args"][0] != sys.executable:
+                return super()._execute_child(*given)  # type: ignore[misc]
+            self.pid, asked = spare.pop(0)
+            self._child_created = True
+            arguments = [argument for argument in map(str, of["args"][1:]) if argument != "-u"]
+            environment = dict(os.environ if of["env"] is None else of["env"])
+            told = {"arguments": arguments, "environment": environment, "session": of["start_new_session"]}
+            told["folder"] = os.fspath(of["cwd"] or os.getcwd())
+            ends = [of[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+            descriptors = [number if end == -1 else end for number, end in enumerate(ends)]
+            socket.send_fds(asked, [b"-"], descriptors)
+            asked.sendall(json.dumps(told).encode())
+            asked.close()
+            self._close_pipe_fds(*given[names.index("p2cread") : names.index("errwrite") + 1])  # type: ignore[attr-defined]
+
+    subprocess.Popen = subprocess_handler.Popen = Forked  # type: ignore[misc, assignment]
+
+
+def _python(asked: socket.socket, count: int) -> None:
+    """In a process that waits to be one."""
+    _, descriptors, *_ = socket.recv_fds(asked, 1, 3)
+    if not descriptors:  # whoever might have started it has ended
+        os._exit(0)
+    with asked, asked.makefile() as told:
+        request = json.load(told)
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    if request["session"]:
+        os.setsid()
+    os.chdir(request["folder"])
+    _set_environment(request["environment"])
+    sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+    _fork_pythons(count)
+    _run_and_exit(request["arguments"])
 
 
 def _fork_ranks_of_torchrun(arguments: list[str]) -> None:

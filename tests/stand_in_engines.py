@@ -169,7 +169,7 @@ class StandInVLLM(StandIn):
             seen = torch.zeros(logits.shape, dtype=torch.bool)
             seen[0, prompt + tokens] = True
             penalised = None if sampling.repetition_penalty == 1 else seen
-            token, _ = choose(logits.clone(), sampling, torch.rand(1, generator=generator), penalised)
+            token, _ = choose(logits, sampling, torch.randint(2**62, (1,), generator=generator), penalised)
             told = logits[0].log_softmax(-1)
             if self._heeds_temperature:
                 told = (logits[0] / (sampling.temperature or 1)).log_softmax(-1)

@@ -100,6 +100,7 @@ class _Speaker:
         from distill_tune import generation
         from distill_tune.data.conversation import prompt_tokens
         from distill_tune.data.sources import RowError
+        from distill_tune.generation.texts import text_of
 
         asked = [*self.turns, {"role": "user", "content": question}]
         try:
@@ -112,7 +113,7 @@ class _Speaker:
                 for token in stream:
                     if token not in self.ends:
                         tokens.append(token)
-                    text = self.tokenizer.decode(tokens).rstrip("\ufffd")  # of a character that is not whole yet
+                    text = text_of(self.tokenizer, tokens).rstrip("\ufffd")  # of a character that is not whole yet
                     yield text
             finally:
                 if tokens:

@@ -36,7 +36,8 @@ __all__ = ["IGNORE_INDEX", "TokenisedDataset", "chat", "docstrings", "instruct",
 _TRAIN_ON = ("all", "last", "marked")
 # Names of a column, the likeliest first.
 ANSWER = ("output", "response", "completion", "answer")
-_FINISH_REASON, _CUT = "finish_reason", "length"  # as OpenAI's answers and the recipe generate say it
+_FINISH_REASON = "finish_reason"
+_CUT = ("length", "repetition", "content_filter")  # as OpenAI's answers and the recipe generate say it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,7 +315,7 @@ def _load(source: str, split: str, options: Mapping[str, Any]) -> Any:
 
 def _as_it_ended(conversation: Conversation, row: Row) -> Conversation:
     """With it noted where the row says that its answer was cut, so that its end is not learned."""
-    is_cut = row.get(_FINISH_REASON) == _CUT and conversation.turns[-1]["role"] == "assistant"
+    is_cut = row.get(_FINISH_REASON) in _CUT and conversation.turns[-1]["role"] == "assistant"
     return dataclasses.replace(conversation, is_cut=is_cut)
 
 

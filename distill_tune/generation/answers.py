@@ -8,7 +8,7 @@ from distill_tune.data.conversation import Turn
 from distill_tune.data.row_fields import GENERATED
 from distill_tune.generation.thinking import BEGIN, split_thinking
 
-FINISHED, CUT = "stop", "length"
+FINISHED = "stop"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Sample:
         model: its name.
         number: among the samples of its prompt, from 0.
         seed: that its random stream is from.
-        finish_reason: ``stop``, or ``length`` where it was cut.
+        finish_reason: ``stop``, or ``length`` or ``repetition`` where it was cut.
         tokens: with the end, where it has one.
         log_prob: of all of them together, by the model itself; None where it does not tell.
         text: of the tokens, without the end.
@@ -70,7 +70,7 @@ class Answer:
         thinking: the thought, where it has a field of its own; empty otherwise.
         tokens: of all that the model has written, its end included.
         log_prob: of all of them together; None where the model does not tell.
-        finish_reason: ``stop``, or ``length`` where it was cut.
+        finish_reason: ``stop``, or ``length`` or ``repetition`` where it was cut.
         model: that has answered.
         sample: its number among those of its prompt, from 0.
     """

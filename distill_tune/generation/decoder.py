@@ -153,7 +153,7 @@ class Decoder:
         if not rows:
             return None
         longest = max(rows, key=lambda row: len(row.prompt) + row.limit)
-        length = len(longest.prompt) + longest.limit + _steps_between_looks(model.device)
+        length = len(longest.prompt) + longest.limit
         slots = min(self._max_slots, len(rows))
         fits = self._cache and self._cache.holds(length, model.device, model.dtype)
         if fits and slots <= self._rows_asked_for:
@@ -236,7 +236,7 @@ class _Batch:
         filled = slice(first, len(self._running))
         self._slots[:, filled] = self._tensor([[0, len(row.prompt) - 1, 0] for row in rows]).t()
         streams = self._tensor([row.stream for row in rows])[:, None]
-        self._seeds[filled] = seeds_of(streams, self._cache.numbers[: self._seeds.shape[1]])
+        self._seeds[filled] = seeds_of(streams, torch.arange(self._seeds.shape[1], device=self._model.device))
         if self._sampling.repetition_penalty != 1:
             self._remember(filled, rows, logits.shape[-1])
         self._append(*self._choose(logits, filled))
@@ -258,8 +258,10 @@ class _Batch:
     def _step(self, rows: int, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The next token of the first slots and its log-probability, ``[rows]`` each."""
         now = slice(0, rows)
-        grown = GrownRows(self._positions[now], longest, self._cache)
-        hidden = self._model.hidden_states(self._last[now, None], self._positions[now, None], grown)[:, 0]
+        # Behind an end, of which nothing is taken, a row may go past its last position.
+        positions = self._positions[now].clamp(max=self._cache.length - 1)
+        grown = GrownRows(positions, longest, self._cache)
+        hidden = self._model.hidden_states(self._last[now, None], positions[:, None], grown)[:, 0]
         return self._choose(self._model.logits(hidden), now)
 
     def _choose(self, logits: torch.Tensor, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:

@@ -63,15 +63,15 @@ class Scripts:
     """Answers in these scripts: a model that falls into another language mostly falls into another script.
 
     Args:
-        allowed: as Unicode names begin: LATIN, CJK, HIRAGANA, CYRILLIC, ARABIC and so on.
+        allowed: as Unicode names begin: LATIN, CJK, HIRAGANA, CYRILLIC, ARABIC and so on; one, or a list.
         least: share of an answer's letters that must be of these.
     """
 
-    allowed: Sequence[str]
+    allowed: str | Sequence[str]
     least: float = 0.95
 
     def __call__(self, answer: Answer) -> bool:
         letters = collections.Counter(filter(str.isalpha, answer.text))
-        names = tuple(name.upper() for name in self.allowed)
+        names = tuple(name.upper() for name in ([self.allowed] if isinstance(self.allowed, str) else self.allowed))
         found = sum(n for letter, n in letters.items() if unicodedata.name(letter, "").startswith(names))
         return found >= self.least * letters.total()

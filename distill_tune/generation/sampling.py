@@ -24,11 +24,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_texts(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(one, str) for one in value)
+    return isinstance(value, Iterable) and all(isinstance(one, str) for one in value)
 
 
 def _are_whole(value: Any) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, str) and all(map(_is_whole, value))
+    return _is_whole(value) or (isinstance(value, Iterable) and all(map(_is_whole, value)))
 
 
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -37,8 +37,8 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("top_k", "max_repetitions"), (lambda value: value is None or _is_whole(value), "a whole number, or null")
     ),
-    "stop": (_are_texts, "a list of texts"),
-    "stop_token_ids": (_are_whole, "a list of token ids"),
+    "stop": (_are_texts, "a text, or a list of such"),
+    "stop_token_ids": (_are_whole, "a token id, or a list of such"),
 }
 
 
@@ -57,8 +57,8 @@ class Sampling:
         repetition_penalty: logits of tokens that the row already has become less likely by this factor
             (arXiv 1909.05858, §4.1); 1 leaves them.
         max_repetitions: an answer is cut once it ends with the same few tokens so many times in a row; null: never.
-        stop: an answer ends before the first of these texts.
-        stop_token_ids: tokens that end an answer, besides the model's own.
+        stop: an answer ends before the first of these texts; one text, or a list.
+        stop_token_ids: tokens that end an answer, besides the model's own; one, or a list.
 
     Raises:
         UserError: a value out of its range.
@@ -78,6 +78,9 @@ class Sampling:
         for name, (is_kind, wanted) in _KINDS.items():
             if not is_kind(value := getattr(self, name)):
                 raise UserError(f"{name}={value}: must be {wanted}")
+        for name, one in (("stop", str), ("stop_token_ids", int)):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, one) else tuple(value))
         for name, fits, wanted in (
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("temperature", self.temperature >= 0, "0 or more"),
@@ -90,8 +93,6 @@ class Sampling:
         ):
             if not fits:
                 raise UserError(f"{name}={getattr(self, name)}: must be {wanted}")
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
 
 
 def stream_of(*numbers: int) -> int:

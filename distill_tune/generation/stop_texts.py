@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill_tune.errors import UserError
+from distill_tune.generation.texts import text_of
 
 _TOKENS_BEFORE = 8  # a text may begin within a token, and a token within a character
 
@@ -22,6 +23,8 @@ class StopTexts:
         if texts and tokenizer is None:
             raise UserError(f"stop={list(texts)}: stop texts need a tokenizer")
         self._texts, self._tokenizer = tuple(texts), tokenizer
+        # SentencePiece leaves the space of a first token out: texts are looked for behind another one.
+        self._before = tokenizer.encode("a", add_bos=False, add_eos=False)[-1:] if texts else []
         self._longest = max((len(text.encode()) for text in texts), default=0)
 
     def cut(self, tokens: list[int], log_probs: list[float]) -> bool:
@@ -42,5 +45,6 @@ class StopTexts:
         return True
 
     def _found(self, tokens: Sequence[int]) -> bool:
-        decoded = self._tokenizer.decode(list(tokens))
+        before = text_of(self._tokenizer, self._before)
+        decoded = text_of(self._tokenizer, [*self._before, *tokens]).removeprefix(before)
         return any(text in decoded for text in self._texts)

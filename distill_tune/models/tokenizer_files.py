@@ -18,8 +18,9 @@ from distill_tune.kept_digests import kept_digest
 # Of what a tokenizer is made, by transformers or by those that read the same folders (vLLM, llama.cpp, mistral-common).
 VOCABULARIES = ("tokenizer.json", "tekken.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken")
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_TEMPLATES = ("*.jinja", "additional_chat_templates/*")
-_CONFIG = "config.json"
+_SETTINGS, _CONFIG = "tokenizer_config.json", "config.json"
+_TEMPLATE, _OTHER_TEMPLATES = "chat_template", "additional_chat_templates/*.jinja"
+_DTYPES = ("dtype", "torch_dtype")
 
 _KEPT = 4
 _opened: dict[frozenset[tuple[str, str]], Any] = {}  # the last few, by their files
@@ -59,24 +60,52 @@ def files_of(folder: Path, patterns: Sequence[str]) -> list[Path]:
     return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
 
 
-def _contents_of(folder: Path) -> frozenset[tuple[str, str]]:
-    """What a folder's tokenizer is made of: the digest of each file, but of config.json the names alone.
+def contents_read(folder: Path) -> dict[str, str]:
+    """What a tokenizer's class reads of a folder, but for the chat templates: by name, the digest of each file.
 
-    They say which class reads the others; sizes are the model's.
+    From the same contents the same class makes the same tokenizer.
     """
-    files = files_of(folder, (*VOCABULARIES, *SETTINGS, *_TEMPLATES))
-    digests = {(str(file.relative_to(folder)), kept_digest(file)) for file in files}
+    contents = {file.name: kept_digest(file) for file in files_of(folder, (*VOCABULARIES, *SETTINGS))}
+    if (settings := _object_in(folder / _SETTINGS)) is not None:
+        contents[_SETTINGS] = json.dumps({key: value for key, value in settings.items() if key != _TEMPLATE})
+    return contents
+
+
+def _contents_of(folder: Path) -> frozenset[tuple[str, str]]:
+    """What a folder's tokenizer is made of: :func:`contents_read`, the templates, and of config.json the names alone.
+
+    They say which class reads the others; sizes and dtypes are the model's.
+    """
+    contents = contents_read(folder)
+    contents[_TEMPLATE] = json.dumps(_templates_of(folder), sort_keys=True)
     if (config := folder / _CONFIG).is_file():
-        digests.add((_CONFIG, _names_in(config)))
-    return frozenset(digests)
+        read = _object_in(config)
+        names = {key: value for key, value in (read or {}).items() if isinstance(value, str) and key not in _DTYPES}
+        contents[_CONFIG] = kept_digest(config) if read is None else json.dumps(names)
+    return frozenset(contents.items())
 
 
-def _names_in(config: Path) -> str:
-    text = config.read_text(encoding="utf-8", errors="replace")
+def _templates_of(folder: Path) -> Any:
+    """One, several by name, or None, as transformers takes them: files of their own come before the settings."""
+    files = {file.stem: file for file in files_of(folder, (_OTHER_TEMPLATES,))}
+    if (file := folder / f"{_TEMPLATE}.jinja").is_file():
+        files["default"] = file
+    texts = {name: file.read_text(encoding="utf-8", errors="replace") for name, file in files.items()}
+    if texts:
+        return texts["default"] if [*texts] == ["default"] else texts
+    found = (_object_in(folder / _SETTINGS) or {}).get(_TEMPLATE)
+    if isinstance(found, list) and all(isinstance(one, dict) and "name" in one for one in found):
+        return {one["name"]: one.get("template") for one in found}
+    return found
+
+
+def _object_in(file: Path) -> dict[str, Any] | None:
+    """None where it is no JSON object, or not there."""
     try:
-        return json.dumps({key: value for key, value in json.loads(text).items() if isinstance(value, str)})
-    except (ValueError, AttributeError):  # transformers tells
-        return text
+        read = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return read if isinstance(read, dict) else None
 
 
 def _read(folder: Path) -> Any:

@@ -22,9 +22,10 @@ from distill_tune.data.dates import day_of_run
 from distill_tune.data.prompts import Prompt
 from distill_tune.disk import flush, write_text
 from distill_tune.errors import UserError
-from distill_tune.generation.answers import CUT, FINISHED, Question, Sample, row_of
+from distill_tune.generation.answers import FINISHED, Question, Sample, row_of
 from distill_tune.generation.choice import Choice, Filter
 from distill_tune.generation.record import Record, sample_key
+from distill_tune.generation.texts import text_of
 from distill_tune.training.distributed import from_main_process, is_main_process, num_ranks, rank, wait_for_all
 from distill_tune.training.output_check import require_writable
 from distill_tune.training.questions import Failed, read_questions
@@ -102,6 +103,8 @@ def prepare_answers(cfg: DictConfig, device: torch.device, tokenizer: Any, runs:
     choice = _choice(cfg, runs)
     key = cfg.get("generate_with") or ("model" if cfg.get("teacher_model") is None else "teacher_model")
     writers = open_writers(cfg, key, device, tokenizer)
+    for writer in writers:
+        writer.ends |= frozenset(sampling.stop_token_ids)
     longest = min((writer.max_seq_len for writer in writers if writer.max_seq_len), default=sys.maxsize)
     questions, failed = read_questions(cfg, tokenizer, _prompt_for(cfg, key), longest)
     used = numpy.unique(numpy.concatenate([numpy.asarray(question.tokens) for question in questions]))
@@ -194,8 +197,8 @@ class Wanted(NamedTuple):
         """The answer, as it is recorded."""
         tokens = list(completion.tokens)
         has_end = completion.finish_reason == FINISHED and tokens[-1:] and tokens[-1] in writer.ends
-        text = tokenizer.decode(tokens[:-1] if has_end else tokens)
-        if completion.finish_reason == CUT:
+        text = text_of(tokenizer, tokens[:-1] if has_end else tokens)
+        if completion.finish_reason != FINISHED:
             text = text.rstrip("\ufffd")  # of a character that was cut
         log_prob = round(sum(completion.log_probs), 4) if completion.log_probs else None
         return Sample(self.key, writer.name, self.number, seed, completion.finish_reason, tokens, log_prob, text)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_tune.data.tokenizer import HFTokenizer
-from distill_tune.models.tokenizer_files import SETTINGS, VOCABULARIES, files_of, open_tokenizer
+from distill_tune.models.tokenizer_files import SETTINGS, VOCABULARIES, contents_read, files_of, open_tokenizer
 
 _CONFIG, _TEMPLATE, _TEMPLATES = "tokenizer_config.json", "chat_template.jinja", "additional_chat_templates"
 _DEFAULT = "default"
@@ -32,10 +32,10 @@ def write_tokenizer(folder: Path, tokenizer: Any, base: Path) -> None:
     if own is None:
         return
     _write_settings(folder, own.chat_template)
-    if not _is_opened_as(folder, own):
+    if not _is_opened_as(folder, own, source):
         own.save_pretrained(folder)
         _write_settings(folder, own.chat_template)
-        if own.is_fast and not _is_opened_as(folder, own):
+        if own.is_fast and not _is_opened_as(folder, own, source):
             print(f"{source}: transformers may open this tokenizer as another one beside the student's config.json")
 
 
@@ -54,12 +54,18 @@ def _write_settings(folder: Path, template: str | dict[str, str] | None) -> None
     (folder / _CONFIG).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _is_opened_as(folder: Path, own: Any) -> bool:
+def _is_opened_as(folder: Path, own: Any, source: Path) -> bool:
+    """Whether transformers makes ``own``, which it made of ``source``, of the files of ``folder``, too."""
     opened = open_tokenizer(folder)
     if opened is None or not own.is_fast:
         return False
-    same = opened.special_tokens_map == own.special_tokens_map and opened.chat_template == own.chat_template
-    return same and opened.backend_tokenizer.to_str() == own.backend_tokenizer.to_str()
+    if opened is own:  # of the same files beside the same names in config.json
+        return True
+    if opened.special_tokens_map != own.special_tokens_map or opened.chat_template != own.chat_template:
+        return False
+    if type(opened) is type(own) and contents_read(folder) == contents_read(source):
+        return True
+    return opened.backend_tokenizer.to_str() == own.backend_tokenizer.to_str()
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from distill_tune.data.row_fields import unread_in
 from distill_tune.data.sources import Row, RowError, origin_of, require_unchanged, use_in_torchtune
 from distill_tune.errors import UserError, one_line
 from distill_tune.generation.answers import Question
+from distill_tune.generation.texts import text_of
 from distill_tune.generation.thinking import BEGIN
 
 _NOT_KEPT = {*ANSWER, "finish_reason"}  # of the row's own answer
@@ -98,7 +99,7 @@ def _question(
         raise asked
     read = prompt.applied(Conversation(asked.turns, (False,) * len(asked.turns), asked.tools), row).turns
     tokens = tuple(prompt_tokens(tokenizer, read, asked.tools))
-    begins_thought = tokenizer.decode(list(tokens[-_OPEN:])).rstrip().endswith(BEGIN)
+    begins_thought = text_of(tokenizer, tokens[-_OPEN:]).rstrip().endswith(BEGIN)
     return Question(number, origin, row, asked.turns, asked.tools, kept, tokens, begins_thought)
 
 

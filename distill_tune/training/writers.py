@@ -29,7 +29,7 @@ class Writer:
 
     Attributes:
         name: in rows.
-        ends: tokens that end its answers.
+        ends: tokens that end its answers, those of ``sampling.stop_token_ids`` included once they are known.
         identity: what decides on its answers besides prompt and sampling: content of its weights, dtype, ends.
         max_seq_len: tokens of a prompt and its answer; None where it does not say.
         vocab_size: None where it does not say.

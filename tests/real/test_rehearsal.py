@@ -1,5 +1,6 @@
 """Every shipped config as a user takes it: checked, planned, three steps, and what it leaves reopened by others."""
 
+import functools
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from real.folders import small_config, write_folder
 from tiny import metrics_of
 
 from distill_tune.config.files import config_names, configs_folder, demo_model_folder
+from distill_tune.disk import digest
+from distill_tune.models.tokenizer_files import SETTINGS, VOCABULARIES, files_of
 
 OTHERS = [name for name in config_names() if not name.startswith(FOLDERS)]
 # One of each family, with two models where there is such.
@@ -91,7 +94,9 @@ def models_of(name: str) -> list[str]:
 
 
 @pytest.fixture
-def make_models(models_dir: Path, command_server: CommandServer) -> Callable[[str], None]:
+def make_models(
+    models_dir: Path, command_server: CommandServer, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], None]:
     """Make the folders that a config names, where no test has; its commands find their large tokenizers read."""
 
     def make(name: str) -> None:
@@ -103,7 +108,15 @@ def make_models(models_dir: Path, command_server: CommandServer) -> Callable[[st
                     making.rename(models_dir / model)
                 except OSError:  # another worker was first
                     shutil.rmtree(making)
-        command_server.open_tokenizers([models_dir / model for model in models_of(name)])
+        command_server.open_tokenizers([models_dir / model for model in models_of(name)], [as_in_an_adapter(name)])
+
+    def as_in_an_adapter(name: str) -> Path:
+        """What adapter/ will have of the student's tokenizer: not config.json."""
+        model = models_of(name)[0]
+        folder = tmp_path_factory.mktemp("adapter")
+        for file in files_of(models_dir / model, (*VOCABULARIES, *SETTINGS, "chat_template.jinja")):
+            (folder / file.name).symlink_to(file)
+        return folder
 
     return make
 
@@ -218,14 +231,32 @@ def test_what_it_leaves_answers_and_stops(name: str, place: Path, make_models: C
         assert len(tokens) < 20
 
 
+@functools.lru_cache(maxsize=4)
+def _opened(files: frozenset[tuple[str, str]]) -> list:
+    return []  # filled by whoever asks first
+
+
+def tokenizer_in(folder: Path):
+    """As transformers opens it; once for the same files beside a config.json of the same kind of model."""
+    from transformers import AutoTokenizer
+
+    names = (*VOCABULARIES, *SETTINGS, "chat_template.jinja")
+    files = {(file.name, digest(file)) for file in files_of(folder, names)}
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    opened = _opened(frozenset({*files, ("config.json", kind)}))
+    if not opened:
+        opened.append(AutoTokenizer.from_pretrained(folder))
+    return opened[0]
+
+
 def check_what_it_leaves(place: Path, base: Path) -> None:
     """transformers opens model/, peft adapter/ on the base model; both give the same logits, and not the base's."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     out = place / "out"
     model = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    tokenizer = tokenizer_in(out / "model")
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     if tokenizer.chat_template:
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 import types
@@ -26,7 +25,7 @@ def first_hour(monkeypatch):
     return lambda name: importlib.import_module(f"first_hour.{name}")
 
 
-def test_all_of_it_runs_on_a_cpu(first_hour, tmp_path):
+def test_all_of_it_runs_on_a_cpu(command_server, tmp_path, tmp_path_factory):
     """With a C++ compiler that fails, which is a fault in one check."""
     only = [
         "attention",
@@ -41,11 +40,11 @@ def test_all_of_it_runs_on_a_cpu(first_hour, tmp_path):
         "generation",
     ]
     only += ["single_device tiny/tiny_lora"]
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--first-hour", "--device", "cpu", "--small"]
+    command = [str(BENCHMARKS / "gpu.py"), "--first-hour", "--device", "cpu", "--small"]
+    command += ["--folder", str(tmp_path), "--only", *only]
     environment = os.environ | {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
-    done = subprocess.run(
-        [*command, "--folder", str(tmp_path), "--only", *only], env=environment, capture_output=True, text=True
-    )
+    output = tmp_path_factory.mktemp("output")
+    done = command_server.start(command, tmp_path, environment, output, starting=3).completed()
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == [
         f"results: {tmp_path / 'RESULTS_CPU.md'}",

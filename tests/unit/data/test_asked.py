@@ -108,14 +108,15 @@ def test_an_answer_that_was_cut_is_learned_to_its_last_word_and_without_an_end(p
     assert numpy.array_equal(cut.labels, tokens.labels[: len(cut.labels)])
 
 
-def test_rows_say_how_they_ended_and_what_they_say_of_themselves_is_not_told(tmp_path, student_folder):
+@pytest.mark.parametrize("how", ["length", "repetition"])
+def test_rows_say_how_they_ended_and_what_they_say_of_themselves_is_not_told(tmp_path, student_folder, how):
     rows = [
         {
             "messages": [user("What is 1 plus 2?"), assistant("1 plus 2 is 3, and")],
             "finish_reason": reason,
             "generated": {"seed": 0},
         }
-        for reason in ("length", "stop")
+        for reason in (how, "stop")
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"_component_": "distill_tune.data.chat", "source": str(tmp_path / "rows.jsonl")}

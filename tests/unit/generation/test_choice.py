@@ -98,6 +98,7 @@ def test_filters_see_what_they_are_for():
     latin = generation.Scripts(["latin"])
     assert latin(answer("It is 6, à peu près.")) and not latin(answer("It is 六个,大概是这样的"))
     assert generation.Scripts(["CJK", "Latin"])(answer("六 six"))
+    assert not generation.Scripts("CJK")(answer("Привет мир"))
 
 
 def test_duplicates_are_found_among_thousands_and_others_are_not():

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny_decoders import FREE, PROMPTS, REQUESTS, built, tokens_of
+from tiny_decoders import BUILT, FREE, PROMPTS, REQUESTS, built, tokens_of
 
-from distill_tune.generation import Decoder, Request
+from distill_tune.generation import Decoder, Request, Sampling
 from distill_tune.generation import decoder as decoder_module
 from distill_tune.generation.graphs import StepGraphs
 
@@ -43,4 +43,13 @@ def test_answers_are_those_without_graphs(captures, monkeypatch):
 def test_a_graph_serves_all_batches_of_its_size(captures):
     model = built("llama")
     Decoder(model, {}, FREE).generate(REQUESTS)
-    assert captures == [(3, 37)]  # 9 + 20 positions, and 8 that may lie behind an end
+    assert captures == [(3, 29)]
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_steps_behind_an_end_stay_within_what_the_model_reads(name, captures, monkeypatch):
+    model, requests = built(name), [Request([5] * 60, 1), Request([7] * 5, 2)]
+    found = Decoder(model, {}, Sampling(80, temperature=1.5)).generate(requests)
+    assert [len(of.tokens) for of in found] == [4, 59]
+    monkeypatch.undo()
+    assert tokens_of(found) == tokens_of(Decoder(model, {}, Sampling(80, temperature=1.5)).generate(requests))

@@ -109,9 +109,9 @@ def test_each_request_has_its_limit_and_ends_at_any_of_the_ends():
 def test_an_answer_ends_before_a_stop_text(student_folder):
     tokenizer, prompt = hf_tokenizer(str(student_folder)), Request([5, 6, 7], stream_of(1))
     model = transformers.AutoModelForCausalLM.from_pretrained(student_folder, dtype=torch.float32)
-    (whole,) = HuggingFaceDecoder(model, (), Sampling(12)).generate([prompt])
+    (whole,) = HuggingFaceDecoder(model, (), Sampling(32)).generate([prompt])
     text = next(text for token in whole.tokens[4:] if len(text := tokenizer.decode([token]).strip()) > 1)
-    (found,) = HuggingFaceDecoder(model, (), Sampling(12, stop=[text]), tokenizer=tokenizer).generate([prompt])
+    (found,) = HuggingFaceDecoder(model, (), Sampling(32, stop=[text]), tokenizer=tokenizer).generate([prompt])
     assert found.finish_reason == "stop"
     assert found.tokens == whole.tokens[: len(found.tokens)]
     assert text not in tokenizer.decode(found.tokens)

@@ -25,6 +25,27 @@ def test_the_same_files_are_read_once(folders):
     assert hf_tokenizer(str(folders[0])).transformers_tokenizer is student
 
 
+def test_where_the_template_stands_and_the_dtype_make_no_other_tokenizer(folders):
+    """As model/ has them beside the base's folder."""
+    first = open_tokenizer(folders[0])
+    settings = json.loads((folders[0] / "tokenizer_config.json").read_text())
+    (folders[0] / "chat_template.jinja").write_text(TEMPLATE)
+    for template in ({}, {"chat_template": "an older one"}):
+        without = {key: value for key, value in settings.items() if key != "chat_template"}
+        (folders[0] / "tokenizer_config.json").write_text(json.dumps(without | template, indent=2))
+        (folders[0] / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": "bfloat16"}))
+        assert open_tokenizer(folders[0]) is first
+
+
+def test_several_templates_are_not_the_one_of_the_same_text(folders):
+    first = open_tokenizer(folders[0])
+    settings = json.loads((folders[0] / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [{"name": "default", "template": TEMPLATE}]
+    (folders[0] / "tokenizer_config.json").write_text(json.dumps(settings))
+    several = open_tokenizer(folders[0])
+    assert (first.chat_template, several.chat_template) == (TEMPLATE, {"default": TEMPLATE})
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [
@@ -32,6 +53,7 @@ def test_the_same_files_are_read_once(folders):
         ("additional_chat_templates/tool_use.jinja", "{{ messages }}"),
         ("config.json", json.dumps({"model_type": "qwen2"})),
         ("special_tokens_map.json", "{}"),
+        ("tokenizer_config.json", json.dumps({"eos_token": "<|im_start|>", "chat_template": TEMPLATE})),
     ],
 )
 def test_other_files_are_read(folders, file, text):

@@ -1,5 +1,7 @@
 """The settings of rollouts, and which rows the student answers."""
 
+import re
+
 import pytest
 
 from distill_tune.errors import UserError
@@ -42,8 +44,9 @@ def test_arguments_of_sampling_serve_as_it_does():
         ({"sampling": {"max_new_tokens": "x"}}, "rollouts.sampling.max_new_tokens=x: must be a whole number"),
         ({"sampling": {"temperature": "x"}}, "rollouts.sampling.temperature=x: must be a number"),
         ({"sampling": {"top_k": 2.0}}, "rollouts.sampling.top_k=2.0: must be a whole number, or null"),
-        ({"sampling": {"stop": "User:"}}, "rollouts.sampling.stop=User:: must be a list of texts"),
-        ({"sampling": {"stop_token_ids": 7}}, "rollouts.sampling.stop_token_ids=7: must be a list of token ids"),
+        ({"sampling": {"stop": 7}}, "rollouts.sampling.stop=7: must be a text, or a list of such"),
+        ({"sampling": {"stop": [7]}}, "rollouts.sampling.stop=[7]: must be a text, or a list of such"),
+        ({"sampling": {"stop_token_ids": "x"}}, "rollouts.sampling.stop_token_ids=x: must be a token id, or a list of"),
         ({"sampling": 512}, "rollouts.sampling=512: must be arguments, {max_new_tokens: ...}, or null"),
         ({"server": "http://localhost:1"}, "rollouts.server=http://localhost:1: must be a component, {_component_: "),
         ({"server": {"url": "x"}}, "rollouts.server={'url': 'x'}: must be a component"),
@@ -51,5 +54,5 @@ def test_arguments_of_sampling_serve_as_it_does():
     ],
 )
 def test_what_cannot_be_is_told_by_its_key(arguments, told):
-    with pytest.raises(UserError, match="^" + told.replace(".", r"\.")):
+    with pytest.raises(UserError, match="^" + re.escape(told)):
         OnPolicy(**arguments)

@@ -8,6 +8,7 @@ from tiny_tokenizer import TEMPLATE, write_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from distill_tune import data
+from distill_tune.models import tokenizer_files
 from distill_tune.training.export import write_model_folder
 from distill_tune.training.exported_tokenizer import write_tokenizer as write_exported
 
@@ -85,6 +86,19 @@ def test_the_tokenizer_of_another_architectures_folder_gives_the_same_tokens(tmp
         opened = AutoTokenizer.from_pretrained(tmp_path / name)
         assert opened(TEXT, add_special_tokens=True).input_ids == tokenizer.transformers_tokenizer(TEXT).input_ids
         assert opened.chat_template == TEMPLATE
+
+
+def test_of_the_bases_own_tokenizer_the_adapters_copy_alone_is_read_again(tmp_path, weights, monkeypatch):
+    """With 250,000 tokens that takes seconds."""
+    base = folder_with(tmp_path / "base", settings={"tokenizer_class": "Qwen2Tokenizer", "pad_token": "<|im_start|>"})
+    tokenizer = data.hf_tokenizer(str(base))
+    read, told = [], tokenizer_files._read
+    monkeypatch.setattr(tokenizer_files, "_read", lambda folder: read.append(folder) or told(folder))
+    (tmp_path / "adapter").mkdir()
+    for _ in range(2):
+        exported(tmp_path / "model", weights, base, tokenizer)
+        write_exported(tmp_path / "adapter", tokenizer, base)
+    assert read == [tmp_path / "adapter"]
 
 
 def test_a_template_of_the_run_is_exported_and_not_the_folders(tmp_path, weights):
