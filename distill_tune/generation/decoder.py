@@ -14,7 +14,8 @@ from distill_tune.errors import UserError
 from distill_tune.generation.endings import Endings
 from distill_tune.generation.graphs import StepGraphs
 from distill_tune.generation.ready import ReadyModel, ready_to_generate
-from distill_tune.generation.requests import Completion, Request
+from distill_tune.generation.requests import Completion, Generator, Request
+from distill_tune.generation.rows import AnsweredRow
 from distill_tune.generation.sampling import Sampling, choose, seeds_of
 from distill_tune.models.cached_rows import FilledRows, GrownRows, KeyValueCache
 
@@ -23,29 +24,6 @@ from torchtune.modules import TransformerDecoder
 _PREFILL_TOKENS = 4096  # of the prompts that are read together
 _CPU_CACHE_BYTES = 2**30
 _STEPS_BETWEEN_LOOKS = 8  # at the tokens, for which the CPU waits for the device
-
-
-@dataclasses.dataclass
-class _Row:
-    """A request while it is being answered.
-
-    Attributes:
-        number: among the requests.
-        limit: tokens of its answer at most.
-        finish_reason: empty until it has ended or is cut.
-    """
-
-    number: int
-    prompt: tuple[int, ...]
-    stream: int
-    limit: int
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    log_probs: list[float] = dataclasses.field(default_factory=list)
-    finish_reason: str = ""
-
-    @property
-    def completion(self) -> Completion:
-        return Completion(tuple(self.tokens), tuple(self.log_probs), self.finish_reason)
 
 
 @dataclasses.dataclass
@@ -61,7 +39,7 @@ class Spent:
     answer_seconds: float = 0.0
 
 
-class Decoder:
+class Decoder(Generator):
     """Answers with a model of torchtune's modules, many prompts at once.
 
     Each row has a slot of the key-value cache; as a row ends, the next prompt takes its place. An answer depends on its
@@ -99,15 +77,6 @@ class Decoder:
         self._cache: KeyValueCache | None = None
         self._rows_asked_for = 0  # when the cache was made; it may have had to have fewer slots
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """All completions, in the order of the requests.
-
-        Raises:
-            UserError: as :meth:`completions`.
-        """
-        found = dict(self.completions(requests))
-        return [found[number] for number in range(len(requests))]
-
     def completions(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """Each request's number and completion, as they are done.
 
@@ -131,24 +100,14 @@ class Decoder:
                 given = len(row.tokens)
 
     def _batch(self, requests: Sequence[Request], model: ReadyModel) -> "_Batch":
-        rows = [self._row(number, request) for number, request in enumerate(requests)]
+        longest = self._model.max_seq_len
+        rows = [AnsweredRow.of(*numbered, self.sampling, longest) for numbered in enumerate(requests)]
         # The longest first, so that rows of a batch have about one length; equal prompts beside each other.
         rows.sort(key=lambda row: (len(row.prompt), row.prompt), reverse=True)
         cache = self._cache_for(rows, model)
         return _Batch(rows, model, cache, self._endings, self.sampling, self.spent, self._known_tokens)
 
-    def _row(self, number: int, request: Request) -> _Row:
-        prompt, longest = len(request.prompt), self._model.max_seq_len
-        if not prompt:
-            raise UserError(f"prompt {number + 1} has no tokens: there is nothing to go on from")
-        if prompt >= longest:
-            raise UserError(
-                f"prompt {number + 1} has {prompt} tokens; the model reads {longest} at most, its answer included"
-            )
-        wanted = request.max_new_tokens or self.sampling.max_new_tokens
-        return _Row(number, tuple(request.prompt), request.stream, min(wanted, longest - prompt))
-
-    def _cache_for(self, rows: Sequence[_Row], model: ReadyModel) -> KeyValueCache | None:
+    def _cache_for(self, rows: Sequence[AnsweredRow], model: ReadyModel) -> KeyValueCache | None:
         """The cache of the call before, where it is large enough; None without rows."""
         if not rows:
             return None
@@ -176,7 +135,7 @@ class _Batch:
 
     def __init__(
         self,
-        rows: Sequence[_Row],
+        rows: Sequence[AnsweredRow],
         model: ReadyModel,
         cache: KeyValueCache | None,
         endings: Endings,
@@ -185,7 +144,7 @@ class _Batch:
         known_tokens: int | None,
     ) -> None:
         self.waiting = collections.deque(rows)
-        self._running: list[_Row] = []
+        self._running: list[AnsweredRow] = []
         self._spent, self._known = spent, slice(0, known_tokens)
         self._model, self._endings, self._sampling = model, endings, sampling
         if cache is not None:
@@ -205,7 +164,7 @@ class _Batch:
     def is_done(self) -> bool:
         return not self.waiting and not self._running
 
-    def step(self) -> list[_Row]:
+    def step(self) -> list[AnsweredRow]:
         """Fill the free slots and choose the next token of each row, or some; the rows that are done by it."""
         free = self._cache.slots - len(self._running)
         taken = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
@@ -218,7 +177,7 @@ class _Batch:
                 done += self._take_finished()
         return done
 
-    def _begin(self, rows: Sequence[_Row]) -> None:
+    def _begin(self, rows: Sequence[AnsweredRow]) -> None:
         """Read prompts, each once for all rows that have it, and choose their first tokens."""
         started = time.perf_counter()
         first = len(self._running)
@@ -282,13 +241,11 @@ class _Batch:
         columns = zip(*(part.view(-1, n).t().tolist() for part in (tokens, log_probs)), strict=True)
         for row, new in zip(self._running[-n:], columns, strict=True):
             for token, log_prob in zip(*new, strict=True):
-                row.tokens.append(token)
-                row.log_probs.append(log_prob)
-                row.finish_reason = self._endings.reached(row.tokens, row.log_probs, row.limit)
+                row.add(token, log_prob, self._endings)
                 if row.finish_reason:
                     break
 
-    def _take_finished(self) -> list[_Row]:
+    def _take_finished(self) -> list[AnsweredRow]:
         """Rows that are done leave their slots, and the last ones move there."""
         done = [row for row in self._running if row.finish_reason]
         for slot in reversed(range(len(self._running))):
@@ -307,7 +264,7 @@ class _Batch:
         if self._seen is not None:
             self._seen[target] = self._seen[source]
 
-    def _remember(self, slots: slice, rows: Sequence[_Row], vocab_size: int) -> None:
+    def _remember(self, slots: slice, rows: Sequence[AnsweredRow], vocab_size: int) -> None:
         if self._seen is None:
             self._seen = torch.zeros(self._cache.slots, vocab_size, dtype=torch.bool, device=self._model.device)
         self._seen[slots] = False
@@ -318,9 +275,9 @@ class _Batch:
         return torch.tensor(numbers, dtype=torch.int64).to(self._model.device, non_blocking=True)
 
 
-def _read_together(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+def _read_together(rows: Sequence[AnsweredRow]) -> Iterator[list[AnsweredRow]]:
     """Rows whose prompts are read in one forward pass; a long one by itself."""
-    part: list[_Row] = []
+    part: list[AnsweredRow] = []
     tokens = 0
     for row in rows:
         new = 0 if part and part[-1].prompt == row.prompt else len(row.prompt)

@@ -1,7 +1,6 @@
 """Many answers at once of a causal language model of transformers, by its own generation and our choice of tokens."""
 
 import contextlib
-import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -10,26 +9,13 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
-from distill_tune.errors import UserError
 from distill_tune.generation.endings import Endings
-from distill_tune.generation.requests import Completion, Request
+from distill_tune.generation.requests import Completion, Generator, Request
+from distill_tune.generation.rows import AnsweredRow
 from distill_tune.generation.sampling import Sampling, choose, seeds_of
 
 
-@dataclasses.dataclass
-class _Row:
-    """A request while it is being answered; ``finish_reason`` is empty until it has ended or is cut."""
-
-    number: int
-    prompt: tuple[int, ...]
-    stream: int
-    limit: int
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    log_probs: list[float] = dataclasses.field(default_factory=list)
-    finish_reason: str = ""
-
-
-class HuggingFaceDecoder:
+class HuggingFaceDecoder(Generator):
     """Answers with any architecture of transformers: those that torchtune lacks.
 
     Prompts of about one length are answered together, padded on the left; a batch is done when its longest answer is.
@@ -60,32 +46,23 @@ class HuggingFaceDecoder:
         self._model, self._max_slots, self._known_tokens = model, max_slots, known_tokens
         self._endings = Endings(ends, self.sampling, tokenizer)
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """All completions, in the order of the requests.
-
-        Raises:
-            UserError: as :meth:`completions`.
-        """
-        found = dict(self.completions(requests))
-        return [found[number] for number in range(len(requests))]
-
     def completions(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """Each request's number and completion, as they are done.
 
         Raises:
             UserError: a prompt that is empty, or does not fit into the model.
         """
-        rows = [self._row(number, request) for number, request in enumerate(requests)]
+        rows = [AnsweredRow.of(*numbered, self.sampling, self._longest) for numbered in enumerate(requests)]
         rows.sort(key=lambda row: len(row.prompt), reverse=True)  # what does not fit into memory is met at once
         for start in range(0, len(rows), self._max_slots):
             together = rows[start : start + self._max_slots]
             self._answer(together)
             for row in together:
-                yield row.number, Completion(tuple(row.tokens), tuple(row.log_probs), row.finish_reason)
+                yield row.number, row.completion
 
     def stream(self, request: Request) -> Iterator[int]:
         """The tokens of one request as they come."""
-        row = self._row(0, request)
+        row = AnsweredRow.of(0, request, self.sampling, self._longest)
         coming: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
         abandoned = threading.Event()
 
@@ -116,25 +93,13 @@ class HuggingFaceDecoder:
             abandoned.set()
             thread.join()
 
-    def _row(self, number: int, request: Request) -> _Row:
-        prompt, longest = len(request.prompt), self._longest
-        if not prompt:
-            raise UserError(f"prompt {number + 1} has no tokens: there is nothing to go on from")
-        if longest is not None and prompt >= longest:
-            raise UserError(
-                f"prompt {number + 1} has {prompt} tokens; the model reads {longest} at most, its answer included"
-            )
-        limit = request.max_new_tokens or self.sampling.max_new_tokens
-        limit = limit if longest is None else min(limit, longest - prompt)
-        return _Row(number, tuple(request.prompt), request.stream, limit)
-
     @property
     def _longest(self) -> int | None:
         """Tokens that the model reads, where it says so."""
         config = self._model.config.get_text_config()
         return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
 
-    def _answer(self, rows: Sequence[_Row], after_each: Callable[[], bool] = lambda: False) -> None:
+    def _answer(self, rows: Sequence[AnsweredRow], after_each: Callable[[], bool] = lambda: False) -> None:
         """
         Args:
             after_each: called after each token; True ends it.
@@ -150,7 +115,7 @@ class HuggingFaceDecoder:
             self._go_on(going_on, after)
 
     @torch.no_grad()
-    def _go_on(self, rows: Sequence[_Row], after_each: Callable[[], bool]) -> None:
+    def _go_on(self, rows: Sequence[AnsweredRow], after_each: Callable[[], bool]) -> None:
         """Until all are done, or the first has no place left: it would go on, unheard, past the model's last position.
 
         Args:
@@ -181,7 +146,7 @@ class _Choice(LogitsProcessor):
     """Chooses each row's next token, writes it down, and leaves it alone to be taken."""
 
     def __init__(
-        self, rows: Sequence[_Row], sampling: Sampling, endings: Endings, known_tokens: int | None = None
+        self, rows: Sequence[AnsweredRow], sampling: Sampling, endings: Endings, known_tokens: int | None = None
     ) -> None:
         self._rows, self._sampling, self._endings = rows, sampling, endings
         self._known = slice(0, known_tokens)
@@ -207,19 +172,14 @@ class _Choice(LogitsProcessor):
             self._seen.scatter_(1, tokens[:, None], True)
         for row, token, log_prob in zip(self._rows, tokens.tolist(), log_probs.tolist(), strict=True):
             if not row.finish_reason:
-                self._append(row, token, log_prob)
+                row.add(token, log_prob, self._endings)
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
-
-    def _append(self, row: _Row, token: int, log_prob: float) -> None:
-        row.tokens.append(token)
-        row.log_probs.append(log_prob)
-        row.finish_reason = self._endings.reached(row.tokens, row.log_probs, row.limit)
 
 
 class _Done(StoppingCriteria):
     """Which rows are done; those that are go on, unheard, until all are."""
 
-    def __init__(self, rows: Sequence[_Row], after_each: Callable[[], bool]) -> None:
+    def __init__(self, rows: Sequence[AnsweredRow], after_each: Callable[[], bool]) -> None:
         self._rows, self._after_each = rows, after_each
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **others: Any) -> torch.Tensor:

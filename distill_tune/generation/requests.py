@@ -41,5 +41,10 @@ class Generator(Protocol):
         ...
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """All completions, in the order of the requests."""
-        ...
+        """All completions, in the order of the requests.
+
+        Raises:
+            UserError: as :meth:`completions`.
+        """
+        found = dict(self.completions(requests))
+        return [found[number] for number in range(len(requests))]

@@ -13,7 +13,8 @@ import numpy
 
 from distill_tune.errors import UserError
 from distill_tune.generation.endings import Endings
-from distill_tune.generation.requests import Completion, Request
+from distill_tune.generation.requests import Completion, Generator, Request
+from distill_tune.generation.rows import room_for
 from distill_tune.generation.sampling import Sampling
 from distill_tune.serve import connection, vllm
 from distill_tune.serve.connection import NoAnswer, Refused
@@ -92,7 +93,7 @@ class Server:
         return found
 
 
-class ServerDecoder:
+class ServerDecoder(Generator):
     """Answers of a :class:`Server`; each request is one of HTTP, many under way at a time.
 
     A server draws with a random stream of its own, which the request's stream seeds: other tokens than a
@@ -121,15 +122,6 @@ class ServerDecoder:
         self._longest: int | None = None  # tokens of a prompt and its answer
         self.weight_version: str | None = None
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """All completions, in the order of the requests.
-
-        Raises:
-            UserError: as :meth:`completions`.
-        """
-        found = dict(self.completions(requests))
-        return [found[number] for number in range(len(requests))]
-
     def completions(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """Each request's number and completion, as they are done.
 
@@ -139,10 +131,10 @@ class ServerDecoder:
         if not requests:
             return
         for number, request in enumerate(requests):
-            if not request.prompt:
-                raise UserError(f"prompt {number + 1} has no tokens: there is nothing to go on from")
+            room_for(number, request, self.sampling, None)  # an empty prompt is told before a server is asked
         servers = self._requests or self._open(requests)
-        limits = [self._limit(number, request) for number, request in enumerate(requests)]
+        reader = "the server's model"
+        limits = [room_for(*numbered, self.sampling, self._longest, reader) for numbered in enumerate(requests)]
         numbers: dict[concurrent.futures.Future[Completion], int] = {}
         for number, (request, limit) in enumerate(zip(requests, limits, strict=True)):
             numbers[servers.submit(functools.partial(self._asked, request, limit))] = number
@@ -257,17 +249,6 @@ class ServerDecoder:
                 f"url={engine.server.url}: tells log-probabilities after temperature and filters; start vLLM with "
                 "--logprobs-mode raw_logprobs"
             )
-
-    def _limit(self, number: int, request: Request) -> int:
-        limit, prompt = request.max_new_tokens or self.sampling.max_new_tokens, len(request.prompt)
-        if self._longest is None:
-            return limit
-        if prompt >= self._longest:
-            raise UserError(
-                f"prompt {number + 1} has {prompt} tokens; the server's model reads {self._longest} at most, its "
-                "answer included"
-            )
-        return min(limit, self._longest - prompt)
 
     def _asked(self, request: Request, limit: int, engine: VLLM) -> Completion:
         choice = self._answer(engine, request.prompt, limit, request.stream % _SEEDS, self.sampling)

@@ -10,7 +10,8 @@ from distill_tune import models
 from distill_tune.data import hf_tokenizer
 from distill_tune.errors import UserError
 from distill_tune.generation import Decoder, Request, Sampling, stream_of
-from distill_tune.generation.hf import HuggingFaceDecoder, _Choice
+from distill_tune.generation.hf import HuggingFaceDecoder
+from distill_tune.generation.rows import AnsweredRow
 
 SHAPE = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2}
 MORE = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
@@ -140,8 +141,8 @@ def test_a_prompt_near_the_models_length_is_answered_among_others():
 
 def test_a_stream_gives_tokens_as_they_come_and_ends_with_its_reader(monkeypatch):
     decoder, chosen = HuggingFaceDecoder(made("gpt2"), (), Sampling(40)), []
-    append = _Choice._append
-    monkeypatch.setattr(_Choice, "_append", lambda *arguments: (chosen.append(arguments[2]), append(*arguments)))
+    add = AnsweredRow.add
+    monkeypatch.setattr(AnsweredRow, "add", lambda *arguments: (chosen.append(arguments[1]), add(*arguments)))
     request = Request(PROMPTS[0], stream_of(3), 20)
     assert list(decoder.stream(request)) == chosen
     assert decoder.generate([request])[0].tokens == tuple(chosen[:20])
