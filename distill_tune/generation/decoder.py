@@ -84,8 +84,8 @@ class Decoder(Generator):
             UserError: a prompt that is empty, or does not fit into the model or the cache.
         """
         with ready_to_generate(self._model) as model:
-            batch = self._batch(requests, model)
-            while not batch.is_done:
+            batch = self._batch(requests, model) if requests else None  # of a sharded model this rank may have none
+            while batch and not batch.is_done:
                 for row in batch.step():
                     yield row.number, row.completion
 
@@ -107,17 +107,16 @@ class Decoder(Generator):
         cache = self._cache_for(rows, model)
         return _Batch(rows, model, cache, self._endings, self.sampling, self.spent, self._known_tokens)
 
-    def _cache_for(self, rows: Sequence[AnsweredRow], model: ReadyModel) -> KeyValueCache | None:
-        """The cache of the call before, where it is large enough; None without rows."""
-        if not rows:
-            return None
+    def _cache_for(self, rows: Sequence[AnsweredRow], model: ReadyModel) -> KeyValueCache:
+        """The cache of the call before, where it is large enough."""
         longest = max(rows, key=lambda row: len(row.prompt) + row.limit)
         length = len(longest.prompt) + longest.limit
         slots = min(self._max_slots, len(rows))
-        fits = self._cache and self._cache.holds(length, model.device, model.dtype)
-        if fits and slots <= self._rows_asked_for:
-            return self._cache
-        self._cache, self._rows_asked_for = None, slots  # freed before the new one
+        kept = self._cache
+        if kept and slots <= self._rows_asked_for and kept.holds(length, model.device, model.dtype):
+            return kept
+        self._cache = kept = None  # freed before the new one
+        self._rows_asked_for = slots
         of_slot = KeyValueCache.bytes_of_slot(self._model, length, model.dtype)
         budget = self._cache_bytes or _free_bytes(model.device)
         if of_slot > budget:
@@ -137,7 +136,7 @@ class _Batch:
         self,
         rows: Sequence[AnsweredRow],
         model: ReadyModel,
-        cache: KeyValueCache | None,
+        cache: KeyValueCache,
         endings: Endings,
         sampling: Sampling,
         spent: Spent,
@@ -147,17 +146,16 @@ class _Batch:
         self._running: list[AnsweredRow] = []
         self._spent, self._known = spent, slice(0, known_tokens)
         self._model, self._endings, self._sampling = model, endings, sampling
-        if cache is not None:
-            self._cache = cache
-            # Of each slot: the token before the next one, and that one's position in row and answer.
-            self._slots = torch.zeros(3, cache.slots, dtype=torch.int64, device=model.device)
-            self._last, self._positions, self._answered = self._slots
-            # And what each token that may come is drawn from.
-            longest = max(row.limit for row in rows) + _steps_between_looks(model.device)
-            self._seeds = torch.zeros(cache.slots, longest, dtype=torch.int64, device=model.device)
+        self._cache = cache
+        # Of each slot: the token before the next one, and that one's position in row and answer.
+        self._slots = torch.zeros(3, cache.slots, dtype=torch.int64, device=model.device)
+        self._last, self._positions, self._answered = self._slots
+        # And what each token that may come is drawn from.
+        longest = max(row.limit for row in rows) + _steps_between_looks(model.device)
+        self._seeds = torch.zeros(cache.slots, longest, dtype=torch.int64, device=model.device)
         self._seen: torch.Tensor | None = None  # the tokens of each slot's row, with a repetition penalty
         self._one_more: Callable[[int, int], tuple[torch.Tensor, ...]] = self._step
-        if cache is not None and _is_captured(model.device) and sampling.repetition_penalty == 1:
+        if _is_captured(model.device) and sampling.repetition_penalty == 1:
             self._one_more = StepGraphs(self._step, [self._slots], cache.slots, cache.length)
 
     @property
