@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.losses.signals import capped
 from distill_tune.models.cached_rows import FilledRows, GrownRows
 from distill_tune.models.output_head import output_head
 from distill_tune.models.packed_rows import use_packed_rows
@@ -82,10 +83,8 @@ class ReadyModel:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """``[n, d] -> [n, v]``, float32."""
         projection = self._projection
-        logits = projection.logits(hidden, projection.memory(len(hidden), 0, hidden.dtype))
-        if projection.softcap is not None:
-            logits = torch.tanh_(logits.div_(projection.softcap)).mul_(projection.softcap)
-        return logits
+        memory = projection.memory(len(hidden), 0, hidden.dtype)
+        return capped(projection.logits(hidden, memory), projection.softcap)
 
 
 def _call_of(module: nn.Module, past_hooks: bool) -> Callable[..., torch.Tensor]:

@@ -85,6 +85,7 @@ class FilledRows(PackedRows):
     def __init__(self, lengths: Sequence[int], slots: Sequence[Sequence[int]], cache: KeyValueCache) -> None:
         super().__init__(lengths, cache.keys[0].device)
         self._slots, self._cache, self.layer = slots, cache, 0
+        self._moves: dict[int, list[tuple[slice, torch.Tensor, Sequence[int]]]] = {}
 
     def attend(
         self,
@@ -99,16 +100,27 @@ class FilledRows(PackedRows):
     ) -> torch.Tensor:
         """As packed rows; keys and values go into the cache."""
         keys, values = self._cache.keys[self.layer], self._cache.values[self.layer]
+        moves = self._moves_to(keys.shape[2])
         for kept, new in ((keys, k), (values, v)):
-            for start, length, slots in zip(
-                itertools.accumulate((0, *self.lengths)), self.lengths, self._slots, strict=False
-            ):
-                first = max(0, length - kept.shape[2])  # what has left the window is not kept
-                at = torch.arange(first, length, device=kept.device) % kept.shape[2]
-                row = _one_of_each_group(new, kept.shape[1])[0, :, start + first : start + length]
+            new = _one_of_each_group(new, kept.shape[1])[0].to(kept.dtype)  # [kv_heads, s, head_dim]
+            for read, at, slots in moves:
                 for slot in slots:
-                    kept[slot].index_copy_(1, at, row.to(kept.dtype))
+                    kept[slot].index_copy_(1, at, new[:, read])
         return super().attend(q, k, v, scale=scale, window=window, softcap=softcap, dropout=dropout)
+
+    def _moves_to(self, length: int) -> list[tuple[slice, torch.Tensor, Sequence[int]]]:
+        """Of each prompt, which tokens go where in a layer's part of the cache, and in which slots; made once for all
+        layers whose part is so long.
+        """
+        if length not in self._moves:
+            starts = itertools.accumulate((0, *self.lengths))
+            moves = []
+            for start, of_row, slots in zip(starts, self.lengths, self._slots, strict=False):
+                first = max(0, of_row - length)  # what has left the window is not kept
+                at = self._cache.numbers[first:of_row] % length
+                moves.append((slice(start + first, start + of_row), at, slots))
+            self._moves[length] = moves
+        return self._moves[length]
 
 
 class GrownRows(Rows):
@@ -142,7 +154,7 @@ class GrownRows(Rows):
         Args:
             q: ``[n, heads, 1, head_dim]``.
             k, v: ``[n, kv_heads, 1, head_dim]``, or a copy for each query head.
-            scale, softcap: as :func:`~distill_tune.models.packed_rows.attend`.
+            scale, softcap: as :meth:`Rows.attend`.
             window, dropout: the first is how long the layer's part of the cache is, the second for training.
 
         Returns:
