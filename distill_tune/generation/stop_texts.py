@@ -25,6 +25,7 @@ class StopTexts:
         self._texts, self._tokenizer = tuple(texts), tokenizer
         # SentencePiece leaves the space of a first token out: texts are looked for behind another one.
         self._before = tokenizer.encode("a", add_bos=False, add_eos=False)[-1:] if texts else []
+        self._text_before = text_of(tokenizer, self._before) if texts else ""
         self._longest = max((len(text.encode()) for text in texts), default=0)
 
     def cut(self, tokens: list[int], log_probs: list[float]) -> bool:
@@ -45,6 +46,5 @@ class StopTexts:
         return True
 
     def _found(self, tokens: Sequence[int]) -> bool:
-        before = text_of(self._tokenizer, self._before)
-        decoded = text_of(self._tokenizer, [*self._before, *tokens]).removeprefix(before)
+        decoded = text_of(self._tokenizer, [*self._before, *tokens]).removeprefix(self._text_before)
         return any(text in decoded for text in self._texts)

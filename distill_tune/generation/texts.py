@@ -1,5 +1,6 @@
 """Tokens that a model has written, as text."""
 
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -10,15 +11,17 @@ def text_of(tokenizer: Any, tokens: Sequence[int]) -> str:
 
     Tokens that only the model has, in a padded vocabulary, have no text.
     """
-    settings = {"skip_special_tokens": False} if "skip_special_tokens" in _arguments_of(tokenizer) else {}
+    kind: Any = type(tokenizer)
+    settings = {"skip_special_tokens": False} if _may_keep_special_tokens(kind) else {}
     try:
         return tokenizer.decode(list(tokens), **settings)
     except (IndexError, KeyError, OverflowError, ValueError):
         return tokenizer.decode([token for token in tokens if _is_known(tokenizer, token)], **settings)
 
 
-def _arguments_of(tokenizer: Any) -> Sequence[str]:
-    return tuple(inspect.signature(tokenizer.decode).parameters)
+@functools.cache  # a stop text is looked for at every token
+def _may_keep_special_tokens(kind: Any) -> bool:
+    return "skip_special_tokens" in inspect.signature(kind.decode).parameters
 
 
 def _is_known(tokenizer: Any, token: int) -> bool:
