@@ -3,17 +3,16 @@
 import pytest
 import torch
 from omegaconf import OmegaConf
+from sent_weights import LIKELIEST, REQUESTS, assert_answers_follow
 from stand_in_engines import StandInVLLM
 
 from distill_tune import models, teachers
 from distill_tune.errors import UserError
-from distill_tune.generation import Decoder, Request, Sampling, Server
+from distill_tune.generation import Server
 from distill_tune.generation.server import ServerDecoder
 from distill_tune.models.adapters import adapter_names
 from distill_tune.training.served_adapter import ServedAdapter
 
-LIKELIEST = Sampling(max_new_tokens=6, temperature=0)
-REQUESTS = [Request([5, 6, 7]), Request([60, 61])]
 CPU = torch.device("cpu")
 
 
@@ -50,15 +49,7 @@ def test_answers_are_those_of_the_student_as_it_was_sent_last(server, student, t
     model, checkpoint = student
     decoder = ServerDecoder(Server(server.url), {2}, LIKELIEST)
     served = ServedAdapter(decoder, checkpoint, tmp_path / "adapters")
-    before = decoder.generate(REQUESTS)
-    for step in (1, 2):
-        learn(model)
-        served.send(model, step)
-        wanted = Decoder(model, {2}, LIKELIEST).generate(REQUESTS)
-        found = decoder.generate(REQUESTS)
-        assert [answer.tokens for answer in found] == [answer.tokens for answer in wanted]
-        assert [answer.tokens for answer in found] != [answer.tokens for answer in before]
-        before = found
+    found = assert_answers_follow(decoder, served, model, learn)
     assert [folder.name for folder in (tmp_path / "adapters").iterdir()] == list(server._adapted)
     server._adapted.clear()  # as after a new start
     served.send(model, 3)

@@ -6,16 +6,15 @@ import pytest
 import stand_in_vllm
 import torch
 from omegaconf import OmegaConf
+from sent_weights import LIKELIEST, REQUESTS, assert_answers_follow
 from stand_in_vllm import StandInVLLMOfWeights
 
 from distill_tune import models
 from distill_tune.errors import UserError
-from distill_tune.generation import Decoder, Request, Sampling, Server
+from distill_tune.generation import Server
 from distill_tune.generation.server import ServerDecoder
 from distill_tune.training.served_weights import ServedWeights
 
-LIKELIEST = Sampling(max_new_tokens=6, temperature=0)
-REQUESTS = [Request([5, 6, 7]), Request([60, 61])]
 CPU = torch.device("cpu")
 
 
@@ -47,15 +46,7 @@ def test_answers_are_those_of_the_weights_that_were_sent_last(server, student, m
     model, checkpoint = student
     decoder = ServerDecoder(Server(server.url, retries=0), {2}, LIKELIEST)
     served = ServedWeights(decoder, checkpoint, torch.float32, CPU)
-    before = decoder.generate(REQUESTS)
-    for step in (1, 2):
-        learn(model)
-        served.send(model, step)
-        wanted = Decoder(model, {2}, LIKELIEST).generate(REQUESTS)
-        found = decoder.generate(REQUESTS)
-        assert [answer.tokens for answer in found] == [answer.tokens for answer in wanted]
-        assert [answer.tokens for answer in found] != [answer.tokens for answer in before]
-        before = found
+    assert_answers_follow(decoder, served, model, learn)
     update = ["/start_weight_update", "/update_weights", "/finish_weight_update", "/resume"]
     assert server.calls == ["/pause", "/init_weight_transfer_engine", *update, "/pause", *update]
     server._version = "initial"  # as after a new start, with the base's weights
