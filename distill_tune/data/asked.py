@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from distill_tune.data.conversation import Turn
+from distill_tune.data.conversation import Conversation, Turn, prompt_tokens
+from distill_tune.data.prompts import Prompt
 from distill_tune.data.row_fields import first_column, history_in, optional_text, text_in, tools_in
 from distill_tune.data.sources import Row, RowError
 from distill_tune.data.turns import is_empty, is_turns, turns_of
@@ -48,6 +49,16 @@ def asked_in(row: Row, columns: Mapping[str, str], system_prompt: str | None = N
     if any(turn["role"] == "user" and is_empty(turn) for turn in turns):
         raise RowError("a question is empty")
     return Asked(tuple(turns), tools_in(row, columns.get("tools")))
+
+
+def asked_tokens(tokenizer: Any, asked: Asked, prompt: Prompt, row: Row) -> list[int]:
+    """The tokens behind which an answer to a row begins, ``prompt`` written around its user turns.
+
+    Raises:
+        RowError: template or tokenizer refuses them.
+    """
+    conversation = Conversation(asked.turns, (False,) * len(asked.turns), asked.tools)
+    return prompt_tokens(tokenizer, prompt.applied(conversation, row).turns, asked.tools)
 
 
 def _turns(row: Row, columns: Mapping[str, str]) -> list[Turn]:

@@ -19,7 +19,8 @@ from distill_tune.config.components import instantiate
 from distill_tune.counts import counted
 from distill_tune.cpus import usable_cpus
 from distill_tune.data import row_cache
-from distill_tune.data.conversation import Conversation, Tokens, prompt_tokens
+from distill_tune.data.asked import asked_tokens
+from distill_tune.data.conversation import Tokens
 from distill_tune.data.datasets import IGNORE_INDEX, read_behind
 from distill_tune.data.prompts import PLAIN_READING, Prompt, Reading
 from distill_tune.data.sources import NoAnswer, RowError, origin_of, require_unchanged, use_in_torchtune
@@ -324,9 +325,7 @@ def _read_or_asked(index: int, prompt: Prompt) -> Tokens:
         if asked is None or not _source.reading.prompts_alone:
             raise
     row = _source.dataset.rows[index]
-    found = asked(row)
-    turns = prompt.applied(Conversation(found.turns, (False,) * len(found.turns), found.tools), row).turns
-    tokens = numpy.asarray(prompt_tokens(_source.tokenizer, turns, found.tools), numpy.int32)
+    tokens = numpy.asarray(asked_tokens(_source.tokenizer, asked(row), prompt, row), numpy.int32)
     return Tokens(tokens, numpy.full_like(tokens, IGNORE_INDEX))
 
 

@@ -7,8 +7,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.components import instantiate
 from distill_tune.counts import counted
-from distill_tune.data.asked import Asked, asked_in
-from distill_tune.data.conversation import Conversation, prompt_tokens
+from distill_tune.data.asked import Asked, asked_in, asked_tokens
 from distill_tune.data.datasets import ANSWER
 from distill_tune.data.prompts import Prompt
 from distill_tune.data.row_fields import unread_in
@@ -114,8 +113,7 @@ def _question(
         except (TypeError, ValueError) as error:
             told = f"{type(error).__name__}: {one_line(error)}".encode(errors="replace").decode()
             raise RowError(f"answers cannot keep its column {name}, which JSON does not know: {told}") from error
-    read = prompt.applied(Conversation(asked.turns, (False,) * len(asked.turns), asked.tools), row).turns
-    tokens = tuple(prompt_tokens(tokenizer, read, asked.tools))
+    tokens = tuple(asked_tokens(tokenizer, asked, prompt, row))
     begins_thought = text_of(tokenizer, tokens[-_OPEN:]).rstrip().endswith(BEGIN)
     return Question(number, origin, row, asked.turns, asked.tools, kept, tokens, begins_thought)
 
