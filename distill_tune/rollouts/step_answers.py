@@ -95,7 +95,7 @@ class StepAnswers:
         """The rows of a step, on all ranks, with their answers. All ranks call it."""
         asked = self._asked(step)
         if step not in self._ahead:
-            self._ahead = self._kept.of_step(step, len(asked.wanted)) or self._written_from(step)
+            self._ahead = self._kept.of_step(step, len(asked.wanted)) or self._written_from(step, asked)
         return [
             Answer(answered(asked.rows[at], found.tokens) if found else asked.rows[at], found, bool(asked.is_own[at]))
             for at, found in zip(asked.wanted, self._ahead[step], strict=True)
@@ -111,10 +111,10 @@ class StepAnswers:
             for at, request in zip(asked.wanted, asked.requests, strict=True)
         ]
 
-    def _written_from(self, step: int) -> dict[int, list[Completion | None]]:
-        """The answers of this step and of those that are written with it."""
+    def _written_from(self, step: int, first: _Asked) -> dict[int, list[Completion | None]]:
+        """The answers of this step, which asks ``first``, and of those that are written with it."""
         end = min(step - step % self._settings.every + self._settings.every, self._of.steps.total_steps)
-        asked = {at: self._asked(at) for at in range(step, max(end, step + 1))}
+        asked = {step: first} | {at: self._asked(at) for at in range(step + 1, end)}
         if self._sender is not None and any(of.is_own.any() for of in asked.values()):
             self._sender.send(self._student, step)
         written: dict[int, list[Completion | None]] = {at: [None] * len(of.wanted) for at, of in asked.items()}
