@@ -197,7 +197,8 @@ def test_the_best_of_those_that_filters_leave_is_kept_and_the_table_says_what_to
     assert chosen[1].score == -1.0
     again = list(choice.of(QUESTION, [sample("Good enough!", 0)]))  # another prompt's
     assert [one.taken_by for one in again] == ["Duplicates"]
-    lines = [line.split() for line in choice.told().splitlines()]
+    *lines, told = [line.split() for line in choice.told().splitlines()]
+    assert told[:2] == ["cut,", "not"]
     assert lines == [
         ["1", "of", "5", "answers", "kept"],
         ["empty", "1", "20.0%"],
@@ -205,6 +206,19 @@ def test_the_best_of_those_that_filters_leave_is_kept_and_the_table_says_what_to
         ["Duplicates", "1", "20.0%"],
         ["not", "the", "best", "1", "20.0%"],
     ]
+
+
+def test_it_is_told_how_many_answers_were_cut_whether_a_filter_takes_them_or_not():
+    choice = Choice()
+    cut = [sample("a", 0, finish_reason="length"), sample("b", 1, finish_reason="repetition"), sample("c", 2)]
+    assert all(not one.taken_by for one in choice.of(QUESTION, cut))
+    assert choice.told() == (
+        "3 of 3 answers kept\n"
+        "cut, not ended by the model: 1 by max_new_tokens or the model's length, 1 by max_repetitions, of 3 answers"
+    )
+    whole = Choice()
+    list(whole.of(QUESTION, [sample("c")]))
+    assert whole.told() == "1 of 1 answer kept"
 
 
 def test_an_answer_below_the_least_score_is_wrong_and_several_may_be_kept():
