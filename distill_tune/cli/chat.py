@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_tune.config.files import is_model_folder, local_path
+from distill_tune.config.files import is_model_folder, local_path, no_model_at
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Talk to a model, or to two side by side, each of which goes on from its own answers.
@@ -189,7 +189,7 @@ def _opened(options: argparse.Namespace, paths: dict[str, Path]) -> list[_Speake
     for name, path in paths.items():
         key = "--teacher" if name == "teacher" else "MODEL"
         if path.suffix != ".gguf" and not is_model_folder(path):
-            raise UserError(f"{key} {path}: no such folder, or it has no config.json; name a model's folder")
+            raise UserError(f"{key} {path}: {no_model_at(path)}")
         if path.suffix == ".gguf" and options.tokenizer is None:
             raise UserError(f"{key} {path}: a GGUF file needs --tokenizer, the folder that it was made from")
     from distill_tune import data, generation, training

@@ -115,7 +115,8 @@ def test_what_cannot_be_asked_is_told_and_the_next_line_is(talk, student_folder,
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["nowhere"], "MODEL nowhere: no such folder, or it has no config.json; name a model's folder"),
+        (["nowhere"], "MODEL nowhere: no such folder, or it has no config.json; name a Hugging Face model folder"),
+        (["{cache}"], "MODEL {cache}: is a cache of a teacher, which holds no model; name a model's folder"),
         (["{student}", "--teacher", "nowhere"], "--teacher nowhere: no such folder"),
         (["model.gguf"], "MODEL model.gguf: a GGUF file needs --tokenizer"),
         (["{student}", "--temperature", "-1"], "temperature=-1.0: must be 0 or more"),
@@ -123,7 +124,8 @@ def test_what_cannot_be_asked_is_told_and_the_next_line_is(talk, student_folder,
         (["{student}", "--tokenizer", "nowhere"], "tokenizer.path=nowhere: no such folder"),
     ],
 )
-def test_what_cannot_be_is_told(student_folder, capsys, options, told):
+def test_what_cannot_be_is_told(student_folder, tmp_path, capsys, options, told):
+    (tmp_path / "manifest.json").touch()
     with pytest.raises(SystemExit) as ended:
-        main(["chat", *(option.format(student=student_folder) for option in options)])
-    assert ended.value.code == 2 and told in capsys.readouterr().err
+        main(["chat", *(option.format(student=student_folder, cache=tmp_path) for option in options)])
+    assert ended.value.code == 2 and told.format(cache=tmp_path) in capsys.readouterr().err
