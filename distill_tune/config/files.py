@@ -18,7 +18,11 @@ _PACKAGE = Path(__file__).parent.parent
 
 
 def local_path(name: str) -> Path:
-    """A path as a user writes it: ``~`` is the home folder, also where no shell has read it."""
+    """A path as a user writes it: ``~`` is the home folder, also where no shell has read it; ``demo:teacher`` and
+    ``demo:student`` are the models that travel with the package.
+    """
+    if name in ("demo:teacher", "demo:student"):
+        return demo_model_folder(name.removeprefix("demo:"))
     return Path(os.path.expanduser(name))
 
 

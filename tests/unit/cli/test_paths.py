@@ -8,7 +8,14 @@ import pytest
 from distill_tune.cache_folder import cache_folder
 from distill_tune.cli import compare, cp, demo, download, init_student
 from distill_tune.cli.main import main
-from distill_tune.config.files import find_config, find_recipe, no_model_at
+from distill_tune.config.files import (
+    demo_model_folder,
+    find_config,
+    find_recipe,
+    is_model_folder,
+    local_path,
+    no_model_at,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +35,11 @@ def test_commands_read_the_home_folder(tmp_path, monkeypatch, command, line, nam
     options = parser.parse_args(line)
     for option, name in names.items():
         assert getattr(options, option) == tmp_path / name
+
+
+def test_the_demos_models_have_a_name_on_the_command_line():
+    assert [is_model_folder(local_path(f"demo:{name}")) for name in ("teacher", "student")] == [True, True]
+    assert local_path("demo:teacher") == demo_model_folder("teacher") and local_path("demo:a") == Path("demo:a")
 
 
 def test_folders_to_compare_are_looked_for_there(tmp_path, monkeypatch, capsys):
