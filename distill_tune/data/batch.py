@@ -19,7 +19,8 @@ class Row(NamedTuple):
 
     ``teacher_tokens`` and ``teacher_labels`` are the same answer behind the teacher's own prompt, where it has one;
     ``teacher_id`` is the number of the teacher that the row follows; ``place`` the dataset's number and its own there;
-    ``is_text`` says which tokens are a turn's own text, where that is known.
+    ``is_text`` says which tokens are a turn's own text, where that is known; ``likeliest`` are the tokens that the
+    student holds likeliest at each position that is learned, ``[n, j]``, where the teacher is to tell of these as well.
     """
 
     tokens: torch.Tensor
@@ -29,6 +30,7 @@ class Row(NamedTuple):
     teacher_id: int = 0
     place: tuple[int, int] = (0, 0)
     is_text: torch.Tensor | None = None
+    likeliest: torch.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Batch:
         teacher_ids: of each row, the number of the teacher that it follows.
         places: of each row, its dataset's number and its own in it.
         digests: of each row, 16 bytes of what the teacher reads, tokens and which of them are learned.
+        likeliest: tokens that the student holds likeliest at each supervised position, ``[n, j]``, int64, on the CPU,
+            where the teacher is to tell of these as well.
     """
 
     tokens: torch.Tensor
@@ -56,11 +60,12 @@ class Batch:
     teacher_ids: tuple[int, ...] = ()
     places: tuple[tuple[int, int], ...] = ()
     digests: tuple[bytes, ...] = ()
+    likeliest: torch.Tensor | None = None
 
     @property
     def for_teacher(self) -> "Batch":
         """What the teacher reads."""
-        return self.teacher or self
+        return self if self.teacher is None else dataclasses.replace(self.teacher, likeliest=self.likeliest)
 
     @functools.cached_property
     def record_keys(self) -> tuple[bytes, ...]:
@@ -117,6 +122,7 @@ class Batch:
         """Some of its rows, by their numbers; at least one."""
         tokens, targets = (x[0].split(list(self.lengths)) for x in (self.tokens, self.targets))
         supervised = self.supervised_positions.split(list(self.num_supervised))
+        likeliest = None if self.likeliest is None else self.likeliest.split(list(self.num_supervised))
         # Where the rows began, and where they will.
         before = [0, *itertools.accumulate(self.lengths)]
         after = [0, *itertools.accumulate(self.lengths[row] for row in rows)]
@@ -130,6 +136,7 @@ class Batch:
             tuple(self.teacher_ids[row] for row in rows) if self.teacher_ids else (),
             tuple(self.places[row] for row in rows) if self.places else (),
             tuple(self.digests[row] for row in rows) if self.digests else (),
+            None if likeliest is None else torch.cat([likeliest[row] for row in rows]),
         )
 
 
@@ -145,6 +152,7 @@ def joined(rows: Sequence[Row | tuple[torch.Tensor, torch.Tensor]]) -> Batch:
         if row.teacher_tokens is not None and row.teacher_labels is not None
     ]
     learned = [of_row != IGNORE_INDEX for of_row in targets]
+    likeliest = [row.likeliest for row in all_rows if row.likeliest is not None]
     teacher = joined(of_teacher) if of_teacher else None
     return Batch(
         torch.cat([row.tokens for row in all_rows]).long()[None],
@@ -156,6 +164,7 @@ def joined(rows: Sequence[Row | tuple[torch.Tensor, torch.Tensor]]) -> Batch:
         tuple(row.teacher_id for row in all_rows),
         tuple(row.place for row in all_rows) if rows else (),
         teacher.digests if teacher else tuple(map(_digest, all_rows)) if rows else (),
+        torch.cat(likeliest).long() if likeliest else None,
     )
 
 

@@ -40,6 +40,7 @@ class SeveralTeachers(Teacher):
         if combination == "by_row":
             self.names = self._all_names
         self.may_be_lost = any(teacher.may_be_lost for teacher in self._teachers)
+        self.tokens_of_student = max(teacher.tokens_of_student for teacher in self._teachers)
         self.answers_new_rows = all(teacher.answers_new_rows for teacher in self._teachers)
 
     @property

@@ -41,6 +41,8 @@ class Teacher:
             :meth:`require_signals`; empty where there is none.
         record_kind: of the records that it gives, ``sampled`` or ``top_k``; empty where it gives whole distributions.
         may_be_lost: while a run goes on, by no fault of its own.
+        tokens_of_student: so many of the student's likeliest of each position it is to tell of as well, of rows that
+            are written while the student trains: ``likeliest`` of a batch.
         answers_new_rows: whether it has a word on any row, also one that is written while the student trains.
     """
 
@@ -53,6 +55,7 @@ class Teacher:
     content: str = ""
     record_kind: str = ""
     may_be_lost = False
+    tokens_of_student = 0
     answers_new_rows = True
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
