@@ -15,6 +15,7 @@ from distill_tune.generation import Completion, Generator, Request, stream_of
 from distill_tune.generation.of_model import generator_of
 from distill_tune.generation.server import ServerDecoder
 from distill_tune.rollouts.ahead import KeptAnswers
+from distill_tune.rollouts.answers import before_tokens
 from distill_tune.rollouts.checks import Checked
 from distill_tune.rollouts.on_policy import own_rows
 from distill_tune.rollouts.prompts import answered, prompt_of
@@ -123,7 +124,7 @@ class StepAnswers:
             requests = [asked[at].requests[place] for at, place in chosen]
             of_rows = [asked[at].wanted[place] for at, place in chosen]
             for (at, place), completion in zip(chosen, written_by_all_ranks(generator, requests, of_rows), strict=True):
-                written[at][place] = completion
+                written[at][place] = before_tokens(completion, self._of.built.teacher.other_tokens)
         self._kept.keep(written)
         return written
 

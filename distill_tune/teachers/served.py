@@ -165,10 +165,10 @@ class Served(Teacher):
             self._require_kind()
             about = self._engines[0].about
             self._tokens = Tokens(tokenizer, checkpoint.folder)
-            self._differing: dict[int, str] = {}
+            self.other_tokens: dict[int, str] = {}
             for engine in self._engines:
                 with answered_by(engine):
-                    self._differing |= self._tokens.differing(engine)
+                    self.other_tokens |= self._tokens.differing(engine)
             common = models.common_vocabulary(student, about.vocab_size or models.output_head(student).vocab_size)
             # Of hidden states the whole layer; else what is left out of a longer vocabulary is padding.
             self._vocab_size = about.vocab_size if self.kind == "hidden" and about.vocab_size else common
@@ -261,12 +261,12 @@ class Served(Teacher):
             if size is not None:
                 models.require_tokens(_KEY, size, int(used_tokens[-1]))
             try:
-                self._differing |= self._tokens.differing_by_name(engine, used_tokens)
+                self.other_tokens |= self._tokens.differing_by_name(engine, used_tokens)
             except ServerError as error:
                 raise UserError(f"{_KEY}.url={engine.server.url}: {error}") from error
             except UserError as error:
                 raise UserError(f"{_KEY}.{error}") from error
-        models.require_same_tokens(self._differing, used_tokens, f"{about.model} at {self._engines[0].server.url}")
+        models.require_same_tokens(self.other_tokens, used_tokens, f"{about.model} at {self._engines[0].server.url}")
 
     def require_loss(
         self,

@@ -52,6 +52,7 @@ class SeveralTeachers(Teacher):
         self.folders = list(itertools.chain.from_iterable(teacher.folders for teacher in self._teachers))
         self.files = list(itertools.chain.from_iterable(teacher.files for teacher in self._teachers))
         self._find_content()
+        self.other_tokens = {index: told for one in self._teachers for index, told in one.other_tokens.items()}
         self.models = list(itertools.chain.from_iterable(teacher.models for teacher in self._teachers))
         return min((size for size in common if size is not None), default=None)
 

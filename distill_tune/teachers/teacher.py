@@ -1,7 +1,8 @@
 """What the recipes ask of a teacher."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy
@@ -39,6 +40,7 @@ class Teacher:
         folders: of other models than the student's, known after :meth:`check`; a GGUF file in place of a folder.
         content: tells apart teachers that have no ``files`` here, known after :meth:`check` and
             :meth:`require_signals`; empty where there is none.
+        other_tokens: ids that are other tokens to it than in the rows, with what each is; known after :meth:`check`.
         record_kind: of the records that it gives, ``sampled`` or ``top_k``; empty where it gives whole distributions.
         may_be_lost: while a run goes on, by no fault of its own.
         tokens_of_student: so many of the student's likeliest of each position it is to tell of as well, of rows that
@@ -53,6 +55,7 @@ class Teacher:
     files: Sequence[Path] = ()
     folders: Sequence[Path] = ()
     content: str = ""
+    other_tokens: Mapping[int, str] = MappingProxyType({})
     record_kind: str = ""
     may_be_lost = False
     tokens_of_student = 0

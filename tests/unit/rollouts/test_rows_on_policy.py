@@ -66,6 +66,17 @@ def test_a_cut_answer_is_learned_without_an_end(begun):
     assert 0 < sum(cut) == 4 * sum(of_step.measured["rollout_cut"] for of_step in of_steps)
 
 
+def test_a_token_that_is_another_to_the_teacher_ends_an_answer_and_is_not_learned(begun):
+    wanted = [learned for *_, learned in answers(begun().of_step(1, say).batches)]
+    other = wanted[0][2]
+    rows = begun()
+    rows._of.built.teacher.other_tokens = {other: "'<a>' is '<b>'"}
+    of_step = rows.of_step(1, say)
+    for found, whole in zip([learned for *_, learned in answers(of_step.batches)], wanted, strict=True):
+        assert found == (whole[: whole.index(other)] if other in whole else whole)
+    assert of_step.measured["rollout_cut"] > 0
+
+
 def test_several_samples_of_a_prompt_are_several_rows(begun):
     of_step = begun({"samples_per_prompt": 3}).of_step(1, say)
     found = answers(of_step.batches)
