@@ -84,9 +84,8 @@ def _plan(cfg: DictConfig, built: Models, dataset: Any, num_rows: int | None) ->
     for entry in dataset if isinstance(dataset, ListConfig) else [dataset]:
         if num_rows:
             make_no_more(entry, num_rows)
-    rows, _ = data.prepare_rows(
-        dataset, built.tokenizer, cfg.tokenizer, on_bad_row="skip", reading=reading_of(cfg, built.teacher.names)
-    )
+    reading = reading_of(cfg, built.teacher.names).with_answers
+    rows, _ = data.prepare_rows(dataset, built.tokenizer, cfg.tokenizer, on_bad_row="skip", reading=reading)
     rows = [of_dataset.first(num_rows) for of_dataset in rows] if num_rows else rows
     tell_rows("dataset_val", rows)
     size = cfg.get("batch_size_val") or cfg.batch_size

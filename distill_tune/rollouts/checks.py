@@ -89,11 +89,11 @@ def check_rollouts(
     """
     Raises:
         UserError: a teacher that cannot judge or write such answers, or ends them otherwise; a loss that would teach
-            the student its own answers as if they were right; a row without a prompt, one that has no answer and needs
-            it, or one that a model cannot read with an answer behind it.
+            the student its own answers as if they were right; a row without a prompt, or one that a model cannot read
+            with an answer behind it.
     """
     shares = Schedules(steps.steps_per_epoch, steps.total_steps, {_SHARE: settings.lmbda})
-    least_share = _require_fitting_loss(shares, steps)
+    _require_fitting_loss(shares, steps)
     if not built.teacher.answers_new_rows:
         raise UserError(
             "rollouts: teacher_model has records of the data's answers alone, and none of those that are written while "
@@ -108,8 +108,7 @@ def check_rollouts(
     writing = teachers_that_write(built.teacher) if settings.seq_kd else []
     reads = _tokens_read(built.teacher)
     found = Checked(settings, built, steps, shares, frozenset(), Lengths(0, 0, 0), [], reads, writing)
-    needs_answers = not settings.seq_kd and least_share < 1
-    lengths = [_lengths(rows, found, needs_answers) for rows in steps.plan.datasets]
+    lengths = [_lengths(rows, found) for rows in steps.plan.datasets]
     longest = Lengths(*map(max, zip(*lengths, strict=True)))
     max_new_tokens = found.sampling.max_new_tokens
     try:
@@ -137,13 +136,11 @@ def _sampling(settings: OnPolicy) -> Sampling:
     return settings.sampling
 
 
-def _require_fitting_loss(shares: Schedules, steps: Steps) -> float:
-    """The least share of any step.
-
+def _require_fitting_loss(shares: Schedules, steps: Steps) -> None:
+    """
     Raises:
         UserError: cross-entropy in a step with answers of the student's.
     """
-    least = 1.0
     for step in range(0, steps.total_steps, max(1, steps.total_steps // 1000)):
         share, kd_ratio = shares.at(step)[_SHARE], steps.schedules.at(step)["kd_ratio"]
         if share > 0 and kd_ratio < 1:
@@ -151,8 +148,6 @@ def _require_fitting_loss(shares: Schedules, steps: Steps) -> float:
                 f"rollouts: kd_ratio is {kd_ratio:g} at step {step}: cross-entropy would teach the student its own "
                 "answers as if they were right; set kd_ratio=1 (rollouts.lmbda leaves the data its share)"
             )
-        least = min(least, share)
-    return least
 
 
 def _tokens_read(teacher: Teacher) -> int | None:
@@ -172,11 +167,11 @@ def _ends(built: Models) -> frozenset[int]:
     return ends
 
 
-def _lengths(rows: TokenisedRows, found: Checked, needs_answers: bool) -> Lengths:
+def _lengths(rows: TokenisedRows, found: Checked) -> Lengths:
     """Of the rows of a dataset.
 
     Raises:
-        UserError: one cannot be answered, or has no answer and needs it.
+        UserError: one cannot be answered.
     """
 
     def first(rows_found: numpy.ndarray) -> str | None:
@@ -194,11 +189,6 @@ def _lengths(rows: TokenisedRows, found: Checked, needs_answers: bool) -> Length
     if row := first(room < 1):
         least = min(found.built.student.max_seq_len, found.teacher_reads or found.built.student.max_seq_len)
         raise UserError(f"rollouts: {row} has a prompt that leaves no room for an answer: the models read {least}")
-    if needs_answers and (row := first(rows.supervised == 0)):
-        raise UserError(
-            f"rollouts: {row} has no answer, and with rollouts.lmbda below 1 some rows are learned as they are; set "
-            "rollouts.lmbda=1, or rollouts.seq_kd=True, which has the teacher write those"
-        )
     return Lengths(
         int(numpy.maximum(prompts + room, rows.lengths).max()),
         int(numpy.maximum(of_teacher + room, (rows.teacher or rows).lengths).max()),
