@@ -212,7 +212,8 @@ def _told() -> Iterator[None]:
 def _opened(options: argparse.Namespace, paths: dict[str, Path]) -> list[_Speaker]:
     """
     Raises:
-        UserError: a folder that is none, a model that cannot be loaded, a tokenizer that is not there.
+        UserError: a folder that is none, a model that cannot be loaded or whose logits are no numbers, a tokenizer that
+            is not there.
     """
     for name, path in paths.items():
         key = "--teacher" if name == "teacher" else "MODEL"
@@ -222,6 +223,7 @@ def _opened(options: argparse.Namespace, paths: dict[str, Path]) -> list[_Speake
             raise UserError(f"{key} {path}: a GGUF file needs --tokenizer, the folder that it was made from")
     from distill_tune import data, generation, training
     from distill_tune.cli.compare import dtype_for
+    from distill_tune.generation.requests import require_numbers
     from distill_tune.serve.load import open_teacher
 
     sampling = generation.Sampling(options.max_new_tokens, options.temperature, top_p=options.top_p)
@@ -236,6 +238,8 @@ def _opened(options: argparse.Namespace, paths: dict[str, Path]) -> list[_Speake
     for name, (teacher, tokenizer, ends) in teachers.items():
         teacher.load(getattr(teacher, "model", None), device)
         decoder = generation.generator_of(teacher.model, ends, sampling, tokenizer=tokenizer)
+        (first,) = decoder.generate([generation.Request([min(ends, default=0)], max_new_tokens=1)])
+        require_numbers(first, str(paths[name]))
         speakers.append(
             _Speaker(name, decoder, tokenizer, frozenset(ends), options.seed, [*before], teacher.vocab_size)
         )

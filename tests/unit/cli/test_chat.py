@@ -137,6 +137,15 @@ def test_what_cannot_be_asked_is_told_and_the_next_line_is(talk, student_folder,
     assert told.startswith("[student has 5 tokens, the tokenizer writes ") and not asked
 
 
+def test_a_model_whose_logits_are_no_numbers_is_told_before_it_is_asked(talk, monkeypatch, capsys, student_folder):
+    broken = generation.Completion((5,), (float("nan"),), "length")
+    monkeypatch.setattr(Decoder, "generate", lambda self, requests: [broken])
+    with pytest.raises(SystemExit) as ended:
+        talk("One?\n")
+    assert ended.value.code == 2
+    assert f"{student_folder}: its logits are no numbers (NaN)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -2,9 +2,11 @@
 
 import pytest
 
-from distill_tune.generation import Completion
+from distill_tune.errors import UserError
+from distill_tune.generation import Completion, Request
 from distill_tune.rollouts.answer_watch import AnswerWatch
 from distill_tune.rollouts.answers import before_tokens, is_cut, is_empty, is_repeating, measures_of
+from distill_tune.rollouts.writers import written_by_all_ranks
 
 END = 2
 
@@ -92,3 +94,12 @@ def test_an_answer_is_cut_before_a_token_that_is_another_to_the_teacher():
     assert before_tokens(whole, {8: "'<a>' is '<b>'"}) == whole
     cut = before_tokens(whole, {7, END})
     assert cut == Completion((5, 6), (0.0, 0.0), "other_token") and is_cut(cut)
+
+
+def test_answers_of_logits_that_are_no_numbers_end_the_run():
+    class Broken:
+        def generate(self, requests):
+            return [Completion((5,), (float("nan"),), "length") for _ in requests]
+
+    with pytest.raises(UserError, match=r"rollouts: .*logits are no numbers \(NaN\)"):
+        written_by_all_ranks(Broken(), [Request([5], 0)], [0])
