@@ -17,7 +17,7 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, losses, models, teachers
 from distill_tune.config.components import build
 from distill_tune.config.values import needs_teacher
-from distill_tune.disk import sampled_digest
+from distill_tune.disk import SHOWN_DIGITS, short_digest
 from distill_tune.errors import CollectedFaults, FinishedRun, UserError
 from distill_tune.launch import is_restarted
 from distill_tune.training.cache_of_run import behind_cache, prepare_cache
@@ -43,8 +43,6 @@ from distill_tune.training.warm_up import schedule_remarks
 from distill_tune.training.write_through import WriteThrough
 
 from torchtune.modules import TransformerDecoder
-
-_SHOWN_DIGITS = 16
 
 
 class Models(NamedTuple):
@@ -79,7 +77,7 @@ class Steps(NamedTuple):
         """
         files = {"model": built.student_checkpoint.all_files, "teacher_model": built.teacher.files}
         contents = {
-            content_of(model): sampled_digest(files[model])[:_SHOWN_DIGITS] if is_main_process() else ""
+            content_of(model): short_digest(files[model]) if is_main_process() else ""
             for model in files
             if files[model]
         }
@@ -87,7 +85,7 @@ class Steps(NamedTuple):
             name = content_of("teacher_model")
             if name in contents:  # of several teachers, some of which have files
                 content = hashlib.sha256(f"{contents[name]} {content}".encode()).hexdigest()
-            contents[name] = content[:_SHOWN_DIGITS]
+            contents[name] = content[:SHOWN_DIGITS]
         return self.plan.identity | {"steps an epoch": self.steps_per_epoch} | from_main_process(contents)
 
 
