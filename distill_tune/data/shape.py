@@ -1,6 +1,7 @@
 """What of some rows memory and work depend on."""
 
 import dataclasses
+from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +32,18 @@ class Shape:
 
     def following(self, number: int) -> "Shape":
         """The rows of one of several teachers."""
-        return self._of_rows([row for row, teacher in enumerate(self.teacher_ids) if teacher == number])
+        return self.of_rows([row for row, teacher in enumerate(self.teacher_ids) if teacher == number])
 
     def halves(self) -> "list[Shape]":
         """Two of as many rows, the first with the longest; a single row as it is."""
         longest_first = sorted(range(len(self.lengths)), key=lambda row: -self.lengths[row])
-        return [self._of_rows(half) for half in (longest_first[::2], longest_first[1::2]) if half]
+        return [self.of_rows(half) for half in (longest_first[::2], longest_first[1::2]) if half]
 
-    def _of_rows(self, rows: list[int]) -> "Shape":
+    def of_rows(self, rows: Iterable[int]) -> "Shape":
+        """Some of its rows, by their numbers."""
+        chosen = list(rows)
+
         def taken(values: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(values[row] for row in rows) if values else ()
+            return tuple(values[row] for row in chosen) if values else ()
 
         return Shape(*(taken(getattr(self, field.name)) for field in dataclasses.fields(self)))

@@ -24,6 +24,31 @@ from distill_tune.training.schedules import Schedules
 _SHARE = "rollouts.lmbda"
 
 
+class Room(NamedTuple):
+    """For an answer behind a prompt.
+
+    Attributes:
+        student_reads, teacher_reads: tokens of a row at most; of the teacher None where nothing says.
+        max_new_tokens: of an answer.
+    """
+
+    student_reads: int
+    teacher_reads: int | None
+    max_new_tokens: int
+
+    @property
+    def least_read(self) -> int:
+        """What both models read of a row."""
+        return min(self.student_reads, self.teacher_reads or self.student_reads)
+
+    def behind(self, prompt: int, of_teacher: int) -> int:
+        """Tokens of an answer to a prompt of so many, as student and teacher read it; below 1: there is no room."""
+        bound = self.student_reads - prompt
+        if self.teacher_reads is not None:
+            bound = min(bound, self.teacher_reads - of_teacher)
+        return min(self.max_new_tokens, bound)
+
+
 class Lengths(NamedTuple):
     """The most tokens of a row with an answer that is as long as it may be.
 
@@ -44,7 +69,7 @@ class Checked:
         ends: the tokens at which an answer ends.
         longest: of all rows, the data's answers included.
         most_tokens: of a micro-batch of several rows, as a plan's ``limits`` have them.
-        teacher_reads: tokens of a row at most; None where nothing says.
+        room: for answers.
         writing_teachers: each that rows choose from, where teachers write answers.
     """
 
@@ -55,7 +80,7 @@ class Checked:
     ends: frozenset[int]
     longest: Lengths
     most_tokens: Sequence[int]
-    teacher_reads: int | None
+    room: Room
     writing_teachers: Sequence[LiveTeacher | HuggingFace]
 
     @property
@@ -74,13 +99,6 @@ class Checked:
             "seq_kd": self.settings.seq_kd,
             "samples_per_prompt": self.settings.samples_per_prompt,
         } | {f"sampling.{name}": value for name, value in of_sampling.items()}
-
-    def room(self, prompt: int, of_teacher: int) -> int:
-        """Tokens of an answer to a prompt of so many, as student and teacher read it."""
-        bound = self.built.student.max_seq_len - prompt
-        if self.teacher_reads is not None:
-            bound = min(bound, self.teacher_reads - of_teacher)
-        return min(self.sampling.max_new_tokens, bound)
 
 
 def check_rollouts(
@@ -106,11 +124,10 @@ def check_rollouts(
             f"the first {built.common_vocab_size}; leave it out, so that the student answers here with these alone"
         )
     writing = teachers_that_write(built.teacher) if settings.seq_kd else []
-    reads = _tokens_read(built.teacher)
-    found = Checked(settings, built, steps, shares, frozenset(), Lengths(0, 0, 0), [], reads, writing)
-    lengths = [_lengths(rows, found) for rows in steps.plan.datasets]
+    max_new_tokens = _sampling(settings).max_new_tokens
+    room = Room(built.student.max_seq_len, _tokens_read(built.teacher), max_new_tokens)
+    lengths = [_lengths(rows, room) for rows in steps.plan.datasets]
     longest = Lengths(*map(max, zip(*lengths, strict=True)))
-    max_new_tokens = found.sampling.max_new_tokens
     try:
         built.teacher.require_rows(longest.teacher, steps.plan.used_tokens)
     except UserError as error:
@@ -128,7 +145,7 @@ def check_rollouts(
         most = [(batch_size or 1) * tokens for tokens in longest]
     else:
         most = [max_tokens_per_batch, max(max_tokens_per_batch, longest.teacher), max_tokens_per_batch]
-    return dataclasses.replace(found, ends=_ends(built), longest=longest, most_tokens=most)
+    return Checked(settings, built, steps, shares, _ends(built), longest, most, room, writing)
 
 
 def _sampling(settings: OnPolicy) -> Sampling:
@@ -167,7 +184,7 @@ def _ends(built: Models) -> frozenset[int]:
     return ends
 
 
-def _lengths(rows: TokenisedRows, found: Checked) -> Lengths:
+def _lengths(rows: TokenisedRows, room: Room) -> Lengths:
     """Of the rows of a dataset.
 
     Raises:
@@ -179,18 +196,19 @@ def _lengths(rows: TokenisedRows, found: Checked) -> Lengths:
 
     prompts = prompt_lengths(rows)
     of_teacher = prompts if rows.teacher is None else prompt_lengths(rows.teacher)
-    room = numpy.array([found.room(*both) for both in zip(prompts.tolist(), of_teacher.tolist(), strict=True)])
+    answers = numpy.array([room.behind(*both) for both in zip(prompts.tolist(), of_teacher.tolist(), strict=True)])
     if row := first(prompts == 0):
         raise UserError(
             f"rollouts: {row} has no prompt before its answer: all of it is learned; take rows with questions, without "
             "train_on_input; where texts are the questions, dataset._component_=distill_tune.data.instruct with "
             "dataset.column_map={prompt: text}"
         )
-    if row := first(room < 1):
-        least = min(found.built.student.max_seq_len, found.teacher_reads or found.built.student.max_seq_len)
-        raise UserError(f"rollouts: {row} has a prompt that leaves no room for an answer: the models read {least}")
+    if row := first(answers < 1):
+        raise UserError(
+            f"rollouts: {row} has a prompt that leaves no room for an answer: the models read {room.least_read}"
+        )
     return Lengths(
-        int(numpy.maximum(prompts + room, rows.lengths).max()),
-        int(numpy.maximum(of_teacher + room, (rows.teacher or rows).lengths).max()),
-        int(numpy.maximum(room, rows.supervised).max()),
+        int(numpy.maximum(prompts + answers, rows.lengths).max()),
+        int(numpy.maximum(of_teacher + answers, (rows.teacher or rows).lengths).max()),
+        int(numpy.maximum(answers, rows.supervised).max()),
     )

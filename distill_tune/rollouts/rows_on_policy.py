@@ -67,9 +67,9 @@ class RowsOnPolicy:
         answers = self._answers.of_step(step)
         seconds = time.perf_counter() - started
         rows = [answer.row for answer in answers]
-        hands = self._steps.plan.dealt(rows)
-        batches = [joined([rows[at] for at in hand]) for hand in hands]
         shape = _shape_of(rows, bool(self._teacher.names))
+        hands = self._steps.plan.dealt(shape)
+        batches = [joined([rows[at] for at in hand]) for hand in hands]
         written = [(answer.completion, answer.is_own) for answer in answers if answer.completion]
         own = [completion for completion, is_own in written if is_own]
         measured = measures_of(own, sum(len(completion.tokens) for completion, _ in written), seconds)
@@ -81,7 +81,7 @@ class RowsOnPolicy:
         if alarm := self._watch.alarm(measured):
             say(f"step {step + 1}: {alarm}")
         # Answers that a stop text ends at once have no token: a step of such alone is divided by 1.
-        return StepRows(batches, max(1, sum(shape.supervised)), shape, measured)
+        return StepRows(batches, max(1, shape.num_supervised), shape, measured)
 
     @contextlib.contextmanager
     def _as_it_answers(self) -> Iterator[None]:
@@ -158,9 +158,8 @@ class RowsOnPolicy:
 
     def shapes(self, step: int) -> list[Shape]:
         """As :meth:`RowsOfData.shapes`."""
-        rows = self._answers.as_long_as_may_be(step)
-        hands = self._steps.plan.dealt(rows)
-        return [_shape_of([rows[at] for at in hand], bool(self._teacher.names)) for hand in hands]
+        shape = _shape_of(self._answers.as_long_as_may_be(step), bool(self._teacher.names))
+        return [shape.of_rows(hand) for hand in self._steps.plan.dealt(shape)]
 
     def cache_bytes(self, rows: int, dtype: torch.dtype) -> float:
         """As :meth:`RowsOfData.cache_bytes`."""

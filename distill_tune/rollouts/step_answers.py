@@ -159,7 +159,7 @@ class StepAnswers:
         if row.teacher_tokens is not None and row.teacher_labels is not None:
             of_teacher = prompt_of(row.teacher_tokens, row.teacher_labels)
         asked = prompt if is_own else of_teacher
-        return Request(asked.tolist(), stream, self._of.room(len(prompt), len(of_teacher)))
+        return Request(asked.tolist(), stream, self._of.room.behind(len(prompt), len(of_teacher)))
 
 
 def _occurrences(numbers: Sequence[int]) -> list[tuple[int, int]]:
