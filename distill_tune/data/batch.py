@@ -20,7 +20,8 @@ class Row(NamedTuple):
     ``teacher_tokens`` and ``teacher_labels`` are the same answer behind the teacher's own prompt, where it has one;
     ``teacher_id`` is the number of the teacher that the row follows; ``place`` the dataset's number and its own there;
     ``is_text`` says which tokens are a turn's own text, where that is known; ``likeliest`` are the tokens that the
-    student holds likeliest at each position that is learned, ``[n, j]``, where the teacher is to tell of these as well.
+    student holds likeliest at each position that is learned, ``[n, j]``, where the teacher is to tell of these as well;
+    ``is_own`` says that the student has written the answer.
     """
 
     tokens: torch.Tensor
@@ -31,6 +32,7 @@ class Row(NamedTuple):
     place: tuple[int, int] = (0, 0)
     is_text: torch.Tensor | None = None
     likeliest: torch.Tensor | None = None
+    is_own: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Batch:
         digests: of each row, 16 bytes of what the teacher reads, tokens and which of them are learned.
         likeliest: tokens that the student holds likeliest at each supervised position, ``[n, j]``, int64, on the CPU,
             where the teacher is to tell of these as well.
+        num_own_rows: so many rows, the first ones, have answers that the student has written itself.
     """
 
     tokens: torch.Tensor
@@ -61,6 +64,12 @@ class Batch:
     places: tuple[tuple[int, int], ...] = ()
     digests: tuple[bytes, ...] = ()
     likeliest: torch.Tensor | None = None
+    num_own_rows: int = 0
+
+    @property
+    def num_own(self) -> int:
+        """Supervised positions of answers that the student has written itself, which come first."""
+        return sum(self.num_supervised[: self.num_own_rows])
 
     @property
     def for_teacher(self) -> "Batch":
@@ -119,7 +128,7 @@ class Batch:
         return [self.of_rows(rows) for rows in (range(end), range(end, len(self.lengths)))]
 
     def of_rows(self, rows: Sequence[int]) -> "Batch":
-        """Some of its rows, by their numbers; at least one."""
+        """Some of its rows, by their numbers, ascending; at least one."""
         tokens, targets = (x[0].split(list(self.lengths)) for x in (self.tokens, self.targets))
         supervised = self.supervised_positions.split(list(self.num_supervised))
         likeliest = None if self.likeliest is None else self.likeliest.split(list(self.num_supervised))
@@ -137,11 +146,16 @@ class Batch:
             tuple(self.places[row] for row in rows) if self.places else (),
             tuple(self.digests[row] for row in rows) if self.digests else (),
             None if likeliest is None else torch.cat([likeliest[row] for row in rows]),
+            sum(row < self.num_own_rows for row in rows),
         )
 
 
 def joined(rows: Sequence[Row | tuple[torch.Tensor, torch.Tensor]]) -> Batch:
-    """Rows of tokens and labels as a batch; without rows, one position and no target."""
+    """Rows of tokens and labels as a batch; without rows, one position and no target.
+
+    Args:
+        rows: those that the student has written before others.
+    """
     nothing = torch.zeros(1, dtype=torch.int32)
     all_rows = [Row(*row) for row in rows] or [Row(nothing, torch.full_like(nothing, IGNORE_INDEX))]
     # A row's last position has nothing to predict.
@@ -165,6 +179,7 @@ def joined(rows: Sequence[Row | tuple[torch.Tensor, torch.Tensor]]) -> Batch:
         tuple(row.place for row in all_rows) if rows else (),
         teacher.digests if teacher else tuple(map(_digest, all_rows)) if rows else (),
         torch.cat(likeliest).long() if likeliest else None,
+        sum(row.is_own for row in all_rows),
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -81,6 +82,7 @@ def distillation_loss(
     cross_entropy: CrossEntropy | None = None,
     divergence: Divergence | None = None,
     token_weight: TokenWeight | None = None,
+    num_own: int = 0,
 ) -> LossSums:
     """(1 - kd_ratio) * CE + kd_ratio * T^2 * D(teacher_T || student_T), summed over tokens, with its exact gradient.
 
@@ -110,13 +112,17 @@ def distillation_loss(
         cross_entropy: default :class:`CrossEntropy`.
         divergence: default :class:`ForwardKL`.
         token_weight: what each token's divergence is multiplied by; default 1.
+        num_own: so many rows, the first ones, are of answers that the student has written itself: they have no
+            cross-entropy, which would teach them as if they were right.
 
     Raises:
-        ValueError: ``kd_ratio`` > 0 without a signal; a vocabulary that has not all that is compared; a record that
-            cannot serve this loss, or is of other rows.
+        ValueError: ``kd_ratio`` > 0 without a signal, or 0 with rows of the student's own; a vocabulary that has not
+            all that is compared; a record that cannot serve this loss, or is of other rows.
     """
     if kd_ratio > 0 and signal is None:
         raise ValueError(f"kd_ratio is {kd_ratio}, but there is no teacher signal")
+    if num_own and kd_ratio == 0:
+        raise ValueError(f"num_own is {num_own}, and with a kd_ratio of 0 nothing is learned of such rows")
     divergence = divergence or ForwardKL()
     terms = [] if kd_ratio == 0 or signal is None else added_up(signal)
     compared = common_vocab_size or projection.vocab_size
@@ -140,7 +146,7 @@ def distillation_loss(
     trainable = projection.trainable
     differentiate = torch.is_grad_enabled() and (hidden.requires_grad or bool(trainable))
     signals = [term.serving(divergence) if isinstance(term, SparseSignal) else term for _, term in terms]
-    loss, ce, kd = _ChunkedLoss.apply(projection, mixture, targets, signals, differentiate, hidden, *trainable)
+    loss, ce, kd = _ChunkedLoss.apply(projection, mixture, targets, signals, num_own, differentiate, hidden, *trainable)
     return LossSums(loss, ce, kd, torch.zeros_like(ce))
 
 
@@ -148,7 +154,7 @@ class _ChunkedLoss(torch.autograd.Function):
     """Walks the chunks in forward and keeps the finished gradients for backward."""
 
     @staticmethod
-    def forward(ctx, projection, mixture, targets, signals, differentiate, hidden, *trainable):
+    def forward(ctx, projection, mixture, targets, signals, num_own, differentiate, hidden, *trainable):
         v_t = sum(signal.logits_per_row for signal in signals)
         rows = chunk_rows(len(hidden), chunk_bytes_per_row(projection.vocab_size, v_t, hidden.dtype), hidden.device)
         memory = projection.memory(rows, 0, hidden.dtype)
@@ -156,21 +162,25 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden)
         totals = [torch.zeros_like(p, dtype=torch.float32) for p in trainable] if differentiate else []
         ce_sum = kd_sum = hidden.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(hidden), rows):
-            chunk = hidden[start : start + rows].detach().requires_grad_(differentiate)  # [c, d]
-            c = len(chunk)
+        of_own = dataclasses.replace(mixture, kd_ratio=1.0)  # without cross-entropy
+        starts = (*range(0, num_own, rows), *range(num_own, len(hidden), rows), len(hidden))
+        for start, stop in itertools.pairwise(starts):
+            chunk = hidden[start:stop].detach().requires_grad_(differentiate)  # [c, d]
+            c, is_own = len(chunk), start < num_own
             with torch.set_grad_enabled(differentiate):
                 logits = projection.logits(chunk, _first(memory, c))  # [c, v]
             words = [
-                said(signal, start, start + c, _first(of_signal, c))
+                said(signal, start, stop, _first(of_signal, c))
                 for signal, of_signal in zip(signals, teacher_memory, strict=True)
             ]
             ce, kd, gradient = losses_and_gradient(
-                mixture, logits.detach(), targets[start : start + c], words, hidden.dtype
+                of_own if is_own else mixture, logits.detach(), targets[start:stop], words, hidden.dtype
             )
+            if is_own and mixture.kd_ratio < 1:
+                gradient.mul_(mixture.kd_ratio)
             ce_sum, kd_sum = ce_sum + ce, kd_sum + kd
             if differentiate:
-                hidden_gradient[start : start + c] = projection.backward(chunk, logits, gradient, totals)
+                hidden_gradient[start:stop] = projection.backward(chunk, logits, gradient, totals)
             del logits, words, gradient  # before the next chunk's are made
         ctx.save_for_backward(hidden_gradient, *(g.to(p.dtype) for g, p in zip(totals, trainable, strict=False)))
         ctx.mark_non_differentiable(ce_sum, kd_sum)
@@ -179,7 +189,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, loss_gradient, *_):
-        return None, None, None, None, None, *(g * loss_gradient.to(g.dtype) for g in ctx.saved_tensors)
+        return None, None, None, None, None, None, *(g * loss_gradient.to(g.dtype) for g in ctx.saved_tensors)
 
 
 def _first(memory: torch.Tensor | None, rows: int) -> torch.Tensor | None:

@@ -156,14 +156,17 @@ def _sampling(settings: OnPolicy) -> Sampling:
 def _require_fitting_loss(shares: Schedules, steps: Steps) -> None:
     """
     Raises:
-        UserError: cross-entropy in a step with answers of the student's.
+        UserError: a step of the student's answers alone with a share of cross-entropy, or with some of them and no
+            share of the divergence.
     """
     for step in range(0, steps.total_steps, max(1, steps.total_steps // 1000)):
         share, kd_ratio = shares.at(step)[_SHARE], steps.schedules.at(step)["kd_ratio"]
-        if share > 0 and kd_ratio < 1:
+        if (share > 0 and kd_ratio == 0) or (share == 1 and kd_ratio < 1):
             raise UserError(
-                f"rollouts: kd_ratio is {kd_ratio:g} at step {step}: cross-entropy would teach the student its own "
-                "answers as if they were right; set kd_ratio=1 (rollouts.lmbda leaves the data its share)"
+                f"rollouts: kd_ratio is {kd_ratio:g} at step {step}, where the student writes "
+                f"{'every answer' if share == 1 else 'answers'}: of its own the teacher's divergence is learned alone, "
+                "no cross-entropy, which would teach them as if they were right; set kd_ratio="
+                + ("1" if share == 1 else "1, or above 0")
             )
 
 

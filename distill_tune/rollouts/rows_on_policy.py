@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
@@ -66,9 +65,9 @@ class RowsOnPolicy:
         started = time.perf_counter()
         answers = self._answers.of_step(step)
         seconds = time.perf_counter() - started
-        rows = [answer.row for answer in answers]
+        rows = [answer.row._replace(is_own=answer.is_own) for answer in answers]
         shape = _shape_of(rows, bool(self._teacher.names))
-        hands = self._steps.plan.dealt(shape)
+        hands = [sorted(hand.tolist(), key=lambda at: not rows[at].is_own) for hand in self._steps.plan.dealt(shape)]
         batches = [joined([rows[at] for at in hand]) for hand in hands]
         written = [(answer.completion, answer.is_own) for answer in answers if answer.completion]
         own = [completion for completion, is_own in written if is_own]
@@ -105,7 +104,7 @@ class RowsOnPolicy:
     # ---- Marks
 
     def _marked(
-        self, step: int, answers: Sequence[Answer], hands: Sequence[numpy.ndarray], batches: Sequence[Batch]
+        self, step: int, answers: Sequence[Answer], hands: Sequence[Sequence[int]], batches: Sequence[Batch]
     ) -> dict[str, float]:
         """What student and teacher think of the student's answers; some are written down. All ranks call it."""
         of_answer: dict[int, Marks] = {}
@@ -114,7 +113,7 @@ class RowsOnPolicy:
             for hand, batch in zip(hands, batches, strict=True):
                 marks = marks_of(self._student, self._head, self._teacher, batch.to(self._device), common)
                 ends = [0, *itertools.accumulate(batch.num_supervised)]
-                of_answer |= {int(at): marks[begin:end] for at, begin, end in zip(hand, ends, ends[1:], strict=False)}
+                of_answer |= {at: marks[begin:end] for at, begin, end in zip(hand, ends, ends[1:], strict=False)}
             self._teacher.release()
         own = [(answers[at], marks) for at, marks in sorted(of_answer.items()) if answers[at].is_own]
         shown = [at for at, answer in enumerate(answers) if answer.is_own][:_SHOWN]

@@ -77,6 +77,19 @@ def test_a_token_that_is_another_to_the_teacher_ends_an_answer_and_is_not_learne
     assert of_step.measured["rollout_cut"] > 0
 
 
+def test_answers_of_the_students_own_come_first_and_are_counted_also_in_halves(begun):
+    rows = begun({"lmbda": 0.5})
+    (batch,) = rows.of_step(1, say).batches
+    of_data = {place: learned for place, _, learned in data_of(rows)}
+    found = zip(batch.places, batch.targets[0].split(batch.lengths), batch.num_supervised, strict=True)
+    is_own = [targets[targets != IGNORE_INDEX].tolist() != of_data[place] for place, targets, _ in found]
+    assert is_own == [True, True, False, False] and batch.num_own == sum(batch.num_supervised[:2]) > 0
+    own = [count * flag for count, flag in zip(batch.num_supervised, is_own, strict=True)]
+    halves = batch.halves()
+    in_first = len(halves[0].lengths)
+    assert [half.num_own for half in halves] == [sum(own[:in_first]), sum(own[in_first:])]
+
+
 def test_several_samples_of_a_prompt_are_several_rows(begun):
     of_step = begun({"samples_per_prompt": 3}).of_step(1, say)
     found = answers(of_step.batches)
