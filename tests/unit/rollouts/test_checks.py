@@ -8,6 +8,7 @@ from tiny import write_model
 
 from distill_tune.errors import UserError
 from distill_tune.rollouts import step_answers
+from distill_tune.teachers import LiveTeacher
 
 INSTRUCT = "distill_tune.data.instruct"
 
@@ -31,6 +32,13 @@ INSTRUCT = "distill_tune.data.instruct"
 def test_settings_that_do_not_fit_are_told_by_their_key(rows_of, settings, changes, told):
     with pytest.raises(UserError, match=r"^" + told):
         rows_of(settings, **changes)
+
+
+def test_a_teacher_that_is_to_tell_of_the_students_tokens_needs_rollouts(rows_of, monkeypatch):
+    monkeypatch.setattr(LiveTeacher, "tokens_of_student", 3)
+    rows_of()
+    with pytest.raises(UserError, match=r"^teacher_model.k_of_student=3: is for rows that the student writes"):
+        rows_of(rollouts=None)
 
 
 @pytest.mark.parametrize(("lmbda", "kd_ratio"), [(0.0, 0.0), (0.0, 0.5), (0.5, 0.1)])
