@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,8 @@ def _serve() -> None:
     gc.collect()
     gc.freeze()  # so that no collection in a command looks at the modules
     gc.enable()
+    for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
+        finalizer.atexit = False  # imports' own, of torch.library above all: what they undo ends with the process
     running: dict[int, Child] = {}
     for line in sys.stdin:
         request = json.loads(line)
