@@ -96,11 +96,15 @@ class Command:
 
 
 class CommandServer:
-    """Started by conftest.py, once a session."""
+    """Started by conftest.py, once a session.
 
-    def __init__(self) -> None:
+    Args:
+        heavy: have PyTorch and what comes with it imported, not just what every command imports.
+    """
+
+    def __init__(self, heavy: bool = True) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *(["heavy"] if heavy else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -156,9 +160,7 @@ def look_at_installed_code_once() -> None:
     docstring_rows.sources_fingerprint = fingerprint
 
 
-def _serve() -> None:
-    sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
-    gc.disable()  # a collection would look at all modules again and again
+def _import_heavy() -> None:
     import datasets  # noqa: F401
     import torch
     import torch.distributed.checkpoint
@@ -183,6 +185,15 @@ def _serve() -> None:
 
     look_at_installed_code_once()
     docstring_rows.sources_fingerprint()
+
+
+def _serve(heavy: bool) -> None:
+    sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
+    gc.disable()  # a collection would look at all modules again and again
+    if heavy:
+        _import_heavy()
+    else:
+        from distill_tune.cli import main  # noqa: F401
     gc.collect()
     gc.freeze()  # so that no collection in a command looks at the modules
     gc.enable()
@@ -196,6 +207,8 @@ def _serve() -> None:
             print(json.dumps(_status_of(running.pop(request["wait_for"]), request["timeout"])), flush=True)
             continue
         if "of_models" in request:
+            from distill_tune import models
+
             for folder in request["others"]:
                 models.tokenizer_files.open_tokenizer(Path(folder))
             for folder in request["of_models"]:
@@ -246,11 +259,10 @@ def _command(request: dict) -> None:
 
 
 def _set_environment(variables: dict[str, str]) -> None:
-    import torch
-
     os.environ.clear()
     os.environ.update(variables)
-    if threads := os.environ.get("OMP_NUM_THREADS"):  # PyTorch has read it already
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads and (torch := sys.modules.get("torch")):  # which has read it already
         torch.set_num_threads(int(threads))
     if (compiler := os.environ.get("CXX")) and (config := sys.modules.get("torch._inductor.config")):
         config.cpp.cxx = (None, compiler)  # so has its compiler
@@ -382,6 +394,9 @@ def _run_and_exit(arguments: list[str]) -> None:
     except BaseException:
         traceback.print_exc()
         status = 1
+    if (module := os.environ.get("NOT_TO_BE_IMPORTED")) in sys.modules:
+        print(f"has imported {module}", file=sys.stderr)
+        status = 99
     # The way Python ends, but for taking every module apart, which is slow here.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
@@ -392,4 +407,4 @@ def _run_and_exit(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        _serve()
+        _serve(heavy=sys.argv[1:] == ["heavy"])

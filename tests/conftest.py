@@ -132,6 +132,14 @@ def command_server(_quiet_cache: None) -> Iterator[CommandServer]:
 
 
 @pytest.fixture(scope="session")
+def light_command_server(_quiet_cache: None) -> Iterator[CommandServer]:
+    """That has not imported PyTorch."""
+    server = CommandServer(heavy=False)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
 def demo_teacher_url(tmp_path_factory: pytest.TempPathFactory, command_server: CommandServer) -> Iterator[str]:
     """A server of the demo's teacher, as the config tiny names it."""
     pytest.importorskip("uvicorn")
@@ -160,6 +168,18 @@ def cli(start_cli: Callable[..., Command]) -> Callable[..., subprocess.Completed
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         return start_cli(*arguments, **environment).completed()
+
+    return run
+
+
+@pytest.fixture
+def light_cli(tmp_path: Path, light_command_server: CommandServer) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As ``cli``, of a command that must not import PyTorch: it would end with 99."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"NOT_TO_BE_IMPORTED": "torch"} | environment
+        command = ["-m", "distill_tune", *map(str, arguments)]
+        return light_command_server.start(command, tmp_path, environment, output=tmp_path).completed()
 
     return run
 
