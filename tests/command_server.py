@@ -414,6 +414,8 @@ def run_and_exit(arguments: list[str]) -> None:
     if (module := os.environ.get("NOT_TO_BE_IMPORTED")) in sys.modules:
         print(f"has imported {module}", file=sys.stderr)
         status = 99
+    if os.environ.get("TAKE_MODULES_APART"):
+        sys.exit(status)
     # The way Python ends, but for taking every module apart, which is slow here.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
