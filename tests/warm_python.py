@@ -15,13 +15,13 @@ import sys
 import time
 from typing import NoReturn
 
-_SECONDS_OF_IMPORTS = 300
+_SECONDS_TO_START = 60  # of Python, not of its imports
 
 
 def forked(path: str, arguments: list[str]) -> int:
     """Have it fork a Python with this process's input and outputs; its status, once it has ended."""
     asked = socket.socket(socket.AF_UNIX)
-    until = time.monotonic() + _SECONDS_OF_IMPORTS
+    until = time.monotonic() + _SECONDS_TO_START
     while True:
         try:
             asked.connect(path)
