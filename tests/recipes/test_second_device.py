@@ -24,7 +24,10 @@ ALLOWED = {
         ("a copy from the CPU that blocks, teachers/hf.py: out = self._decoder(", 12),
     ],
 }
+# Every token of an answer but the first takes the same lines.
+FEW_TOKENS = ["rollouts.sampling.max_new_tokens=8"]
 FEW = ["batch_size=4", "max_steps_per_epoch=2", "epochs=1", "device=cpu", "optimizer.lr=1e-4"]
+ANSWERING = {"signals/on_policy", "migrate/trl_gkd"}
 NAMES = [name for name in config_names() if name.startswith(("signals/", "migrate/"))]
 
 
@@ -45,7 +48,13 @@ def runs(tmp_path_factory, tokenizer_file, demo_teacher_url, command_server):
     write_needed(folder, ROWS, tokenizer_file)
     commands = {"tiny": command("tiny", "tiny", *FEW_ROWS, "save_every_n_steps=1")}
     commands |= {
-        name: command(name, name, *needed(name, "tiny/checkpoints/step_1", demo_teacher_url)) for name in NAMES
+        name: command(
+            name,
+            name,
+            *needed(name, "tiny/checkpoints/step_1", demo_teacher_url),
+            *(FEW_TOKENS if name in ANSWERING else []),
+        )
+        for name in NAMES
     }
     for name in ARCHITECTURES:
         write_architecture(folder / f"models/{name}", name, vocab_size=4096, max_position_embeddings=256)
