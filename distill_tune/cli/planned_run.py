@@ -135,5 +135,5 @@ def built_of(cfg: DictConfig, with_cache: bool = True) -> Any:
 def _largest(rows: rollouts.RowsOfData | rollouts.RowsOnPolicy) -> list[Shape]:
     """Those of the largest micro-batches with the most tokens for the student, for the teacher, and to be learned."""
     shapes = rows.largest_shapes
-    measures = (lambda x: sum(x.lengths), lambda x: sum(x.for_teacher.lengths), lambda x: x.num_supervised)
+    measures = (lambda x: sum(x.lengths), lambda x: x.num_teacher_tokens, lambda x: x.num_supervised)
     return list(dict.fromkeys(max(shapes, key=measure) for measure in measures))

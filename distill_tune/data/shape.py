@@ -12,12 +12,14 @@ class Shape:
         supervised: of them, those that are learned.
         teacher_lengths: tokens of each row as the teacher reads it; empty where it reads the same.
         teacher_ids: of each row, the number of the teacher that it follows; empty where all follow one.
+        others: the same rows as teachers of other tokenizers read them, one for each tokenizer.
     """
 
     lengths: tuple[int, ...]
     supervised: tuple[int, ...]
     teacher_lengths: tuple[int, ...] = ()
     teacher_ids: tuple[int, ...] = ()
+    others: "tuple[Shape, ...]" = ()
 
     @property
     def num_supervised(self) -> int:
@@ -28,6 +30,15 @@ class Shape:
         """What the teacher reads."""
         lengths = self.teacher_lengths or self.lengths
         return dataclasses.replace(self, lengths=lengths, teacher_lengths=())
+
+    @property
+    def num_teacher_tokens(self) -> int:
+        """The most tokens that a teacher reads."""
+        return max(sum(read.lengths) for read in (self.for_teacher, *self.others))
+
+    def read_by(self, number: int) -> "Shape":
+        """What teachers of one of the other tokenizers read."""
+        return self.others[number] if self.others else Shape((), ())
 
     def following(self, number: int) -> "Shape":
         """The rows of one of several teachers."""
@@ -42,4 +53,5 @@ class Shape:
         def taken(values: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(values[row] for row in rows) if values else ()
 
-        return Shape(*(taken(getattr(self, field.name)) for field in dataclasses.fields(self)))
+        of_rows = [taken(values) for values in (self.lengths, self.supervised, self.teacher_lengths, self.teacher_ids)]
+        return Shape(*of_rows, tuple(read._of_rows(rows) for read in self.others))

@@ -89,6 +89,13 @@ class Vocabulary:
                 found[index] = f"{_quoted(mine)} is {_quoted(its)}"
         return found
 
+    def is_another(self, other: "Vocabulary") -> bool:
+        """Whether ``other`` is another tokenizer altogether: more than a hundredth of the ordinary tokens differ."""
+        return len(self._ordinary(other, self.differing(other))) > _ANOTHER * len(self.tokens)
+
+    def _ordinary(self, other: "Vocabulary", differing: Mapping[int, str]) -> list[int]:
+        return [index for index in differing if index in self.tokens and index not in self.added | other.added]
+
     def require_same_ordinary(self, other: "Vocabulary", told: str) -> dict[int, str]:
         """:meth:`differing`, where ``other`` is no other tokenizer altogether.
 
@@ -99,7 +106,7 @@ class Vocabulary:
             UserError: more than a hundredth of the ordinary tokens differ.
         """
         differing = self.differing(other)
-        ordinary = [index for index in differing if index in self.tokens and index not in self.added | other.added]
+        ordinary = self._ordinary(other, differing)
         if len(ordinary) > _ANOTHER * len(self.tokens):
             shown = ", ".join(f"{index}: {differing[index]}" for index in sorted(ordinary)[:_SHOWN])
             raise UserError(f"{told}: {len(ordinary)} tokens have other ids or are missing ({shown})")

@@ -72,7 +72,7 @@ class Cached(Teacher):
             writer = getattr(tokenizer, "folder", checkpoint.folder)
             told = f"{self._told}: its teacher's tokenizer is not that of {writer}; distillation by logits needs one"
             self._differing = rows.require_same_ordinary(its, told)
-        return models.common_vocabulary(student, self.vocab_size)
+        return self.vocab_size
 
     def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
         models.require_same_tokens(self._differing, used_tokens, self._cache.folder)
