@@ -52,11 +52,11 @@ class Batch:
         supervised_positions: which positions carry a target, ``[n]``, int64, ascending.
         lengths: of the rows; they add up to ``s``.
         num_supervised: of each row; they add up to ``n``.
+        learned: the targets at the supervised positions, ``[n]``, int64, on the CPU wherever the batch is.
         teacher: the same answers behind the teacher's own prompts, where it has such; as many supervised positions.
         teacher_ids: of each row, the number of the teacher that it follows.
         places: of each row, its dataset's number and its own in it.
         digests: of each row, 16 bytes of what the teacher reads, tokens and which of them are learned.
-        learned: the targets at the supervised positions, ``[n]``, int64, on the CPU wherever the batch is.
         others: the same rows as teachers of other tokenizers read them, one for each tokenizer.
         alignments: in one of these, of each row, where the student's supervised tokens lie in it; on the CPU.
     """
@@ -66,11 +66,11 @@ class Batch:
     supervised_positions: torch.Tensor
     lengths: tuple[int, ...]
     num_supervised: tuple[int, ...]
+    learned: torch.Tensor
     teacher: "Batch | None" = None
     teacher_ids: tuple[int, ...] = ()
     places: tuple[tuple[int, int], ...] = ()
     digests: tuple[bytes, ...] = ()
-    learned: torch.Tensor = torch.zeros(0, dtype=torch.int64)
     others: "tuple[Batch, ...]" = ()
     alignments: tuple[torch.Tensor, ...] = ()
 
@@ -166,11 +166,11 @@ class Batch:
             torch.cat([supervised[row] + (start - before[row]) for row, start in zip(rows, after, strict=False)]),
             tuple(self.lengths[row] for row in rows),
             tuple(self.num_supervised[row] for row in rows),
+            torch.cat([learned[row] for row in rows]),
             None if self.teacher is None else self.teacher.of_rows(rows),
             tuple(self.teacher_ids[row] for row in rows) if self.teacher_ids else (),
             tuple(self.places[row] for row in rows) if self.places else (),
             tuple(self.digests[row] for row in rows) if self.digests else (),
-            torch.cat([learned[row] for row in rows]),
             tuple(of_tokenizer.of_rows(rows) for of_tokenizer in self.others),
             tuple(self.alignments[row] for row in rows) if self.alignments else (),
         )
@@ -195,11 +195,11 @@ def joined(rows: Sequence[Row | tuple[torch.Tensor, torch.Tensor]]) -> Batch:
         torch.cat(is_learned).nonzero()[:, 0],
         tuple(len(row.tokens) for row in all_rows),
         tuple(int(of_row.sum()) for of_row in is_learned),
+        torch.cat(targets)[torch.cat(is_learned)].long(),
         teacher,
         tuple(row.teacher_id for row in all_rows),
         tuple(row.place for row in all_rows) if rows else (),
         teacher.digests if teacher else tuple(map(_digest, all_rows)) if rows else (),
-        torch.cat(targets)[torch.cat(is_learned)].long(),
         tuple(map(joined, zip(*(row.others for row in all_rows), strict=True))),
         tuple(row.alignment for row in all_rows if row.alignment is not None),
     )

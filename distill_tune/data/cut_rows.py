@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import numpy
 
-from distill_tune.alignment.columns import AT, OFFSET
-from distill_tune.alignment.rows import RowAlignment
+from distill_tune.alignment.rows import RowAlignment, cut_alike
 from distill_tune.data.conversation import IGNORE_INDEX, Tokens
 from distill_tune.data.sources import RowError
 
@@ -24,7 +23,7 @@ class Read(NamedTuple):
     others: Sequence[tuple[Tokens, RowAlignment]] = ()
 
 
-def cut_alike(read: Read, bound: int | None, bound_of_teacher: int | None, of_others: Sequence[int | None]) -> Read:
+def cut_to_bounds(read: Read, bound: int | None, bound_of_teacher: int | None, of_others: Sequence[int | None]) -> Read:
     """Each up to its bound, and then up to where the answers of all have come; a cut is taken at a boundary that the
     tokens of both have.
 
@@ -34,40 +33,28 @@ def cut_alike(read: Read, bound: int | None, bound_of_teacher: int | None, of_ot
     Raises:
         RowError: a teacher's prompt is longer than it reads.
     """
-    student = first(read.student, bound)
-    teacher = student if read.teacher is read.student else first(read.teacher, bound_of_teacher)
-    others = [first(tokens, most) for (tokens, _), most in zip(read.others, of_others, strict=True)]
-    if not len(supervised(read.student.labels)):
-        wholes = [read.teacher, *(tokens for tokens, _ in read.others)]
-        for cut, whole in zip([teacher, *others], wholes, strict=True):
-            if whole is not read.student and len(cut.tokens) < len(whole.tokens):
-                raise RowError(f"the teacher's prompt has {len(whole.tokens)} tokens, more than it reads")
-        return Read(student, teacher, [(cut, of) for cut, (_, of) in zip(others, read.others, strict=True)])
-    learned = len(supervised(student.labels))
+    student, teacher, others = first(read.student, bound), read.teacher, read.others
     while True:
-        kept = min(learned, len(supervised(teacher.labels)))
-        for cut, (whole, alignment) in zip(others, read.others, strict=True):
-            kept = _last_boundary(alignment.positions, kept, len(supervised(cut.labels)), len(supervised(whole.labels)))
-        if kept == learned:
+        length = len(student.tokens)
+        if read.teacher is not read.student:
+            teacher = first(read.teacher, bound_of_teacher)
+            shared = min(len(supervised(row.labels)) for row in (student, teacher))
+            student, teacher = up_to(student, shared), up_to(teacher, shared)
+        others = list[tuple[Tokens, RowAlignment]]()
+        for (whole, aligned), most in zip(read.others, of_others, strict=True):
+            cut, its, aligned = cut_alike(read.student, whole, aligned, len(student.tokens), most)
+            student = min(student, cut, key=lambda row: len(row.tokens))
+            others.append((its, aligned))
+        if len(student.tokens) == length:
             break
-        learned = kept
-    cut_others = []
-    for cut, (_, alignment) in zip(others, read.others, strict=True):
-        positions = alignment.positions[:kept]
-        its = cut if kept == len(alignment.positions) else up_to(cut, int(alignment.positions[kept, AT]))
-        cut_others.append((its, alignment._replace(positions=positions)))
-    return Read(up_to(student, kept), up_to(teacher, kept), cut_others)
-
-
-def _last_boundary(positions: numpy.ndarray, kept: int, of_teacher: int, all_of_teacher: int) -> int:
-    """How many of the student's supervised tokens end where a token of the teacher's does, up to ``kept``, with no more
-    than ``of_teacher`` of its tokens."""
-    if kept == len(positions) and of_teacher == all_of_teacher:
-        return kept
-    # A boundary before token i: it begins where the teacher's token does.
-    begins = (positions[:, AT] >= 0) & (positions[:, OFFSET] == 0) & (positions[:, AT] <= of_teacher)
-    found = begins[: kept + 1].nonzero()[0]
-    return int(found[-1]) if len(found) else 0
+    cut_of = [
+        (teacher, read.teacher),
+        *((cut, whole) for (cut, _), (whole, _) in zip(others, read.others, strict=True)),
+    ]
+    for cut, whole in cut_of if not len(supervised(read.student.labels)) else ():
+        if whole is not read.student and len(cut.tokens) < len(whole.tokens):
+            raise RowError(f"the teacher's prompt has {len(whole.tokens)} tokens, more than it reads")
+    return Read(student, student if read.teacher is read.student else teacher, others)
 
 
 def first(row: Tokens, count: int | None) -> Tokens:

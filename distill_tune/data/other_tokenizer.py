@@ -1,6 +1,8 @@
 """A teacher's own tokenizer, where it is another than that of the rows."""
 
 import dataclasses
+import functools
+import hashlib
 from typing import Any
 
 from omegaconf import DictConfig
@@ -22,3 +24,9 @@ class OtherTokenizer:
     config: DictConfig
     its_bytes: TokenBytes
     rows_bytes: TokenBytes
+
+    @functools.cached_property
+    def content(self) -> str:
+        """Tells apart what its tokens are, beside those of the rows."""
+        tokens = [(found.of, sorted(found.controls.items())) for found in (self.its_bytes, self.rows_bytes)]
+        return hashlib.sha256(repr(tokens).encode()).hexdigest()

@@ -371,8 +371,9 @@ class StepPlan:
             return tuple(int(value) for all_values, at in found if all_values is not None for value in all_values[at])
 
         def read_by(number: int) -> Shape:
-            read = (lambda rows: rows.others[number].lengths, lambda rows: rows.others[number].supervised)
-            return Shape(*map(taken, read))
+            return Shape(
+                taken(lambda rows: rows.others[number].lengths), taken(lambda rows: rows.others[number].supervised)
+            )
 
         return Shape(
             taken(lambda rows: rows.lengths),

@@ -22,7 +22,7 @@ from distill_tune.cpus import usable_cpus
 from distill_tune.data import row_cache
 from distill_tune.data.asked import asked_tokens
 from distill_tune.data.conversation import Tokens
-from distill_tune.data.cut_rows import Read, cut_alike, supervised
+from distill_tune.data.cut_rows import Read, cut_to_bounds, supervised
 from distill_tune.data.datasets import IGNORE_INDEX, TokenisedDataset, read_behind
 from distill_tune.data.other_tokenizer import OtherTokenizer
 from distill_tune.data.prompts import PLAIN_READING, Prompt, Reading
@@ -450,7 +450,7 @@ def _cut(student: Tokens, index: int) -> Read:
         its = _read_or_asked(index, reading.teacher, other.dataset, other.by.tokenizer)
         others.append((its, align(student, its, other.by.rows_bytes, other.by.its_bytes)))
     bounds = [other.bound for other in _source.others]
-    return cut_alike(Read(student, teacher, others), bound, reading.teacher_max_seq_len or bound, bounds)
+    return cut_to_bounds(Read(student, teacher, others), bound, reading.teacher_max_seq_len or bound, bounds)
 
 
 def _require_same_answer(answer: numpy.ndarray, same: numpy.ndarray) -> None:
@@ -466,3 +466,18 @@ def _require_same_answer(answer: numpy.ndarray, same: numpy.ndarray) -> None:
         f"the answer has {len(answer)} tokens behind the student's prompt and {len(same)} behind the teacher's: "
         f"{where}; both must read the same answer"
     )
+
+
+def _teacher_id(index: int) -> int:
+    """
+    Raises:
+        RowError: the row names no teacher that there is.
+    """
+    names = _source.reading.teacher_names
+    if not names:
+        return 0
+    row = getattr(_source.dataset, "_data", _source.dataset)[index]
+    found = str(row.get("teacher_id"))
+    if found not in names:
+        raise RowError(f"teacher_id is {found}; teacher_model has {', '.join(names)}")
+    return names.index(found)

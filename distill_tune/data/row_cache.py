@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -100,10 +99,10 @@ def read_rows(folder: Path, check: bool = True) -> TokenisedRows | None:
             settings = json.loads(file.metadata()["settings"])
         plain = {"packed": False, "max_seq_len": settings["max_seq_len"]}
 
-        def taken(of: str, names: Sequence[str] = _TENSORS) -> dict[str, torch.Tensor]:
+        def taken(of: str, names: Sequence[str] = _TENSORS) -> dict[str, Any]:
             return {name: tensors.pop(f"{of}.{name}") for name in names if f"{of}.{name}" in tensors}
 
-        teacher = TokenisedRows(**of_teacher, **plain) if (of_teacher := taken("teacher")) else None
+        teacher = TokenisedRows(**its, **plain) if (its := taken("teacher")) else None
         others = tuple(
             TokenisedRows(
                 **taken(f"others.{number}"),

@@ -53,5 +53,10 @@ class Shape:
         def taken(values: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(values[row] for row in rows) if values else ()
 
-        of_rows = [taken(values) for values in (self.lengths, self.supervised, self.teacher_lengths, self.teacher_ids)]
-        return Shape(*of_rows, tuple(read._of_rows(rows) for read in self.others))
+        return Shape(
+            taken(self.lengths),
+            taken(self.supervised),
+            taken(self.teacher_lengths),
+            taken(self.teacher_ids),
+            tuple(read._of_rows(rows) for read in self.others),
+        )

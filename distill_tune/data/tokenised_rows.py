@@ -250,7 +250,9 @@ def describe_rows(datasets: Sequence[TokenisedRows]) -> str:
         aligned = [rows.alignment for rows in read if rows.alignment is not None]
         if masked := sum(rows.num_masked_bytes for rows in aligned):
             share = masked / sum(rows.num_bytes for rows in aligned)
-            line += f"; {counted(masked, 'byte')} of the answers ({share:.2%}) not found in the teacher's: no divergence"
+            line += (
+                f"; {counted(masked, 'byte')} of the answers ({share:.2%}) not found in the teacher's: no divergence"
+            )
     if asking := sum(int((data.supervised == 0).sum()) for data in datasets):
         line += f"; {counted(asking, 'prompt')} without an answer"
     lines = [line]

@@ -66,6 +66,9 @@ class Cached(Teacher):
     def vocab_size(self) -> int:
         return self._encoding.vocab_size
 
+    def vocabulary(self) -> Vocabulary | None:
+        return read_vocabulary(self._cache.folder)
+
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         rows, its = written_by(tokenizer) or Vocabulary.of(checkpoint.folder), read_vocabulary(self._cache.folder)
         if rows is not None and its is not None:

@@ -41,18 +41,25 @@ class SeveralTeachers(Teacher):
             self.names = self._all_names
         self.may_be_lost = any(teacher.may_be_lost for teacher in self._teachers)
         self.answers_new_rows = all(teacher.answers_new_rows for teacher in self._teachers)
+        self.shares_tokenizer = any(teacher.shares_tokenizer for teacher in self._teachers)
+        others = {id(other): other for teacher in self._teachers for other in teacher.other_tokenizers}
+        self.other_tokenizers = list(others.values())
 
     @property
     def teachers(self) -> Sequence[Teacher]:
         return self._teachers
 
+    def with_teachers(self, teachers: Sequence[Teacher]) -> "SeveralTeachers":
+        """The same with others in their places."""
+        return SeveralTeachers(teachers, self._weights, self._all_names, self._combination)
+
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
-        common = [teacher.check(student, checkpoint, tokenizer) for teacher in self._teachers]
+        known = [teacher.check(student, checkpoint, tokenizer) for teacher in self._teachers]
         self.folders = list(itertools.chain.from_iterable(teacher.folders for teacher in self._teachers))
         self.files = list(itertools.chain.from_iterable(teacher.files for teacher in self._teachers))
         self._find_content()
         self.models = list(itertools.chain.from_iterable(teacher.models for teacher in self._teachers))
-        return min((size for size in common if size is not None), default=None)
+        return min((size for size in known if size is not None), default=None)
 
     def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
         for teacher in self._teachers:
@@ -65,6 +72,11 @@ class SeveralTeachers(Teacher):
         temperature: float | None,
         combination: str | None = None,
     ) -> None:
+        if self._combination == "mixture" and self.other_tokenizers:
+            raise UserError(
+                "teacher_combination=mixture: makes one distribution over the same tokens, and not all teachers have "
+                "the tokenizer of the rows; take sum, or by_row"
+            )
         kinds = [teacher.record_kind for teacher in self._teachers]
         if self._combination == "by_row" and len(set(kinds)) > 1:
             each = (f"{name}: {kind or 'none'}" for name, kind in zip(self._all_names, kinds, strict=True))

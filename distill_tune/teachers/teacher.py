@@ -9,10 +9,12 @@ import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.batch import Batch
+from distill_tune.data.other_tokenizer import OtherTokenizer
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.losses import Divergence, TokenWeight
 from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.models.vocabulary import Vocabulary
 
 from torchtune.modules import TransformerDecoder
 
@@ -42,6 +44,8 @@ class Teacher:
         record_kind: of the records that it gives, ``sampled`` or ``top_k``; empty where it gives whole distributions.
         may_be_lost: while a run goes on, by no fault of its own.
         answers_new_rows: whether it has a word on any row, also one that is written while the student trains.
+        shares_tokenizer: whether it, or one of several, reads the tokens of the rows.
+        other_tokenizers: those of its, or of several, that are not that of the rows, each once.
     """
 
     models: Sequence[TransformerDecoder] = ()
@@ -54,6 +58,12 @@ class Teacher:
     record_kind: str = ""
     may_be_lost = False
     answers_new_rows = True
+    shares_tokenizer = True
+    other_tokenizers: Sequence[OtherTokenizer] = ()
+
+    def vocabulary(self) -> Vocabulary | None:
+        """Of its tokenizer, as far as its files tell; None where they do not, or it is the student's by nature."""
+        return Vocabulary.of(self.folders[0]) if self.folders else None
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         """
@@ -62,7 +72,8 @@ class Teacher:
             checkpoint: the student's.
 
         Returns:
-            How many tokens both know, from the first on; None where that is all.
+            Of how many tokens, from the first on, it knows how likely they are; None without a teacher, or where they
+            are not the student's.
 
         Raises:
             UserError: it cannot teach this student.

@@ -18,7 +18,7 @@ from distill_tune import data, losses, models, teachers
 from distill_tune.config.components import build
 from distill_tune.config.values import needs_teacher
 from distill_tune.disk import sampled_digest
-from distill_tune.errors import CollectedFaults, FinishedRun
+from distill_tune.errors import CollectedFaults, FinishedRun, UserError
 from distill_tune.launch import is_restarted
 from distill_tune.training.cache_of_run import behind_cache, prepare_cache
 from distill_tune.training.checkpoints import Checkpoints
@@ -45,6 +45,12 @@ from distill_tune.training.write_through import WriteThrough
 from torchtune.modules import TransformerDecoder
 
 _SHOWN_DIGITS = 16
+_NEEDS_ONE_TOKENIZER = {
+    "hidden_loss": "it compares hidden states token by token",
+    "kd_token_weight": "it weighs each token by the teacher's word on it",
+    "rollouts": "what the student writes is judged token by token",
+    "teacher_cache": "its records are of the tokens of the rows",
+}
 
 
 class Models(NamedTuple):
@@ -88,6 +94,9 @@ class Steps(NamedTuple):
             if name in contents:  # of several teachers, some of which have files
                 content = hashlib.sha256(f"{contents[name]} {content}".encode()).hexdigest()
             contents[name] = content[:_SHOWN_DIGITS]
+        if others := built.teacher.other_tokenizers:
+            of_tokens = " ".join(other.content for other in others)
+            contents[content_of("teacher_tokenizer")] = hashlib.sha256(of_tokens.encode()).hexdigest()[:_SHOWN_DIGITS]
         return self.plan.identity | {"steps an epoch": self.steps_per_epoch} | from_main_process(contents)
 
 
@@ -153,8 +162,12 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
             needs_weights=needs_weights,
         )
     faults.tell()
+    teacher = teachers.with_own_tokenizers(teacher, cfg.get("teacher_tokenizer"), tokenizer, student_checkpoint.folder)
+    if teacher.other_tokenizers:
+        _require_aligned(cfg)
     _require_loss(cfg, teacher)
-    common_vocab_size = teacher.check(student, student_checkpoint, tokenizer)
+    vocab_size = teacher.check(student, student_checkpoint, tokenizer)
+    common_vocab_size = None if vocab_size is None else models.common_vocabulary(student, vocab_size)
     built = Models(student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size)
     if with_cache and cfg.get("teacher_cache") is not None and needs_teacher(cfg):
         built = built._replace(teacher=behind_cache(cfg, built))
@@ -172,11 +185,22 @@ def _require_loss(cfg: DictConfig, teacher: teachers.Teacher) -> None:
         teacher.require_loss(*loss)
 
 
-def reading_of(cfg: DictConfig, teacher_names: Sequence[str]) -> data.Reading:
-    """What student and teacher read of each row.
+def _require_aligned(cfg: DictConfig) -> None:
+    """
+    Raises:
+        UserError: a key asks for what needs teacher and student to read the same tokens.
+    """
+    for key, why in _NEEDS_ONE_TOKENIZER.items():
+        if cfg.get(key) is not None:
+            raise UserError(f"{key}: {why}, and the tokenizer of teacher_model is not that of the rows; leave it out")
+
+
+def reading_of(cfg: DictConfig, teacher_names: Sequence[str], shares_tokenizer: bool = True) -> data.Reading:
+    """What student and teachers read of each row.
 
     Args:
         teacher_names: by which rows choose; empty where they do not.
+        shares_tokenizer: whether a teacher reads the tokens of the rows.
     """
     return data.Reading(
         cfg.get("student_prompt_template"),
@@ -186,6 +210,7 @@ def reading_of(cfg: DictConfig, teacher_names: Sequence[str]) -> data.Reading:
         tuple(teacher_names),
         augmented=bool(cfg.get("augmentations")),
         prompts_alone=cfg.get("rollouts") is not None,
+        shares_tokenizer=shares_tokenizer,
     )
 
 
@@ -199,7 +224,7 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
         UserError: rows that cannot be used, are too long for a model, or fill no step; a schedule that leaves its
             range, or one of the learning rate that cannot be taken through the run.
     """
-    reading = reading_of(cfg, built.teacher.names)
+    reading = reading_of(cfg, built.teacher.names, built.teacher.shares_tokenizer)
     augmentations = data.Augmentations(
         [build("augmentations", entry) for entry in cfg.get("augmentations") or []],
         built.tokenizer,
@@ -218,6 +243,7 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
                 key="dataset" if training_rows else "dataset_val",
                 on_bad_row=cfg.get("on_bad_row", "stop"),
                 reading=reading if training_rows else dataclasses.replace(reading, prompts_alone=False),
+                others=built.teacher.other_tokenizers,
                 check_kept=is_first,
             )
         plan = data.StepPlan(
