@@ -90,7 +90,7 @@ def cut_alike(
     at = alignment.positions[: kept + 1, AT]
     boundaries = ((at >= 0) & (at <= its_kept) & (alignment.positions[: kept + 1, OFFSET] == 0)).nonzero()[0]
     count, its_count = (int(boundaries[-1]), int(at[boundaries[-1]])) if len(boundaries) else (0, 0)
-    return _up_to(student, count), _up_to(teacher, its_count), alignment.first(count)
+    return _up_to(bounded[0], count), _up_to(bounded[1], its_count), alignment.first(count)
 
 
 def _supervised(row: Tokens) -> numpy.ndarray:
