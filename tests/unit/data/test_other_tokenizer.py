@@ -73,7 +73,7 @@ def require_aligned(prepared, tokens, its_tokens, alignment, other):
         left_out = len(its[int(its_tokens[position[LAST]])] or b"") - position[INTO]
         assert text[position[OFFSET] : len(text) - left_out] == (mine[token] or b"")
         found += 1
-    assert found > 0.8 * len(tokens)
+    assert found > 0.7 * len(tokens)
 
 
 def test_a_row_is_written_by_both_tokenizers_and_aligned(prepared):
@@ -98,7 +98,7 @@ def test_the_alignment_is_kept_and_known_by_both_tokenizers(prepared, capsys):
     for name in ("positions", "offsets"):
         assert torch.equal(*(getattr(rows.others[0].alignment, name) for rows in (first, again)))
     assert again.others[0].alignment.num_masked_bytes == first.others[0].alignment.num_masked_bytes
-    smaller = prepared(others=[prepared.other(300)])
+    smaller = prepared(others=[prepared.other(264)])
     assert "was tokenised before" not in capsys.readouterr().out
     assert smaller.fingerprint != first.fingerprint
     assert smaller.tokens.tolist() == first.tokens.tolist()
@@ -113,7 +113,7 @@ def test_rows_without_turns_are_written_by_both_tokenizers(prepared, component):
     require_aligned(prepared, learned(row.labels), learned(its.labels), its.alignment, prepared.other())
 
 
-@pytest.mark.parametrize("most", [{"max_seq_len": 30}, {"teacher_max_seq_len": 45}], ids=str)
+@pytest.mark.parametrize("most", [{"max_seq_len": 30}, {"teacher_max_seq_len": 32}], ids=str)
 def test_rows_are_cut_where_tokens_of_both_end(prepared, most):
     whole, cut = prepared(), prepared(**most)
     of_whole = {whole.origin(number): whole[number] for number in range(len(whole))}
@@ -131,8 +131,9 @@ def test_rows_are_cut_where_tokens_of_both_end(prepared, most):
 
 
 def test_teachers_of_several_tokenizers_read_the_same_of_an_answer(prepared):
-    others = [prepared.other(), prepared.other(300)]
-    rows = prepared(others=others, max_seq_len=30, shares_tokenizer=True, teacher_system_prompt="You add.")
+    others = [prepared.other(), prepared.other(264)]
+    behind = {"teacher_system_prompt": "You add.", "teacher_max_seq_len": 80}
+    rows = prepared(others=others, max_seq_len=30, shares_tokenizer=True, **behind)
     for number in range(len(rows)):
         row = rows[number]
         assert learned(row.teacher_labels).tolist() == learned(row.labels).tolist()
