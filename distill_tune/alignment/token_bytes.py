@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ WHITE_SPACE = b" \t\n\r\x0b\x0c"
 
 _WORD_START = "\u2581"  # SentencePiece's
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_IDEOGRAM = re.compile("[\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 # Where a tokenizer of torchtune's or ours keeps the one that it is made of.
 _WITHIN = (
     "transformers_tokenizer",
@@ -34,13 +36,14 @@ _SAMPLES = (
     "The Loire is 1,006 km long; it is the longest river.",
     "def mean(values): return sum(values) / len(values)",
     "a (b) 'c' x = 3.14159",
+    "naïve café, 你好，世界！ 🙂 मध्य",
 )
-_RARE = "\U00013000\u0f3a\u2603\u4f60"
+_RARE = "\U0010fffd"  # for private use: a token of its own in no vocabulary
 # A text, what may come of it, and what is then told.
 _CHANGES = (
     ("xA", "xa", "lower case"),
     ("x\u00e9", "xe", "strips accents"),
-    ("x\uff21", "xA", "NFKC"),
+    ("x\uff41", "xa", "NFKC"),
     ("xe\u0301", "x\u00e9", "NFC"),
     ("x\u00e9", "xe\u0301", "NFD"),
     ("x  y", "x y", "collapses spaces"),
@@ -100,7 +103,7 @@ def token_bytes(tokenizer: Any) -> TokenBytes:
                 "teacher of different tokenizers are compared by; take distill_tune.data.hf_tokenizer"
             )
         inner = getattr(inner, name)
-    return _found(inner, frozenset(special.items()), type(tokenizer).__name__)
+    return _found(inner, frozenset(special.items()))
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, int]:
@@ -109,8 +112,8 @@ def _special_tokens(tokenizer: Any) -> dict[str, int]:
     return dict(found) if isinstance(found, Mapping) else {}
 
 
-@functools.lru_cache(maxsize=8)  # by what is opened once for a folder
-def _found(tokenizer: Any, special: frozenset[tuple[str, int]], name: str) -> TokenBytes:
+@functools.lru_cache(maxsize=4)  # by what is opened once for a folder
+def _found(tokenizer: Any, special: frozenset[tuple[str, int]]) -> TokenBytes:
     encode: Callable[[str], Sequence[int]]
     if isinstance(tokenizer, Tokenizer):
         found, controls = _of_tokenizers(tokenizer)
@@ -132,7 +135,7 @@ def _found(tokenizer: Any, special: frozenset[tuple[str, int]], name: str) -> To
         of[token] = text or None
     for token in controls.values():
         of[token] = None
-    _check(of, encode, name)
+    _check(of, encode)
     return TokenBytes(tuple(of), controls, tuple(_notes(of, encode)))
 
 
@@ -141,12 +144,22 @@ def _of_tokenizers(tokenizer: Tokenizer) -> tuple[dict[int, bytes], dict[str, in
     spelled = _spelling(tokenizer)
     found = {token: spelled(text) for text, token in ordinary.items()}
     controls = {}
+    if unknown := _unknown(tokenizer.model):
+        controls[unknown] = ordinary[unknown]
     for token, added in tokenizer.get_added_tokens_decoder().items():
         if added.special:
             controls[added.content] = token
         elif added.content not in ordinary:  # which has its own way to write a space
             found[token] = added.content.encode()
     return found, controls
+
+
+def _unknown(model: Any) -> str | None:
+    """The token that stands for any text that has none."""
+    if (named := getattr(model, "unk_token", None)) is not None:
+        return named
+    tokens = model.tokenize(_RARE)  # Unigram does not name it
+    return model.id_to_token(tokens[0].id) if len(tokens) == 1 else None
 
 
 def _of_sentencepiece(pieces: SentencePieceProcessor) -> tuple[dict[int, bytes], dict[str, int]]:
@@ -190,7 +203,7 @@ def _spelling(tokenizer: Tokenizer) -> Callable[[str], bytes]:
     has_bytes = "ByteFallback" in kinds or getattr(tokenizer.model, "byte_fallback", False)
 
     def spelled(text: str) -> bytes:
-        if has_bytes and (byte := _BYTE.fullmatch(text)):
+        if has_bytes and text.startswith("<0x") and (byte := _BYTE.fullmatch(text)):
             return bytes.fromhex(byte[1])
         for mark, content in replaced.items():
             text = text.replace(mark, content)
@@ -235,10 +248,11 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def _of_word_piece(prefix: str, text: str) -> bytes:
-    """A word has a space before it, a mark of punctuation has none."""
+    """A word has a space before it; a mark of punctuation has none, nor has a Chinese character."""
     if text.startswith(prefix):
         return text.removeprefix(prefix).encode()
-    return (f" {text}" if text[:1].isalnum() else text).encode()
+    has_space = text[:1].isalnum() and not _IDEOGRAM.match(text)
+    return (f" {text}" if has_space else text).encode()
 
 
 def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -249,21 +263,28 @@ def _written(of: Sequence[bytes | None], encode: Callable[[str], Sequence[int]],
     return b"".join(of[token] or b"" for token in encode(text))
 
 
-def _check(of: Sequence[bytes | None], encode: Callable[[str], Sequence[int]], name: str) -> None:
+def _check(of: Sequence[bytes | None], encode: Callable[[str], Sequence[int]]) -> None:
     """
     Raises:
-        UserError: the tokens of a sample do not spell it, but for case and white space.
+        UserError: the tokens of a sample do not spell it, but for what normalisers change.
     """
     for text in _SAMPLES:
         tokens = encode(text)
         found = b"".join(of[token] or b"" for token in tokens)
         if any(of[token] is None for token in tokens):
-            continue  # of an unknown character
-        if b"".join(found.lower().split()) != b"".join(text.lower().encode().split()):
+            continue  # of characters that it has no tokens for; or it leaves them out
+        folded, wanted = _folded(found.decode(errors="replace")), iter(_folded(text))
+        if (text.isascii() and not folded) or not all(char in wanted for char in folded):
             raise UserError(
-                f"tokenizer: {name} writes {text!r} in tokens whose bytes are {found!r}: what its tokens stand for "
-                "cannot be told, by which student and teacher of different tokenizers are compared"
+                f"tokenizer: writes {text!r} in tokens whose bytes are {found!r}: what its tokens stand for cannot be "
+                "told, by which student and teacher of different tokenizers are compared"
             )
+
+
+def _folded(text: str) -> str:
+    """What no normaliser changes: letters without case, accents and white space."""
+    decomposed = unicodedata.normalize("NFKD", text.lower())
+    return "".join(char for char in decomposed if not unicodedata.combining(char) and not char.isspace())
 
 
 def _notes(of: Sequence[bytes | None], encode: Callable[[str], Sequence[int]]) -> Iterator[str]:
@@ -272,5 +293,5 @@ def _notes(of: Sequence[bytes | None], encode: Callable[[str], Sequence[int]]) -
     for text, changed, note in _CHANGES:
         if _written(of, encode, text) == (changed if changed.startswith(" ") else before.decode() + changed).encode():
             yield note
-    if any(of[token] is None for token in encode(_RARE)):
+    if _RARE.encode() not in _written(of, encode, _RARE):
         yield "has no tokens for some characters"

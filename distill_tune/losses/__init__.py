@@ -1,11 +1,14 @@
 """Losses over logits and hidden states: tensors in, sums out. Knows nothing of torchtune, files or distribution."""
 
+from distill_tune.losses.aligned import Aligned, AlignedMethod, AlignedPositions, AlignedWord, TokenClasses
+from distill_tune.losses.byte_prefix import BytePrefixMass
 from distill_tune.losses.clipped import ClippedPerToken
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.distances import LogitMSE, TotalVariation
 from distill_tune.losses.divergences import AdaptiveKL, Distribution, Divergence, ForwardKL, ReverseKL, SymmetricKL
 from distill_tune.losses.head import LossSums, chunk_bytes_per_row, chunk_rows, distillation_loss, per_token
 from distill_tune.losses.hidden import HiddenLoss
+from distill_tune.losses.mixture import aligned_method
 from distill_tune.losses.mixture_divergences import JensenShannon, SkewedForwardKL, SkewedReverseKL
 from distill_tune.losses.projection import AutogradProjection, LinearProjection, Projection
 from distill_tune.losses.signals import (
@@ -23,7 +26,12 @@ from distill_tune.losses.unserved import unserved
 
 __all__ = [
     "AdaptiveKL",
+    "Aligned",
+    "AlignedMethod",
+    "AlignedPositions",
+    "AlignedWord",
     "AutogradProjection",
+    "BytePrefixMass",
     "ClippedPerToken",
     "CrossEntropy",
     "DenseLogits",
@@ -49,10 +57,12 @@ __all__ = [
     "TeacherCertainty",
     "TeacherOfEachRow",
     "TeacherSignal",
+    "TokenClasses",
     "TokenWeight",
     "TopK",
     "TopTokens",
     "TotalVariation",
+    "aligned_method",
     "chunk_bytes_per_row",
     "chunk_rows",
     "distillation_loss",
