@@ -1,9 +1,11 @@
 """Losses over logits and hidden states: tensors in, sums out. Knows nothing of torchtune, files or distribution."""
 
+from distill_tune.losses.chunk_likelihood import ChunkLikelihood
 from distill_tune.losses.clipped import ClippedPerToken
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.distances import LogitMSE, TotalVariation
 from distill_tune.losses.divergences import AdaptiveKL, Distribution, Divergence, ForwardKL, ReverseKL, SymmetricKL
+from distill_tune.losses.gold import Gold
 from distill_tune.losses.head import LossSums, chunk_bytes_per_row, chunk_rows, distillation_loss, per_token
 from distill_tune.losses.hidden import HiddenLoss
 from distill_tune.losses.mixture_divergences import JensenShannon, SkewedForwardKL, SkewedReverseKL
@@ -19,17 +21,20 @@ from distill_tune.losses.signals import (
 from distill_tune.losses.sparse import SampledTokens, SparseSignal, TopTokens
 from distill_tune.losses.token_weights import TargetProbability, TeacherCertainty, TokenWeight
 from distill_tune.losses.top_k import TopK
+from distill_tune.losses.universal_logit import UniversalLogit
 from distill_tune.losses.unserved import unserved
 
 __all__ = [
     "AdaptiveKL",
     "AutogradProjection",
+    "ChunkLikelihood",
     "ClippedPerToken",
     "CrossEntropy",
     "DenseLogits",
     "Distribution",
     "Divergence",
     "ForwardKL",
+    "Gold",
     "HiddenLoss",
     "HiddenStates",
     "JensenShannon",
@@ -53,6 +58,7 @@ __all__ = [
     "TopK",
     "TopTokens",
     "TotalVariation",
+    "UniversalLogit",
     "chunk_bytes_per_row",
     "chunk_rows",
     "distillation_loss",

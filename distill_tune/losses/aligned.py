@@ -1,6 +1,7 @@
 """A teacher of another tokenizer: its rows beside the student's, and which of them answer one another."""
 
 import dataclasses
+import functools
 from typing import ClassVar, Protocol
 
 import torch
@@ -27,6 +28,16 @@ class TokenClasses:
     shared_student: torch.Tensor
     shared_teacher: torch.Tensor
 
+    @functools.cached_property
+    def unshared_student(self) -> torch.Tensor:
+        """Ids of the student's other tokens, ascending, int64."""
+        return _others(self.student, self.shared_student)
+
+    @functools.cached_property
+    def unshared_teacher(self) -> torch.Tensor:
+        """Ids of the teacher's other tokens, ascending, int64."""
+        return _others(self.teacher, self.shared_teacher)
+
 
 @dataclasses.dataclass(frozen=True)
 class AlignedPositions:
@@ -41,12 +52,15 @@ class AlignedPositions:
         boundary: whether y begins where T does, so that both rows ask for the next token behind the same bytes,
             ``[n]``, bool; False where not known.
         last: the teacher's row that predicts the token with y's last byte, ``[n]``, int64; 0 where not known.
+        ends: whether y ends where that token does, so that what follows begins at a common boundary, ``[n]``, bool;
+            False where not known.
     """
 
     at: torch.Tensor
     known: torch.Tensor
     boundary: torch.Tensor
     last: torch.Tensor
+    ends: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.at)
@@ -65,12 +79,14 @@ class AlignedWord:
         positions: of the student's rows ``[c]``; ``at`` and ``last`` are rows of ``logits``. On their device when an
             :class:`AlignedMethod` gets it.
         classes: of both vocabularies, on the device of the logits.
+        on_cpu: the same positions on the CPU, so that nothing waits for the device.
     """
 
     logits: torch.Tensor
     targets: torch.Tensor
     positions: AlignedPositions
     classes: TokenClasses
+    on_cpu: AlignedPositions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,3 +131,7 @@ class AlignedMethod(Protocol):
             sum for the student's scaled logits ``[c, v_s]``.
         """
         ...
+
+
+def _others(all_tokens: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(all_tokens).index_fill_(0, shared, 0).nonzero()[:, 0]
