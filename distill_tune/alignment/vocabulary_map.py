@@ -67,6 +67,7 @@ class VocabularyMap:
         teacher_ends: Set[int],
     ) -> None:
         self._student, self._teacher = _Vocabulary(student.of, student_size), _Vocabulary(teacher.of, teacher_size)
+        self._teacher_lengths = teacher.lengths
         self._controls = _paired_controls(student, teacher, student_ends, teacher_ends)
         made = _kept(self._place(), self._made)
         self._classes = TokenClasses(
@@ -105,6 +106,8 @@ class VocabularyMap:
         boundary = known & (alignment[:, OFFSET] == 0)
         at, last = (numpy.where(known, alignment[:, column], 0).astype(numpy.int64) for column in (AT, LAST))
         token_at = numpy.where(known, alignment[:, TOKEN_AT], 0)
+        into, token_last = (numpy.where(known, alignment[:, column], 0) for column in (INTO, TOKEN_LAST))
+        ends = known & ((into == 0) | (into == self._teacher_lengths[token_last]))
         of_one_class = self._student_class[targets] == self._teacher_class[token_at]
         plain = ~known | (boundary & (at == last) & of_one_class)
         rows = _Moves(len(targets))
@@ -115,6 +118,7 @@ class VocabularyMap:
             torch.from_numpy(known),
             torch.from_numpy(boundary),
             torch.from_numpy(last),
+            torch.from_numpy(ends),
             rows.moves(),
         )
 

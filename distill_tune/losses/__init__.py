@@ -2,10 +2,12 @@
 
 from distill_tune.losses.aligned import Aligned, AlignedMethod, AlignedPositions, AlignedWord, TokenClasses
 from distill_tune.losses.byte_prefix import BytePrefixMass
+from distill_tune.losses.chunk_likelihood import ChunkLikelihood
 from distill_tune.losses.clipped import ClippedPerToken
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.distances import LogitMSE, TotalVariation
 from distill_tune.losses.divergences import AdaptiveKL, Distribution, Divergence, ForwardKL, ReverseKL, SymmetricKL
+from distill_tune.losses.gold import Gold
 from distill_tune.losses.head import LossSums, chunk_bytes_per_row, chunk_rows, distillation_loss, per_token
 from distill_tune.losses.hidden import HiddenLoss
 from distill_tune.losses.mixture import aligned_method
@@ -22,6 +24,7 @@ from distill_tune.losses.signals import (
 from distill_tune.losses.sparse import SampledTokens, SparseSignal, TopTokens
 from distill_tune.losses.token_weights import TargetProbability, TeacherCertainty, TokenWeight
 from distill_tune.losses.top_k import TopK
+from distill_tune.losses.universal_logit import UniversalLogit
 from distill_tune.losses.unserved import unserved
 
 __all__ = [
@@ -32,12 +35,14 @@ __all__ = [
     "AlignedWord",
     "AutogradProjection",
     "BytePrefixMass",
+    "ChunkLikelihood",
     "ClippedPerToken",
     "CrossEntropy",
     "DenseLogits",
     "Distribution",
     "Divergence",
     "ForwardKL",
+    "Gold",
     "HiddenLoss",
     "HiddenStates",
     "JensenShannon",
@@ -62,6 +67,7 @@ __all__ = [
     "TopK",
     "TopTokens",
     "TotalVariation",
+    "UniversalLogit",
     "aligned_method",
     "chunk_bytes_per_row",
     "chunk_rows",

@@ -31,6 +31,16 @@ class TokenClasses:
     shared_teacher: torch.Tensor
 
     @functools.cached_property
+    def unshared_student(self) -> torch.Tensor:
+        """Ids of the student's other tokens, ascending, int64."""
+        return _others(self.student, self.shared_student)
+
+    @functools.cached_property
+    def unshared_teacher(self) -> torch.Tensor:
+        """Ids of the teacher's other tokens, ascending, int64."""
+        return _others(self.teacher, self.shared_teacher)
+
+    @functools.cached_property
     def of_student(self) -> TokenGroups:
         return TokenGroups.of(self.student, self.num_classes)
 
@@ -52,6 +62,8 @@ class AlignedPositions:
         boundary: whether y begins where T does, so that both rows ask for the next token behind the same bytes,
             ``[n]``, bool; False where not known.
         last: the teacher's row that predicts the token with y's last byte, ``[n]``, int64; 0 where not known.
+        ends: whether y ends where that token does, so that what follows begins at a common boundary, ``[n]``, bool;
+            False where not known.
         moves: what :class:`~distill_tune.losses.BytePrefixMass` needs besides; None where it is not asked.
     """
 
@@ -59,24 +71,25 @@ class AlignedPositions:
     known: torch.Tensor
     boundary: torch.Tensor
     last: torch.Tensor
+    ends: torch.Tensor
     moves: ByteMoves | None = None
 
     def __len__(self) -> int:
         return len(self.at)
 
     def to(self, device: torch.device) -> "AlignedPositions":
-        """With ``at``, ``known``, ``boundary`` and ``last`` there; ``moves`` stay on the CPU."""
-        at, known, boundary, last = (to_device(t, device) for t in (self.at, self.known, self.boundary, self.last))
-        return AlignedPositions(at, known, boundary, last, self.moves)
+        """All but ``moves`` there, which stay on the CPU."""
+        return dataclasses.replace(self, **{name: to_device(of, device) for name, of in self._of_rows().items()})
 
     def among(self, rows: torch.Tensor, n: int) -> "AlignedPositions":
         """Of n rows, of which ``rows`` (ascending, int64, on the CPU) are these; nothing is known of the others."""
 
-        def spread(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.new_zeros(n).index_copy_(0, rows, tensor)
+        spread = {name: of.new_zeros(n).index_copy_(0, rows, of) for name, of in self._of_rows().items()}
+        moves = None if self.moves is None else self.moves.among(rows, n)
+        return AlignedPositions(**spread, moves=moves)
 
-        at, known, boundary, last = (spread(t) for t in (self.at, self.known, self.boundary, self.last))
-        return AlignedPositions(at, known, boundary, last, None if self.moves is None else self.moves.among(rows, n))
+    def _of_rows(self) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
     def teacher_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         """For k = 0..n: the first teacher's row that rows k and later ask, and the end of those that earlier ones ask.
@@ -108,7 +121,7 @@ class AlignedPositions:
             first, end = int(at[known].min()), int(last[known].max()) + 1
         at, last = ((asked - first).masked_fill(~known, 0) for asked in (at, last))
         moves = None if self.moves is None else self.moves[rows]
-        return AlignedPositions(at, known, self.boundary[rows], last, moves), first, end
+        return AlignedPositions(at, known, self.boundary[rows], last, self.ends[rows], moves), first, end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,3 +235,7 @@ class AlignedMethod(Protocol):
             sum for the student's scaled logits ``[c, v_s]``.
         """
         ...
+
+
+def _others(all_tokens: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(all_tokens).index_fill_(0, shared, 0).nonzero()[:, 0]
