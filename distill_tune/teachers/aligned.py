@@ -21,8 +21,7 @@ from distill_tune.data.other_tokenizer import OtherTokenizer
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
-from distill_tune.losses import Divergence, TokenWeight
-from distill_tune.losses.aligned import Aligned
+from distill_tune.losses import Aligned, Divergence, TokenWeight, unserved
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.vocabulary import Vocabulary, written_by
 from distill_tune.teachers.several import SeveralTeachers
@@ -62,14 +61,14 @@ class AlignedTeacher(Teacher):
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> None:
         own_folder = dataclasses.replace(checkpoint, folder=next(iter(self._teacher.folders), Path()))
-        vocab_size = self._teacher.check(student, own_folder, self._own.tokenizer)
-        self._take_over()
-        student_size = models.output_head(student).vocab_size
-        self._sizes = student_size, vocab_size
-        self._ends = (
-            exported_stops(tokenizer, checkpoint.folder, student_size),
-            exported_stops(self._own.tokenizer, own_folder.folder, vocab_size),
+        self._sizes = (
+            models.output_head(student).vocab_size,
+            self._teacher.check(student, own_folder, self._own.tokenizer),
         )
+        self._take_over()
+        its = (self._own.tokenizer, own_folder.folder)
+        pairs = ((tokenizer, checkpoint.folder), its)
+        self._ends = [exported_stops(*of, size or 0) for of, size in zip(pairs, self._sizes, strict=True)]
 
     def require_loss(
         self,
@@ -78,7 +77,8 @@ class AlignedTeacher(Teacher):
         temperature: float | None,
         combination: str | None = None,
     ) -> None:
-        pass
+        if reason := unserved("aligned", divergence, token_weight, combination=combination):
+            raise UserError(f"teacher_model: {reason}")
 
     def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
         read = [rows.read_by(self._number) for rows in datasets]
@@ -101,7 +101,8 @@ class AlignedTeacher(Teacher):
 
     @functools.cached_property
     def _map(self) -> VocabularyMap:
-        raise NotImplementedError
+        sizes, ends = self._sizes, [frozenset(of) for of in self._ends]
+        return VocabularyMap(self._own.rows_bytes, self._own.its_bytes, *sizes, *ends)
 
     def expect(self, batches: Iterator[Batch]) -> None:
         self._teacher.expect(batch.read_by(self._number) for batch in batches)
@@ -112,7 +113,7 @@ class AlignedTeacher(Teacher):
     def __call__(self, batch: Batch) -> Aligned:
         read = batch.read_by(self._number)
         signal = self._teacher(read)
-        positions = self._map.positions(read.alignment, batch.learned)
+        positions = self._map.positions(read.alignment.numpy(), batch.learned.numpy())
         return Aligned(signal, read.targets[0, read.supervised_positions], positions, self._classes)
 
     def release(self) -> None:
