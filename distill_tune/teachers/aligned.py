@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,24 +52,19 @@ class AlignedTeacher(Teacher):
 
     def _take_over(self) -> None:
         """What is known of the teacher by now."""
-        teacher = self._teacher
-        self.models, self.files, self.folders, self.content = (
-            teacher.models,
-            teacher.files,
-            teacher.folders,
-            teacher.content,
-        )
+        self.models, self.files, self.content = self._teacher.models, self._teacher.files, self._teacher.content
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> None:
-        own_folder = dataclasses.replace(checkpoint, folder=next(iter(self._teacher.folders), Path()))
-        self._sizes = (
-            models.output_head(student).vocab_size,
-            self._teacher.check(student, own_folder, self._own.tokenizer),
-        )
+        of_tokenizer = getattr(self._own.tokenizer, "folder", Path(os.devnull))  # which has nothing
+        folder = next(iter(self._teacher.folders), of_tokenizer)
+        vocab_size = self._teacher.check(student, dataclasses.replace(checkpoint, folder=folder), self._own.tokenizer)
+        assert vocab_size is not None
         self._take_over()
-        its = (self._own.tokenizer, own_folder.folder)
-        pairs = ((tokenizer, checkpoint.folder), its)
-        self._ends = [exported_stops(*of, size or 0) for of, size in zip(pairs, self._sizes, strict=True)]
+        self._sizes = models.output_head(student).vocab_size, vocab_size
+        self._ends = (
+            frozenset(exported_stops(tokenizer, checkpoint.folder, self._sizes[0])),
+            frozenset(exported_stops(self._own.tokenizer, folder, vocab_size)),
+        )
 
     def require_loss(
         self,
@@ -101,8 +97,7 @@ class AlignedTeacher(Teacher):
 
     @functools.cached_property
     def _map(self) -> VocabularyMap:
-        sizes, ends = self._sizes, [frozenset(of) for of in self._ends]
-        return VocabularyMap(self._own.rows_bytes, self._own.its_bytes, *sizes, *ends)
+        return VocabularyMap(self._own.rows_bytes, self._own.its_bytes, *self._sizes, *self._ends)
 
     def expect(self, batches: Iterator[Batch]) -> None:
         self._teacher.expect(batch.read_by(self._number) for batch in batches)

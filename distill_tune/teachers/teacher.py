@@ -38,7 +38,8 @@ class Teacher:
         num_layers, width: of its hidden states; 0 where it gives none but the last.
         names: of several teachers, by which rows choose theirs.
         files: of its own weights, known after :meth:`check`: a run goes on with the teacher that it had.
-        folders: of other models than the student's, known after :meth:`check`; a GGUF file in place of a folder.
+        folders: of other models than the student's whose tokens are those of the rows, known after :meth:`check`; a
+            GGUF file in place of a folder.
         content: tells apart teachers that have no ``files`` here, known after :meth:`check` and
             :meth:`require_signals`; empty where there is none.
         record_kind: of the records that it gives, ``sampled`` or ``top_k``; empty where it gives whole distributions.
