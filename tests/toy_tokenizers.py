@@ -100,7 +100,7 @@ class Row:
         return longest(text, self.columns) or REST
 
     def masses(self, log_q, probs):
-        p = {name: 0.0 for name in [*self.columns, REST, *([] if self.inside else ["the end"])]}
+        p = dict.fromkeys([*self.columns, REST, *([] if self.inside else ["the end"])], 0.0)
         possible = [
             token
             for token in range(probs.shape[1])
@@ -150,17 +150,22 @@ class Row:
         return self.toy.teacher[token] if token < len(self.toy.teacher) else None
 
 
-def written(seed: int, letters: bytes = b"abc", length: int = 14, most: int = 3, extra: int = 4) -> Toy:
+def written(
+    seed: int, letters: bytes = b"abc", length: int = 14, most: tuple[int, int] = (3, 3), extra: int = 4
+) -> Toy:
     """Two vocabularies of random tokens, a random text that each cuts as it likes, and an end."""
     generator = numpy.random.default_rng(seed)
     text = bytes(generator.choice(list(letters), length).tolist())
     sides = []
-    for _ in range(2):
+    for longest_token in most:
         pieces, begin = [], 0
         while begin < length:
-            pieces.append(text[begin : begin + int(generator.integers(1, most + 1))])
+            pieces.append(text[begin : begin + int(generator.integers(1, longest_token + 1))])
             begin += len(pieces[-1])
-        more = [bytes(generator.choice(list(letters), generator.integers(1, most + 1)).tolist()) for _ in range(extra)]
+        more = [
+            bytes(generator.choice(list(letters), generator.integers(1, longest_token + 1)).tolist())
+            for _ in range(extra)
+        ]
         vocabulary = [None, *sorted({*pieces, *more})]
         vocabulary = [vocabulary[i] for i in generator.permutation(len(vocabulary))]
         sides.append((vocabulary, [vocabulary.index(piece) for piece in [*pieces, None]]))

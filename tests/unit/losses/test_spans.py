@@ -1,7 +1,5 @@
 """Which rows of both sides write the same bytes."""
 
-import dataclasses
-
 import torch
 from aligned_rows import SPANS, example, positions_of
 
