@@ -145,12 +145,11 @@ class Writer:
         logits = torch.randn(len(tokens) + 1, len(tokens), generator=torch.Generator().manual_seed(seed)) * 2
         self.log_probs = logits.double().log_softmax(-1)
         self.texts: dict[bytes, float] = {}
-        for several in itertools.product(range(len(tokens)), repeat=4):
-            log_prob = sum(
-                self.log_probs[before, token] for before, token in zip((-1, *several), several, strict=False)
-            )
+        table = self.log_probs.exp().tolist()
+        for several in itertools.product(range(len(tokens)), repeat=length):
             text = b"".join(tokens[token] for token in several)
-            self.texts[text] = self.texts.get(text, 0.0) + log_prob.exp().item()
+            steps = zip((-1, *several), several, strict=False)
+            self.texts[text] = self.texts.get(text, 0.0) + math.prod(table[before][token] for before, token in steps)
 
     def probability(self, text):
         """That a text begins so."""
