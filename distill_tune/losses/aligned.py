@@ -79,7 +79,7 @@ class AlignedPositions:
 
     def to(self, device: torch.device) -> "AlignedPositions":
         """All but ``moves`` there, which stay on the CPU."""
-        return dataclasses.replace(self, **{name: to_device(of, device) for name, of in self._of_rows().items()})
+        return dataclasses.replace(self, **{name: to_device(of, device) for name, of in self._of_rows().items()})  # type: ignore[arg-type]
 
     def among(self, rows: torch.Tensor, n: int) -> "AlignedPositions":
         """Of n rows, of which ``rows`` (ascending, int64, on the CPU) are these; nothing is known of the others."""
