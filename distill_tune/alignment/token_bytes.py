@@ -1,5 +1,6 @@
 """The true bytes of a tokenizer's tokens, and what it changes of a text."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -59,7 +60,7 @@ class TokenBytes:
     """
     Attributes:
         of: the bytes of each id; None of a control token, and of an id without a token.
-        controls: special tokens, by their texts.
+        controls: special tokens and what ends texts and answers, by their texts.
         notes: what the tokenizer changes of a text: ``NFC``, ``lower case``, ``begins a text with a space``.
     """
 
@@ -92,7 +93,7 @@ def token_bytes(tokenizer: Any) -> TokenBytes:
         UserError: it is of another kind, or its tokens do not spell the sample texts.
     """
     inner, special = _inner(tokenizer)
-    return _found(inner, frozenset(special.items()))
+    return _found(inner, frozenset(special.items()), frozenset(_ends(tokenizer)))
 
 
 def split(tokenizer: Any, text: str) -> list[bytes]:
@@ -139,10 +140,20 @@ def _special_tokens(tokenizer: Any) -> dict[str, int]:
     return dict(found) if isinstance(found, Mapping) else {}
 
 
+def _ends(tokenizer: Any) -> Iterator[int]:
+    """The tokens that end a text or an answer, which a folder's files may take for ordinary added ones."""
+    if isinstance(end := getattr(tokenizer, "eos_id", None), int):
+        yield end
+    with contextlib.suppress(UserError):  # of a template that texts may not need
+        if isinstance(end := getattr(tokenizer, "template_end", None), int):
+            yield end
+
+
 @functools.lru_cache(maxsize=4)  # by what is opened once for a folder
-def _found(tokenizer: Any, special: frozenset[tuple[str, int]]) -> TokenBytes:
+def _found(tokenizer: Any, special: frozenset[tuple[str, int]], ends: frozenset[int]) -> TokenBytes:
     if isinstance(tokenizer, Tokenizer):
         found, controls = _of_tokenizers(tokenizer)
+        controls |= {text: end for end in ends if (text := tokenizer.id_to_token(end)) is not None}
     elif isinstance(tokenizer, SentencePieceProcessor):
         found, controls = _of_sentencepiece(tokenizer)
     elif isinstance(tokenizer, tiktoken.Encoding):
