@@ -153,7 +153,7 @@ def _ends(tokenizer: Any) -> Iterator[int]:
 def _found(tokenizer: Any, special: frozenset[tuple[str, int]], ends: frozenset[int]) -> TokenBytes:
     if isinstance(tokenizer, Tokenizer):
         found, controls = _of_tokenizers(tokenizer)
-        controls |= {text: end for end in ends if (text := tokenizer.id_to_token(end)) is not None}
+        controls |= {name: end for end in ends if (name := tokenizer.id_to_token(end)) is not None}
     elif isinstance(tokenizer, SentencePieceProcessor):
         found, controls = _of_sentencepiece(tokenizer)
     elif isinstance(tokenizer, tiktoken.Encoding):
