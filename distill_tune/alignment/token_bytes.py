@@ -1,5 +1,6 @@
 """The true bytes of a tokenizer's tokens, and what it changes of a text."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -59,7 +60,7 @@ class TokenBytes:
     """
     Attributes:
         of: the bytes of each id; None of a control token, and of an id without a token.
-        controls: special tokens, by their texts.
+        controls: special tokens and what ends texts and answers, by their texts.
         notes: what the tokenizer changes of a text: ``NFC``, ``lower case``, ``begins a text with a space``.
     """
 
@@ -91,9 +92,25 @@ def token_bytes(tokenizer: Any) -> TokenBytes:
     Raises:
         UserError: it is of another kind, or its tokens do not spell the sample texts.
     """
+    inner, special = _inner(tokenizer)
+    return _found(inner, frozenset(special.items()), frozenset(_ends(tokenizer)))
+
+
+def split(tokenizer: Any, text: str) -> list[bytes]:
+    """A text as the bytes of its tokens; of a token without bytes none.
+
+    Args:
+        tokenizer: as of :func:`token_bytes`.
+    """
+    of = token_bytes(tokenizer).of
+    return [of[token] or b"" for token in _encoder(_inner(tokenizer)[0])(text)]
+
+
+def _inner(tokenizer: Any) -> tuple[Any, dict[str, int]]:
+    """What a tokenizer is made of, and the special tokens that those around it were given."""
     inner, special = tokenizer, dict[str, int]()
     while not isinstance(inner, Tokenizer | SentencePieceProcessor | tiktoken.Encoding):
-        special |= {text: token for text, token in _special_tokens(inner).items() if text not in special}
+        special = _special_tokens(inner) | special
         if hasattr(inner, "byte_decoder") and hasattr(inner, "encoder"):
             break
         name = next((name for name in _WITHIN if hasattr(inner, name)), None)
@@ -103,7 +120,18 @@ def token_bytes(tokenizer: Any) -> TokenBytes:
                 "teacher of different tokenizers are compared by; take distill_tune.data.hf_tokenizer"
             )
         inner = getattr(inner, name)
-    return _found(inner, frozenset(special.items()))
+    return inner, special
+
+
+def _encoder(inner: Any) -> Callable[[str], Sequence[int]]:
+    """A text's tokens, none before and none behind it."""
+    if isinstance(inner, Tokenizer):
+        return lambda text: inner.encode(text, add_special_tokens=False).ids
+    if isinstance(inner, SentencePieceProcessor):
+        return inner.encode
+    if isinstance(inner, tiktoken.Encoding):
+        return functools.partial(inner.encode, disallowed_special=())
+    return functools.partial(inner.encode, add_bos=False, add_eos=False)
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, int]:
@@ -112,29 +140,34 @@ def _special_tokens(tokenizer: Any) -> dict[str, int]:
     return dict(found) if isinstance(found, Mapping) else {}
 
 
+def _ends(tokenizer: Any) -> Iterator[int]:
+    """The tokens that end a text or an answer, which a folder's files may take for ordinary added ones."""
+    if isinstance(end := getattr(tokenizer, "eos_id", None), int):
+        yield end
+    with contextlib.suppress(UserError):  # of a template that texts may not need
+        if isinstance(end := getattr(tokenizer, "template_end", None), int):
+            yield end
+
+
 @functools.lru_cache(maxsize=4)  # by what is opened once for a folder
-def _found(tokenizer: Any, special: frozenset[tuple[str, int]]) -> TokenBytes:
-    encode: Callable[[str], Sequence[int]]
+def _found(tokenizer: Any, special: frozenset[tuple[str, int]], ends: frozenset[int]) -> TokenBytes:
     if isinstance(tokenizer, Tokenizer):
         found, controls = _of_tokenizers(tokenizer)
-        encode = functools.partial(_encoded, tokenizer)
+        controls |= {name: end for end in ends if (name := tokenizer.id_to_token(end)) is not None}
     elif isinstance(tokenizer, SentencePieceProcessor):
         found, controls = _of_sentencepiece(tokenizer)
-        encode = tokenizer.encode
     elif isinstance(tokenizer, tiktoken.Encoding):
         found, controls = _of_tiktoken(tokenizer)
-        encode = functools.partial(tokenizer.encode, disallowed_special=())
     else:
         byte_of = tokenizer.byte_decoder
-        found = {token: bytes(byte_of[char] for char in text) for text, token in tokenizer.encoder.items()}
-        controls = {}
-        encode = functools.partial(tokenizer.encode, add_bos=False, add_eos=False)
+        found, controls = {i: bytes(byte_of[char] for char in text) for text, i in tokenizer.encoder.items()}, {}
     controls |= dict(special)
     of: list[bytes | None] = [None] * (1 + max((*found, *controls.values()), default=0))
     for token, text in found.items():
         of[token] = text or None
     for token in controls.values():
         of[token] = None
+    encode = _encoder(tokenizer)
     _check(of, encode)
     return TokenBytes(tuple(of), controls, tuple(_notes(of, encode)))
 
@@ -253,10 +286,6 @@ def _of_word_piece(prefix: str, text: str) -> bytes:
         return text.removeprefix(prefix).encode()
     has_space = text[:1].isalnum() and not _IDEOGRAM.match(text)
     return (f" {text}" if has_space else text).encode()
-
-
-def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def _written(of: Sequence[bytes | None], encode: Callable[[str], Sequence[int]], text: str) -> bytes:

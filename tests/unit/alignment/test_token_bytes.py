@@ -177,10 +177,23 @@ def test_a_folder_and_what_transformers_makes_of_it(tmp_path):
     write_tokenizer(tmp_path)
     made = hf_tokenizer(str(tmp_path))
     found = token_bytes(made)
-    assert found is token_bytes(made.transformers_tokenizer)
+    assert found is token_bytes(made.without_arguments())  # of the same files
+    assert found.of == token_bytes(made.transformers_tokenizer).of
     assert list(found.controls) == ["<|im_start|>", "<|im_end|>"]
     assert spelled(made, lambda text: made.encode(text), TEXTS[1]) == TEXTS[1].encode()
     assert found.lengths[made.encode("hello")].sum() == 5
+
+
+def test_the_end_of_answers_is_a_control_token_though_the_folder_has_it_as_an_ordinary_one(tmp_path):
+    write_tokenizer(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["added_tokens"] = [{**token, "special": False} for token in content["added_tokens"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(config.read_text().replace('"eos_token": "<|im_end|>"', '"eos_token": "<|im_start|>"'))
+    found = token_bytes(hf_tokenizer(str(tmp_path)))
+    assert found.controls["<|im_end|>"] == 1
+    assert found.of[1] is None
 
 
 def test_torchtunes_sentencepiece(tokenizer_file):
