@@ -1,7 +1,11 @@
 """Runs whose teacher has another tokenizer than the student, through the real CLI."""
 
+import shutil
+
 import pytest
-from tiny import metrics_of, write_model_of_another_tokenizer
+import torch
+from safetensors.torch import load_file
+from tiny import MEASURED, metrics_of, write_model_of_another_tokenizer
 
 HF = "distill_tune.models.from_hf"
 
@@ -36,3 +40,29 @@ def test_a_teacher_of_another_tokenizer_teaches(write, cli, tmp_path, other_fold
     assert "bytes of the answers" in done.stdout
     losses = [line["kd_loss"] for line in metrics_of(tmp_path / "out")]
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+
+
+@pytest.mark.torchao
+def test_two_processes_train_as_one_which_goes_on_with_the_same_bits(write, cli, tmp_path, rows_file):
+    rows = {"_component_": "distill_tune.data.instruct", "source": str(rows_file), "split": "train[:25]"}
+    write(dataset=rows, dataset_val=rows | {"split": "train[:9]"}, teacher_system_prompt="Add.", save_every_n_steps=2)
+    run_ok(cli, "batch_size=8", "output_dir=one")
+    two = cli("run", "--nproc_per_node", "2", "kd_distributed", "--config", "config.yaml", "output_dir=two")
+    assert two.returncode == 0, two.stderr
+    of_one, of_two = (metrics_of(tmp_path / name) for name in ("one", "two"))
+    for name in ("loss", "kd_loss", "grad_norm", "val_kd_loss"):
+        found = [[line[name] for line in lines if name in line] for lines in (of_one, of_two)]
+        assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+    shutil.copytree(tmp_path / "one", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step_4")
+    (tmp_path / "again" / "finished.json").unlink()
+    run_ok(cli, "batch_size=8", "output_dir=again", "resume=auto")
+    again = metrics_of(tmp_path / "again")
+    assert [plain(line) for line in again] == [plain(line) for line in of_one]
+    models = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "again")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def plain(line):
+    return {name: value for name, value in line.items() if name not in MEASURED}
