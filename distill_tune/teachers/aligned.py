@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -24,7 +24,7 @@ from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
 from distill_tune.losses import Aligned, Divergence, TokenWeight, unserved
 from distill_tune.models.checkpoint import Checkpoint
-from distill_tune.models.vocabulary import Vocabulary, written_by
+from distill_tune.models.vocabulary import ANOTHER, Vocabulary, written_by
 from distill_tune.teachers.several import SeveralTeachers
 from distill_tune.teachers.teacher import Shard, Teacher
 
@@ -57,13 +57,15 @@ class AlignedTeacher(Teacher):
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> None:
         of_tokenizer = getattr(self._own.tokenizer, "folder", Path(os.devnull))  # which has nothing
         folder = next(iter(self._teacher.folders), of_tokenizer)
-        vocab_size = self._teacher.check(student, dataclasses.replace(checkpoint, folder=folder), self._own.tokenizer)
+        is_other = self._own.tokenizer is not tokenizer
+        own = dataclasses.replace(checkpoint, folder=folder) if is_other else checkpoint
+        vocab_size = self._teacher.check(student, own, self._own.tokenizer)
         assert vocab_size is not None
         self._take_over()
         self._sizes = models.output_head(student).vocab_size, vocab_size
         self._ends = (
             frozenset(exported_stops(tokenizer, checkpoint.folder, self._sizes[0])),
-            frozenset(exported_stops(self._own.tokenizer, folder, vocab_size)),
+            frozenset(exported_stops(self._own.tokenizer, own.folder, vocab_size)),
         )
 
     def require_loss(
@@ -122,14 +124,20 @@ class AlignedTeacher(Teacher):
 
 
 def with_own_tokenizers(
-    teacher: Teacher, component: DictConfig | ListConfig | None, tokenizer: Any, student: Path
+    teacher: Teacher,
+    component: DictConfig | ListConfig | None,
+    tokenizer: Any,
+    tokenizer_config: DictConfig,
+    student: Path,
 ) -> Teacher:
     """The teacher, or each of several, as an :class:`AlignedTeacher` where its tokenizer is not that of the rows.
+
+    Of several one such is enough: for the others the alignment is that of each token with itself.
 
     Args:
         component: ``teacher_tokenizer``: of one teacher, or a list with one, or null, for each of several. Where it
             names none, the teacher's folder does.
-        tokenizer: that writes the rows.
+        tokenizer, tokenizer_config: that writes the rows, and what it was made from.
         student: its folder.
 
     Raises:
@@ -145,40 +153,63 @@ def with_own_tokenizers(
     if isinstance(component, DictConfig) and len(each) > 1:
         raise UserError(f"{KEY}: teacher_model is a list of {len(each)}: give a list of as many, null where not needed")
     named = list(component) if isinstance(component, ListConfig) else [component] * len(each)
-    rows = _Rows(tokenizer, written_by(tokenizer) or Vocabulary.of(student))
-    found = dict[str, OtherTokenizer]()
-    with_own = [_with_own(one, its, rows, found) for one, its in zip(each, named, strict=True)]
-    if not found:
+    rows = _Rows(tokenizer, tokenizer_config, written_by(tokenizer) or Vocabulary.of(student))
+    found = [_own_tokenizer(one, its, rows) for one, its in zip(each, named, strict=True)]
+    if not any(found):
         return teacher
+    made, with_own = dict[str, OtherTokenizer](), list[Teacher]()
+    for one, its in zip(each, found, strict=True):
+        if its is None and one.record_kind:  # which no alignment can be had of, nor is needed
+            with_own.append(one)
+            continue
+        its = its or _Own(tokenizer, tokenizer_config)
+        name = str(OmegaConf.to_container(its.config))
+        if name not in made:
+            made[name] = OtherTokenizer(its.tokenizer, its.config, token_bytes(its.tokenizer), rows.bytes_)
+        with_own.append(AlignedTeacher(one, made[name], list(made).index(name)))
     return teacher.with_teachers(with_own) if isinstance(teacher, SeveralTeachers) else with_own[0]
+
+
+class _Own(NamedTuple):
+    """A teacher's own tokenizer, and what it was made from."""
+
+    tokenizer: Any
+    config: DictConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """The tokenizer that writes the rows, and its vocabulary, where that is known."""
+    """The tokenizer that writes the rows, what it was made from, and its vocabulary, where that is known."""
 
     tokenizer: Any
+    config: DictConfig
     vocabulary: Vocabulary | None
 
     @functools.cached_property
     def bytes_(self) -> TokenBytes:
         return token_bytes(self.tokenizer)
 
+    def are_written_by(self, tokenizer: Any) -> bool:
+        """Whether a tokenizer's tokens are those of the rows."""
+        its = written_by(tokenizer)
+        if its is not None and self.vocabulary is not None:
+            return not self.vocabulary.is_another(its)
+        pairs = zip(self.bytes_.of, token_bytes(tokenizer).of, strict=False)
+        return sum(mine != its for mine, its in pairs) <= ANOTHER * len(self.bytes_.of)
 
-def _with_own(teacher: Teacher, component: DictConfig | None, rows: _Rows, found: dict[str, OtherTokenizer]) -> Teacher:
-    """
-    Args:
-        found: the other tokenizers so far, by their configs; one more is put there.
-    """
-    is_named = component is not None
-    its = written_by(built := build(KEY, component)) if is_named else teacher.vocabulary()
-    if its is None and not is_named:
-        return teacher
-    if its is not None and rows.vocabulary is not None and not rows.vocabulary.is_another(its):
-        if is_named:
-            print(f"{KEY}: has the tokens of the rows, which the teacher reads as they are")
-        return teacher
+
+def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows) -> _Own | None:
+    """None where it has the tokens of the rows, as far as its files tell."""
     where = teacher.folders[0] if teacher.folders else None
+    if component is not None:
+        built = build(KEY, component)
+        if rows.are_written_by(built):
+            print(f"{KEY}: has the tokens of the rows, which the teacher reads as they are")
+            return None
+    else:
+        its = teacher.vocabulary()
+        if its is None or rows.vocabulary is None or not rows.vocabulary.is_another(its):
+            return None
     if teacher.record_kind:
         raise UserError(
             f"teacher_model: gives records of kind {teacher.record_kind}, of tokens that are not those of the rows; "
@@ -188,13 +219,10 @@ def _with_own(teacher: Teacher, component: DictConfig | None, rows: _Rows, found
         if where is None or where.suffix == ".gguf":
             raise UserError(
                 f"{KEY}: teacher_model{f' {where}' if where else ''} has other tokens than the rows; name what writes "
-                f"them: {KEY}._component_=distill_tune.data.hf_tokenizer {KEY}.path=FOLDER"
+                f"them: +{KEY}._component_=distill_tune.data.hf_tokenizer +{KEY}.path=FOLDER"
             )
         component = OmegaConf.create({"_component_": "distill_tune.data.hf_tokenizer", "path": str(where)})
         built = build(KEY, component)
-    name = str(OmegaConf.to_container(component))
-    if name not in found:
-        found[name] = OtherTokenizer(built, component, token_bytes(built), rows.bytes_)
-        of = f"that of {where}" if where else KEY
-        print(f"teacher_model: its tokenizer, {of}, is not that of the rows; the answers are aligned byte by byte")
-    return AlignedTeacher(teacher, found[name], list(found).index(name))
+    told = f"that of {where}" if where else KEY
+    print(f"teacher_model: its tokenizer, {told}, is not that of the rows; the answers are aligned byte by byte")
+    return _Own(built, component)

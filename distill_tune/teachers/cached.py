@@ -73,7 +73,7 @@ class Cached(Teacher):
         rows, its = written_by(tokenizer) or Vocabulary.of(checkpoint.folder), read_vocabulary(self._cache.folder)
         if rows is not None and its is not None:
             writer = getattr(tokenizer, "folder", checkpoint.folder)
-            told = f"{self._told}: its teacher's tokenizer is not that of {writer}; distillation by logits needs one"
+            told = f"{self._told}: its teacher's tokenizer is not that of {writer}; name its own as teacher_tokenizer"
             self._differing = rows.require_same_ordinary(its, told)
         return self.vocab_size
 

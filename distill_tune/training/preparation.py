@@ -45,12 +45,6 @@ from distill_tune.training.write_through import WriteThrough
 from torchtune.modules import TransformerDecoder
 
 _SHOWN_DIGITS = 16
-_NEEDS_ONE_TOKENIZER = {
-    "hidden_loss": "it compares hidden states token by token",
-    "kd_token_weight": "it weighs each token by the teacher's word on it",
-    "rollouts": "what the student writes is judged token by token",
-    "teacher_cache": "its records are of the tokens of the rows",
-}
 
 
 class Models(NamedTuple):
@@ -162,7 +156,9 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
             needs_weights=needs_weights,
         )
     faults.tell()
-    teacher = teachers.with_own_tokenizers(teacher, cfg.get("teacher_tokenizer"), tokenizer, student_checkpoint.folder)
+    teacher = teachers.with_own_tokenizers(
+        teacher, cfg.get("teacher_tokenizer"), tokenizer, cfg.tokenizer, student_checkpoint.folder
+    )
     if teacher.other_tokenizers:
         _require_aligned(cfg)
     _require_loss(cfg, teacher)
@@ -190,8 +186,13 @@ def _require_aligned(cfg: DictConfig) -> None:
     Raises:
         UserError: a key asks for what needs teacher and student to read the same tokens.
     """
-    for key, why in _NEEDS_ONE_TOKENIZER.items():
-        if cfg.get(key) is not None:
+    refused = (
+        ("hidden_loss", cfg.get("hidden_loss"), "it compares hidden states token by token"),
+        ("rollouts", cfg.get("rollouts"), "what the student writes is judged token by token"),
+        ("teacher_cache", cfg.get("teacher_cache"), "its records are of the tokens of the rows"),
+    )
+    for key, value, why in refused:
+        if value is not None:
             raise UserError(f"{key}: {why}, and the tokenizer of teacher_model is not that of the rows; leave it out")
 
 
