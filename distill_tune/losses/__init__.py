@@ -1,5 +1,7 @@
 """Losses over logits and hidden states: tensors in, sums out. Knows nothing of torchtune, files or distribution."""
 
+from distill_tune.losses.aligned import Aligned, AlignedMethod, AlignedPositions, AlignedWord, TokenClasses
+from distill_tune.losses.byte_prefix import BytePrefixMass
 from distill_tune.losses.chunk_likelihood import ChunkLikelihood
 from distill_tune.losses.clipped import ClippedPerToken
 from distill_tune.losses.cross_entropy import CrossEntropy
@@ -8,6 +10,7 @@ from distill_tune.losses.divergences import AdaptiveKL, Distribution, Divergence
 from distill_tune.losses.gold import Gold
 from distill_tune.losses.head import LossSums, chunk_bytes_per_row, chunk_rows, distillation_loss, per_token
 from distill_tune.losses.hidden import HiddenLoss
+from distill_tune.losses.mixture import aligned_method
 from distill_tune.losses.mixture_divergences import JensenShannon, SkewedForwardKL, SkewedReverseKL
 from distill_tune.losses.projection import AutogradProjection, LinearProjection, Projection
 from distill_tune.losses.signals import (
@@ -26,7 +29,12 @@ from distill_tune.losses.unserved import unserved
 
 __all__ = [
     "AdaptiveKL",
+    "Aligned",
+    "AlignedMethod",
+    "AlignedPositions",
+    "AlignedWord",
     "AutogradProjection",
+    "BytePrefixMass",
     "ChunkLikelihood",
     "ClippedPerToken",
     "CrossEntropy",
@@ -54,11 +62,13 @@ __all__ = [
     "TeacherCertainty",
     "TeacherOfEachRow",
     "TeacherSignal",
+    "TokenClasses",
     "TokenWeight",
     "TopK",
     "TopTokens",
     "TotalVariation",
     "UniversalLogit",
+    "aligned_method",
     "chunk_bytes_per_row",
     "chunk_rows",
     "distillation_loss",
