@@ -1,7 +1,5 @@
 """Which rows of both sides write the same bytes."""
 
-import dataclasses
-
 import torch
 from aligned_rows import SPANS, example, positions_of
 
@@ -34,13 +32,7 @@ def test_a_span_with_a_masked_token_is_left_out_wherever_it_stands():
 
 
 def test_masked_tokens_between_two_spans_leave_both():
-    whole = positions_of([3, 2, 2, 3], [3, 4, 3])
-
-    # The student has two tokens more, of which the teacher has none.
-    def with_two_more(column, fill):
-        return torch.cat([column[:3], column.new_full((2,), fill), column[3:]])
-
-    positions = dataclasses.replace(whole, **{name: with_two_more(column, 0) for name, column in vars(whole).items()})
+    positions = positions_of([3, 2, 2, 3], [3, 4, 3]).among(torch.tensor([0, 1, 2, 5]), 6)
     assert rows_of(positions, 3) == [([0], [0]), ([1, 2], [1]), ([5], [2])]
 
 
