@@ -21,7 +21,8 @@ class TokenClasses:
         student: class of each of the student's tokens, ``[v_s]``, int64.
         teacher: class of each of the teacher's tokens, ``[v_t]``, int64.
         num_classes: the last one is the rest: tokens that have no counterpart.
-        shared_student, shared_teacher: ids of the tokens with the same bytes in both, ``[m]`` each, int64.
+        shared_student, shared_teacher: ids of the tokens with the same bytes in both, and of the control tokens that
+            are each other's only counterpart, ``[m]`` each, int64.
     """
 
     student: torch.Tensor
@@ -79,7 +80,7 @@ class AlignedPositions:
 
     def to(self, device: torch.device) -> "AlignedPositions":
         """All but ``moves`` there, which stay on the CPU."""
-        return dataclasses.replace(self, **{name: to_device(of, device) for name, of in self._of_rows().items()})
+        return dataclasses.replace(self, **{name: to_device(of, device) for name, of in self._of_rows().items()})  # type: ignore[arg-type]
 
     def among(self, rows: torch.Tensor, n: int) -> "AlignedPositions":
         """Of n rows, of which ``rows`` (ascending, int64, on the CPU) are these; nothing is known of the others."""

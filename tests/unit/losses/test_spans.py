@@ -32,7 +32,9 @@ def test_a_span_with_a_masked_token_is_left_out_wherever_it_stands():
 
 
 def test_masked_tokens_between_two_spans_leave_both():
-    positions = positions_of([3, 2, 2, 3], [3, 4, 3]).among(torch.tensor([0, 1, 2, 5]), 6)
+    whole = positions_of([3, 2, 2, 3], [3, 4, 3])
+
+    positions = whole.among(torch.tensor([0, 1, 2, 5]), 6)  # the student has two tokens more, the teacher none of them
     assert rows_of(positions, 3) == [([0], [0]), ([1, 2], [1]), ([5], [2])]
 
 
