@@ -28,14 +28,9 @@ def unserved(
     """
     if kind == "aligned":
         if combination == "mixture":
-            return (
-                "a mixture is over tokens, which teachers of several tokenizers do not share: combine by sum or by_row"
-            )
+            return "a mixture is over tokens that teachers of other tokenizers do not have: combine by sum or by_row"
         if token_weight is not None:
-            name = type(token_weight).__name__
-            return (
-                f"{name} weighs the student's tokens by a teacher's probabilities of them, and this teacher has others"
-            )
+            return f"{type(token_weight).__name__} is of a teacher's own tokens, which are not the student's"
         return None
     if getattr(divergence, "aligned", False):
         return f"{type(divergence).__name__} is for a teacher of another tokenizer, and this one has the student's"
