@@ -241,7 +241,7 @@ def step(device, method):
     classes.unshared_student, classes.unshared_teacher  # once in a run
     own, rows = word.targets.to(device), targets.to(device)
     signal = losses.Aligned(losses.DenseLogits(teacher.to(device)), own, word.on_cpu, classes)
-    logits = student.to(device).detach().requires_grad_()
+    logits = student.clone().to(device).requires_grad_()
     output = losses.AutogradProjection(lambda hidden: hidden, student.shape[1])
     second_device.waits.clear()
     sums = losses.distillation_loss(logits, output, rows, signal, kd_ratio=0.5, temperature=2.0, divergence=method)
