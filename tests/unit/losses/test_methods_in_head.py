@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from aligned_rows import SPANS, compared, example
+from toy_tokenizers import Toy
 
 from distill_tune.losses import (
     Aligned,
@@ -65,3 +66,26 @@ def test_several_teachers_of_several_tokenizers_add_up(method, monkeypatch):
     ]
     apart = [kd(signal) for signal in signals]
     assert kd(SumOfTeachers(signals, [0.7, 0.3])) == pytest.approx(0.7 * apart[0] + 0.3 * apart[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("student_merges", [False, True])
+@pytest.mark.parametrize(("method", "is_zero"), [(METHODS[0], True), (UniversalLogit(), False), (Gold(), False)])
+def test_one_distribution_over_texts_of_which_one_side_merges_pairs(method, is_zero, student_merges):
+    """The probability of a span is that of its text, however it is cut; sorted probabilities are of tokens."""
+    letters, pairs = [b"a", b"b", b"c", None], [x + y for x in (b"a", b"b", b"c") for y in (b"a", b"b", b"c")] + [None]
+    of_pairs = torch.tensor([0.05, 0.2, 0.1, 0.05, 0.03, 0.12, 0.15, 0.1, 0.1, 0.1])  # any text of pairs, then the end
+    of_first = torch.cat([of_pairs[:9].view(3, 3).sum(1), of_pairs[9:]])
+    of_second = F.pad(of_pairs[:9].view(3, 3) / of_first[:3, None], (0, 1))
+    text = [1, 8, 3, 0, 9]
+    rows_of_pairs = torch.stack([of_pairs] * len(text)).log()
+    spelled = [letters.index(bytes([byte])) for pair in text[:-1] for byte in pairs[pair]] + [3]
+    rows_of_letters = [of_second[spelled[i - 1]] if i % 2 else of_first for i in range(len(spelled))]
+    sides = [(letters, spelled, torch.stack(rows_of_letters).log().clamp(min=-50)), (pairs, text, rows_of_pairs)]
+    (mine, my_row, logits), (its, its_row, teacher) = sides[::-1] if student_merges else sides
+    toy = Toy(mine, its, my_row, its_row)
+    projection = LinearProjection(logits.T.contiguous())
+    hidden, targets = torch.eye(len(my_row)).requires_grad_(), torch.tensor(my_row)
+    sums = distillation_loss(hidden, projection, targets, toy.signal(teacher), kd_ratio=1.0, divergence=method)
+    (gradient,) = torch.autograd.grad(sums.loss, hidden)
+    assert (sums.kd.item() < 1e-6) == is_zero
+    assert (gradient.abs().max().item() < 1e-5) == is_zero
