@@ -179,9 +179,12 @@ def _matches(mine: numpy.ndarray, its: numpy.ndarray) -> Iterator[tuple[int, int
     start, stop, its_start, its_stop = 0, len(mine), 0, len(its)
     for _ in range(2):
         size = _num_same(mine[start:stop], its[its_start:its_stop])
+        at_end = _num_same(mine[start:stop][::-1], its[its_start:its_stop][::-1])
+        if at_end == min(stop - start, its_stop - its_start):
+            size = 0  # one of them only has more before it
         yield start, its_start, size
         start, its_start = start + size, its_start + size
-        size = _num_same(mine[start:stop][::-1], its[its_start:its_stop][::-1])
+        size = min(at_end, stop - start, its_stop - its_start)
         stop, its_stop = stop - size, its_stop - size
         yield stop, its_stop, size
         if start == stop or its_start == its_stop:

@@ -19,7 +19,7 @@ ENGLISH = (
     ("Give three tips for staying healthy.", "1. Eat well.\n2. Sleep enough.\n3. Exercise, e.g. walk a mile a day!"),
     ("Write a haiku.", "Old pond --\na frog leaps in:\n    water's sound"),
     ("Translate 'naïve café' into German.", "„Naives Café“; it doesn't change much… 😀👍🏽"),
-    ("How do I greet?", "Hello! How are you?   I'm fine, thanks.\t"),
+    ("How do I greet?", "Hello! How are you?   I'm fine,\tthanks."),
     ("Which letters are rare?", "In English: Z, Q, X and J; ﬁ is a ligature, and ½ a fraction."),
     ("Say it in Arabic and Hindi.", "مرحبا بالعالم / नमस्ते दुनिया / สวัสดี"),
     ("Answer in one word.", "Photosynthesis"),
@@ -38,15 +38,15 @@ CHINESE = (
     ("用一个词回答。", "当然"),
 )
 CODE = (
-    ("Sum a list in Python.", "def total(values):\n    return sum(values)\n\n\nprint(total([1, 2, 3]))\n"),
+    ("Sum a list in Python.", "def total(values):\n    return sum(values)\n\n\nprint(total([1, 2, 3]))"),
     ("A loop in C?", 'for (int i = 0; i < 10; i++) {\n\tprintf("%d\\n", i);\n}'),
     ("A class?", "class Point:\n    def __init__(self, x: float, y: float) -> None:\n        self.x, self.y = x, y"),
     ("JSON, please.", '{"name": "a", "list": [1, 2.5, null, true], "nested": {"": "\\u00e9"}}'),
     ("A shell line?", "find . -name '*.py' -print0 | xargs -0 grep -n \"TODO\" > out.txt 2>&1"),
     ("SQL?", "SELECT name, COUNT(*) FROM users\r\nWHERE age >= 18\r\nGROUP BY name;"),
-    ("HTML?", '<p class="a">x &amp; y<br/></p>\n<!-- <s>not the end</s> -->'),
+    ("HTML?", '<p class="a">x &amp; y<br/></p>\n<!-- <b>not the end</b> -->'),
     ("LaTeX?", "\\frac{1}{2} \\sum_{i=1}^{n} x_i^2 \\leq \\alpha"),
-    ("A table?", "| a | b |\n|---|---|\n| 1 | 2 |\n"),
+    ("A table?", "| a | b |\n|---|---|\n| 1 | 2 |"),
     ("Regex?", "^\\s*[A-Za-z_]\\w*(?:\\.\\w+)*\\s*=\\s*.+$"),
 )
 NUMERALS = (
@@ -64,15 +64,13 @@ NUMERALS = (
 NAMES = {
     "llama 2": "Llama-2",
     "llama 3": "Llama-3.2",
-    "qwen 2.5": "Qwen2.5",
     "qwen 3": "Qwen3",
     "gemma 2": "gemma-2",
     "gemma 3": "gemma-3",
     "smollm2": "SmolLM2",
 }
 EVERY = (*NAMES, "deepseek", "demo")
-# What their templates or tokenizers put before an answer's text.
-BEFORE = {"llama 2": b" ", "demo": b" ", "qwen 3": b"<think>\n\n</think>\n\n"}
+BEFORE = {"qwen 3": b"<think>\n\n</think>"}  # an answer's text
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +100,7 @@ def learned(row: Tokens, of) -> list[bytes | None]:
 
 
 def masked_of(student: list[bytes | None], teacher: list[bytes | None], positions: numpy.ndarray) -> list[bytes | None]:
-    """What is not aligned, the rest being what the teacher's tokens spell."""
+    """What is not aligned; the rest must be what the teacher's tokens spell."""
     masked = []
     for token, position in zip(student, positions, strict=True):
         at, offset, last, into = (int(position[column]) for column in (AT, OFFSET, LAST, INTO))
@@ -116,43 +114,48 @@ def masked_of(student: list[bytes | None], teacher: list[bytes | None], position
     return masked
 
 
+def check(student: str, texts: list[bytes | None], masked: list[bytes | None]) -> None:
+    """That nothing is masked but what the student's template or tokenizer puts around an answer."""
+    if masked and student in ("llama 2", "demo") and masked[0] == texts[0]:
+        masked = masked[1:]  # its first word begins with a space
+    assert b"".join(masked).strip() in (b"", BEFORE.get(student))
+
+
 def test_no_byte_is_lost_between_any_two(tokenizers):
     rows = {name: rows_of(tokenizer) for name, tokenizer in tokenizers.items()}
     of = {name: token_bytes(tokenizer) for name, tokenizer in tokenizers.items()}
     print("\nof the tokens of the student's answers (left), how many begin where the teacher's (above) do")
-    print(" " * 9 + "".join(f"{name:>10}" for name in EVERY))
-    for student in EVERY:
-        shares = []
-        for teacher in EVERY:
+    print(" " * 9 + "".join(f"{name:>10}" for name in tokenizers))
+    for student in tokenizers:
+        shares = {}
+        for teacher in tokenizers:
             common = num_tokens = 0
             for mine, its in zip(rows[student], rows[teacher], strict=True):
                 found = align(mine, its, of[student], of[teacher])
                 texts = learned(mine, of[student].of)
                 masked = masked_of(texts, learned(its, of[teacher].of), found.positions)
-                assert found.num_bytes == sum(len(text) for text in texts if text)
-                assert found.num_masked_bytes == sum(map(len, masked))
-                left = b"".join(masked).strip()
-                before = BEFORE.get(student, b"") if student != teacher else b""
-                assert masked == [] or left in (b"", before.strip()) or b"".join(texts[:1]).startswith(before)
+                check(student, texts, masked)
+                assert (found.num_bytes, found.num_masked_bytes) == tuple(
+                    sum(len(text) for text in some if text) for some in (texts, masked)
+                )
                 aligned = found.positions[found.positions[:, AT] >= 0]
                 assert (numpy.diff(aligned[:, [AT, LAST]], axis=0) >= 0).all()
                 common += int((aligned[:, OFFSET] == 0).sum())
                 num_tokens += len(texts)
-            shares.append(common / num_tokens)
-        print(f"{student:9}" + "".join(f"{share:10.1%}" for share in shares))
-        assert shares[EVERY.index(student)] == 1.0
+            shares[teacher] = common / num_tokens
+        print(f"{student:9}" + "".join(f"{share:10.1%}" for share in shares.values()))
+        assert shares[student] == 1.0
 
 
-@pytest.mark.parametrize("text", [text for rows in (ENGLISH, CHINESE, CODE, NUMERALS) for _, text in rows[:5]])
-def test_tokens_spell_the_text(tokenizers, text):
+def test_tokens_spell_the_text(tokenizers):
     for name, tokenizer in tokenizers.items():
-        notes = token_bytes(tokenizer).notes
-        before = " " if "begins a text with a space" in notes else ""
-        assert b"".join(split(tokenizer, text)) == (before + text).encode(), name
+        before = " " if "begins a text with a space" in token_bytes(tokenizer).notes else ""
+        for _, text in (*ENGLISH, *CHINESE, *CODE, *NUMERALS):
+            assert b"".join(split(tokenizer, text)) == (before + text).encode(), name
 
 
 def test_what_their_normalisers_change(tokenizers):
     notes = {name: token_bytes(tokenizer).notes for name, tokenizer in tokenizers.items()}
-    assert {name for name in notes if "NFC" in notes[name]} == {"qwen 2.5", "qwen 3"}
+    assert {name for name in notes if "NFC" in notes[name]} == {"qwen 3"}
     assert {name for name in notes if "begins a text with a space" in notes[name]} == {"llama 2", "demo"}
     assert not any(set(told) - {"NFC", "begins a text with a space"} for told in notes.values())

@@ -137,8 +137,8 @@ def test_what_the_student_alone_writes_is_masked_and_counted():
     found, positions = aligned([b"?", [*thought, b"yes", END]], [b"?", [b"yes", END]])
     assert positions == [(-1, 0, -1, 0)] * 4 + [(0, 0, 0, 3), (1, 0, 1, 0)]
     assert (found.num_bytes, found.num_masked_bytes) == (len(b"".join(thought)) + 3, len(b"".join(thought)))
-    _, positions = aligned([b"?", [b"yes", END]], [b"?", [*thought, b"yes", END]])
-    assert positions == [(4, 0, 4, 3), (5, 0, 5, 0)]
+    _, positions = aligned([b"?", [b"<", b"p>", END]], [b"?", [*thought, b"<p", b">", END]])
+    assert positions == [(4, 0, 4, 1), (4, 1, 5, 1), (6, 0, 6, 0)]
 
 
 def test_white_space_at_the_ends_of_one_side_is_not_what_differs():
@@ -147,6 +147,8 @@ def test_white_space_at_the_ends_of_one_side_is_not_what_differs():
     found, positions = aligned([b"?", [b" He", b"llo", b".", b"\n", END]], [b"?", [b"Hello", b".", END]])
     assert positions == [(-1, 0, -1, 0), (0, 2, 0, 5), (1, 0, 1, 1), (-1, 0, -1, 0), (2, 0, 2, 0)]
     assert found.num_masked_bytes == 4
+    _, positions = aligned([b"?", [b"x", b"])\n", END]], [b"?", [b"x", b"])", END]])
+    assert positions == [(0, 0, 0, 1), (-1, 0, -1, 0), (2, 0, 2, 0)]
     _, positions = aligned([b"?", [b"\n", b"Hello", END, b"\n"]], [b"?", [b" ", b"Hello", b"\n", END]])
     assert positions == [(-1, 0, -1, 0), (1, 0, 1, 5), (3, 0, 3, 0), (-1, 0, -1, 0)]
 
