@@ -128,17 +128,19 @@ def with_own_tokenizers(
     component: DictConfig | ListConfig | None,
     tokenizer: Any,
     tokenizer_config: DictConfig,
-    student: Path,
+    student: TransformerDecoder,
+    folder: Path,
 ) -> Teacher:
     """The teacher, or each of several, as an :class:`AlignedTeacher` where its tokenizer is not that of the rows.
 
-    Of several one such is enough: for the others the alignment is that of each token with itself.
+    Where one of several has its own, and each row follows one of them, or a teacher has fewer logits than the student,
+    the alignment of those that read the rows' tokens is that of each token with itself.
 
     Args:
         component: ``teacher_tokenizer``: of one teacher, or a list with one, or null, for each of several. Where it
             names none, the teacher's folder does.
         tokenizer, tokenizer_config: that writes the rows, and what it was made from.
-        student: its folder.
+        student, folder: whose tokenizer that is, where ``tokenizer`` is not transformers'.
 
     Raises:
         UserError: a tokenizer that is needed is not known, or its tokens' bytes are not; a teacher that gives records
@@ -153,13 +155,16 @@ def with_own_tokenizers(
     if isinstance(component, DictConfig) and len(each) > 1:
         raise UserError(f"{KEY}: teacher_model is a list of {len(each)}: give a list of as many, null where not needed")
     named = list(component) if isinstance(component, ListConfig) else [component] * len(each)
-    rows = _Rows(tokenizer, tokenizer_config, written_by(tokenizer) or Vocabulary.of(student))
+    rows = _Rows(tokenizer, tokenizer_config, written_by(tokenizer) or Vocabulary.of(folder))
     found = [_own_tokenizer(one, its, rows) for one, its in zip(each, named, strict=True)]
     if not any(found):
         return teacher
+    is_added_up = isinstance(teacher, SeveralTeachers) and teacher.combination == "sum"
+    of_student = models.output_head(student).vocab_size
     made, with_own = dict[str, OtherTokenizer](), list[Teacher]()
     for one, its in zip(each, found, strict=True):
-        if its is None and one.record_kind:  # which no alignment can be had of, nor is needed
+        is_plain = is_added_up and getattr(one, "vocab_size", of_student) >= of_student
+        if its is None and (one.record_kind or is_plain):
             with_own.append(one)
             continue
         its = its or _Own(tokenizer, tokenizer_config)

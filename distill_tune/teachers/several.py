@@ -34,7 +34,7 @@ class SeveralTeachers(Teacher):
     def __init__(
         self, teachers: Sequence[Teacher], weights: Sequence[float], names: Sequence[str], combination: str
     ) -> None:
-        self._teachers, self._combination = list(teachers), combination
+        self._teachers, self.combination = list(teachers), combination
         self._weights = [weight / sum(weights) for weight in weights]
         self._all_names = tuple(names)
         if combination == "by_row":
@@ -51,7 +51,7 @@ class SeveralTeachers(Teacher):
 
     def with_teachers(self, teachers: Sequence[Teacher]) -> "SeveralTeachers":
         """The same with others in their places."""
-        return SeveralTeachers(teachers, self._weights, self._all_names, self._combination)
+        return SeveralTeachers(teachers, self._weights, self._all_names, self.combination)
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         known = [teacher.check(student, checkpoint, tokenizer) for teacher in self._teachers]
@@ -72,24 +72,24 @@ class SeveralTeachers(Teacher):
         temperature: float | None,
         combination: str | None = None,
     ) -> None:
-        if self._combination == "mixture" and self.other_tokenizers:
+        if self.combination == "mixture" and self.other_tokenizers:
             raise UserError(
                 "teacher_combination=mixture: makes one distribution over the same tokens, and not all teachers have "
                 "the tokenizer of the rows; take sum, or by_row"
             )
         kinds = [teacher.record_kind for teacher in self._teachers]
-        if self._combination == "by_row" and len(set(kinds)) > 1:
+        if self.combination == "by_row" and len(set(kinds)) > 1:
             each = (f"{name}: {kind or 'none'}" for name, kind in zip(self._all_names, kinds, strict=True))
             raise UserError(
                 f"teacher_combination=by_row: records of one teacher need records of the same kind of each other "
                 f"({', '.join(each)}); take one kind for all, or kind hidden, which goes with any"
             )
         for teacher in self._teachers:
-            teacher.require_loss(divergence, token_weight, temperature, self._combination)
+            teacher.require_loss(divergence, token_weight, temperature, self.combination)
 
     def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
         for own, teacher in enumerate(self._teachers):
-            teacher.require_signals(datasets, augmented, own if self._combination == "by_row" else None)
+            teacher.require_signals(datasets, augmented, own if self.combination == "by_row" else None)
         self._find_content()
 
     def _find_content(self) -> None:
@@ -97,7 +97,7 @@ class SeveralTeachers(Teacher):
             self.content = hashlib.sha256(" ".join(contents).encode()).hexdigest()
 
     def each(self, shape: Shape) -> list[tuple[Teacher, Shape]]:
-        rows_of = shape.following if self._combination == "by_row" else lambda number: shape
+        rows_of = shape.following if self.combination == "by_row" else lambda number: shape
         found = [teacher.each(rows_of(number)) for number, teacher in enumerate(self._teachers)]
         return list(itertools.chain.from_iterable(found))
 
@@ -120,10 +120,10 @@ class SeveralTeachers(Teacher):
         return None
 
     def __call__(self, batch: Batch) -> Any:
-        if self._combination == "by_row":
+        if self.combination == "by_row":
             return self._of_each_row(batch)
         signals = [teacher(batch) for teacher in self._teachers]
-        combined = MixtureOfTeachers if self._combination == "mixture" else SumOfTeachers
+        combined = MixtureOfTeachers if self.combination == "mixture" else SumOfTeachers
         return combined(signals, self._weights)
 
     def _of_each_row(self, batch: Batch) -> TeacherOfEachRow:

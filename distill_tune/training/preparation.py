@@ -157,7 +157,7 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
         )
     faults.tell()
     teacher = teachers.with_own_tokenizers(
-        teacher, cfg.get("teacher_tokenizer"), tokenizer, cfg.tokenizer, student_checkpoint.folder
+        teacher, cfg.get("teacher_tokenizer"), tokenizer, cfg.tokenizer, student, student_checkpoint.folder
     )
     if teacher.other_tokenizers:
         _require_aligned(cfg)
