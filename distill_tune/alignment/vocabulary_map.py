@@ -252,10 +252,10 @@ class _Vocabulary:
     def __init__(self, of: Sequence[bytes | None], size: int) -> None:
         self.size = size
         self._of = of
-        sorted_tokens = sorted((text, token) for token, text in enumerate(of[:size]) if text)
-        self.texts = [text for text, _ in sorted_tokens]
-        self.ids = numpy.array([token for _, token in sorted_tokens], numpy.int64)
-        self.token_of = dict(reversed(sorted_tokens))
+        tokens = sorted((token for token, text in enumerate(of[:size]) if text), key=of.__getitem__)  # type: ignore[arg-type]
+        self.texts = [of[token] or b"" for token in tokens]
+        self.ids = numpy.array(tokens, numpy.int64)
+        self.token_of = dict(zip(reversed(self.texts), reversed(tokens), strict=True))
         self._longest = max(map(len, self.texts), default=0)
 
     def of(self, token: int) -> bytes:

@@ -1,33 +1,64 @@
 """What byte-prefix mass needs of each row beyond the two rows that meet: small tensors on the CPU, cut as rows are."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
+
+from distill_tune.to_device import to_device
 
 NONE, WHOLE, CHAIN = 0, 1, 2
 
 
-@dataclasses.dataclass(frozen=True)
+class ListedTokens(NamedTuple):
+    """Lists one after another, on a device, int64: of each token its list, id and column, ``[t]`` each, and where each
+    list begins, ``[r]``."""
+
+    owner: torch.Tensor
+    ids: torch.Tensor
+    columns: torch.Tensor
+    starts: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class TokenLists:
     """Lists of tokens, each token with a column.
 
     Attributes:
-        ids: of each list its tokens, int32.
+        ids: of each list its tokens, int32, on the CPU.
         columns: of each list the column of each of its tokens, int32; -1 for the rest.
     """
 
     ids: Sequence[torch.Tensor]
     columns: Sequence[torch.Tensor]
 
-    def of(self, lists: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Some lists, ``[r]``, one or more, one after another: of each token its list (0..r-1), id and column, ``[t]``
-        each, and where each list begins, ``[r]``; all int64."""
-        chosen = lists.tolist()
-        lengths = torch.tensor([len(self.ids[number]) for number in chosen])
-        owner = torch.repeat_interleave(torch.arange(len(chosen)), lengths)
-        ids, columns = (torch.cat([of[number] for number in chosen]).long() for of in (self.ids, self.columns))
-        return owner, ids, columns, lengths.cumsum(0) - lengths
+    def of(self, lists: torch.Tensor, device: torch.device) -> ListedTokens:
+        """Some lists, ``[r]``, int64, on the CPU, one or more; any of them more than once."""
+        lengths, offsets = self._places
+        length, total = lengths[lists], int(lengths[lists].sum())
+        starts = length.cumsum(0) - length
+        owner = torch.repeat_interleave(to_device(length, device), output_size=total)
+        here = to_device(offsets[lists] - starts, device)[owner] + torch.arange(total, device=device)
+        ids, columns = self._on(device)
+        return ListedTokens(owner, ids[here].long(), columns[here].long(), to_device(starts, device))
+
+    @functools.cached_property
+    def _places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """How long each list is, and where it begins behind the others."""
+        lengths = torch.tensor([len(tokens) for tokens in self.ids])
+        return lengths, lengths.cumsum(0) - lengths
+
+    @functools.cached_property
+    def _on(self) -> Callable[[torch.device], tuple[torch.Tensor, torch.Tensor]]:
+        """All lists there, moved once."""
+        return functools.cache(
+            lambda device: (
+                to_device(torch.cat(list(self.ids)), device),
+                to_device(torch.cat(list(self.columns)), device),
+            )
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -161,15 +161,15 @@ class BytePrefixMass:
         owns = ((moves.share[rows] != NONE) & (moves.to[rows] < 0)).nonzero()[:, 0]
 
         # The teacher's tokens that begin with the bytes read.
-        owner, ids, columns, starts = moves.teacher_lists.of(lists)
-        columns = columns.masked_fill(columns < 0, rest) + owner * width
-        at = word.on_cpu.at[rows]
-        mass = teacher.probs.take(to_device(at[owner] * teacher.probs.shape[1] + ids, device))
         here = to_device(rows, device)
-        of_t = to_device(starts + moves.rank[rows], device)
+        owner, ids, columns, starts = moves.teacher_lists.of(lists, device)
+        columns = columns.masked_fill_(columns < 0, rest).add_(owner, alpha=width)
+        at = to_device(word.on_cpu.at[rows], device)
+        mass = teacher.probs.take(ids.add_(at[owner], alpha=teacher.probs.shape[1]))
+        of_t = starts + to_device(moves.rank[rows], device)
         own_share, p = share[here], mass[of_t]
         mass[of_t] = p * (1 - own_share)
-        masses = mass.new_zeros(m * width).index_add_(0, to_device(columns, device), mass).view(m, width)
+        masses = mass.new_zeros(m * width).index_add_(0, columns, mass).view(m, width)
         masses.scatter_add_(1, to_device(to, device)[:, None], (p * own_share)[:, None])
         total = masses.sum(1, keepdim=True)
         of_teacher = masses.div_(total.clamp(min=_TINY))
@@ -180,8 +180,8 @@ class BytePrefixMass:
         own_tokens = targets[here][own_rows]
         own_probs = probs[own_rows, own_tokens]
         probs[own_rows, own_tokens] = 0.0
-        owner, ids, columns, _ = moves.student_lists.of(lists)
-        tokens, columns = to_device(owner * probs.shape[1] + ids, device), to_device(owner * width + columns, device)
+        owner, ids, columns, _ = moves.student_lists.of(lists, device)
+        tokens, columns = ids.add_(owner, alpha=probs.shape[1]), columns.add_(owner, alpha=width)
         listed = probs.take(tokens)
         of_student = probs.new_zeros(m * width).index_add_(0, columns, listed).view(m, width)
         of_student[own_rows, own] = own_probs
@@ -216,9 +216,9 @@ def _shares(teacher: Distribution, word: AlignedWord, moves: ByteMoves) -> torch
     is_between = to_device(between < last[:, None], device)
     between = to_device(between.clamp(max=len(word.targets) - 1), device)
     log_probs = teacher.log_probs[between, word.targets[between]].masked_fill(~is_between, 0.0).sum(1)
-    owner, ids, _, _ = moves.tails.of(moves.tail[chains])
-    tokens = to_device(last[owner] * teacher.probs.shape[1] + ids, device)
-    ends = log_probs.new_zeros(len(chains)).index_add_(0, to_device(owner, device), teacher.probs.take(tokens))
+    owner, ids, _, _ = moves.tails.of(moves.tail[chains], device)
+    tokens = ids.add_(to_device(last, device)[owner], alpha=teacher.probs.shape[1])
+    ends = log_probs.new_zeros(len(chains)).index_add_(0, owner, teacher.probs.take(tokens))
     share[to_device(chains, device)] = log_probs.exp().mul_(ends).clamp_(max=1.0)
     return share
 
