@@ -1,6 +1,8 @@
 """What two tokenizers have in common, and how the answers of some rows meet: for validate and plan."""
 
 import unicodedata
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy
@@ -66,13 +68,34 @@ def report(
     return [*lines, _method(_share(common, len(positions)), masked)]
 
 
+def picture(student: Sequence[bytes | None], teacher: Sequence[bytes | None], positions: numpy.ndarray) -> list[str]:
+    """Two lines: one row's answers in the tokens of both, with ``|`` where both begin one and ``¦`` where one does.
+
+    Args:
+        student, teacher: the bytes of the row's supervised tokens, ``[n_s]`` and ``[n_t]``; None of an end.
+        positions: the row's alignment, ``[n_s, 6]``.
+    """
+    common = ((positions[:, AT] >= 0) & (positions[:, OFFSET] == 0)).nonzero()[0].tolist()
+    cuts = [(0, 0), *((at, int(positions[at, AT])) for at in common), (len(student), len(teacher))]
+    lines = ["student ", "teacher "]
+    for (start, its_start), (stop, its_stop) in pairwise(dict.fromkeys(cuts)):
+        spans = ["¦".join(map(_shown, span)) for span in (student[start:stop], teacher[its_start:its_stop])]
+        width = max(map(_width, spans))
+        lines = [f"{line}|{_padded(span, width)}" for line, span in zip(lines, spans, strict=True)]
+    return lines
+
+
 def _line(name: str, of_student: str, of_teacher: str) -> str:
     return "".join(_padded(text, width) for text, width in zip((name, of_student), _WIDTHS, strict=True)) + of_teacher
 
 
 def _padded(text: str, width: int) -> str:
     """Chinese characters are two columns wide."""
-    return text + " " * (width - sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text))
+    return text + " " * (width - _width(text))
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def _per_characters(side: TokenBytes, tokens: numpy.ndarray) -> float:
@@ -87,8 +110,10 @@ def _split(tokenizer: Any, text: str) -> str:
     return shown if len(shown) < _WIDTHS[1] else f"{len(tokens)} tokens"
 
 
-def _shown(token: bytes) -> str:
+def _shown(token: bytes | None) -> str:
     """Spaces as dots; a part of a character as its bytes."""
+    if token is None:
+        return "(end)"
     try:
         return token.decode().replace(" ", "·").replace("\n", "\\n")
     except UnicodeDecodeError:

@@ -4,7 +4,7 @@ import numpy
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from distill_tune.alignment.report import report
+from distill_tune.alignment.report import picture, report
 from distill_tune.alignment.rows import align
 from distill_tune.alignment.token_bytes import token_bytes
 from distill_tune.data.conversation import IGNORE_INDEX, Tokens
@@ -76,3 +76,18 @@ def test_what_has_no_counterpart():
 def test_which_method_they_speak_for(answers, told):
     merges = ("a+b", "ab+c", "abc+d", "abcd+e", "abcde+f", "abcdef+g", "abcdefg+h")
     assert told in of_answers(byte_level(), byte_level(*merges), answers)[-1]
+
+
+def test_a_picture_of_a_row():
+    text = "The ½ 你好!"
+    made = [byte_level("T+h", "Th+e", "Ġ+Â", "ĠÂ+½"), byte_level("Ġ+Â", "ĠÂ+½", "T+h", "ä+½", "ä½+ł")]
+    rows = [
+        Tokens(numpy.array([0, *tokens]), numpy.array([IGNORE_INDEX, *tokens]))
+        for tokens in ([*side.encode(text).ids, side.token_to_id("<end>")] for side in made)
+    ]
+    both = [token_bytes(side) for side in made]
+    of = [[side.of[token] for token in row.tokens[1:]] for side, row in zip(both, rows, strict=True)]
+    assert picture(*of, align(*rows, *both).positions) == [
+        "student |The |·½|·|<E4>¦<BD>¦<A0>|<E5>|<A5>|<BD>|!|(end)",
+        "teacher |Th¦e|·½|·|你            |<E5>|<A5>|<BD>|!|(end)",
+    ]
