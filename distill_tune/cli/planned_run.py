@@ -74,6 +74,8 @@ class PlannedRun:
         built = built_of(cfg)
         seed = cfg.get("seed") or 0
         steps = training.plan_steps(cfg, built, seed, num_processes)
+        for line in training.describe_others(built.tokenizer, built.teacher.other_tokenizers, steps.plan.datasets):
+            print(line)
         rows = rollouts.build_rows(cfg, built, steps, seed)
         data = PlannedData.of(steps, rows)
         return cls(cfg, built.student, built.teacher, data, rows, num_processes, is_distributed)

@@ -145,6 +145,9 @@ def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFau
     seed = state.seed if state and cfg.get("seed") is None else cfg.get("seed") or 0
     with faults, data.local_files_alone(), contextlib.suppress(data.RowsOnHub):
         steps = training.plan_steps(cfg, built, seed, num_processes) if built else None
+        if built and steps:
+            for line in training.describe_others(built.tokenizer, built.teacher.other_tokenizers, steps.plan.datasets):
+                print(line)
         if built and steps and may_be_called(cfg.get("rollouts")):
             rollouts.build_rows(cfg, built, steps, seed)
     with faults:

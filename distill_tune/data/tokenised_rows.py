@@ -161,6 +161,13 @@ class TokenisedRows:
         starts = self.offsets[:-1].numpy()
         return numpy.add.reduceat(learned, starts, dtype=numpy.int64) - learned[starts]
 
+    @property
+    def learned(self) -> numpy.ndarray:
+        """The tokens that are learned, of all rows."""
+        is_learned = (self.labels != IGNORE_INDEX).numpy()
+        is_learned[self.offsets[:-1].numpy()] = False  # a row's first is never predicted
+        return self.tokens.numpy()[is_learned]
+
     @functools.cached_property
     def last_learned(self) -> numpy.ndarray:
         """The last token that is learned of each row that has any, ``[rows]``."""

@@ -66,3 +66,13 @@ def test_two_processes_train_as_one_which_goes_on_with_the_same_bits(write, cli,
 
 def plain(line):
     return {name: value for name, value in line.items() if name not in MEASURED}
+
+
+def test_validate_and_plan_tell_what_both_tokenizers_have_in_common(write, cli, tmp_path):
+    write()
+    for command, more in (("validate", "config.yaml: valid"), ("plan", "teacher activations")):
+        done = cli(command, "--config", "config.yaml")
+        assert done.returncode == 0, done.stderr
+        assert "common boundaries" in done.stdout
+        assert "method: " in done.stdout
+        assert more in done.stdout
