@@ -112,8 +112,8 @@ class TokenisedRows:
 
     @property
     def as_teacher_reads(self) -> "TokenisedRows":
-        """The same rows behind the teacher's own prompts, where it has such."""
-        return self if self.teacher is None else self._told_as(self.teacher)
+        """The same rows behind the teacher's own prompts, or by its own tokenizer, where it has such."""
+        return next((self._told_as(rows) for rows in (self.teacher, *self.others) if rows is not None), self)
 
     def read_by(self, number: int) -> "TokenisedRows":
         """The same rows as teachers of one of the other tokenizers read them."""

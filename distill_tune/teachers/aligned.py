@@ -50,6 +50,10 @@ class AlignedTeacher(Teacher):
         self.may_be_lost = teacher.may_be_lost
         self._take_over()
 
+    @property
+    def itself(self) -> Teacher:
+        return self._teacher
+
     def _take_over(self) -> None:
         """What is known of the teacher by now."""
         self.models, self.files, self.content = self._teacher.models, self._teacher.files, self._teacher.content

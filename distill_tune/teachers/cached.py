@@ -180,7 +180,7 @@ def require_lasting_prompts(told: str, datasets: Sequence[TokenisedRows], augmen
     Raises:
         UserError: the prompts that the teacher reads change each time.
     """
-    if augmented and any(rows.teacher is None for rows in datasets):
+    if augmented and any(rows.teacher is None and not rows.others for rows in datasets):
         raise UserError(
             f"{told}: augmentations make prompts that no cache has; leave them out, or give the teacher a prompt of "
             "its own"

@@ -62,6 +62,11 @@ class Teacher:
     shares_tokenizer = True
     other_tokenizers: Sequence[OtherTokenizer] = ()
 
+    @property
+    def itself(self) -> "Teacher":
+        """The one that is asked about its own rows, where those of the student are aligned with them."""
+        return self
+
     def vocabulary(self) -> Vocabulary | None:
         """Of its tokenizer, as far as its files tell; None where they do not, or it is the student's by nature."""
         return Vocabulary.of(self.folders[0]) if self.folders else None

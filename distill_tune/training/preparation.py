@@ -160,7 +160,7 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
         teacher, cfg.get("teacher_tokenizer"), tokenizer, cfg.tokenizer, student, student_checkpoint.folder
     )
     if teacher.other_tokenizers:
-        _require_aligned(cfg)
+        _require_aligned(cfg, with_cache)
     _require_loss(cfg, teacher)
     vocab_size = teacher.check(student, student_checkpoint, tokenizer)
     common_vocab_size = None if vocab_size is None else models.common_vocabulary(student, vocab_size)
@@ -181,7 +181,7 @@ def _require_loss(cfg: DictConfig, teacher: teachers.Teacher) -> None:
         teacher.require_loss(*loss)
 
 
-def _require_aligned(cfg: DictConfig) -> None:
+def _require_aligned(cfg: DictConfig, with_cache: bool) -> None:
     """
     Raises:
         UserError: a key asks for what needs teacher and student to read the same tokens.
@@ -189,7 +189,11 @@ def _require_aligned(cfg: DictConfig) -> None:
     refused = (
         ("hidden_loss", cfg.get("hidden_loss"), "it compares hidden states token by token"),
         ("rollouts", cfg.get("rollouts"), "what the student writes is judged token by token"),
-        ("teacher_cache", cfg.get("teacher_cache"), "its records are of the tokens of the rows"),
+        (
+            "teacher_cache",
+            cfg.get("teacher_cache") if with_cache else None,
+            "its records are of the tokens of the rows",
+        ),
     )
     for key, value, why in refused:
         if value is not None:

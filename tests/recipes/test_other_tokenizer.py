@@ -76,3 +76,20 @@ def test_validate_and_plan_tell_what_both_tokenizers_have_in_common(write, cli, 
         assert "common boundaries" in done.stdout
         assert "method: " in done.stdout
         assert more in done.stdout
+
+
+def test_a_cache_of_its_hidden_states_teaches_as_it_does(write, cli, tmp_path, other_folder):
+    write(kd_ratio=1.0)
+    run_ok(cli)
+    sampled = cli("run", "teacher_cache", "--config", "config.yaml", "cache.kind=sampled", "output_dir=cache")
+    assert "cache.kind=sampled: the teacher's tokenizer is not that of the rows; keep one alone" in sampled.stderr
+    run_ok(cli, "cache.kind=hidden", "output_dir=cache", recipe="teacher_cache")
+    cached = {"_component_": "distill_tune.teachers.Cached", "path": str(tmp_path / "cache")}
+    write(kd_ratio=1.0, teacher_model=cached)
+    unnamed = cli("run", "kd_single_device", "--config", "config.yaml", "output_dir=cached")
+    assert "teacher_tokenizer: teacher_model has other tokens than the rows; name what writes them" in unnamed.stderr
+    named = {"_component_": "distill_tune.data.hf_tokenizer", "path": str(other_folder)}
+    write(kd_ratio=1.0, teacher_model=cached, teacher_tokenizer=named)
+    run_ok(cli, "output_dir=cached")
+    live, stored = ([line["kd_loss"] for line in metrics_of(tmp_path / name)] for name in ("out", "cached"))
+    assert stored == pytest.approx(live, rel=2e-3)
