@@ -1,6 +1,7 @@
 """What of a config with rollouts can be found wrong before a model loads."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -183,7 +184,8 @@ def _lengths(rows: TokenisedRows, found: Checked, needs_answers: bool) -> Length
         return rows.origin(int(rows_found.nonzero()[0][0])) if rows_found.any() else None
 
     prompts = prompt_lengths(rows)
-    of_teacher = prompts if rows.teacher is None else prompt_lengths(rows.teacher)
+    read = [prompt_lengths(its) for its in (rows.teacher, *rows.others) if its is not None]
+    of_teacher = functools.reduce(numpy.maximum, read) if read else prompts
     room = numpy.array([found.room(*both) for both in zip(prompts.tolist(), of_teacher.tolist(), strict=True)])
     if row := first(prompts == 0):
         raise UserError(
@@ -201,6 +203,6 @@ def _lengths(rows: TokenisedRows, found: Checked, needs_answers: bool) -> Length
         )
     return Lengths(
         int(numpy.maximum(prompts + room, rows.lengths).max()),
-        int(numpy.maximum(of_teacher + room, (rows.teacher or rows).lengths).max()),
+        int(numpy.maximum(of_teacher + room, rows.teacher_lengths).max()),
         int(numpy.maximum(room, rows.supervised).max()),
     )

@@ -188,7 +188,6 @@ def _require_aligned(cfg: DictConfig, with_cache: bool) -> None:
     """
     refused = (
         ("hidden_loss", cfg.get("hidden_loss"), "it compares hidden states token by token"),
-        ("rollouts", cfg.get("rollouts"), "what the student writes is judged token by token"),
         (
             "teacher_cache",
             cfg.get("teacher_cache") if with_cache else None,

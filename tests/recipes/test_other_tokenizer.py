@@ -1,5 +1,6 @@
 """Runs whose teacher has another tokenizer than the student, through the real CLI."""
 
+import json
 import shutil
 
 import pytest
@@ -93,3 +94,19 @@ def test_a_cache_of_its_hidden_states_teaches_as_it_does(write, cli, tmp_path, o
     run_ok(cli, "output_dir=cached")
     live, stored = ([line["kd_loss"] for line in metrics_of(tmp_path / name)] for name in ("out", "cached"))
     assert stored == pytest.approx(live, rel=2e-3)
+
+
+def test_it_judges_what_the_student_writes(write, cli, tmp_path):
+    rollouts = {"_component_": "distill_tune.rollouts.OnPolicy", "lmbda": 0.5, "log_every_n_steps": 2}
+    rollouts["sampling"] = {"max_new_tokens": 12, "temperature": 0.9}
+    write(kd_ratio=1.0, rollouts=rollouts, optimizer={"_component_": "torch.optim.AdamW", "lr": 1e-2})
+    run_ok(cli)
+    lines = metrics_of(tmp_path / "out")
+    assert all(line["kd_loss"] > 0 and line["rollouts"] == 2 for line in lines)
+    assert "rollout_student_entropy" in lines[0]
+    assert "rollout_teacher_entropy" not in lines[0]
+    assert list(
+        {mark for _, mark in json.loads((tmp_path / "out" / "rollouts.jsonl").read_text().splitlines()[0])["marks"]}
+    ) == [None]
+    refused = cli("run", "kd_single_device", "--config", "config.yaml", "rollouts.seq_kd=True", "output_dir=other")
+    assert "rollouts.seq_kd=True: the tokenizer of teacher_model is not that of the rows" in refused.stderr
