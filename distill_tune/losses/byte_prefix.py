@@ -32,11 +32,13 @@ class BytePrefixMass:
        T, times the probabilities of the teacher's tokens that y spans, the last one's being that of all its tokens that
        go on with y's bytes, and not with those of a longer class. Where y is no class it is made one, in this row.
 
-    It is exact, and no loss remains for a student with the teacher's distribution over texts, where both tokenizers cut
-    what the teacher may say at the same bytes, or one cuts finer: a teacher's token is several of the student's.
-    Where a student's token is several of the teacher's, y is counted as far as the row's own tokens spell it: a lower
-    bound of its probability, and exact where its bytes have no other spelling that the teacher finds likely. Other such
-    tokens, which are not the row's, count for the class of their first part.
+    What is exact. A class that the teacher spells with one token alone has its true probability. One that it can also
+    spell with several of its tokens has a lower bound of it, and the class of the first of them an upper bound. Not so
+    y: the row's own tokens spell it, and its probability is exact where they are the teacher's only spelling of its
+    bytes, a lower bound otherwise. Within T the bytes read are taken as the beginning of one token. So all is exact
+    where bytes have one spelling and the student's tokens are the teacher's or parts of them: a student of the teacher's
+    own distribution over texts has no loss, and with one tokenizer it is ``divergence`` itself. A student's token that
+    is no class is not told from the others of its class, except as y.
 
     Its gradient is that of what is computed, with the teacher constant: a token's logit has its share of the gradient
     of its class, q(token) / q(class).
