@@ -37,8 +37,8 @@ class TokenLists:
 
     def of(self, lists: torch.Tensor, device: torch.device) -> ListedTokens:
         """Some lists, ``[r]``, int64, on the CPU, one or more; any of them more than once."""
-        lengths, offsets = self._places
-        length, total = lengths[lists], int(lengths[lists].sum())
+        length, total = self.lengths[lists], int(self.lengths[lists].sum())
+        offsets = self.lengths.cumsum(0) - self.lengths
         starts = length.cumsum(0) - length
         owner = torch.repeat_interleave(to_device(length, device), output_size=total)
         here = to_device(offsets[lists] - starts, device)[owner] + torch.arange(total, device=device)
@@ -46,10 +46,9 @@ class TokenLists:
         return ListedTokens(owner, ids[here].long(), columns[here].long(), to_device(starts, device))
 
     @functools.cached_property
-    def _places(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """How long each list is, and where it begins behind the others."""
-        lengths = torch.tensor([len(tokens) for tokens in self.ids])
-        return lengths, lengths.cumsum(0) - lengths
+    def lengths(self) -> torch.Tensor:
+        """How many tokens each list has, ``[m]``, int64."""
+        return torch.tensor([len(tokens) for tokens in self.ids], dtype=torch.int64)
 
     def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """All lists there, moved once."""
