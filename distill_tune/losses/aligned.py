@@ -9,6 +9,7 @@ import torch
 
 from distill_tune.losses.byte_moves import ByteMoves
 from distill_tune.losses.divergences import Distribution
+from distill_tune.losses.teacher_signal import TeacherSignal
 from distill_tune.losses.token_groups import TokenGroups
 from distill_tune.to_device import to_device
 
@@ -151,19 +152,6 @@ class AlignedWord:
         return AlignedWord(self.logits[first:end], self.targets[first:end], on_device, self.classes, positions)
 
 
-class LogitsOfRows(Protocol):
-    """A :class:`~distill_tune.losses.TeacherSignal` of the teacher's own rows."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def logits_per_row(self) -> int: ...
-    @property
-    def softcap(self) -> float | None: ...
-    def memory(self, rows: int, slot: int = 1) -> torch.Tensor | None: ...
-    def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Aligned:
     """The signal of a teacher of another tokenizer: ``n_t`` rows of its own for ``n`` of the student's.
@@ -176,7 +164,7 @@ class Aligned:
         classes: of both vocabularies, on the device of the signal.
     """
 
-    signal: LogitsOfRows
+    signal: TeacherSignal
     targets: torch.Tensor
     positions: AlignedPositions
     classes: TokenClasses

@@ -33,11 +33,12 @@ class TokenLists:
 
     ids: Sequence[torch.Tensor]
     columns: Sequence[torch.Tensor]
+    _moved: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = dataclasses.field(default_factory=dict, repr=False)
 
     def of(self, lists: torch.Tensor, device: torch.device) -> ListedTokens:
         """Some lists, ``[r]``, int64, on the CPU, one or more; any of them more than once."""
-        lengths, offsets = self._places
-        length, total = lengths[lists], int(lengths[lists].sum())
+        length, total = self.lengths[lists], int(self.lengths[lists].sum())
+        offsets = self.lengths.cumsum(0) - self.lengths
         starts = length.cumsum(0) - length
         owner = torch.repeat_interleave(to_device(length, device), output_size=total)
         here = to_device(offsets[lists] - starts, device)[owner] + torch.arange(total, device=device)
@@ -45,20 +46,16 @@ class TokenLists:
         return ListedTokens(owner, ids[here].long(), columns[here].long(), to_device(starts, device))
 
     @functools.cached_property
-    def _places(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """How long each list is, and where it begins behind the others."""
-        lengths = torch.tensor([len(tokens) for tokens in self.ids])
-        return lengths, lengths.cumsum(0) - lengths
+    def lengths(self) -> torch.Tensor:
+        """How many tokens each list has, ``[m]``, int64."""
+        return torch.tensor([len(tokens) for tokens in self.ids], dtype=torch.int64)
 
-    @functools.cached_property
-    def _on(self) -> Callable[[torch.device], tuple[torch.Tensor, torch.Tensor]]:
+    def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """All lists there, moved once."""
-        return functools.cache(
-            lambda device: (
-                to_device(torch.cat(list(self.ids)), device),
-                to_device(torch.cat(list(self.columns)), device),
-            )
-        )
+        if device not in self._moved:
+            ids, columns = (to_device(torch.cat(list(of)), device) for of in (self.ids, self.columns))
+            self._moved[device] = ids, columns
+        return self._moved[device]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +89,18 @@ class ByteMoves:
     tails: TokenLists
 
     def __getitem__(self, rows: slice) -> "ByteMoves":
-        return self._with(*(tensor[rows] for tensor in self._of_rows()))
+        return self._with_each(lambda tensor: tensor[rows])
 
     def among(self, rows: torch.Tensor, n: int) -> "ByteMoves":
         """See :meth:`AlignedPositions.among`; the other rows have no move."""
-        return self._with(*(tensor.new_zeros(n).index_copy_(0, rows, tensor) for tensor in self._of_rows()))
+        return self._with_each(lambda tensor: tensor.new_zeros(n).index_copy_(0, rows, tensor))
 
-    def _of_rows(self) -> tuple[torch.Tensor, ...]:
-        return self.share, self.to, self.inside, self.rank, self.tail
-
-    def _with(self, share, to, inside, rank, tail) -> "ByteMoves":  # type: ignore[no-untyped-def]
-        return dataclasses.replace(self, share=share, to=to, inside=inside, rank=rank, tail=tail)
+    def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "ByteMoves":
+        return dataclasses.replace(
+            self,
+            share=change(self.share),
+            to=change(self.to),
+            inside=change(self.inside),
+            rank=change(self.rank),
+            tail=change(self.tail),
+        )

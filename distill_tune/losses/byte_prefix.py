@@ -1,6 +1,7 @@
 """Byte-prefix mass: any divergence between models of different tokenizers, over what both can say in bytes."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -32,11 +33,13 @@ class BytePrefixMass:
        T, times the probabilities of the teacher's tokens that y spans, the last one's being that of all its tokens that
        go on with y's bytes, and not with those of a longer class. Where y is no class it is made one, in this row.
 
-    It is exact, and no loss remains for a student with the teacher's distribution over texts, where both tokenizers cut
-    what the teacher may say at the same bytes, or one cuts finer: a teacher's token is several of the student's.
-    Where a student's token is several of the teacher's, y is counted as far as the row's own tokens spell it: a lower
-    bound of its probability, and exact where its bytes have no other spelling that the teacher finds likely. Other such
-    tokens, which are not the row's, count for the class of their first part.
+    What is exact. A class that the teacher spells with one token alone has its true probability. One that it can also
+    spell with several of its tokens has a lower bound of it, and the class of the first of them an upper bound. Not so
+    y: the row's own tokens spell it, and its probability is exact where they are the teacher's only spelling of its
+    bytes, a lower bound otherwise. Within T the bytes read are taken as the beginning of one token. So all is exact
+    where bytes have one spelling and the student's tokens are the teacher's or parts of them: a student with the
+    teacher's distribution over texts has no loss, and with one tokenizer it is ``divergence`` itself. A student's token
+    that is no class is not told from the others of its class, except as y.
 
     Its gradient is that of what is computed, with the teacher constant: a token's logit has its share of the gradient
     of its class, q(token) / q(class).
@@ -62,30 +65,28 @@ class BytePrefixMass:
         positions, moves = word.on_cpu, word.on_cpu.moves
         if moves is None:
             raise ValueError("byte-prefix mass needs the moves of the alignment: VocabularyMap.positions makes them")
-        values = student.probs.new_zeros(len(positions))
         share = _shares(teacher, word, moves)
         owns = (moves.share != NONE) & (moves.to < 0)
         inside = (positions.known & ~positions.boundary).nonzero()[:, 0]
         by_class = [positions.boundary & ~owns, positions.boundary & owns]
         # Before the teacher's probabilities are changed for the rows at boundaries, and the student's are used up.
-        of_inside = self._inside(student, teacher, targets, word, moves, share, inside) if len(inside) else None
+        found = [
+            (these, self._inside(student, teacher, targets, word, moves, share, these))
+            for these in _few_at_a_time(moves, inside, student.probs.numel() // 8)
+        ]
         moved = _set_apart(teacher, word, share)
-        of_owns = None
-        if len(own_rows := by_class[1].nonzero()[:, 0]):
-            of_owns = self._with_own(student, teacher, targets, word, own_rows, moved)
+        if len(rows := by_class[1].nonzero()[:, 0]):
+            found.append((rows, self._with_own(student, teacher, targets, word, rows, moved)))
         if bool(by_class[0].all()):
-            values, gradient = self._at_boundaries(student, teacher, word, None, moved, student.log_probs)
-        else:
-            gradient = torch.zeros_like(student.probs)
-            if len(rows := by_class[0].nonzero()[:, 0]):
-                here = to_device(rows, values.device)
-                of_rows = Distribution(*(of.index_select(0, here) for of in student))
-                found, of_tokens = self._at_boundaries(of_rows, teacher, word, rows, moved, of_rows.log_probs)
-                values[here], gradient[here] = found, of_tokens
-        for rows, of_these in ((inside, of_inside), (own_rows, of_owns)):
-            if of_these is not None:
-                here = to_device(rows, values.device)
-                values[here], gradient[here] = of_these
+            return self._at_boundaries(student, teacher, word, None, moved, student.log_probs)
+        if len(rows := by_class[0].nonzero()[:, 0]):
+            here = to_device(rows, student.probs.device)
+            of_rows = Distribution(*(of.index_select(0, here) for of in student))
+            found.append((rows, self._at_boundaries(of_rows, teacher, word, rows, moved, of_rows.log_probs)))
+        values, gradient = student.probs.new_zeros(len(positions)), student.log_probs.zero_()
+        for rows, of_these in found:
+            here = to_device(rows, values.device)
+            values[here], gradient[here] = of_these
         return values, gradient
 
     def _at_boundaries(
@@ -200,6 +201,16 @@ class BytePrefixMass:
         out.view(-1).index_copy_(0, tokens, listed.mul_(ratio.view(-1)[columns]))
         out[own_rows, own_tokens] = of_own
         return values.masked_fill(total[:, 0] == 0, 0.0), out
+
+
+def _few_at_a_time(moves: ByteMoves, inside: torch.Tensor, most: int) -> Sequence[torch.Tensor]:
+    """Rows within a teacher's token, so many together as list no more tokens than ``most``, or one more row."""
+    if not len(inside):
+        return []
+    lists = moves.inside[inside]
+    listed = moves.teacher_lists.lengths[lists] + moves.student_lists.lengths[lists]
+    group = listed.cumsum(0) // max(1, most)
+    return inside.tensor_split((group[1:] != group[:-1]).nonzero()[:, 0] + 1)  # type: ignore[return-value]
 
 
 def _shares(teacher: Distribution, word: AlignedWord, moves: ByteMoves) -> torch.Tensor:

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
@@ -11,37 +10,9 @@ from distill_tune.losses.aligned import Aligned, AlignedWord
 from distill_tune.losses.divergences import ForwardKL
 from distill_tune.losses.projection import Projection
 from distill_tune.losses.sparse import SparseSignal
+from distill_tune.losses.teacher_signal import TeacherSignal
 from distill_tune.losses.unserved import unserved
 from distill_tune.to_device import to_device
-
-
-class TeacherSignal(Protocol):
-    """A teacher's logits for ``n`` supervised positions, asked for in chunks of rows.
-
-    Attributes:
-        vocab_size: v.
-        logits_per_row: how many logits there are of a row while it is made.
-        softcap: as in :class:`~distill_tune.losses.projection.Projection`.
-    """
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def logits_per_row(self) -> int: ...
-    @property
-    def softcap(self) -> float | None: ...
-
-    def memory(self, rows: int, slot: int = 1) -> torch.Tensor | None:
-        """What :meth:`logits` can write so many rows into; None where it needs none.
-
-        Args:
-            slot: of the teacher, from 1, where several are there at the same time.
-        """
-        ...
-
-    def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor:
-        """The logits of rows ``start`` to ``stop``, ``[stop - start, v]``; the loss may overwrite them."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
