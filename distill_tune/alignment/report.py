@@ -127,8 +127,8 @@ def _method(common: float, masked: float) -> str:
         )
     if common < _FEW:
         return (
-            "method: common boundaries are rare: compare byte-prefix mass, the default, with\n"
-            "  kd_loss=distill_tune.losses.ChunkLikelihood, which looks at the spans between them alone"
+            "method: common boundaries are rare; compare byte-prefix mass, the default, with the likelihood of\n"
+            "  what stands between them: kd_loss=distill_tune.losses.ChunkLikelihood"
         )
     return "method: byte-prefix mass, the default: there is nothing to set"
 

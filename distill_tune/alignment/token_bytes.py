@@ -149,7 +149,7 @@ def _ends(tokenizer: Any) -> Iterator[int]:
             yield end
 
 
-@functools.lru_cache(maxsize=4)  # by what is opened once for a folder
+@functools.lru_cache(maxsize=8)  # by what is opened once for a folder
 def _found(tokenizer: Any, special: frozenset[tuple[str, int]], ends: frozenset[int]) -> TokenBytes:
     if isinstance(tokenizer, Tokenizer):
         found, controls = _of_tokenizers(tokenizer)
