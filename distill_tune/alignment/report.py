@@ -122,13 +122,11 @@ def _shown(token: bytes | None) -> str:
 
 def _method(common: float, masked: float) -> str:
     if masked > _MOST:
-        return (
-            "method: none will help much: do both chat templates write the same answers? distill-tune data shows rows"
-        )
+        return "method: first see in distill-tune data whether both chat templates write the same answers"
     if common < _FEW:
         return (
-            "method: common boundaries are rare: compare byte-prefix mass, the default, with\n"
-            "  kd_loss=distill_tune.losses.ChunkLikelihood, which looks at the spans between them alone"
+            "method: common boundaries are rare; compare byte-prefix mass, the default, with the likelihood of\n"
+            "  what stands between them: kd_loss=distill_tune.losses.ChunkLikelihood"
         )
     return "method: byte-prefix mass, the default: there is nothing to set"
 

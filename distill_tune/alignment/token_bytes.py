@@ -92,8 +92,13 @@ def token_bytes(tokenizer: Any) -> TokenBytes:
     Raises:
         UserError: it is of another kind, or its tokens do not spell the sample texts.
     """
-    inner, special = _inner(tokenizer)
-    return _found(inner, frozenset(special.items()), frozenset(_ends(tokenizer)))
+    try:
+        inner, special = _inner(tokenizer)
+        return _found(inner, frozenset(special.items()), frozenset(_ends(tokenizer)))
+    except UserError as error:
+        folder = getattr(tokenizer, "folder", None)
+        name = f"the tokenizer of {folder}" if folder else f"tokenizer {type(tokenizer).__name__}"
+        raise UserError(f"{name}: {error}") from error
 
 
 def split(tokenizer: Any, text: str) -> list[bytes]:
@@ -116,8 +121,8 @@ def _inner(tokenizer: Any) -> tuple[Any, dict[str, int]]:
         name = next((name for name in _WITHIN if hasattr(inner, name)), None)
         if name is None:
             raise UserError(
-                f"tokenizer: {type(tokenizer).__name__} does not tell the bytes of its tokens, which student and "
-                "teacher of different tokenizers are compared by; take distill_tune.data.hf_tokenizer"
+                "does not tell the bytes of its tokens, by which student and teacher of different tokenizers are "
+                "compared; take distill_tune.data.hf_tokenizer"
             )
         inner = getattr(inner, name)
     return inner, special
@@ -149,7 +154,7 @@ def _ends(tokenizer: Any) -> Iterator[int]:
             yield end
 
 
-@functools.lru_cache(maxsize=4)  # by what is opened once for a folder
+@functools.lru_cache(maxsize=8)  # by what is opened once for a folder
 def _found(tokenizer: Any, special: frozenset[tuple[str, int]], ends: frozenset[int]) -> TokenBytes:
     if isinstance(tokenizer, Tokenizer):
         found, controls = _of_tokenizers(tokenizer)
@@ -159,8 +164,7 @@ def _found(tokenizer: Any, special: frozenset[tuple[str, int]], ends: frozenset[
     elif isinstance(tokenizer, tiktoken.Encoding):
         found, controls = _of_tiktoken(tokenizer)
     else:
-        byte_of = tokenizer.byte_decoder
-        found, controls = {i: bytes(byte_of[char] for char in text) for text, i in tokenizer.encoder.items()}, {}
+        found, controls = {token: _of_byte_alphabet(text) for text, token in tokenizer.encoder.items()}, {}
     controls |= dict(special)
     of: list[bytes | None] = [None] * (1 + max((*found, *controls.values()), default=0))
     for token, text in found.items():
@@ -228,7 +232,7 @@ def _spelling(tokenizer: Tokenizer) -> Callable[[str], bytes]:
     if "ByteLevel" in kinds:
         return _of_byte_alphabet
     if "CTC" in kinds:
-        raise UserError("tokenizer: its tokens are sounds (CTC): distillation needs a tokenizer of texts")
+        raise UserError("its tokens are sounds (CTC); distillation needs a tokenizer of texts")
     words = next((step for step in steps if step["type"] == "WordPiece"), None)
     if words or type(tokenizer.model).__name__ == "WordPiece":
         return functools.partial(_of_word_piece, (words or {}).get("prefix", "##"))
@@ -305,8 +309,8 @@ def _check(of: Sequence[bytes | None], encode: Callable[[str], Sequence[int]]) -
         folded, wanted = _folded(found.decode(errors="replace")), iter(_folded(text))
         if (text.isascii() and not folded) or not all(char in wanted for char in folded):
             raise UserError(
-                f"tokenizer: writes {text!r} in tokens whose bytes are {found!r}: what its tokens stand for cannot be "
-                "told, by which student and teacher of different tokenizers are compared"
+                f"writes {text!r} in tokens whose bytes are {found!r}: what its tokens stand for cannot be told, by "
+                "which student and teacher of different tokenizers are compared"
             )
 
 

@@ -7,6 +7,7 @@ import pytest
 from real.folders import PARTS, PUBLISHED, write_tokenizer
 
 from distill_tune.alignment.columns import AT, INTO, LAST, OFFSET
+from distill_tune.alignment.report import report
 from distill_tune.alignment.rows import align
 from distill_tune.alignment.token_bytes import split, token_bytes
 from distill_tune.config.files import demo_model_folder
@@ -71,6 +72,9 @@ NAMES = {
 }
 EVERY = (*NAMES, "deepseek", "demo")
 BEFORE = {"qwen 3": b"<think>\n\n</think>"}  # an answer's text
+
+
+PAIRS = (("llama 3", "gemma 3"), ("gemma 2", "gemma 3"), ("qwen 3", "smollm2"), ("smollm2", "demo"))
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +163,19 @@ def test_what_their_normalisers_change(tokenizers):
     assert {name for name in notes if "NFC" in notes[name]} == {"qwen 3"}
     assert {name for name in notes if "begins a text with a space" in notes[name]} == {"llama 2", "demo"}
     assert not any(set(told) - {"NFC", "begins a text with a space"} for told in notes.values())
+
+
+@pytest.mark.parametrize(("teacher", "student"), PAIRS)
+def test_what_is_told_of_a_pair(tokenizers, teacher, student):
+    sides = tokenizers[student], tokenizers[teacher]
+    mine, its = map(rows_of, sides)
+    of = [token_bytes(side) for side in sides]
+    positions = numpy.concatenate([align(*rows, *of).positions for rows in zip(mine, its, strict=True)])
+    tokens = [
+        numpy.concatenate([row.labels[1:][row.labels[1:] != IGNORE_INDEX] for row in rows]) for rows in (mine, its)
+    ]
+    lines = report(*sides, positions, *tokens)
+    print(f"\n{teacher} -> {student}", *lines, sep="\n")
+    assert len(lines) <= 14
+    assert max(map(len, lines)) <= 100
+    assert lines[-1] == "method: byte-prefix mass, the default: there is nothing to set"

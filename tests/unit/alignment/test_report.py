@@ -70,7 +70,7 @@ def test_what_has_no_counterpart():
     ("answers", "told"),
     [
         (("abcdefgh", "abcdefgh"), "common boundaries are rare"),
-        (("abcdefgh", "ABCDEFGH"), "do both chat templates write the same answers?"),
+        (("abcdefgh", "ABCDEFGH"), "whether both chat templates write the same answers"),
     ],
 )
 def test_which_method_they_speak_for(answers, told):
