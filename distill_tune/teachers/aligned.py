@@ -31,6 +31,7 @@ from distill_tune.teachers.teacher import Shard, Teacher
 from torchtune.modules import TransformerDecoder
 
 KEY = "teacher_tokenizer"
+_MOST_MASKED = 0.5  # of the answers' bytes
 
 
 class AlignedTeacher(Teacher):
@@ -84,6 +85,8 @@ class AlignedTeacher(Teacher):
 
     def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
         read = [rows.read_by(self._number) for rows in datasets]
+        for rows in read:
+            _require_found(rows)
         used = functools.reduce(numpy.union1d, (rows.used_tokens for rows in read))
         self._teacher.require_rows(max(int(rows.lengths.max()) for rows in read), used)
         self._teacher.require_signals(read, False, number)
@@ -125,6 +128,20 @@ class AlignedTeacher(Teacher):
 
     def restored(self) -> None:
         self._teacher.restored()
+
+
+def _require_found(rows: TokenisedRows) -> None:
+    """
+    Raises:
+        UserError: most of the answers are not found in what the teacher's tokenizer writes.
+    """
+    found = rows.alignment
+    if found is not None and found.num_masked_bytes > _MOST_MASKED * found.num_bytes:
+        share = found.num_masked_bytes / found.num_bytes
+        raise UserError(
+            f"{KEY}: {share:.0%} of the answers' bytes are not found in what it writes of the same rows: it, or its "
+            "chat template, writes other texts, and the teacher's word on those teaches nothing; name the teacher's own"
+        )
 
 
 def with_own_tokenizers(

@@ -33,7 +33,7 @@ def run_ok(cli, *arguments, recipe="kd_single_device"):
     return done
 
 
-def test_a_teacher_of_another_tokenizer_teaches(write, cli, tmp_path, other_folder):
+def test_a_teacher_of_another_tokenizer_teaches(write, cli, tmp_path, other_folder, rows_file):
     write(kd_ratio=1.0, max_steps_per_epoch=8, epochs=2, optimizer={"_component_": "torch.optim.AdamW", "lr": 1e-2})
     done = run_ok(cli)
     told = f"teacher_model: its tokenizer, that of {other_folder}, is not that of the rows; "
@@ -41,6 +41,9 @@ def test_a_teacher_of_another_tokenizer_teaches(write, cli, tmp_path, other_fold
     assert "bytes of the answers" in done.stdout
     losses = [line["kd_loss"] for line in metrics_of(tmp_path / "out")]
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    compared = cli("compare", "--config", "config.yaml", "--source", rows_file)
+    assert compared.returncode == 0, compared.stderr
+    assert "The teacher has another tokenizer: agreement and KL are left out" in compared.stdout
 
 
 @pytest.mark.torchao

@@ -161,3 +161,17 @@ def test_what_cannot_be_is_told(configured, student_folder, changes, told):
         changes = {"teacher_tokenizer": named | {"path": str(student_folder)}}
     with pytest.raises(UserError, match=told):
         training.build_models(configured("a", **changes), CPU)
+
+
+def test_one_that_writes_other_answers_is_refused(configured, others, tmp_path):
+    shutil.copytree(others["a"], tmp_path / "wrong")
+    settings = json.loads((tmp_path / "wrong" / "tokenizer_config.json").read_text())
+    settings["chat_template"] = settings["chat_template"].replace(
+        "{{ message['content'] }}", "{{ message['content'] | upper }}"
+    )
+    (tmp_path / "wrong" / "tokenizer_config.json").write_text(json.dumps(settings))
+    cfg = configured(tmp_path / "wrong")
+    with pytest.raises(
+        UserError, match=r"teacher_tokenizer: \d+% of the answers' bytes are not found in what it writes"
+    ):
+        training.plan_steps(cfg, training.build_models(cfg, CPU), 0)
