@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
 
     # ---- The teacher without weights, and every row of dataset and dataset_val once
     built = training.build_models(cfg, device, with_cache=False)
-    teacher = built.teacher
+    teacher = built.teacher.itself
     encoding = training.encoding_for(cfg.cache, built, cfg)
     steps = training.plan_steps(cfg, built, seed)
     plans = [steps.plan] + ([steps.plan_val] if steps.plan_val else [])

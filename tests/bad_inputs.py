@@ -748,7 +748,7 @@ OF_FILES: list[tuple[str, Callable[[Wrong], list[str]], str]] = [
     (
         "served: another tokenizer",
         lambda w: w.served(200, {"/about": SERVED, "/vocabulary": OTHER_TOKENS}),
-        "its teacher's tokenizer is not that of the rows; distillation by logits needs one: ",
+        "its teacher's tokenizer is not that of the rows; take kind=hidden, and name it as teacher_tokenizer: ",
     ),
     (
         "served: no tokenizer",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+import tiny_tokenizer
 import torch
 from safetensors.torch import save_file
 
@@ -85,6 +86,14 @@ def write_model(folder: Path, tokenizer_file: Path, seed: int, **shape: int) -> 
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     weights = TorchtuneConversion("LLAMA3_2", config).to_hf(model.state_dict())
     save_file({name: w.contiguous() for name, w in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def write_model_of_another_tokenizer(folder: Path, tokenizer_file: Path, seed: int, vocab_size: int = 288) -> Path:
+    """A Hugging Face folder whose byte-level tokenizer has a chat template of its own, and fewer tokens than logits."""
+    write_model(folder, tokenizer_file, seed, vocab_size=vocab_size)
+    (folder / "tokenizer.model").unlink()
+    tiny_tokenizer.write_tokenizer(folder, vocab_size, [row["output"] for row in ROWS])
     return folder
 
 

@@ -1,6 +1,7 @@
 """A small byte-level tokenizer.json with a chat template."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -11,7 +12,9 @@ TEMPLATE = (
 )
 
 
-def write_tokenizer(folder: Path, vocab_size: int = 400) -> None:
+def write_tokenizer(
+    folder: Path, vocab_size: int = 400, texts: Sequence[str] = ("user assistant hello there", "你好")
+) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -21,7 +24,7 @@ def write_tokenizer(folder: Path, vocab_size: int = 400) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["user assistant hello there", "你好"], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

@@ -62,6 +62,7 @@ def _compare(options: argparse.Namespace) -> None:
     of_teacher, of_base, *trained = comparisons
     sentences = [
         evaluation.gap_sentence(of_teacher, of_base, trained) if trained else "",
+        evaluation.other_tokens(comparisons),
         evaluation.few_rows(num_rows),
     ]
     for sentence in filter(None, sentences):

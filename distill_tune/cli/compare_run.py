@@ -14,7 +14,16 @@ from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_recipe, local_path
 from distill_tune.config.values import needs_teacher
 from distill_tune.errors import UserError
-from distill_tune.teachers import EMA, BaseModel, Cached, EarlierCheckpoint, HuggingFace, Served, Teacher
+from distill_tune.teachers import (
+    EMA,
+    BaseModel,
+    Cached,
+    EarlierCheckpoint,
+    HuggingFace,
+    Served,
+    SeveralTeachers,
+    Teacher,
+)
 from distill_tune.training.preparation import Models, reading_of
 
 _TEACHER, _BASE = "teacher", "base student"
@@ -45,6 +54,10 @@ def compare_run(options: argparse.Namespace) -> tuple[list[Any], int]:
     built = training.build_models(cfg, device, with_cache=False)
     if isinstance(built.teacher, EMA | BaseModel | EarlierCheckpoint):
         raise UserError(f"teacher_model: {type(built.teacher).__name__} follows the student; name folders to compare")
+    if isinstance(built.teacher, SeveralTeachers) and built.teacher.other_tokenizers:
+        raise UserError(
+            "teacher_model: compare has one distribution from all teachers, and these have several tokenizers"
+        )
     for one, _ in built.teacher.each(data.Shape((), ())):
         if isinstance(one, Cached):
             raise UserError(
@@ -84,14 +97,22 @@ def _plan(cfg: DictConfig, built: Models, dataset: Any, num_rows: int | None) ->
     for entry in dataset if isinstance(dataset, ListConfig) else [dataset]:
         if num_rows:
             make_no_more(entry, num_rows)
-    reading = reading_of(cfg, built.teacher.names).with_answers
-    rows, _ = data.prepare_rows(dataset, built.tokenizer, cfg.tokenizer, on_bad_row="skip", reading=reading)
+    rows, _ = data.prepare_rows(
+        dataset,
+        built.tokenizer,
+        cfg.tokenizer,
+        on_bad_row="skip",
+        reading=reading_of(cfg, built.teacher.names, built.teacher.shares_tokenizer).with_answers,
+        others=built.teacher.other_tokenizers,
+    )
     rows = [of_dataset.first(num_rows) for of_dataset in rows] if num_rows else rows
     tell_rows("dataset_val", rows)
     size = cfg.get("batch_size_val") or cfg.batch_size
     most = cfg.get("max_tokens_per_batch") if size is None else None
     plan = data.StepPlan(rows, batch_size=size, max_tokens_per_batch=most, shuffle=False)
     built.teacher.require_rows(plan.longest_of_teacher, plan.used_tokens)
+    if built.teacher.other_tokenizers:
+        built.teacher.require_signals(rows, False)
     return plan
 
 

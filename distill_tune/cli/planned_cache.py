@@ -55,13 +55,15 @@ class PlannedCache:
     def memory(self) -> tuple[float, float]:
         """Bytes of the teacher's weights on each process, and of what it works with."""
         largest = max(self.shapes, key=lambda shape: sum(shape.lengths))
-        memory = estimate.memory_of(self.cfg, self.built.student, self.built.teacher, largest, self._shards)
+        memory = estimate.memory_of(self.cfg, self.built.student, self.built.teacher.itself, largest, self._shards)
         return memory.teacher, memory.teacher_activations + _LOGITS
 
     @functools.cached_property
     def work(self) -> duration.Work:
         """Of each process."""
-        return duration.teacher_work_of(self.cfg, self.built.student, self.built.teacher, self.shapes, self._shards)
+        return duration.teacher_work_of(
+            self.cfg, self.built.student, self.built.teacher.itself, self.shapes, self._shards
+        )
 
     def seconds(self, gpu: Gpu) -> duration.Seconds | None:
         """None where the card cannot compute in the teacher's dtype."""
@@ -74,7 +76,7 @@ class PlannedCache:
 
     @property
     def remark(self) -> str | None:
-        return training.remark_on_size(self.encoding, self.built.teacher)
+        return training.remark_on_size(self.encoding, self.built.teacher.itself)
 
     @property
     def bytes_each(self) -> tuple[float, float]:

@@ -74,6 +74,8 @@ class PlannedRun:
         built = built_of(cfg)
         seed = cfg.get("seed") or 0
         steps = training.plan_steps(cfg, built, seed, num_processes)
+        for line in training.describe_others(built.tokenizer, built.teacher.other_tokenizers, steps.plan.datasets):
+            print(line)
         rows = rollouts.build_rows(cfg, built, steps, seed)
         data = PlannedData.of(steps, rows)
         return cls(cfg, built.student, built.teacher, data, rows, num_processes, is_distributed)
@@ -135,5 +137,5 @@ def built_of(cfg: DictConfig, with_cache: bool = True) -> Any:
 def _largest(rows: rollouts.RowsOfData | rollouts.RowsOnPolicy) -> list[Shape]:
     """Those of the largest micro-batches with the most tokens for the student, for the teacher, and to be learned."""
     shapes = rows.largest_shapes
-    measures = (lambda x: sum(x.lengths), lambda x: sum(x.for_teacher.lengths), lambda x: x.num_supervised)
+    measures = (lambda x: sum(x.lengths), lambda x: x.num_teacher_tokens, lambda x: x.num_supervised)
     return list(dict.fromkeys(max(shapes, key=measure) for measure in measures))

@@ -46,7 +46,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 # What the steps before loading call: where one of these is from elsewhere, its group is not checked.
-_OF_MODELS = ("model", "teacher_model", "tokenizer", "optimizer", "lr_scheduler", "hidden_loss")
+_OF_MODELS = ("model", "teacher_model", "tokenizer", "teacher_tokenizer", "optimizer", "lr_scheduler", "hidden_loss")
 _OF_ANSWERS = ("model", "teacher_model", "tokenizer", "sampling")
 _OF_ROWS = ("dataset", "dataset_val", "augmentations", "kd_ratio", "temperature")
 _LOSSES = ("loss", "kd_loss", "kd_token_weight")
@@ -145,6 +145,9 @@ def _build_and_prepare(cfg: DictConfig, num_processes: int, faults: CollectedFau
     seed = state.seed if state and cfg.get("seed") is None else cfg.get("seed") or 0
     with faults, data.local_files_alone(), contextlib.suppress(data.RowsOnHub):
         steps = training.plan_steps(cfg, built, seed, num_processes) if built else None
+        if built and steps:
+            for line in training.describe_others(built.tokenizer, built.teacher.other_tokenizers, steps.plan.datasets):
+                print(line)
         if built and steps and may_be_called(cfg.get("rollouts")):
             rollouts.build_rows(cfg, built, steps, seed)
     with faults:

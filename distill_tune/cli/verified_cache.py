@@ -62,7 +62,8 @@ def _both(
 ) -> tuple[list[memoryview], list[bytes], torch.Tensor]:
     """Of some rows what is stored, what the teacher says, and of draws how far they are from its distribution, where
     it tells that: one that is served as draws does not."""
-    built.teacher.load(built.student, device)
+    teacher = built.teacher.itself
+    teacher.load(built.student, device)
     stored: list[memoryview] = []
     again: list[bytes] = []
     scores = [torch.zeros(0)]
@@ -70,8 +71,8 @@ def _both(
     for step in _spread(plan.steps_per_epoch):
         (batch,) = plan.micro_batches(0, step)
         batch = batch.to(device)
-        signal = None if built.teacher.record_kind else built.teacher(batch)
-        said, _ = training.recorded(built.teacher, reader.encoding, batch, reader.manifest.seed, signal)
+        signal = None if teacher.record_kind else teacher(batch)
+        said, _ = training.recorded(teacher, reader.encoding, batch, reader.manifest.seed, signal)
         there = (reader.find(batch.record_keys) >= 0).tolist()
         missing += there.count(False)
         of_rows = reader.rows([digest for digest, is_there in zip(batch.record_keys, there, strict=True) if is_there])

@@ -50,7 +50,11 @@ def checked_config(
     faults += check_components(config, may_import)
     faults += check_values(config, read.reads_otherwise, trains=not read.generates)
     faults += missing_outside(config, folders_of_own_modules(recipe)) if imports == "known" else []
-    faults += [file for file in missing_files(config, source) if needs_weights or file.startswith("tokenizer")]
+    faults += [
+        file
+        for file in missing_files(config, source)
+        if needs_weights or file.startswith(("tokenizer", "teacher_tokenizer"))
+    ]
     if faults:
         raise Faults(f"config {path}" + (" and the command line" if overrides else ""), faults)
     return config

@@ -79,6 +79,7 @@ RESUME = Kind(_CHECKPOINTS, lambda value: isinstance(value, bool | str), _no_che
 _IN_BRACES = " where the row's own prompt goes, or the name of another column in braces"
 TEMPLATE = like("text with {input}", r".*\{.*\}.*", _IN_BRACES)
 TEACHERS = dataclasses.replace(COMPONENTS, further=lambda value: fault_of_list(value, _of_teachers))
+TOKENIZERS = dataclasses.replace(COMPONENTS, further=lambda value: fault_of_list(value, takes_null=True))
 DATASETS = dataclasses.replace(COMPONENTS, further=lambda value: fault_of_list(value, _of_datasets))
 LIST_OF_COMPONENTS = Kind("a list of components", lambda value: isinstance(value, ListConfig), fault_of_list)
 SETTINGS = Kind("a mapping", lambda value: isinstance(value, DictConfig))
@@ -101,9 +102,14 @@ SECTIONS: dict[str, dict[str, Key]] = {
     "Models": {
         "model": Key(COMPONENT, Needed("build_models"), "the student"),
         "checkpointer": Key(COMPONENT, None, "the student's folder, where `model` does not name one"),
-        "tokenizer": Key(COMPONENT, Needed("build_models"), "of both models; its max_seq_len cuts rows"),
+        "tokenizer": Key(
+            COMPONENT, Needed("build_models"), "writes the rows, the student's; its max_seq_len cuts them"
+        ),
         "teacher_model": Key(TEACHERS, None, "one teacher or several, each with weight and name"),
         "teacher_checkpointer": Key(COMPONENTS, None, "the teacher's folder, where `teacher_model` does not name one"),
+        "teacher_tokenizer": Key(
+            TOKENIZERS, None, "the teacher's, where it is another; default its folder's", _TEACHER
+        ),
         "teacher_combination": Key(COMBINATIONS, "mixture", "of several: one distribution, one loss each, one by row"),
         "teacher_dtype": Key(DTYPE, None, "what a teacher's weights are held in; default `dtype`", _TEACHER),
         "teacher_quantizer": Key(COMPONENT, None, "torchao's config, or NF4, for a teacher's weights", _TEACHER),

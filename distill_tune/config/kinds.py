@@ -65,12 +65,19 @@ def like(text: str, pattern: str, hint: str = "") -> Kind:
     return Kind(text, lambda value: isinstance(value, str) and fits(value) is not None, hint=hint)
 
 
-def fault_of_list(value: Any, of_all: Callable[[ListConfig], str | None] = lambda entries: None) -> str | None:
+def fault_of_list(
+    value: Any, of_all: Callable[[ListConfig], str | None] = lambda entries: None, takes_null: bool = False
+) -> str | None:
+    """
+    Args:
+        takes_null: an entry may be null.
+    """
     if not isinstance(value, ListConfig):
         return None
     if not value:
         return "is an empty list"
-    return next((fault for entry in value if (fault := COMPONENT.fault(entry))), None) or of_all(value)
+    of_entry = COMPONENT.or_null() if takes_null else COMPONENT
+    return next((fault for entry in value if (fault := of_entry.fault(entry))), None) or of_all(value)
 
 
 COMPONENT = Kind("a component", is_component, hint=": a mapping whose _component_ names what to call")

@@ -50,7 +50,7 @@ def _missing(config: DictConfig, needs_weights: bool) -> Iterator[tuple[str, str
 
 def _told_of(key: str, name: str, path: str) -> str | None:
     """What is wrong with the path of a model or a tokenizer."""
-    if key.startswith("tokenizer"):
+    if key.startswith(("tokenizer", "teacher_tokenizer")):
         if name.startswith("torchtune.") and os.path.isdir(path):
             what = f"is a folder, {name} reads a file, such as tokenizer.model"
             return f"{what}; distill_tune.data.hf_tokenizer reads folders"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 _MODULES = {
     "torch.optim": "optimizer",
     "torch.optim.lr_scheduler": "lr_scheduler",
-    "distill_tune.data": "dataset dataset_val augmentations tokenizer",
+    "distill_tune.data": "dataset dataset_val augmentations tokenizer teacher_tokenizer",
     "distill_tune.generation": "sampling score filters",
     "distill_tune.losses": "loss kd_loss kd_token_weight hidden_loss",
     "distill_tune.models": "model teacher_model",

@@ -178,6 +178,11 @@ class StepPlan:
         """Tokens of the longest row as the teacher reads it."""
         return max(int((rows.teacher or rows).lengths.max()) for rows in self._datasets)
 
+    @property
+    def longest_read(self) -> int:
+        """Tokens of the longest row, as the student or any teacher reads it."""
+        return max(self.longest, *(int(rows.teacher_lengths.max()) for rows in self._datasets))
+
     def micro_batches(self, epoch: int, step: int) -> list[Batch]:
         """This rank's micro-batches of step ``step`` (from 0) of epoch ``epoch`` (from 0).
 
@@ -197,8 +202,7 @@ class StepPlan:
         Args:
             shape: of the step's rows, on all ranks.
         """
-        counts = shape.lengths, shape.for_teacher.lengths, shape.supervised
-        measures = [numpy.array(of_rows, numpy.int64) for of_rows in counts]
+        measures = [numpy.array(of_rows, numpy.int64) for of_rows in (shape.lengths, shape.most_read, shape.supervised)]
         return self._hands(numpy.arange(len(shape.lengths)), measures)[self._rank :: self._num_ranks]
 
     def hold(self, most: Sequence[int]) -> None:
@@ -226,13 +230,8 @@ class StepPlan:
         """Of all rows of a step, on all ranks, as the augmentations leave them."""
         if not self._augmentations:
             return self._shape(self._of_step(epoch, step))
-        taken = list(self._taken(self._of_step(epoch, step), epoch))
-        of_teacher = [row.teacher_tokens for row in taken if row.teacher_tokens is not None]
-        return dataclasses.replace(
-            self._shape(self._of_step(epoch, step)),
-            lengths=tuple(len(row.tokens) for row in taken),
-            teacher_lengths=tuple(map(len, of_teacher)),
-        )
+        lengths = tuple(len(row.tokens) for row in self._taken(self._of_step(epoch, step), epoch))
+        return dataclasses.replace(self._shape(self._of_step(epoch, step)), lengths=lengths)
 
     def record_keys(self, epoch: int, step: int) -> list[bytes]:
         """Of all rows of a step, on all ranks, as their files have them; a batch's are in another order."""
@@ -248,7 +247,7 @@ class StepPlan:
 
     def take_at_most(self, batches: Sequence[Batch]) -> None:
         """From now on micro-batches are no larger than the largest of these, which the device could hold."""
-        sizes = [(sum(of.lengths), sum(of.for_teacher.lengths), len(of.supervised_positions)) for of in batches]
+        sizes = [(sum(of.lengths), sum(of.teacher_lengths), len(of.supervised_positions)) for of in batches]
         self.limits = [min(most, max(of)) for most, of in zip(self._most, zip(*sizes, strict=True), strict=True)]
 
     def origin(self, dataset: int, row: int) -> str:
@@ -350,8 +349,7 @@ class StepPlan:
     @functools.cached_property
     def _measures(self) -> list[numpy.ndarray]:
         """Of each sequence the tokens that the student reads, that the teacher reads, and that are learned."""
-        of_teacher = [rows.teacher or rows for rows in self._datasets]
-        counts = [rows.lengths for rows in of_teacher], [rows.supervised for rows in self._datasets]
+        counts = [rows.teacher_lengths for rows in self._datasets], [rows.supervised for rows in self._datasets]
         return [self._tokens, *map(self._of_sequences, counts)]
 
     @functools.cached_property
@@ -371,11 +369,17 @@ class StepPlan:
             found = [(values(of_dataset), at) for of_dataset, at in rows]
             return tuple(int(value) for all_values, at in found if all_values is not None for value in all_values[at])
 
+        def read_by(number: int) -> Shape:
+            return Shape(
+                taken(lambda rows: rows.others[number].lengths), taken(lambda rows: rows.others[number].supervised)
+            )
+
         return Shape(
             taken(lambda rows: rows.lengths),
             taken(lambda rows: rows.supervised),
             taken(lambda rows: rows.teacher and rows.teacher.lengths),
             taken(lambda rows: rows.teacher_ids),
+            tuple(map(read_by, range(len(self._datasets[0].others)))),
         )
 
     def _batch(self, sequences: numpy.ndarray, epoch: int) -> Batch:

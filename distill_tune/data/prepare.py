@@ -15,16 +15,19 @@ import numpy
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from distill_tune.alignment.rows import RowAlignment, align
 from distill_tune.config.components import instantiate
 from distill_tune.counts import counted
 from distill_tune.cpus import usable_cpus
 from distill_tune.data import row_cache
 from distill_tune.data.asked import asked_tokens
 from distill_tune.data.conversation import Tokens
-from distill_tune.data.datasets import IGNORE_INDEX, read_behind
+from distill_tune.data.cut_rows import Read, cut_to_bounds, supervised
+from distill_tune.data.datasets import IGNORE_INDEX, TokenisedDataset, read_behind
+from distill_tune.data.other_tokenizer import OtherTokenizer
 from distill_tune.data.prompts import PLAIN_READING, Prompt, Reading
 from distill_tune.data.sources import NoAnswer, RowError, origin_of, require_unchanged, use_in_torchtune
-from distill_tune.data.tokenised_rows import TokenisedRows
+from distill_tune.data.tokenised_rows import AlignedRows, TokenisedRows
 from distill_tune.data.turn_text import text_of_turns
 from distill_tune.errors import UserError, one_line
 
@@ -40,6 +43,7 @@ def prepare_rows(
     key: str = "dataset",
     on_bad_row: str = "stop",
     reading: Reading = PLAIN_READING,
+    others: Sequence[OtherTokenizer] = (),
     check_kept: bool = True,
 ) -> tuple[list[TokenisedRows], list[float] | None]:
     """Read, check and tokenise one dataset component or a list of them.
@@ -51,6 +55,7 @@ def prepare_rows(
         key: of the config that names the component.
         on_bad_row: ``stop`` names the bad rows and ends; ``skip`` counts them and goes on.
         reading: what teacher and student read before the answer, and which teacher a row follows.
+        others: tokenizers of teachers that are not that of the rows: each row is written by each of them, too.
         check_kept: compare tokens that an earlier start has kept with their checksum; another process may have.
 
     Returns:
@@ -61,7 +66,9 @@ def prepare_rows(
     """
     use_in_torchtune()
     entries = list(component) if isinstance(component, ListConfig) else [component]
-    rows = [_prepare(entry, tokenizer, tokenizer_config, key, on_bad_row, reading, check_kept) for entry in entries]
+    rows = [
+        _prepare(entry, tokenizer, tokenizer_config, key, on_bad_row, reading, others, check_kept) for entry in entries
+    ]
     weights = [float(entry["weight"]) for entry in entries if "weight" in entry]
     return rows, weights or None
 
@@ -73,20 +80,15 @@ def _prepare(
     key: str,
     on_bad_row: str,
     reading: Reading,
+    others: Sequence[OtherTokenizer],
     check_kept: bool,
 ) -> TokenisedRows:
     arguments = OmegaConf.create({key: value for key, value in entry.items() if key != "weight"})
     is_packed = bool(arguments.get("packed", False))
-    max_seq_len = getattr(tokenizer, "max_seq_len", None)
     if "packed" in arguments:
         arguments["packed"] = False  # packing is the plan's, once lengths are known
-    try:
-        dataset = instantiate(arguments, tokenizer)
-    except UserError:
-        raise
-    except Exception as error:  # of a user's own component
-        raise UserError(f"dataset {_name(entry)}: {one_line(error)}") from error
-    max_seq_len = getattr(dataset, "max_seq_len", None) or max_seq_len
+    dataset = _dataset(entry, arguments, tokenizer)
+    max_seq_len = getattr(dataset, "max_seq_len", None) or getattr(tokenizer, "max_seq_len", None)
     if is_packed and max_seq_len is None:
         raise UserError("dataset.packed=True: needs a length to pack to; set tokenizer.max_seq_len")
 
@@ -96,10 +98,18 @@ def _prepare(
             "rows with turns; take distill_tune.data.instruct or distill_tune.data.chat"
         )
 
-    kept = row_cache.folder_of(dataset, arguments, tokenizer_config, max_seq_len, reading)
+    kept = row_cache.folder_of(dataset, arguments, tokenizer_config, max_seq_len, reading, others)
     rows = row_cache.read_rows(kept, check_kept) if kept else None
     if rows is None:
-        rows = _tokenise(dataset, tokenizer, max_seq_len, reading)
+        of_others = [
+            _Other(
+                _of_other(dataset, _dataset(entry, arguments, other.tokenizer)),
+                other,
+                reading.teacher_max_seq_len or getattr(other.tokenizer, "max_seq_len", None),
+            )
+            for other in others
+        ]
+        rows = _tokenise(_Source(dataset, tokenizer, max_seq_len, reading, of_others))
         require_unchanged(dataset)
         if kept and len(rows):
             row_cache.write_rows(kept, rows)
@@ -121,6 +131,25 @@ def _prepare(
     return dataclasses.replace(rows, packed=is_packed).with_fingerprint(rows.fingerprint)
 
 
+def _dataset(entry: DictConfig, arguments: DictConfig, tokenizer: Any) -> Any:
+    """
+    Raises:
+        UserError: it refuses its arguments, or has no rows.
+    """
+    try:
+        return instantiate(arguments, tokenizer)
+    except UserError:
+        raise
+    except Exception as error:  # of a user's own component
+        raise UserError(f"dataset {_name(entry)}: {one_line(error)}") from error
+
+
+def _of_other(dataset: Any, read_again: Any) -> Any:
+    """A dataset for a teacher's tokenizer, over the rows that are there already where it is one of ours."""
+    is_ours = isinstance(read_again, TokenisedDataset)
+    return dataclasses.replace(read_again, rows=dataset.rows) if is_ours else read_again
+
+
 def _name(entry: DictConfig) -> str:
     return str(entry.get("data_files") or entry.get("source") or entry["_component_"])
 
@@ -130,13 +159,14 @@ def _shown_faults(rows: TokenisedRows) -> str:
     return "".join(f"\n  {line}" for line in (*rows.faults, *more))
 
 
-def _tokenise(dataset: Any, tokenizer: Any, max_seq_len: int | None, reading: Reading) -> TokenisedRows:
+def _tokenise(source: "_Source") -> TokenisedRows:
+    dataset, max_seq_len, reading = source.dataset, source.max_seq_len, source.reading
     # The bound is applied here: torchtune's tokenizers would put an eos where a cut answer goes on.
-    bound, tokenizer.max_seq_len = getattr(tokenizer, "max_seq_len", None), None
-    try:
-        chunks = list(_tokenised(_Source(dataset, tokenizer, max_seq_len, reading)))
-    finally:
-        tokenizer.max_seq_len = bound
+    with contextlib.ExitStack() as bounds:
+        for tokenizer in (source.tokenizer, *(other.by.tokenizer for other in source.others)):
+            bounds.callback(setattr, tokenizer, "max_seq_len", getattr(tokenizer, "max_seq_len", None))
+            tokenizer.max_seq_len = None
+        chunks = list(_tokenised(source))
     faults = [fault for chunk in chunks for fault in chunk.faults]
 
     def joined(arrays: Iterable[numpy.ndarray], dtype: type = numpy.int32) -> torch.Tensor:
@@ -168,7 +198,22 @@ def _tokenise(dataset: Any, tokenizer: Any, max_seq_len: int | None, reading: Re
         unread=dict(sum((chunk.unread for chunk in chunks), Counter())),
         teacher=rows([chunk.teacher for chunk in chunks]) if reading.differs else None,
         teacher_ids=joined(chunk.teacher_ids for chunk in chunks) if reading.teacher_names else None,
+        others=tuple(
+            rows([chunk.others[number].rows for chunk in chunks], alignment=_alignment(chunks, number))
+            for number in range(len(source.others))
+        ),
         is_text=joined(told, bool) if reading.augmented and len(told) == len(chunks) else None,
+    )
+
+
+def _alignment(chunks: Sequence["_Chunk"], number: int) -> AlignedRows:
+    found = [chunk.others[number] for chunk in chunks]
+    lengths = numpy.concatenate([numpy.zeros(1, numpy.int64), *(chunk.student.num_learned for chunk in chunks)])
+    return AlignedRows(
+        torch.from_numpy(numpy.concatenate([numpy.zeros((0, 6), numpy.int32), *(of.positions for of in found)])),
+        torch.from_numpy(lengths.cumsum()),
+        sum(of.num_bytes for of in found),
+        sum(of.num_masked_bytes for of in found),
     )
 
 
@@ -227,6 +272,16 @@ class _Source:
     tokenizer: Any
     max_seq_len: int | None
     reading: Reading
+    others: Sequence["_Other"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Other:
+    """The same rows by a teacher's own tokenizer, and where they are cut."""
+
+    dataset: Any
+    by: OtherTokenizer
+    bound: int | None
 
 
 _source: _Source
@@ -240,6 +295,7 @@ class _Flat:
     labels: numpy.ndarray
     lengths: numpy.ndarray
     is_text: numpy.ndarray | None
+    num_learned: numpy.ndarray
 
     @classmethod
     def of(cls, rows: Sequence[Tokens]) -> "_Flat":
@@ -250,15 +306,37 @@ class _Flat:
             numpy.concatenate([empty, *(row.labels for row in rows)]),
             numpy.array([len(row.tokens) for row in rows], numpy.int32),
             numpy.concatenate([numpy.zeros(0, bool), *told]) if len(told) == len(rows) else None,
+            numpy.array([len(supervised(row.labels)) for row in rows], numpy.int64),
+        )
+
+
+@dataclasses.dataclass
+class _FlatOther:
+    """Some rows as a teacher of another tokenizer reads them."""
+
+    rows: _Flat
+    positions: numpy.ndarray
+    num_bytes: int
+    num_masked_bytes: int
+
+    @classmethod
+    def of(cls, read: Sequence[tuple[Tokens, RowAlignment]]) -> "_FlatOther":
+        alignments = [alignment for _, alignment in read]
+        return cls(
+            _Flat.of([tokens for tokens, _ in read]),
+            numpy.concatenate([numpy.zeros((0, 6), numpy.int32), *(found.positions for found in alignments)]),
+            sum(found.num_bytes for found in alignments),
+            sum(found.num_masked_bytes for found in alignments),
         )
 
 
 @dataclasses.dataclass
 class _Chunk:
-    """What came of some rows; ``teacher`` and ``teacher_ids`` have rows where they are asked for."""
+    """What came of some rows; ``teacher``, ``others`` and ``teacher_ids`` have rows where they are asked for."""
 
     student: _Flat
     teacher: _Flat
+    others: Sequence[_FlatOther]
     teacher_ids: numpy.ndarray
     kept: list[int]
     faults: list[tuple[int, str]]
@@ -272,37 +350,37 @@ def _origin(dataset: Any, index: int) -> str:
 
 
 def _tokenise_chunk(indices: range) -> _Chunk:
-    of_student, of_teacher, teacher_ids, kept, faults = [], [], [], [], []
+    read, teacher_ids, kept, faults = list[Read](), [], [], []
     counts, dropped, unread = Counter[str](), Counter[str](), Counter[str]()
     for index in indices:
         try:
-            whole = _read_or_asked(index, _source.reading.student)
-            asks_alone = not _supervised(whole.labels).any()
+            whole = _read_or_asked(index, _source.reading.student, _source.dataset, _source.tokenizer)
+            asks_alone = not len(supervised(whole.labels))
             if asks_alone and not _source.reading.prompts_alone:
                 raise RowError("no answer to learn from")
             teacher_id = _teacher_id(index)
-            student, teacher = _cut(whole, index)
+            cut = _cut(whole, index)
         except RowError as error:
             faults.append((index, str(error)))
             continue
-        learned, num_cut = len(_supervised(student.labels)), len(whole.tokens) - len(student.tokens)
+        learned, num_cut = len(supervised(cut.student.labels)), len(whole.tokens) - len(cut.student.tokens)
         if num_cut if asks_alone else not learned:
             counts["num_cut"] += 1
             continue
         counts["num_tokens_cut"] += num_cut
         counts["num_shortened"] += num_cut > 0
-        counts["num_without_end"] += learned < len(_supervised(whole.labels))
+        counts["num_without_end"] += learned < len(supervised(whole.labels))
         counts["num_empty"] += whole.num_empty
         counts["num_unfinished"] += whole.is_cut
         dropped.update(whole.dropped)
         unread.update(_unread(index))
-        of_student.append(student)
-        of_teacher.append(teacher)
+        read.append(cut)
         teacher_ids.append(teacher_id)
         kept.append(index)
     return _Chunk(
-        _Flat.of(of_student),
-        _Flat.of(of_teacher if _source.reading.differs else []),
+        _Flat.of([row.student for row in read]),
+        _Flat.of([row.teacher for row in read] if _source.reading.differs else []),
+        [_FlatOther.of([row.others[number] for row in read]) for number in range(len(_source.others))],
         numpy.array(teacher_ids, numpy.int32),
         kept,
         faults,
@@ -312,29 +390,28 @@ def _tokenise_chunk(indices: range) -> _Chunk:
     )
 
 
-def _read_or_asked(index: int, prompt: Prompt) -> Tokens:
+def _read_or_asked(index: int, prompt: Prompt, dataset: Any, tokenizer: Any) -> Tokens:
     """A row, or its prompt where it has no answer and prompts are asked for.
 
     Raises:
         RowError: the row cannot be used.
     """
-    asked = getattr(_source.dataset, "asked", None)
+    asked = getattr(dataset, "asked", None)
     try:
-        return _read(index, prompt)
+        return _read(index, prompt, dataset, tokenizer)
     except NoAnswer:
         if asked is None or not _source.reading.prompts_alone:
             raise
-    row = _source.dataset.rows[index]
-    tokens = numpy.asarray(asked_tokens(_source.tokenizer, asked(row), prompt, row), numpy.int32)
+    row = dataset.rows[index]
+    tokens = numpy.asarray(asked_tokens(tokenizer, asked(row), prompt, row), numpy.int32)
     return Tokens(tokens, numpy.full_like(tokens, IGNORE_INDEX))
 
 
-def _read(index: int, prompt: Prompt) -> Tokens:
+def _read(index: int, prompt: Prompt, dataset: Any, tokenizer: Any) -> Tokens:
     """
     Raises:
         RowError: the row cannot be used.
     """
-    dataset, tokenizer = _source.dataset, _source.tokenizer
     try:
         row = read_behind(prompt, dataset, tokenizer, index)
         tokens, labels = (numpy.asarray(row[name], numpy.int32) for name in ("tokens", "labels"))
@@ -357,47 +434,38 @@ def _unread(index: int) -> set[str]:
     return set(unread(_source.dataset.rows[index])) - _source.reading.columns if unread else set()
 
 
-def _cut(student: Tokens, index: int) -> tuple[Tokens, Tokens]:
-    """What student and teacher read of a row up to their bounds, with as much of the answer in both.
+def _cut(student: Tokens, index: int) -> Read:
+    """What student and teachers read of a row up to their bounds, with as much of the answer in each.
 
     Raises:
-        RowError: the answer's tokens are others behind the teacher's prompt.
+        RowError: the answer's tokens are others behind the teacher's prompt, where its tokenizer is the same.
     """
     reading, bound = _source.reading, _source.max_seq_len
-    cut_student = _first(student, bound)
-    if not reading.differs:
-        return cut_student, cut_student
-    teacher = _read_or_asked(index, reading.teacher)
-    answer, same = (_supervised(row.labels) for row in (student, teacher))
-    if len(answer) != len(same) or (answer != same).any():
-        first = next((at for at, (mine, its) in enumerate(zip(answer, same, strict=False)) if mine != its), None)
-        where = f"they differ from token {first + 1} on" if first is not None else "one of them goes on"
-        raise RowError(
-            f"the answer has {len(answer)} tokens behind the student's prompt and {len(same)} behind the teacher's: "
-            f"{where}; both must read the same answer"
-        )
-    cut_teacher = _first(teacher, reading.teacher_max_seq_len or bound)
-    if not len(answer) and len(cut_teacher.tokens) < len(teacher.tokens):
-        raise RowError(f"the teacher's prompt has {len(teacher.tokens)} tokens, more than it reads")
-    shared = min(len(_supervised(row.labels)) for row in (cut_student, cut_teacher))
-    return _up_to(cut_student, shared), _up_to(cut_teacher, shared)
+    teacher = student
+    if reading.differs:
+        teacher = _read_or_asked(index, reading.teacher, _source.dataset, _source.tokenizer)
+        _require_same_answer(supervised(student.labels), supervised(teacher.labels))
+    others = []
+    for other in _source.others:
+        its = _read_or_asked(index, reading.teacher, other.dataset, other.by.tokenizer)
+        others.append((its, align(student, its, other.by.rows_bytes, other.by.its_bytes)))
+    bounds = [other.bound for other in _source.others]
+    return cut_to_bounds(Read(student, teacher, others), bound, reading.teacher_max_seq_len or bound, bounds)
 
 
-def _first(row: Tokens, count: int | None) -> Tokens:
-    """A row's first so many tokens; all of them without a number."""
-    is_text = None if row.is_text is None else row.is_text[:count]
-    return row._replace(tokens=row.tokens[:count], labels=row.labels[:count], is_text=is_text)
-
-
-def _supervised(labels: numpy.ndarray) -> numpy.ndarray:
-    """The labels that are predicted: a row's first token never is."""
-    return labels[1:][labels[1:] != IGNORE_INDEX]
-
-
-def _up_to(row: Tokens, count: int) -> Tokens:
-    """A row up to its so manieth supervised token."""
-    supervised = (row.labels[1:] != IGNORE_INDEX).nonzero()[0]
-    return row if count == len(supervised) else _first(row, int(supervised[count]) + 1)
+def _require_same_answer(answer: numpy.ndarray, same: numpy.ndarray) -> None:
+    """
+    Raises:
+        RowError: it is not, behind the teacher's prompt.
+    """
+    if len(answer) == len(same) and (answer == same).all():
+        return
+    first = next((at for at, (mine, its) in enumerate(zip(answer, same, strict=False)) if mine != its), None)
+    where = f"they differ from token {first + 1} on" if first is not None else "one of them goes on"
+    raise RowError(
+        f"the answer has {len(answer)} tokens behind the student's prompt and {len(same)} behind the teacher's: "
+        f"{where}; both must read the same answer"
+    )
 
 
 def _teacher_id(index: int) -> int:

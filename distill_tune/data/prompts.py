@@ -69,6 +69,7 @@ class Reading:
         teacher_names: by which a row's column ``teacher_id`` chooses; empty without such a choice.
         augmented: prompts will be changed, so which tokens are the turns' own text must be known.
         prompts_alone: rows without an answer are kept, which end where it would begin; of datasets of ours with turns.
+        shares_tokenizer: whether a teacher reads the tokens of the rows; others have tokenizers of their own.
     """
 
     student_prompt_template: str | None = None
@@ -78,6 +79,7 @@ class Reading:
     teacher_names: tuple[str, ...] = ()
     augmented: bool = False
     prompts_alone: bool = False
+    shares_tokenizer: bool = True
 
     @property
     def with_answers(self) -> "Reading":
@@ -101,8 +103,9 @@ class Reading:
 
     @property
     def differs(self) -> bool:
-        """Whether the teacher reads something else than the student."""
-        return not (self.student.is_plain and self.teacher.is_plain and self.teacher_max_seq_len is None)
+        """Whether teachers with the rows' tokenizer read something else than the student."""
+        is_plain = self.student.is_plain and self.teacher.is_plain and self.teacher_max_seq_len is None
+        return self.shares_tokenizer and not is_plain
 
 
 PLAIN_READING = Reading()

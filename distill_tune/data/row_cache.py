@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from distill_tune.cache_folder import cache_folder
+from distill_tune.data.other_tokenizer import OtherTokenizer
 from distill_tune.data.prompts import Reading
 from distill_tune.data.row_identity import identity_of
 from distill_tune.data.sources import fingerprint_of
-from distill_tune.data.tokenised_rows import TokenisedRows
+from distill_tune.data.tokenised_rows import AlignedRows, TokenisedRows
 from distill_tune.disk import damage, digest, put_in_place, write_checksums
 from distill_tune.kept_digests import delete_old_digests
 
@@ -31,6 +33,7 @@ _IN_USE = 7 * _DAY  # a run on another machine may still have it mapped
 _MOST_BYTES = 50 * 10**9
 _TENSORS = ("tokens", "labels", "offsets")
 _OPTIONAL_TENSORS = ("teacher_ids", "origins", "is_text")
+_OF_ALIGNMENT, _COUNTS_OF_ALIGNMENT = ("positions", "offsets"), ("num_bytes", "num_masked_bytes")
 _SETTINGS = (
     "packed",
     "max_seq_len",
@@ -55,6 +58,7 @@ def folder_of(
     tokenizer_config: DictConfig,
     max_seq_len: int | None,
     reading: Reading,
+    others: Sequence[OtherTokenizer] = (),
 ) -> Path | None:
     """Where the tokens of exactly these rows under these settings are kept; None where nothing identifies them, see
     :func:`~distill_tune.data.row_identity.identity_of`, or there is no place to keep them."""
@@ -70,6 +74,10 @@ def folder_of(
         "max_seq_len": max_seq_len,
         "reading": dataclasses.asdict(reading),
     }
+    of_others = [identity_of(arguments, other.config) for other in others]
+    if None in of_others:
+        return None
+    identity |= {"others": of_others} if others else {}
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     return root / "rows" / name
 
@@ -89,11 +97,22 @@ def read_rows(folder: Path, check: bool = True) -> TokenisedRows | None:
         with safe_open(folder / _FILE, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             settings = json.loads(file.metadata()["settings"])
-        of_teacher = {name: tensors.pop(f"teacher.{name}") for name in _TENSORS if f"teacher.{name}" in tensors}
         plain = {"packed": False, "max_seq_len": settings["max_seq_len"]}
-        teacher = TokenisedRows(**of_teacher, **plain) if of_teacher else None
+
+        def taken(of: str, names: Sequence[str] = _TENSORS) -> dict[str, Any]:
+            return {name: tensors.pop(f"{of}.{name}") for name in names if f"{of}.{name}" in tensors}
+
+        teacher = TokenisedRows(**its, **plain) if (its := taken("teacher")) else None
+        others = tuple(
+            TokenisedRows(
+                **taken(f"others.{number}"),
+                **plain,
+                alignment=AlignedRows(**taken(f"others.{number}.alignment", _OF_ALIGNMENT), **counts),
+            )
+            for number, counts in enumerate(settings.pop("alignments"))
+        )
         fingerprint = settings.pop("fingerprint")
-        rows = TokenisedRows(**tensors, **settings, teacher=teacher).with_fingerprint(fingerprint)
+        rows = TokenisedRows(**tensors, **settings, teacher=teacher, others=others).with_fingerprint(fingerprint)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError):
         return None  # a disk that fails, or another version's
     with contextlib.suppress(OSError):  # another's, or on a disk that cannot be written
@@ -107,6 +126,12 @@ def write_rows(folder: Path, rows: TokenisedRows) -> None:
     tensors = {name: getattr(rows, name) for name in _TENSORS}
     if rows.teacher is not None:
         tensors |= {f"teacher.{name}": getattr(rows.teacher, name) for name in _TENSORS}
+    settings["alignments"] = []
+    for number, other in enumerate(rows.others):
+        assert other.alignment is not None
+        tensors |= {f"others.{number}.{name}": getattr(other, name) for name in _TENSORS}
+        tensors |= {f"others.{number}.alignment.{name}": getattr(other.alignment, name) for name in _OF_ALIGNMENT}
+        settings["alignments"].append({name: getattr(other.alignment, name) for name in _COUNTS_OF_ALIGNMENT})
     tensors |= {name: getattr(rows, name) for name in _OPTIONAL_TENSORS if getattr(rows, name) is not None}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:

@@ -13,12 +13,14 @@ class Shape:
         supervised: of them, those that are learned.
         teacher_lengths: tokens of each row as the teacher reads it; empty where it reads the same.
         teacher_ids: of each row, the number of the teacher that it follows; empty where all follow one.
+        others: the same rows as teachers of other tokenizers read them, one for each tokenizer.
     """
 
     lengths: tuple[int, ...]
     supervised: tuple[int, ...]
     teacher_lengths: tuple[int, ...] = ()
     teacher_ids: tuple[int, ...] = ()
+    others: "tuple[Shape, ...]" = ()
 
     @property
     def num_supervised(self) -> int:
@@ -29,6 +31,21 @@ class Shape:
         """What the teacher reads."""
         lengths = self.teacher_lengths or self.lengths
         return dataclasses.replace(self, lengths=lengths, teacher_lengths=())
+
+    @property
+    def num_teacher_tokens(self) -> int:
+        """The most tokens that a teacher reads."""
+        return max(sum(read.lengths) for read in (self.for_teacher, *self.others))
+
+    @property
+    def most_read(self) -> tuple[int, ...]:
+        """The most tokens of each row that a teacher reads."""
+        read = [lengths for lengths in (self.teacher_lengths, *(its.lengths for its in self.others)) if lengths]
+        return tuple(map(max, *read)) if len(read) > 1 else read[0] if read else self.lengths
+
+    def read_by(self, number: int) -> "Shape":
+        """What teachers of one of the other tokenizers read."""
+        return self.others[number] if self.others else Shape((), ())
 
     def following(self, number: int) -> "Shape":
         """The rows of one of several teachers."""
@@ -46,4 +63,10 @@ class Shape:
         def taken(values: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(values[row] for row in chosen) if values else ()
 
-        return Shape(*(taken(getattr(self, field.name)) for field in dataclasses.fields(self)))
+        return Shape(
+            taken(self.lengths),
+            taken(self.supervised),
+            taken(self.teacher_lengths),
+            taken(self.teacher_ids),
+            tuple(read.of_rows(chosen) for read in self.others),
+        )

@@ -41,6 +41,8 @@ class TokenisedRows:
         files: that the rows are from.
         origins: of each row, the number of its file and its own number there, ``[rows, 2]``, int32.
         is_text: which tokens are a turn's own text, not what is written around it, bool; None where that is not known.
+        others: the same rows as teachers of other tokenizers read them, row for row, one for each tokenizer.
+        alignment: of one of these, where the student's supervised tokens lie in it.
     """
 
     tokens: torch.Tensor
@@ -63,6 +65,8 @@ class TokenisedRows:
     files: tuple[str, ...] = ()
     origins: torch.Tensor | None = None
     is_text: torch.Tensor | None = None
+    others: "tuple[TokenisedRows, ...]" = ()
+    alignment: "AlignedRows | None" = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -78,6 +82,8 @@ class TokenisedRows:
             None if of_teacher is None else of_teacher.labels,
             teacher_id,
             is_text=None if self.is_text is None else self.is_text[start:stop],
+            others=tuple(of_tokenizer[row] for of_tokenizer in self.others),
+            alignment=None if self.alignment is None else self.alignment[row],
         )
 
     def with_fingerprint(self, known: str) -> "TokenisedRows":
@@ -100,14 +106,21 @@ class TokenisedRows:
             teacher_ids=None if self.teacher_ids is None else self.teacher_ids[:count],
             origins=None if self.origins is None else self.origins[:count],
             is_text=None if self.is_text is None else self.is_text[:end],
+            others=tuple(of_tokenizer.first(count) for of_tokenizer in self.others),
+            alignment=None if self.alignment is None else self.alignment.first(count),
         )
 
     @property
     def as_teacher_reads(self) -> "TokenisedRows":
-        """The same rows behind the teacher's own prompts, where it has such."""
-        if self.teacher is None:
-            return self
-        return dataclasses.replace(self.teacher, teacher_ids=self.teacher_ids, files=self.files, origins=self.origins)
+        """The same rows behind the teacher's own prompts, or by its own tokenizer, where it has such."""
+        return next((self._told_as(rows) for rows in (self.teacher, *self.others) if rows is not None), self)
+
+    def read_by(self, number: int) -> "TokenisedRows":
+        """The same rows as teachers of one of the other tokenizers read them."""
+        return self._told_as(self.others[number])
+
+    def _told_as(self, read: "TokenisedRows") -> "TokenisedRows":
+        return dataclasses.replace(read, teacher_ids=self.teacher_ids, files=self.files, origins=self.origins)
 
     def origin(self, row: int) -> str:
         """File and number of a row, as a user would look it up."""
@@ -120,6 +133,12 @@ class TokenisedRows:
     def lengths(self) -> numpy.ndarray:
         """Tokens of each row."""
         return self.offsets.diff().numpy()
+
+    @functools.cached_property
+    def teacher_lengths(self) -> numpy.ndarray:
+        """The most tokens of each row that a teacher reads."""
+        read = [rows.lengths for rows in (self.teacher, *self.others) if rows is not None]
+        return functools.reduce(numpy.maximum, read) if read else self.lengths
 
     @functools.cached_property
     def largest_token(self) -> int:
@@ -141,6 +160,13 @@ class TokenisedRows:
         learned = (self.labels != IGNORE_INDEX).numpy()
         starts = self.offsets[:-1].numpy()
         return numpy.add.reduceat(learned, starts, dtype=numpy.int64) - learned[starts]
+
+    @property
+    def learned(self) -> numpy.ndarray:
+        """The tokens that are learned, of all rows."""
+        is_learned = (self.labels != IGNORE_INDEX).numpy()
+        is_learned[self.offsets[:-1].numpy()] = False  # a row's first is never predicted
+        return self.tokens.numpy()[is_learned]
 
     @functools.cached_property
     def last_learned(self) -> numpy.ndarray:
@@ -175,9 +201,36 @@ class TokenisedRows:
         for tensor in (self.tokens, self.labels, self.offsets, self.teacher_ids):
             if tensor is not None:
                 digest.update(tensor.contiguous().numpy().data)
-        if self.teacher is not None:
-            digest.update(self.teacher.fingerprint.encode())
+        for rows in (self.teacher, *self.others):
+            if rows is not None:
+                digest.update(rows.fingerprint.encode())
+        if self.alignment is not None:
+            digest.update(self.alignment.positions.contiguous().numpy().data)
         return digest.hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AlignedRows:
+    """Where the student's supervised tokens lie in some rows as a teacher of another tokenizer reads them.
+
+    Attributes:
+        positions: of all rows, ``[n, 6]``, int32; the columns are those of :mod:`distill_tune.alignment.columns`.
+        offsets: where each row begins, and the end, ``[rows + 1]``, int64.
+        num_bytes: of the answers.
+        num_masked_bytes: those of them that no token of the teacher's is found for: no divergence is taken there.
+    """
+
+    positions: torch.Tensor
+    offsets: torch.Tensor
+    num_bytes: int
+    num_masked_bytes: int
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        return self.positions[self.offsets[row] : self.offsets[row + 1]]
+
+    def first(self, count: int) -> "AlignedRows":
+        end = int(self.offsets[count])
+        return dataclasses.replace(self, positions=self.positions[:end], offsets=self.offsets[: count + 1])
 
 
 def describe_rows(datasets: Sequence[TokenisedRows], are_prompts: bool = False) -> str:
@@ -205,6 +258,13 @@ def describe_rows(datasets: Sequence[TokenisedRows], are_prompts: bool = False) 
         line += f"; {counted(empty, 'empty answer')}, not learned"
     if unfinished := sum(data.num_unfinished for data in datasets):
         line += f"; {counted(unfinished, 'answer')} cut when made, learned without an end"
+    for read in zip(*(data.others for data in datasets), strict=True):
+        aligned = [rows.alignment for rows in read if rows.alignment is not None]
+        if masked := sum(rows.num_masked_bytes for rows in aligned):
+            share = masked / sum(rows.num_bytes for rows in aligned)
+            line += (
+                f"; {counted(masked, 'byte')} of the answers ({share:.2%}) not found in the teacher's: no divergence"
+            )
     if asking := sum(int((data.supervised == 0).sum()) for data in datasets):
         line += f"; {counted(asking, 'prompt')} without an answer"
     lines = [line]

@@ -12,8 +12,9 @@ import torch
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.batch import Batch
 from distill_tune.evaluation.memory import PeakMemory
+from distill_tune.losses import Aligned
 from distill_tune.losses.signals import MixtureOfTeachers, SumOfTeachers, TeacherSignal, capped
-from distill_tune.teachers import Teacher
+from distill_tune.teachers import AlignedTeacher, Teacher
 
 _CHUNK_ROWS = 1024  # rows of logits that are alive at once
 _PASSES = 5  # over the timed batches: what one of them takes is a matter of chance
@@ -27,9 +28,11 @@ class Comparison:
     Attributes:
         name: for the table.
         parameters: their number.
-        perplexity: exp of the mean cross-entropy over supervised tokens.
-        agreement: share of supervised positions where its likeliest token is the teacher's.
-        kl: mean KL(teacher || model) over supervised positions, nats.
+        perplexity: exp of the mean cross-entropy over supervised tokens; of a teacher with another tokenizer, of the
+            cross-entropy of the same answers over the tokens that the student has for them.
+        agreement: share of supervised positions where its likeliest token is the teacher's; None where these have other
+            tokenizers.
+        kl: mean KL(teacher || model) over supervised positions, nats; None likewise.
         tokens_per_second: all tokens read, the median of some forward passes; None where it was not measured.
         peak_memory_bytes: what loading it and these passes took; None where it was not measured.
     """
@@ -37,8 +40,8 @@ class Comparison:
     name: str
     parameters: int
     perplexity: float
-    agreement: float
-    kl: float
+    agreement: float | None
+    kl: float | None
     tokens_per_second: float | None
     peak_memory_bytes: int | None
 
@@ -77,10 +80,10 @@ def compare(
     """
     seconds: float | None
     memory: int | None
-    loaded, seconds, memory = _timed(teacher, [batch.for_teacher for batch in batches], device)
+    loaded, seconds, memory = _timed(teacher, batches, device)
     yield _measured(teacher, loaded, None, batches, device, common_vocab_size, seconds, memory)
     shapes = {teacher.shape}
-    read = [dataclasses.replace(batch, teacher=None) for batch in batches]
+    read = [_as_student_reads(batch) for batch in batches]
     for entrant in others:
         is_known = entrant.shape in shapes
         model, *figures = (entrant.load(), None, None) if is_known else _timed(entrant, read, device)
@@ -108,7 +111,11 @@ def _timed(entrant: Entrant, batches: Sequence[Batch], device: torch.device) -> 
             for batch in on_device:
                 model(batch)
             seconds.append(_seconds(device) - started)
-    return model, sum(batch.tokens.numel() for batch in timed) / statistics.median(seconds), memory.bytes
+    return model, sum(sum(batch.teacher_lengths) for batch in timed) / statistics.median(seconds), memory.bytes
+
+
+def _as_student_reads(batch: Batch) -> Batch:
+    return dataclasses.replace(batch, teacher=None, others=())
 
 
 @torch.no_grad()
@@ -127,17 +134,21 @@ def _measured(
         teacher: None where the model is the teacher itself.
     """
     cross_entropy = agreement = divergence = num_tokens = 0.0
+    is_aligned = isinstance(teacher, AlignedTeacher)
     for batch in batches:
         batch = batch.to(device)
         targets = batch.targets[0, batch.supervised_positions]
-        own = _signal(model, batch if teacher is None else dataclasses.replace(batch, teacher=None))
-        its = None if teacher is None else _signal(teacher, batch)
+        own = _signal(model, batch if teacher is None else _as_student_reads(batch))
+        its = None if teacher is None or is_aligned else _signal(teacher, batch)
+        if isinstance(own, Aligned):  # the same text in its own tokens, which is told for each of the rows'
+            targets, own = own.targets, cast(TeacherSignal, own.signal)
         for start in range(0, len(targets), _CHUNK_ROWS):
             wanted = targets[start : start + _CHUNK_ROWS]
             logits = _logits(own, start, start + len(wanted), slot=1)
             cross_entropy += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").item()
             if its is None:
                 continue
+            assert not isinstance(its, Aligned)
             teacher_logits = _logits(its, start, start + len(wanted), slot=2)
             v = common_vocab_size or logits.shape[-1]
             log_probs, teacher_log_probs = logits[:, :v].log_softmax(-1), teacher_logits[:, :v].log_softmax(-1)
@@ -145,14 +156,14 @@ def _measured(
             divergence += torch.nn.functional.kl_div(
                 log_probs, teacher_log_probs, reduction="sum", log_target=True
             ).item()
-        num_tokens += len(targets)
+        num_tokens += len(batch.supervised_positions)
         del own, its  # before the next ones are made
     return Comparison(
         name=entrant.name,
         parameters=entrant.parameters,
         perplexity=math.exp(cross_entropy / num_tokens),
-        agreement=1.0 if teacher is None else agreement / num_tokens,
-        kl=divergence / num_tokens,
+        agreement=1.0 if teacher is None else None if is_aligned else agreement / num_tokens,
+        kl=None if is_aligned else divergence / num_tokens,
         tokens_per_second=tokens_per_second,
         peak_memory_bytes=memory,
     )
@@ -165,7 +176,7 @@ def _seconds(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _signal(model: Teacher, batch: Batch) -> TeacherSignal:
+def _signal(model: Teacher, batch: Batch) -> TeacherSignal | Aligned:
     """Of several teachers whose divergences are added up, their mixture."""
     signal = model(batch)
     if isinstance(signal, SumOfTeachers):

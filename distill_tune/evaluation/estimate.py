@@ -297,7 +297,9 @@ def _head_bytes(
         else:
             heads = [(output_head(model).weight.shape, models.computed_in(model)) for model in one.models]
             sizes = [(*shape_of_head, of_head) for shape_of_head, of_head in heads]
-        vocabularies += sum(vocabulary for vocabulary, _, _ in sizes)
+        # Of another tokenizer: its rows for each of the student's.
+        share = its.num_supervised / max(1, shape.num_supervised) if shape.others else 1
+        vocabularies += round(share * sum(vocabulary for vocabulary, _, _ in sizes))
         of_teachers += sum(its.num_supervised * width * of_head.itemsize for _, width, of_head in sizes)
     per_row = losses.chunk_bytes_per_row(weight.shape[0], vocabularies, dtype)
     chunk = losses.chunk_rows(shape.num_supervised, per_row, device) * per_row

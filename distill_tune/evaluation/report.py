@@ -72,6 +72,16 @@ def gap_sentence(teacher: Comparison, base: Comparison, students: Sequence[Compa
     return f"Of the gap between {base.name} and {teacher.name} in log-perplexity are closed: {', '.join(shares)}."
 
 
+def other_tokens(comparisons: Sequence[Comparison]) -> str:
+    """What is left out of a teacher with another tokenizer, and what its perplexity is; else nothing."""
+    if all(comparison.kl is not None for comparison in comparisons):
+        return ""
+    return (
+        "The teacher has another tokenizer: agreement and KL are left out, and its perplexity is that of the same "
+        "answers, for each token that the student has for them."
+    )
+
+
 def few_rows(num_rows: int) -> str:
     """A note where there are too few rows for what is told in percent; else nothing."""
     if num_rows >= _FEW_ROWS:
@@ -84,8 +94,7 @@ def _cells(comparison: Comparison) -> tuple[str, ...]:
         comparison.name,
         f"{comparison.parameters / 1e6:.2f} M",
         f"{comparison.perplexity:.1f}",
-        f"{comparison.agreement:.3f}",
-        f"{comparison.kl:.3f}",
+        *("-" if value is None else f"{value:.3f}" for value in (comparison.agreement, comparison.kl)),
         _NOT_MEASURED if comparison.tokens_per_second is None else f"{comparison.tokens_per_second:,.0f}",
         _NOT_MEASURED if comparison.peak_memory_bytes is None else binary(comparison.peak_memory_bytes),
     )

@@ -2,20 +2,21 @@
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Sequence
 
 import torch
 
+from distill_tune.losses.aligned import Aligned
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.divergences import Divergence, ForwardKL
 from distill_tune.losses.mixture import Mixture
+from distill_tune.losses.pieces import even_pieces, pieces_between_cuts
 from distill_tune.losses.projection import Projection
 from distill_tune.losses.rows import losses_and_gradient
-from distill_tune.losses.signals import SumOfTeachers, TeacherSignal, added_up, said
+from distill_tune.losses.signals import SumOfTeachers, TeacherOfEachRow, TeacherSignal, added_up, said
 from distill_tune.losses.sparse import SparseSignal
 from distill_tune.losses.token_weights import TokenWeight
-from distill_tune.losses.unserved import require_served
+from distill_tune.losses.unserved import require_served, require_served_between_tokenizers, unserved
 
 # What the logits of one chunk may take, student and teacher together (other devices as a CPU): enough for products that
 # run at full speed.
@@ -73,7 +74,7 @@ def distillation_loss(
     hidden: torch.Tensor,
     projection: Projection,
     targets: torch.Tensor,
-    signal: TeacherSignal | SparseSignal | SumOfTeachers | None = None,
+    signal: TeacherSignal | SparseSignal | Aligned | SumOfTeachers | TeacherOfEachRow | None = None,
     *,
     kd_ratio: float = 0.0,
     temperature: float = 1.0,
@@ -88,7 +89,8 @@ def distillation_loss(
 
     1. The rows are cut into chunks whose logits fit CHUNK_BYTES.
     2. A chunk's hidden states go through the student's projection, and the teacher's rows through its own: once.
-       A record has no logits: its tokens are compared with the student's.
+       A record has no logits: its tokens are compared with the student's. Where a teacher has another tokenizer
+       chunks end at common boundaries, and each has the teacher's rows that it asks.
     3. Cross-entropy and divergence give their values and, in closed form, the gradient for the student's logits, which
        is written over them. All that is float32; the gradient takes the dtype of the hidden states.
     4. One more product takes it back to the hidden states, and one each to the projection's trainable parameters.
@@ -117,7 +119,8 @@ def distillation_loss(
 
     Raises:
         ValueError: ``kd_ratio`` > 0 without a signal, or 0 with rows of the student's own; a vocabulary that has not
-            all that is compared; a record that cannot serve this loss, or is of other rows.
+            all that is compared; a record that cannot serve this loss, or is of other rows; a loss between tokenizers
+            where there is one tokenizer, and what no such loss can serve.
     """
     if kd_ratio > 0 and signal is None:
         raise ValueError(f"kd_ratio is {kd_ratio}, but there is no teacher signal")
@@ -126,12 +129,19 @@ def distillation_loss(
     divergence = divergence or ForwardKL()
     terms = [] if kd_ratio == 0 or signal is None else added_up(signal)
     compared = common_vocab_size or projection.vocab_size
-    narrowest = min([projection.vocab_size, *(term.vocab_size for _, term in terms)])
+    of_one_tokenizer = [term for _, term in terms if not isinstance(term, Aligned)]
+    narrowest = min([projection.vocab_size, *(term.vocab_size for term in of_one_tokenizer)])
     if terms and narrowest < compared:
         raise ValueError(f"common_vocab_size: {compared} tokens are to be compared, a model has logits of {narrowest}")
     for _, term in terms:
-        if isinstance(term, SparseSignal):
+        if isinstance(term, Aligned):
+            require_served_between_tokenizers(
+                term, len(hidden), projection.vocab_size, divergence, token_weight, common_vocab_size
+            )
+        elif isinstance(term, SparseSignal):
             require_served(term.within(compared), len(hidden), divergence, token_weight, temperature)
+        elif reason := unserved("logits", divergence):
+            raise ValueError(reason)
     mixture = Mixture(
         kd_ratio,
         temperature,
@@ -155,23 +165,24 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, projection, mixture, targets, signals, num_own, differentiate, hidden, *trainable):
-        v_t = sum(signal.logits_per_row for signal in signals)
-        rows = chunk_rows(len(hidden), chunk_bytes_per_row(projection.vocab_size, v_t, hidden.dtype), hidden.device)
+        chunks = _chunks(len(hidden), num_own, projection.vocab_size, signals, hidden)
+        rows = max((stop - start for start, stop in chunks), default=1)
         memory = projection.memory(rows, 0, hidden.dtype)
-        teacher_memory = [signal.memory(rows, slot) for slot, signal in enumerate(signals, 1)]
+        teacher_memory = [
+            signal.memory(signal.most_rows(chunks) if isinstance(signal, Aligned) else rows, slot)
+            for slot, signal in enumerate(signals, 1)
+        ]
         hidden_gradient = torch.empty_like(hidden)
         totals = [torch.zeros_like(p, dtype=torch.float32) for p in trainable] if differentiate else []
         ce_sum = kd_sum = hidden.new_zeros((), dtype=torch.float32)
         of_own = dataclasses.replace(mixture, kd_ratio=1.0)  # without cross-entropy
-        starts = (*range(0, num_own, rows), *range(num_own, len(hidden), rows), len(hidden))
-        for start, stop in itertools.pairwise(starts):
+        for start, stop in chunks:
             chunk = hidden[start:stop].detach().requires_grad_(differentiate)  # [c, d]
-            c, is_own = len(chunk), start < num_own
+            is_own = start < num_own
             with torch.set_grad_enabled(differentiate):
-                logits = projection.logits(chunk, _first(memory, c))  # [c, v]
+                logits = projection.logits(chunk, None if memory is None else memory[: stop - start])  # [c, v]
             words = [
-                said(signal, start, stop, _first(of_signal, c))
-                for signal, of_signal in zip(signals, teacher_memory, strict=True)
+                said(signal, start, stop, of_signal) for signal, of_signal in zip(signals, teacher_memory, strict=True)
             ]
             ce, kd, gradient = losses_and_gradient(
                 of_own if is_own else mixture, logits.detach(), targets[start:stop], words, hidden.dtype
@@ -192,8 +203,26 @@ class _ChunkedLoss(torch.autograd.Function):
         return None, None, None, None, None, None, *(g * loss_gradient.to(g.dtype) for g in ctx.saved_tensors)
 
 
-def _first(memory: torch.Tensor | None, rows: int) -> torch.Tensor | None:
-    return None if memory is None else memory[:rows]
+def _chunks(
+    n: int,
+    num_own: int,
+    vocab_size: int,
+    signals: Sequence[TeacherSignal | SparseSignal | Aligned],
+    hidden: torch.Tensor,
+) -> list[tuple[int, int]]:
+    """Of n rows, from and to; as many as the budget holds, of about the same size; cut behind the first ``num_own``."""
+    aligned = [signal for signal in signals if isinstance(signal, Aligned)]
+    v_t = sum(signal.logits_per_row for signal in signals if not isinstance(signal, Aligned))
+    of_row = chunk_bytes_per_row(vocab_size, v_t, hidden.dtype)
+    budget, chunks = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"]), []
+    for first, end in ((0, num_own), (num_own, n)):
+        if aligned:
+            of_teachers = [(it.positions.cut(first, end)[0], 4 * it.signal.logits_per_row) for it in aligned]
+            pieces = pieces_between_cuts(end - first, of_row, of_teachers, budget)
+        else:
+            pieces = even_pieces(end - first, chunk_rows(n, of_row, hidden.device))
+        chunks += [(first + start, first + stop) for start, stop in pieces]
+    return chunks
 
 
 def chunk_bytes_per_row(vocab_size: int, teacher_vocab_size: int, dtype: torch.dtype) -> int:

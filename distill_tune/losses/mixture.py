@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+from distill_tune.losses.aligned import AlignedMethod
+from distill_tune.losses.byte_prefix import BytePrefixMass
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.divergences import Divergence
 from distill_tune.losses.token_weights import TokenWeight
@@ -30,3 +32,15 @@ class Mixture:
     def kd_weight(self) -> float:
         """What a teacher's divergence counts in the loss, apart from its share."""
         return self.kd_ratio * (self.temperature**2 if self.temperature_squared else 1)
+
+    @property
+    def between_tokenizers(self) -> AlignedMethod:
+        """What compares a teacher of another tokenizer."""
+        return aligned_method(self.divergence)
+
+
+def aligned_method(kd_loss: Divergence | AlignedMethod) -> AlignedMethod:
+    """What a ``kd_loss`` is for a teacher of another tokenizer: itself where it is made for that, else byte-prefix mass
+    compared by it."""
+    is_method = getattr(kd_loss, "aligned", False)
+    return kd_loss if is_method else BytePrefixMass(kd_loss)  # type: ignore[return-value, arg-type]

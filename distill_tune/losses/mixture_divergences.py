@@ -30,8 +30,8 @@ class JensenShannon:
     def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
         if self.beta in (0, 1):
             return (ReverseKL() if self.beta else ForwardKL())(student, teacher)
-        teacher_ratio = _bounded_ratio(student, teacher)
-        student_ratio = _minus_log_mixture(teacher_ratio, self.beta)
+        teacher_ratio = bounded_ratio(student.log_probs, teacher.log_probs)
+        student_ratio = minus_log_mixture(teacher_ratio, self.beta)
         of_student = torch.linalg.vecdot(student.probs, student_ratio)
         of_teacher = torch.linalg.vecdot(teacher.probs, teacher_ratio.add_(student_ratio))
         gradient = student_ratio.sub_(of_student[:, None]).mul_(student.probs).mul_(1 - self.beta)
@@ -58,8 +58,8 @@ class SkewedForwardKL:
     def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
         if self.alpha == 0:
             return ForwardKL()(student, teacher)
-        ratio = _bounded_ratio(student, teacher)
-        student_ratio = _minus_log_mixture(ratio, self.alpha)  # log q / m
+        ratio = bounded_ratio(student.log_probs, teacher.log_probs)
+        student_ratio = minus_log_mixture(ratio, self.alpha)  # log q / m
         values = torch.linalg.vecdot(teacher.probs, ratio.add_(student_ratio))
         pulled = student_ratio.exp_().mul_(teacher.probs)  # p q / m
         gradient = student.probs.mul_(pulled.sum(-1, keepdim=True)).sub_(pulled)
@@ -86,19 +86,19 @@ class SkewedReverseKL:
     def __call__(self, student: Distribution, teacher: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
         if self.alpha == 0:
             return ReverseKL()(student, teacher)
-        student_ratio = _minus_log_mixture(_bounded_ratio(student, teacher), 1 - self.alpha)
+        student_ratio = minus_log_mixture(bounded_ratio(student.log_probs, teacher.log_probs), 1 - self.alpha)
         values = torch.linalg.vecdot(student.probs, student_ratio)
         slope = student_ratio.sub_(student_ratio.exp().mul_(self.alpha))  # but for a constant, which falls out
         mean = torch.linalg.vecdot(student.probs, slope)
         return values, slope.sub_(mean[:, None]).mul_(student.probs)
 
 
-def _bounded_ratio(student: Distribution, teacher: Distribution) -> torch.Tensor:
-    """log p - log q in place; 0 where both are excluded."""
-    return teacher.log_probs.sub_(student.log_probs).nan_to_num_(nan=0.0).clamp_(-_MOST, _MOST)
+def bounded_ratio(log_q: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
+    """log p - log q in the place of ``log_p``; 0 where both are excluded."""
+    return log_p.sub_(log_q).nan_to_num_(nan=0.0).clamp_(-_MOST, _MOST)
 
 
-def _minus_log_mixture(ratio: torch.Tensor, teacher_share: float) -> torch.Tensor:
+def minus_log_mixture(ratio: torch.Tensor, teacher_share: float) -> torch.Tensor:
     """log q / m for m = teacher_share * p + (1 - teacher_share) * q, from log p / q."""
     return ratio.expm1().mul_(teacher_share).log1p_().neg_()
 

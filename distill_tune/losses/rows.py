@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 
 from distill_tune.losses.against_record import against, set_apart
+from distill_tune.losses.aligned import AlignedWord
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.divergences import HUGE, Distribution, ForwardKL, distribution
 from distill_tune.losses.mixture import Mixture
-from distill_tune.losses.signals import Word, capped
+from distill_tune.losses.pieces import even_pieces, pieces_between_cuts
+from distill_tune.losses.signals import Word, capped, part_of
 from distill_tune.losses.sparse import SampledTokens, SparseSignal
 from distill_tune.losses.token_weights import TeacherCertainty, TokenWeight
 
@@ -38,7 +40,7 @@ def losses_and_gradient(
         logits: the student's, before any cap, ``[c, v]``; overwritten by the gradient where they are of ``dtype``.
         targets: token ids ``[c]``.
         words: what each of the mixture's teachers says: logits ``[c, v_t]``, before any cap, overwritten, or a record
-            of so many rows; empty without a divergence.
+            of so many rows, or rows of another tokenizer; empty without a divergence.
         dtype: of the gradient.
     """
     out = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
@@ -65,13 +67,14 @@ def losses_and_gradient(
         return ce.sum(), kd.sum(), out
     ce = kd = torch.zeros((), device=logits.device)
     part_bytes = _PART_BYTES.get(logits.device.type, _PART_BYTES["cuda"])
-    rows = max(1, part_bytes // (4 * logits.shape[1]))
     work = _in_place(mixture, logits, words) or _plain
+    parts = _parts(logits, words, part_bytes)
+    rows = max((stop - start for start, stop in parts), default=0)
     # Made once for all parts: memory that is new each time costs as much as an exponential.
     scratch = [logits.new_empty(rows, logits.shape[1], dtype=torch.float32) for _ in range(3)]
-    for start in range(0, len(logits), rows):
-        part = slice(start, start + rows)
-        of_part = [word[part] for word in words]
+    for start, stop in parts:
+        part = slice(start, stop)
+        of_part = [part_of(word, start, stop) for word in words]
         student = logits[part].float()
         own = [memory[: len(student)] for memory in scratch]
         ce_part, kd_part, gradient = work(mixture, student, targets[part], of_part, own)
@@ -79,6 +82,17 @@ def losses_and_gradient(
             out[part] = gradient
         ce, kd = ce + ce_part, kd + kd_part
     return ce, kd, out
+
+
+def _parts(logits: torch.Tensor, words: Sequence[Word], budget: int) -> list[tuple[int, int]]:
+    """Rows of each part, from and to."""
+    aligned = [word for word in words if isinstance(word, AlignedWord)]
+    n, of_row = len(logits), 4 * logits.shape[1]
+    if not aligned:
+        return even_pieces(n, max(1, budget // of_row))
+    # As many of the student's as elsewhere, where a teacher's vocabulary is as large and its rows as many.
+    of_teachers = [(word.on_cpu, 4 * word.logits.shape[1]) for word in aligned]
+    return pieces_between_cuts(n, of_row, of_teachers, budget * (1 + len(aligned)))
 
 
 def _is_usual(mixture: Mixture) -> bool:
@@ -110,6 +124,8 @@ def _in_place(mixture: Mixture, logits: torch.Tensor, words: Sequence[Word]) -> 
         return None
     if not words or isinstance(words[0], SparseSignal):
         return _scattered
+    if isinstance(words[0], AlignedWord):
+        return None
     same = words[0].shape[1] == v and mixture.teachers[0][1] is None
     return _shared if same and type(mixture.divergence) is ForwardKL else None
 
@@ -234,6 +250,11 @@ def _plain(
         if isinstance(word, torch.Tensor):
             of_teacher = capped(word[:, :v].float(), softcap)
             values, kd_gradient, weight = _with_logits(mixture, own, of_teacher, targets, scratch[2][:, :v])
+        elif isinstance(word, AlignedWord):
+            of_teacher = _scaled(capped(word.logits.float(), softcap), temperature)
+            teacher = distribution(of_teacher, torch.empty_like(of_teacher))
+            values, kd_gradient = mixture.between_tokenizers(own, teacher, targets, word)
+            weight = None
         else:
             tokens = word.ids.long()
             at_tokens = own.log_probs.gather(1, tokens)

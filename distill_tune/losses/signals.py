@@ -3,44 +3,16 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
+from distill_tune.losses.aligned import Aligned, AlignedWord
 from distill_tune.losses.divergences import ForwardKL
 from distill_tune.losses.projection import Projection
 from distill_tune.losses.sparse import SparseSignal
+from distill_tune.losses.teacher_signal import TeacherSignal
 from distill_tune.losses.unserved import unserved
 from distill_tune.to_device import to_device
-
-
-class TeacherSignal(Protocol):
-    """A teacher's logits for ``n`` supervised positions, asked for in chunks of rows.
-
-    Attributes:
-        vocab_size: v.
-        logits_per_row: how many logits there are of a row while it is made.
-        softcap: as in :class:`~distill_tune.losses.projection.Projection`.
-    """
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def logits_per_row(self) -> int: ...
-    @property
-    def softcap(self) -> float | None: ...
-
-    def memory(self, rows: int, slot: int = 1) -> torch.Tensor | None:
-        """What :meth:`logits` can write so many rows into; None where it needs none.
-
-        Args:
-            slot: of the teacher, from 1, where several are there at the same time.
-        """
-        ...
-
-    def logits(self, start: int, stop: int, memory: torch.Tensor | None) -> torch.Tensor:
-        """The logits of rows ``start`` to ``stop``, ``[stop - start, v]``; the loss may overwrite them."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +116,7 @@ class SumOfTeachers:
         weights: of each; their sum is 1.
     """
 
-    signals: Sequence[TeacherSignal | SparseSignal]
+    signals: Sequence[TeacherSignal | SparseSignal | Aligned]
     weights: Sequence[float]
 
 
@@ -157,7 +129,7 @@ class TeacherOfEachRow:
         owned: of each teacher, which rows these are, ascending, int64, on the CPU.
     """
 
-    signals: Sequence[TeacherSignal]
+    signals: Sequence[TeacherSignal | Aligned]
     owned: Sequence[torch.Tensor]
     softcap: None = None
 
@@ -176,6 +148,7 @@ class TeacherOfEachRow:
         out = None
         for signal, rows in zip(self.signals, self.owned, strict=True):
             first, last = torch.searchsorted(rows, torch.tensor([start, stop])).tolist()
+            assert not isinstance(signal, Aligned)  # see added_up
             logits = capped(signal.logits(first, last, signal.memory(last - first)), signal.softcap)
             if out is None:
                 out = logits.new_empty(stop - start, self.vocab_size, dtype=torch.float32)
@@ -185,31 +158,55 @@ class TeacherOfEachRow:
         return out
 
 
-# What a teacher says of some rows: logits ``[c, v]``, or a record of them.
-Word = torch.Tensor | SparseSignal
+# What a teacher says of some rows: logits ``[c, v]``, a record of them, or rows of another tokenizer.
+Word = torch.Tensor | SparseSignal | AlignedWord
 
 
-def said(signal: TeacherSignal | SparseSignal, start: int, stop: int, memory: torch.Tensor | None) -> Word:
-    """Of rows ``start`` to ``stop``; the loss may overwrite logits."""
-    return signal[start:stop] if isinstance(signal, SparseSignal) else signal.logits(start, stop, memory)
+def said(signal: TeacherSignal | SparseSignal | Aligned, start: int, stop: int, memory: torch.Tensor | None) -> Word:
+    """Of rows ``start`` to ``stop``; the loss may overwrite logits.
+
+    Args:
+        memory: for no fewer rows than these.
+    """
+    if isinstance(signal, SparseSignal):
+        return signal[start:stop]
+    if isinstance(signal, Aligned):
+        return signal.word(start, stop, memory)
+    return signal.logits(start, stop, None if memory is None else memory[: stop - start])
 
 
-def added_up(signal: TeacherSignal | SparseSignal | SumOfTeachers) -> list[tuple[float, TeacherSignal | SparseSignal]]:
+def part_of(word: Word, start: int, stop: int) -> Word:
+    """What is said of some of its rows."""
+    return word.part(start, stop) if isinstance(word, AlignedWord) else word[start:stop]
+
+
+def added_up(
+    signal: "TeacherSignal | SparseSignal | Aligned | SumOfTeachers | TeacherOfEachRow",
+) -> list[tuple[float, TeacherSignal | SparseSignal | Aligned]]:
     """The signals that each have a divergence of their own, with their shares.
 
     Raises:
-        ValueError: records in a mixture, or beside another kind of signal where each row has its own teacher.
+        ValueError: records or teachers of other tokenizers in a mixture, or beside another kind of signal where each
+            row has its own teacher.
     """
     if isinstance(signal, SumOfTeachers):
         pairs = zip(signal.weights, signal.signals, strict=True)
         return [(weight * share, term) for weight, one in pairs for share, term in added_up(one)]
-    records = [one for one in getattr(signal, "signals", ()) if isinstance(one, SparseSignal)]
-    if not records:
-        return [(1.0, signal)]
+    several = getattr(signal, "signals", ())
+    aligned = [one for one in several if isinstance(one, Aligned)]
+    records = [one for one in several if isinstance(one, SparseSignal)]
+    if not records and not aligned:
+        return [(1.0, signal)]  # type: ignore[list-item]
     if isinstance(signal, MixtureOfTeachers):
-        raise ValueError(unserved(records[0].kind, ForwardKL(), combination="mixture"))
+        kind = records[0].kind if records else "aligned"
+        raise ValueError(unserved(kind, ForwardKL(), combination="mixture"))
     assert isinstance(signal, TeacherOfEachRow)
-    if {type(one) for one in signal.signals} != {type(records[0])}:
+    if aligned:
+        if len(aligned) < len(several):
+            raise ValueError("by_row: where a teacher has another tokenizer than the student all of them must have one")
+        n = sum(len(rows) for rows in signal.owned)
+        return [(1.0, one.among(rows, n)) for one, rows in zip(aligned, signal.owned, strict=True)]
+    if {type(one) for one in several} != {type(records[0])}:
         raise ValueError(f"by_row: a {records[0].kind} record of one teacher needs one of the same kind of each other")
     return [(1.0, type(records[0]).of_each_row(records, signal.owned))]  # type: ignore[arg-type]
 

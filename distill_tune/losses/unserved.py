@@ -1,5 +1,6 @@
 """Which losses a stored kind of signal can serve, for checks before anything is loaded."""
 
+from distill_tune.losses.aligned import Aligned
 from distill_tune.losses.divergences import Divergence, ForwardKL
 from distill_tune.losses.sparse import SampledTokens, SparseSignal, TopTokens
 from distill_tune.losses.token_weights import TeacherCertainty, TokenWeight
@@ -19,11 +20,20 @@ def unserved(
     """Why a record of this kind cannot serve a loss, with the kind that could; None where it can.
 
     Args:
-        kind: ``sampled``, ``top_k``, or any other, which serves everything.
+        kind: ``sampled``, ``top_k``, ``aligned`` (of a teacher with another tokenizer), or any other, which serves
+            everything.
         temperature: of the loss; None where it is a schedule.
         k: of a ``top_k`` record.
         combination: of several teachers, of which this is one: ``mixture``, ``sum``, ``by_row``.
     """
+    if kind == "aligned":
+        if combination == "mixture":
+            return "a mixture is over tokens that teachers of other tokenizers do not have: combine by sum or by_row"
+        if token_weight is not None:
+            return f"{type(token_weight).__name__} is of a teacher's own tokens, which are not the student's"
+        return None
+    if getattr(divergence, "aligned", False):
+        return f"{type(divergence).__name__} is for a teacher of another tokenizer, and this one has the student's"
     if kind not in (SampledTokens.kind, TopTokens.kind):
         return None
     of = f"a {kind} record"
@@ -70,3 +80,32 @@ def require_served(
     )
     if reason:
         raise ValueError(reason)
+
+
+def require_served_between_tokenizers(
+    signal: Aligned,
+    n: int,
+    vocab_size: int,
+    divergence: Divergence,
+    token_weight: TokenWeight | None,
+    common_vocab_size: int | None,
+) -> None:
+    """
+    Args:
+        n, vocab_size: of the student.
+
+    Raises:
+        ValueError: positions of other rows or classes of other vocabularies, or a loss that cannot be had.
+    """
+    if reason := unserved("aligned", divergence, token_weight):
+        raise ValueError(reason)
+    if len(signal.positions) != n:
+        raise ValueError(f"positions of {len(signal.positions)} rows, where {n} are to be learned")
+    classes = len(signal.classes.student), len(signal.classes.teacher)
+    if classes != (vocab_size, signal.vocab_size):
+        raise ValueError(f"classes of {classes} tokens, the models have logits of {(vocab_size, signal.vocab_size)}")
+    if common_vocab_size not in (None, vocab_size):
+        raise ValueError(
+            f"common_vocab_size={common_vocab_size}: a teacher of another tokenizer is compared over all of the "
+            f"student's {vocab_size} tokens"
+        )

@@ -19,7 +19,7 @@ from torchtune.modules import TransformerDecoder
 _SHOWN = 3
 _SENTENCE = "The weather was fine, so we went for a walk along the river and had lunch at home."
 _TIKTOKEN = "original"  # where the folders of Llama keep Meta's own files
-_ANOTHER = 0.01  # of the ordinary tokens; a tokenizer that differs in more is another one
+ANOTHER = 0.01  # of the ordinary tokens; a tokenizer that differs in more is another one
 
 
 def common_vocabulary(student: TransformerDecoder, teacher_size: int) -> int:
@@ -89,6 +89,13 @@ class Vocabulary:
                 found[index] = f"{_quoted(mine)} is {_quoted(its)}"
         return found
 
+    def is_another(self, other: "Vocabulary") -> bool:
+        """Whether ``other`` is another tokenizer altogether: more than a hundredth of the ordinary tokens differ."""
+        return len(self._ordinary(other, self.differing(other))) > ANOTHER * len(self.tokens)
+
+    def _ordinary(self, other: "Vocabulary", differing: Mapping[int, str]) -> list[int]:
+        return [index for index in differing if index in self.tokens and index not in self.added | other.added]
+
     def require_same_ordinary(self, other: "Vocabulary", told: str) -> dict[int, str]:
         """:meth:`differing`, where ``other`` is no other tokenizer altogether.
 
@@ -99,8 +106,8 @@ class Vocabulary:
             UserError: more than a hundredth of the ordinary tokens differ.
         """
         differing = self.differing(other)
-        ordinary = [index for index in differing if index in self.tokens and index not in self.added | other.added]
-        if len(ordinary) > _ANOTHER * len(self.tokens):
+        ordinary = self._ordinary(other, differing)
+        if len(ordinary) > ANOTHER * len(self.tokens):
             shown = ", ".join(f"{index}: {differing[index]}" for index in sorted(ordinary)[:_SHOWN])
             raise UserError(f"{told}: {len(ordinary)} tokens have other ids or are missing ({shown})")
         return differing
@@ -125,7 +132,7 @@ def check_tokenizers(student: Path, teacher: Path, tokenizer: Any = None) -> dic
     if rows is None or its is None:
         return {}
     writer = getattr(tokenizer, "folder", student)
-    told = f"teacher_model: the tokenizer of {teacher} is not that of {writer}; distillation by logits needs one"
+    told = f"teacher_model: the tokenizer of {teacher} is not that of {writer}; name its own as teacher_tokenizer"
     return rows.require_same_ordinary(its, told)
 
 

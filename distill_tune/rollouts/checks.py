@@ -1,6 +1,7 @@
 """What of a config with rollouts can be found wrong before a model loads."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -198,7 +199,8 @@ def _lengths(rows: TokenisedRows, room: Room) -> Lengths:
         return rows.origin(int(rows_found.nonzero()[0][0])) if rows_found.any() else None
 
     prompts = prompt_lengths(rows)
-    of_teacher = prompts if rows.teacher is None else prompt_lengths(rows.teacher)
+    read = [prompt_lengths(its) for its in (rows.teacher, *rows.others) if its is not None]
+    of_teacher = functools.reduce(numpy.maximum, read) if read else prompts
     answers = numpy.array([room.behind(*both) for both in zip(prompts.tolist(), of_teacher.tolist(), strict=True)])
     if row := first(prompts == 0):
         raise UserError(
@@ -212,6 +214,6 @@ def _lengths(rows: TokenisedRows, room: Room) -> Lengths:
         )
     return Lengths(
         int(numpy.maximum(prompts + answers, rows.lengths).max()),
-        int(numpy.maximum(of_teacher + answers, (rows.teacher or rows).lengths).max()),
+        int(numpy.maximum(of_teacher + answers, rows.teacher_lengths).max()),
         int(numpy.maximum(answers, rows.supervised).max()),
     )

@@ -22,7 +22,7 @@ _LIKELIEST = 16  # tokens of each, of which it is told how many are the same
 class Marks:
     """Of the supervised positions of a batch, at temperature 1, ``[n]`` each, float32, on the CPU.
 
-    Of a teacher that gives records, what they do not tell is no number.
+    Of a teacher that gives records, or has another tokenizer, what it does not tell is no number.
 
     Attributes:
         log_prob: of the token, under the student as it trains.
@@ -56,6 +56,7 @@ def marks_of(
     """
     terms = added_up(teacher(batch))
     targets = batch.targets[0, batch.supervised_positions]
+    terms = [(share, term) for share, term in terms if not isinstance(term, losses.Aligned)]
     v = min([common_vocab_size or head.vocab_size, *(term.vocab_size for _, term in terms)])
     parts = [
         _of_chunk(logits, targets[start : start + len(logits)], terms, start, v)
@@ -116,6 +117,8 @@ def _of_chunk(
     own = compared.gather(1, targets.where(known, 0)[:, None])[:, 0]
     of_teacher = _log_probs(terms, start, start + len(logits), v)
     unknown = torch.full_like(log_prob, torch.nan)
+    if of_teacher is None:
+        return log_prob, unknown, _entropy(compared), unknown, unknown
     if isinstance(of_teacher, SparseSignal):
         its, entropy, likeliest = _of_record(of_teacher, targets)
     else:
@@ -127,7 +130,8 @@ def _of_chunk(
 
 
 def _log_probs(terms: list[tuple[float, Any]], start: int, stop: int, v: int) -> Any:
-    """The teacher's logarithms ``[c, v]``, of several their mixture; of one that gives records, its record."""
+    """The teacher's logarithms ``[c, v]``, of several their mixture; of one that gives records, its record; None
+    without any in these tokens."""
     mixed = None
     for share, term in terms:
         if isinstance(term, SparseSignal):

@@ -36,15 +36,16 @@ def prompt_of(tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def answered(row: Row, answer: Sequence[int]) -> Row:
     """The row with an answer of its own behind the student's prompt, and behind the teacher's, where it has one.
 
-    The answer is learned as it is: an end that it has not is not taught.
+    The answer is learned as it is: an end that it has not is not taught. ``others`` stay as they are.
     """
-    tokens, labels = _behind(prompt_of(row.tokens, row.labels), answer)
+    tokens, labels = behind(prompt_of(row.tokens, row.labels), answer)
     of_teacher: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
     if row.teacher_tokens is not None and row.teacher_labels is not None:
-        of_teacher = _behind(prompt_of(row.teacher_tokens, row.teacher_labels), answer)
-    return Row(tokens, labels, *of_teacher, row.teacher_id, row.place)
+        of_teacher = behind(prompt_of(row.teacher_tokens, row.teacher_labels), answer)
+    return Row(tokens, labels, *of_teacher, row.teacher_id, row.place, others=row.others)
 
 
-def _behind(prompt: torch.Tensor, answer: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def behind(prompt: torch.Tensor, answer: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and labels of a prompt and an answer, which alone is learned."""
     written = torch.tensor(answer, dtype=prompt.dtype)
     return torch.cat([prompt, written]), torch.cat([torch.full_like(prompt, IGNORE_INDEX), written])

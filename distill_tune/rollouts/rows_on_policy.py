@@ -151,9 +151,11 @@ class RowsOnPolicy:
         lengths, learned, of_teacher = (
             (tokens,) * rows for tokens in (longest.student, longest.learned, longest.teacher)
         )
-        differ = any(of_dataset.teacher is not None for of_dataset in self._steps.plan.datasets)
+        datasets = self._steps.plan.datasets
+        differ = any(of_dataset.teacher is not None for of_dataset in datasets)
+        others = (Shape(of_teacher, learned),) * len(datasets[0].others)
         following = [(number,) * rows for number in range(len(self._teacher.names))] or [()]
-        return [Shape(lengths, learned, of_teacher if differ else (), ids) for ids in following]
+        return [Shape(lengths, learned, of_teacher if differ else (), ids, others) for ids in following]
 
     def shapes(self, step: int) -> list[Shape]:
         """As :meth:`RowsOfData.shapes`."""
@@ -176,6 +178,7 @@ def _shape_of(rows: Sequence[Row], follow_teachers: bool) -> Shape:
         tuple(int((row.labels[1:] != IGNORE_INDEX).sum()) for row in rows),
         tuple(of_teacher),
         tuple(row.teacher_id for row in rows) if follow_teachers else (),
+        tuple(_shape_of(read, False) for read in zip(*(row.others for row in rows), strict=True)),
     )
 
 

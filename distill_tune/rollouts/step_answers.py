@@ -18,6 +18,7 @@ from distill_tune.rollouts.ahead import KeptAnswers
 from distill_tune.rollouts.answers import before_tokens
 from distill_tune.rollouts.checks import Checked
 from distill_tune.rollouts.on_policy import own_rows
+from distill_tune.rollouts.other_tokens import OtherTokens
 from distill_tune.rollouts.prompts import answered, prompt_of
 from distill_tune.rollouts.writers import written_by_all_ranks
 from distill_tune.training.served_adapter import ServedAdapter
@@ -64,6 +65,10 @@ class StepAnswers:
         self._plan, self._steps_per_epoch = checked.steps.plan, checked.steps.steps_per_epoch
         self._rows_before = [0, *itertools.accumulate(map(len, self._plan.datasets))]
         self._ahead: dict[int, list[Completion | None]] = {}
+        built = checked.built
+        self._others = OtherTokens(
+            built.tokenizer, checked.ends, built.teacher.other_tokenizers, checked.room.teacher_reads
+        )
 
     def begin(self, student: TransformerDecoder, device: torch.device, run: Path) -> None:
         """Once the models have their weights."""
@@ -98,15 +103,22 @@ class StepAnswers:
         if step not in self._ahead:
             self._ahead = self._kept.of_step(step, len(asked.wanted)) or self._written_from(step, asked)
         return [
-            Answer(answered(asked.rows[at], found.tokens) if found else asked.rows[at], found, bool(asked.is_own[at]))
+            Answer(self._answered(asked.rows[at], found) if found else asked.rows[at], found, bool(asked.is_own[at]))
             for at, found in zip(asked.wanted, self._ahead[step], strict=True)
         ]
+
+    def _answered(self, row: Row, found: Completion) -> Row:
+        return self._others(answered(row, found.tokens), found.tokens)
 
     def as_long_as_may_be(self, step: int) -> list[Row]:
         """The rows of a step of the first epoch, with answers of any tokens."""
         asked = self._asked(step, self._plan.rows(0, step))
+
+        def longest(row: Row, num_tokens: int) -> Row:
+            return self._others.as_long_as_may_be(answered(row, [0] * num_tokens), num_tokens)
+
         return [
-            answered(asked.rows[at], [0] * (request.max_new_tokens or 0))
+            longest(asked.rows[at], request.max_new_tokens or 0)
             if asked.is_own[at] or self._settings.seq_kd
             else asked.rows[at]
             for at, request in zip(asked.wanted, asked.requests, strict=True)
@@ -159,7 +171,8 @@ class StepAnswers:
         if row.teacher_tokens is not None and row.teacher_labels is not None:
             of_teacher = prompt_of(row.teacher_tokens, row.teacher_labels)
         asked = prompt if is_own else of_teacher
-        return Request(asked.tolist(), stream, self._of.room.behind(len(prompt), len(of_teacher)))
+        longest = max([len(of_teacher), *(len(prompt_of(its.tokens, its.labels)) for its in row.others)])
+        return Request(asked.tolist(), stream, self._of.room.behind(len(prompt), longest))
 
 
 def _occurrences(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -57,7 +57,7 @@ class RowsOfData:
     @property
     def longest(self) -> int:
         """Tokens of the longest row, as student or teacher reads it."""
-        return max(self._steps.plan.longest, self._steps.plan.longest_of_teacher)
+        return self._steps.plan.longest_read
 
     @property
     def largest_shapes(self) -> Sequence[Shape]:

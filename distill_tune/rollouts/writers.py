@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from distill_tune.errors import UserError
 from distill_tune.generation import Completion, Generator, Request
 from distill_tune.generation.requests import require_numbers
-from distill_tune.teachers import EMA, EarlierCheckpoint, HuggingFace, LiveTeacher, SeveralTeachers, Teacher
+from distill_tune.teachers import (
+    EMA,
+    AlignedTeacher,
+    EarlierCheckpoint,
+    HuggingFace,
+    LiveTeacher,
+    SeveralTeachers,
+    Teacher,
+)
 from distill_tune.training.distributed import num_ranks, on_all_ranks, rank
 
 
@@ -19,6 +27,11 @@ def teachers_that_write(teacher: Teacher) -> list[LiveTeacher | HuggingFace]:
         return [writing for one in teacher.teachers for writing in teachers_that_write(one)]
     if isinstance(teacher, LiveTeacher | HuggingFace):
         return [teacher]
+    if isinstance(teacher, AlignedTeacher):
+        raise UserError(
+            "rollouts.seq_kd=True: the tokenizer of teacher_model is not that of the rows; let it write answers "
+            "beforehand (distill-tune run generate) and train on that file"
+        )
     if isinstance(teacher, EMA | EarlierCheckpoint):
         return [teacher.teacher]
     raise UserError(

@@ -60,7 +60,7 @@ class Tokens:
         told = f"url={engine.server.url}"
         if (its := engine.vocabulary()) is None:
             raise UserError(f"{told}: its teacher has no tokenizer to prove its tokens by; put one into its folder")
-        told = f"{told}: its teacher's tokenizer is not that of the rows; distillation by logits needs one"
+        told += ": its teacher's tokenizer is not that of the rows; take kind=hidden, and name it as teacher_tokenizer"
         return self._own.require_same_ordinary(its, told)
 
     def differing_by_name(self, engine: Engine, used: numpy.ndarray) -> dict[int, str]:

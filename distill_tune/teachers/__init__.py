@@ -1,5 +1,6 @@
 """Where the teacher's signal comes from."""
 
+from distill_tune.teachers.aligned import AlignedTeacher, with_own_tokenizers
 from distill_tune.teachers.build import build_teacher
 from distill_tune.teachers.cached import Cached, require_lasting_prompts, require_served_by, what_it_lacks
 from distill_tune.teachers.hf import HuggingFace
@@ -13,6 +14,7 @@ from distill_tune.teachers.teacher import Shard, Teacher
 __all__ = [
     "EMA",
     "NF4",
+    "AlignedTeacher",
     "BaseModel",
     "Cached",
     "EarlierCheckpoint",
@@ -26,4 +28,5 @@ __all__ = [
     "require_lasting_prompts",
     "require_served_by",
     "what_it_lacks",
+    "with_own_tokenizers",
 ]

@@ -66,13 +66,16 @@ class Cached(Teacher):
     def vocab_size(self) -> int:
         return self._encoding.vocab_size
 
+    def vocabulary(self) -> Vocabulary | None:
+        return read_vocabulary(self._cache.folder)
+
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         rows, its = written_by(tokenizer) or Vocabulary.of(checkpoint.folder), read_vocabulary(self._cache.folder)
         if rows is not None and its is not None:
             writer = getattr(tokenizer, "folder", checkpoint.folder)
-            told = f"{self._told}: its teacher's tokenizer is not that of {writer}; distillation by logits needs one"
+            told = f"{self._told}: its teacher's tokenizer is not that of {writer}; name its own as teacher_tokenizer"
             self._differing = rows.require_same_ordinary(its, told)
-        return models.common_vocabulary(student, self.vocab_size)
+        return self.vocab_size
 
     def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
         models.require_same_tokens(self._differing, used_tokens, self._cache.folder)
@@ -177,7 +180,7 @@ def require_lasting_prompts(told: str, datasets: Sequence[TokenisedRows], augmen
     Raises:
         UserError: the prompts that the teacher reads change each time.
     """
-    if augmented and any(rows.teacher is None for rows in datasets):
+    if augmented and any(rows.teacher is None and not rows.others for rows in datasets):
         raise UserError(
             f"{told}: augmentations make prompts that no cache has; leave them out, or give the teacher a prompt of "
             "its own"

@@ -60,7 +60,7 @@ class HuggingFace(Teacher):
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         self.other_tokens = models.check_tokenizers(checkpoint.folder, self._folder.base, tokenizer)
-        return models.common_vocabulary(student, self._config.vocab_size)
+        return self.vocab_size
 
     def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
         models.require_tokens("teacher_model", self._config.vocab_size, int(used_tokens[-1]))

@@ -57,7 +57,7 @@ class LiveTeacher(Teacher):
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         if self.checkpoint is not None:
             self.other_tokens = models.check_tokenizers(checkpoint.folder, self.checkpoint.folder, tokenizer)
-        return models.common_vocabulary(student, self.vocab_size)
+        return self.vocab_size
 
     def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
         models.require_rows("teacher_model", self.model, longest, int(used_tokens[-1]))

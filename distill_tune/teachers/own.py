@@ -43,7 +43,7 @@ class _CopyOfStudent(Teacher):
         self.models = self._teacher.models
         self.num_layers, self.width = self._teacher.num_layers, self._teacher.width
         self._student = student
-        return models.common_vocabulary(student, self._teacher.vocab_size)
+        return self._teacher.vocab_size
 
     def own_bytes(self, is_sharded: bool) -> float | None:
         if is_sharded:
@@ -139,7 +139,7 @@ class EarlierCheckpoint(_CopyOfStudent):
         self._folder = Path(os.path.expanduser(path))
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
-        common = super().check(student, checkpoint, tokenizer)
+        vocab_size = super().check(student, checkpoint, tokenizer)
         adapters = models.adapter_names(student)
         shapes = {name: list(p.shape) for name, p in named_parameters(student) if not adapters or name in adapters}
         try:
@@ -151,7 +151,7 @@ class EarlierCheckpoint(_CopyOfStudent):
         if found != shapes:
             raise UserError(f"teacher_model.path={self._folder}: was trained with other parameters than `model`")
         self.files = [file for file in [self._folder / CHECKSUMS] if file.is_file()]
-        return common
+        return vocab_size
 
     @torch.no_grad()
     def load(
@@ -173,7 +173,7 @@ class BaseModel(Teacher):
         self.models = [student]
         self.num_layers, self.width = len(student.layers), student.tok_embeddings.weight.shape[1]
         self._layers: Sequence[int] = ()
-        return models.common_vocabulary(student, models.output_head(student).vocab_size)
+        return models.output_head(student).vocab_size
 
     def keep_hidden_states(self, layers: Sequence[int]) -> None:
         self._layers = layers

@@ -169,9 +169,10 @@ class Served(Teacher):
             for engine in self._engines:
                 with answered_by(engine):
                     self.other_tokens |= self._tokens.differing(engine)
-            common = models.common_vocabulary(student, about.vocab_size or models.output_head(student).vocab_size)
+            of_student = models.output_head(student).vocab_size
+            its = about.vocab_size or of_student
             # Of hidden states the whole layer; else what is left out of a longer vocabulary is padding.
-            self._vocab_size = about.vocab_size if self.kind == "hidden" and about.vocab_size else common
+            self._vocab_size = its if self.kind == "hidden" else min(of_student, its)
             self.width = about.width if self.kind == "hidden" else 0
             self.encoding = self._made_encoding()
             known = require_known_answer(self._engines, self._tokens, self._vocab_size, self.settings.get("k", _LISTED))
@@ -186,7 +187,7 @@ class Served(Teacher):
             raise UserError(f"{_KEY}.url: the servers do not serve the same teacher ({', '.join(told)})")
         self.content = hashlib.sha256(told[0].encode()).hexdigest()
         print(describe(self._engines, self.kind, self.settings.get("k"), known))
-        return common
+        return its
 
     def _require_others(self) -> None:
         """

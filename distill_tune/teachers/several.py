@@ -34,7 +34,7 @@ class SeveralTeachers(Teacher):
     def __init__(
         self, teachers: Sequence[Teacher], weights: Sequence[float], names: Sequence[str], combination: str
     ) -> None:
-        self._teachers, self._combination = list(teachers), combination
+        self._teachers, self.combination = list(teachers), combination
         self._weights = [weight / sum(weights) for weight in weights]
         self._all_names = tuple(names)
         if combination == "by_row":
@@ -42,19 +42,26 @@ class SeveralTeachers(Teacher):
         self.may_be_lost = any(teacher.may_be_lost for teacher in self._teachers)
         self.tokens_of_student = max(teacher.tokens_of_student for teacher in self._teachers)
         self.answers_new_rows = all(teacher.answers_new_rows for teacher in self._teachers)
+        self.shares_tokenizer = any(teacher.shares_tokenizer for teacher in self._teachers)
+        others = {id(other): other for teacher in self._teachers for other in teacher.other_tokenizers}
+        self.other_tokenizers = list(others.values())
 
     @property
     def teachers(self) -> Sequence[Teacher]:
         return self._teachers
 
+    def with_teachers(self, teachers: Sequence[Teacher]) -> "SeveralTeachers":
+        """The same with others in their places."""
+        return SeveralTeachers(teachers, self._weights, self._all_names, self.combination)
+
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
-        common = [teacher.check(student, checkpoint, tokenizer) for teacher in self._teachers]
+        known = [teacher.check(student, checkpoint, tokenizer) for teacher in self._teachers]
         self.folders = list(itertools.chain.from_iterable(teacher.folders for teacher in self._teachers))
         self.files = list(itertools.chain.from_iterable(teacher.files for teacher in self._teachers))
         self._find_content()
         self.other_tokens = {index: told for one in self._teachers for index, told in one.other_tokens.items()}
         self.models = list(itertools.chain.from_iterable(teacher.models for teacher in self._teachers))
-        return min((size for size in common if size is not None), default=None)
+        return min((size for size in known if size is not None), default=None)
 
     def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
         for teacher in self._teachers:
@@ -67,19 +74,24 @@ class SeveralTeachers(Teacher):
         temperature: float | None,
         combination: str | None = None,
     ) -> None:
+        if self.combination == "mixture" and self.other_tokenizers:
+            raise UserError(
+                "teacher_combination=mixture: makes one distribution over the same tokens, and not all teachers have "
+                "the tokenizer of the rows; take sum, or by_row"
+            )
         kinds = [teacher.record_kind for teacher in self._teachers]
-        if self._combination == "by_row" and len(set(kinds)) > 1:
+        if self.combination == "by_row" and len(set(kinds)) > 1:
             each = (f"{name}: {kind or 'none'}" for name, kind in zip(self._all_names, kinds, strict=True))
             raise UserError(
                 f"teacher_combination=by_row: records of one teacher need records of the same kind of each other "
                 f"({', '.join(each)}); take one kind for all, or kind hidden, which goes with any"
             )
         for teacher in self._teachers:
-            teacher.require_loss(divergence, token_weight, temperature, self._combination)
+            teacher.require_loss(divergence, token_weight, temperature, self.combination)
 
     def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
         for own, teacher in enumerate(self._teachers):
-            teacher.require_signals(datasets, augmented, own if self._combination == "by_row" else None)
+            teacher.require_signals(datasets, augmented, own if self.combination == "by_row" else None)
         self._find_content()
 
     def _find_content(self) -> None:
@@ -87,7 +99,7 @@ class SeveralTeachers(Teacher):
             self.content = hashlib.sha256(" ".join(contents).encode()).hexdigest()
 
     def each(self, shape: Shape) -> list[tuple[Teacher, Shape]]:
-        rows_of = shape.following if self._combination == "by_row" else lambda number: shape
+        rows_of = shape.following if self.combination == "by_row" else lambda number: shape
         found = [teacher.each(rows_of(number)) for number, teacher in enumerate(self._teachers)]
         return list(itertools.chain.from_iterable(found))
 
@@ -110,10 +122,10 @@ class SeveralTeachers(Teacher):
         return None
 
     def __call__(self, batch: Batch) -> Any:
-        if self._combination == "by_row":
+        if self.combination == "by_row":
             return self._of_each_row(batch)
         signals = [teacher(batch) for teacher in self._teachers]
-        combined = MixtureOfTeachers if self._combination == "mixture" else SumOfTeachers
+        combined = MixtureOfTeachers if self.combination == "mixture" else SumOfTeachers
         return combined(signals, self._weights)
 
     def _of_each_row(self, batch: Batch) -> TeacherOfEachRow:

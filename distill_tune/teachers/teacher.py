@@ -10,10 +10,12 @@ import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune.data.batch import Batch
+from distill_tune.data.other_tokenizer import OtherTokenizer
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.losses import Divergence, TokenWeight
 from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.models.vocabulary import Vocabulary
 
 from torchtune.modules import TransformerDecoder
 
@@ -37,7 +39,8 @@ class Teacher:
         num_layers, width: of its hidden states; 0 where it gives none but the last.
         names: of several teachers, by which rows choose theirs.
         files: of its own weights, known after :meth:`check`: a run goes on with the teacher that it had.
-        folders: of other models than the student's, known after :meth:`check`; a GGUF file in place of a folder.
+        folders: of other models than the student's whose tokens are those of the rows, known after :meth:`check`; a
+            GGUF file in place of a folder.
         content: tells apart teachers that have no ``files`` here, known after :meth:`check` and
             :meth:`require_signals`; empty where there is none.
         other_tokens: ids that are other tokens to it than in the rows, with what each is; known after :meth:`check`.
@@ -46,6 +49,8 @@ class Teacher:
         tokens_of_student: so many of the student's likeliest of each position it is to tell of as well, of rows that
             are written while the student trains: ``likeliest`` of a batch.
         answers_new_rows: whether it has a word on any row, also one that is written while the student trains.
+        shares_tokenizer: whether it, or one of several, reads the tokens of the rows.
+        other_tokenizers: those of its, or of several, that are not that of the rows, each once.
     """
 
     models: Sequence[TransformerDecoder] = ()
@@ -60,6 +65,17 @@ class Teacher:
     may_be_lost = False
     tokens_of_student = 0
     answers_new_rows = True
+    shares_tokenizer = True
+    other_tokenizers: Sequence[OtherTokenizer] = ()
+
+    @property
+    def itself(self) -> "Teacher":
+        """The one that is asked about its own rows, where those of the student are aligned with them."""
+        return self
+
+    def vocabulary(self) -> Vocabulary | None:
+        """Of its tokenizer, as far as its files tell; None where they do not, or it is the student's by nature."""
+        return Vocabulary.of(self.folders[0]) if self.folders else None
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         """
@@ -68,7 +84,8 @@ class Teacher:
             checkpoint: the student's.
 
         Returns:
-            How many tokens both know, from the first on; None where that is all.
+            Of how many tokens, from the first on, it knows how likely they are; None without a teacher, or where they
+            are not the student's.
 
         Raises:
             UserError: it cannot teach this student.

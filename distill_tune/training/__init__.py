@@ -65,7 +65,7 @@ from distill_tune.training.teacher_cache import (
     tokens_of_a_batch,
     write_output_layer,
 )
-from distill_tune.training.tokenizer_check import check_tokenizer
+from distill_tune.training.tokenizer_check import check_tokenizer, describe_others
 from distill_tune.training.warm_up import schedule_remarks
 
 __all__ = [
@@ -93,6 +93,7 @@ __all__ = [
     "check_optimizer",
     "check_tokenizer",
     "describe_cache",
+    "describe_others",
     "device_mesh",
     "dtype_to_train_in",
     "encoding_for",

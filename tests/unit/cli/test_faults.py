@@ -102,7 +102,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_before_it_is_read(write_config, 
     assert "config.json is broken" in fault(f"checkpointer.checkpoint_dir={broken}")
 
 
-def test_models_that_do_not_share_the_tokenizer_are_refused(write_config, fault, tmp_path, teacher_folder):
+def test_what_needs_one_tokenizer_is_refused_where_there_are_two(write_config, fault, tmp_path, teacher_folder):
     import sentencepiece
 
     other = tmp_path / "other"
@@ -119,9 +119,11 @@ def test_models_that_do_not_share_the_tokenizer_are_refused(write_config, fault,
         minloglevel=2,
     )
     write_config()
-    told = fault(f"teacher_checkpointer.checkpoint_dir={other}")
-    assert f"the tokenizer of {other} is not that of" in told
-    assert "distillation by logits needs one" in told
+    told = fault(
+        f"teacher_checkpointer.checkpoint_dir={other}",
+        "hidden_loss={_component_: distill_tune.losses.HiddenLoss}",
+    )
+    assert "hidden_loss: it compares hidden states token by token, and the tokenizer of teacher_model is not" in told
 
 
 def test_rows_longer_than_the_model_are_told(write_config, fault):

@@ -53,10 +53,10 @@ def test_rows_of_a_worker_that_dies_are_tokenised_in_this_process(prepared, monk
     monkeypatch.setattr(prepare, "usable_cpus", lambda: 2)
     own, read = os.getpid(), prepare._read
 
-    def dying(index, prompt):
+    def dying(index, *read_by):
         if os.getpid() != own and index == 700:
             os.kill(os.getpid(), signal.SIGKILL)
-        return read(index, prompt)
+        return read(index, *read_by)
 
     monkeypatch.setattr(prepare, "_read", dying)
     rows = prepared()

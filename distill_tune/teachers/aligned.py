@@ -1,0 +1,254 @@
+"""A teacher of another tokenizer: asked about its own rows, which are aligned with the student's byte by byte."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune import models
+from distill_tune.alignment.token_bytes import TokenBytes, token_bytes
+from distill_tune.alignment.vocabulary_map import VocabularyMap
+from distill_tune.config.components import build
+from distill_tune.data.batch import Batch
+from distill_tune.data.ends import exported_stops
+from distill_tune.data.other_tokenizer import OtherTokenizer
+from distill_tune.data.shape import Shape
+from distill_tune.data.tokenised_rows import TokenisedRows
+from distill_tune.errors import UserError
+from distill_tune.losses import Aligned, Divergence, TokenWeight, unserved
+from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.models.vocabulary import ANOTHER, Vocabulary, written_by
+from distill_tune.teachers.several import SeveralTeachers
+from distill_tune.teachers.teacher import Shard, Teacher
+
+from torchtune.modules import TransformerDecoder
+
+KEY = "teacher_tokenizer"
+_MOST_MASKED = 0.5  # of the answers' bytes
+
+
+class AlignedTeacher(Teacher):
+    """Another teacher, whose word is on rows of its own tokens: as many as these have supervised positions.
+
+    Args:
+        teacher: gives whole distributions.
+        tokenizer: its own.
+        number: of the tokenizer, among those of the run's teachers that are not that of the rows.
+    """
+
+    shares_tokenizer = False
+
+    def __init__(self, teacher: Teacher, tokenizer: OtherTokenizer, number: int) -> None:
+        self._teacher, self._own, self._number = teacher, tokenizer, number
+        self.other_tokenizers = [tokenizer]
+        self.may_be_lost = teacher.may_be_lost
+        self._take_over()
+
+    @property
+    def itself(self) -> Teacher:
+        return self._teacher
+
+    def _take_over(self) -> None:
+        """What is known of the teacher by now."""
+        self.models, self.files, self.content = self._teacher.models, self._teacher.files, self._teacher.content
+
+    def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> None:
+        of_tokenizer = getattr(self._own.tokenizer, "folder", Path(os.devnull))  # which has nothing
+        folder = next(iter(self._teacher.folders), of_tokenizer)
+        is_other = self._own.tokenizer is not tokenizer
+        own = dataclasses.replace(checkpoint, folder=folder) if is_other else checkpoint
+        vocab_size = self._teacher.check(student, own, self._own.tokenizer)
+        assert vocab_size is not None
+        self._take_over()
+        self._sizes = models.output_head(student).vocab_size, vocab_size
+        self._ends = (
+            frozenset(exported_stops(tokenizer, checkpoint.folder, self._sizes[0])),
+            frozenset(exported_stops(self._own.tokenizer, own.folder, vocab_size)),
+        )
+
+    def require_loss(
+        self,
+        divergence: Divergence,
+        token_weight: TokenWeight | None,
+        temperature: float | None,
+        combination: str | None = None,
+    ) -> None:
+        if reason := unserved("aligned", divergence, token_weight, combination=combination):
+            raise UserError(f"teacher_model: {reason}")
+
+    def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
+        read = [rows.read_by(self._number) for rows in datasets]
+        for rows in read:
+            _require_found(rows)
+        used = functools.reduce(numpy.union1d, (rows.used_tokens for rows in read))
+        self._teacher.require_rows(max(int(rows.lengths.max()) for rows in read), used)
+        self._teacher.require_signals(read, False, number)
+        self._take_over()
+
+    def each(self, shape: Shape) -> list[tuple[Teacher, Shape]]:
+        return self._teacher.each(shape.read_by(self._number))
+
+    def own_bytes(self, is_sharded: bool) -> float | None:
+        return self._teacher.own_bytes(is_sharded)
+
+    def load(
+        self, student: TransformerDecoder, device: torch.device, *, shard: Shard | None = None, compile: bool = False
+    ) -> None:
+        self._teacher.load(student, device, shard=shard, compile=compile)
+        self._classes = self._map.token_classes(device)
+
+    @functools.cached_property
+    def _map(self) -> VocabularyMap:
+        return VocabularyMap(self._own.rows_bytes, self._own.its_bytes, *self._sizes, *self._ends)
+
+    def expect(self, batches: Iterator[Batch]) -> None:
+        self._teacher.expect(batch.read_by(self._number) for batch in batches)
+
+    def lost(self, batches: Sequence[Batch]) -> str | None:
+        return self._teacher.lost([batch.read_by(self._number) for batch in batches])
+
+    def __call__(self, batch: Batch) -> Aligned:
+        read = batch.read_by(self._number)
+        signal = self._teacher(read)
+        positions = self._map.positions(read.alignment.numpy(), batch.learned.numpy())
+        return Aligned(signal, read.targets[0, read.supervised_positions], positions, self._classes)
+
+    def release(self) -> None:
+        self._teacher.release()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return self._teacher.state()
+
+    def restored(self) -> None:
+        self._teacher.restored()
+
+
+def _require_found(rows: TokenisedRows) -> None:
+    """
+    Raises:
+        UserError: most of the answers are not found in what the teacher's tokenizer writes.
+    """
+    found = rows.alignment
+    if found is not None and found.num_masked_bytes > _MOST_MASKED * found.num_bytes:
+        share = found.num_masked_bytes / found.num_bytes
+        raise UserError(
+            f"{KEY}: {share:.0%} of the answers' bytes are not found in what it writes of the same rows: it, or its "
+            "chat template, writes other texts, and the teacher's word on those teaches nothing; name the teacher's own"
+        )
+
+
+def with_own_tokenizers(
+    teacher: Teacher,
+    component: DictConfig | ListConfig | None,
+    tokenizer: Any,
+    tokenizer_config: DictConfig,
+    student: TransformerDecoder,
+    folder: Path,
+) -> Teacher:
+    """The teacher, or each of several, as an :class:`AlignedTeacher` where its tokenizer is not that of the rows.
+
+    Where one of several has its own, and each row follows one of them, or a teacher has fewer logits than the student,
+    the alignment of those that read the rows' tokens is that of each token with itself.
+
+    Args:
+        component: ``teacher_tokenizer``: of one teacher, or a list with one, or null, for each of several. Where it
+            names none, the teacher's folder does.
+        tokenizer, tokenizer_config: that writes the rows, and what it was made from.
+        student, folder: whose tokenizer that is, where ``tokenizer`` is not transformers'.
+
+    Raises:
+        UserError: a tokenizer that is needed is not known, or its tokens' bytes are not; a teacher that gives records
+            of its word alone; not one tokenizer for each teacher.
+    """
+    each = teacher.teachers if isinstance(teacher, SeveralTeachers) else [teacher]
+    if isinstance(component, ListConfig) and len(component) != len(each):
+        raise UserError(
+            f"{KEY}: is a list of {len(component)}, and there is {'one teacher' if len(each) == 1 else len(each)} in "
+            "teacher_model: give one for each, null where the folder's own will do"
+        )
+    if isinstance(component, DictConfig) and len(each) > 1:
+        raise UserError(f"{KEY}: teacher_model is a list of {len(each)}: give a list of as many, null where not needed")
+    named = list(component) if isinstance(component, ListConfig) else [component] * len(each)
+    rows = _Rows(tokenizer, tokenizer_config, written_by(tokenizer) or Vocabulary.of(folder))
+    found = [_own_tokenizer(one, its, rows) for one, its in zip(each, named, strict=True)]
+    if not any(found):
+        return teacher
+    is_added_up = isinstance(teacher, SeveralTeachers) and teacher.combination == "sum"
+    of_student = models.output_head(student).vocab_size
+    made, with_own = dict[str, OtherTokenizer](), list[Teacher]()
+    for one, its in zip(each, found, strict=True):
+        is_plain = is_added_up and getattr(one, "vocab_size", of_student) >= of_student
+        if its is None and (one.record_kind or is_plain):
+            with_own.append(one)
+            continue
+        its = its or _Own(tokenizer, tokenizer_config)
+        name = str(OmegaConf.to_container(its.config))
+        if name not in made:
+            made[name] = OtherTokenizer(its.tokenizer, its.config, token_bytes(its.tokenizer), rows.bytes_)
+        with_own.append(AlignedTeacher(one, made[name], list(made).index(name)))
+    return teacher.with_teachers(with_own) if isinstance(teacher, SeveralTeachers) else with_own[0]
+
+
+class _Own(NamedTuple):
+    """A teacher's own tokenizer, and what it was made from."""
+
+    tokenizer: Any
+    config: DictConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """The tokenizer that writes the rows, what it was made from, and its vocabulary, where that is known."""
+
+    tokenizer: Any
+    config: DictConfig
+    vocabulary: Vocabulary | None
+
+    @functools.cached_property
+    def bytes_(self) -> TokenBytes:
+        return token_bytes(self.tokenizer)
+
+    def are_written_by(self, tokenizer: Any) -> bool:
+        """Whether a tokenizer's tokens are those of the rows."""
+        its = written_by(tokenizer)
+        if its is not None and self.vocabulary is not None:
+            return not self.vocabulary.is_another(its)
+        pairs = zip(self.bytes_.of, token_bytes(tokenizer).of, strict=False)
+        return sum(mine != its for mine, its in pairs) <= ANOTHER * len(self.bytes_.of)
+
+
+def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows) -> _Own | None:
+    """None where it has the tokens of the rows, as far as its files tell."""
+    where = teacher.folders[0] if teacher.folders else None
+    if component is not None:
+        built = build(KEY, component)
+        if rows.are_written_by(built):
+            print(f"{KEY}: has the tokens of the rows, which the teacher reads as they are")
+            return None
+    else:
+        its = teacher.vocabulary()
+        if its is None or rows.vocabulary is None or not rows.vocabulary.is_another(its):
+            return None
+    if teacher.record_kind:
+        raise UserError(
+            f"teacher_model: gives records of kind {teacher.record_kind}, of tokens that are not those of the rows; "
+            "take the teacher itself, or records of kind hidden"
+        )
+    if component is None:
+        if where is None or where.suffix == ".gguf":
+            raise UserError(
+                f"{KEY}: teacher_model{f' {where}' if where else ''} has other tokens than the rows; name what writes "
+                f"them: +{KEY}._component_=distill_tune.data.hf_tokenizer +{KEY}.path=FOLDER"
+            )
+        component = OmegaConf.create({"_component_": "distill_tune.data.hf_tokenizer", "path": str(where)})
+        built = build(KEY, component)
+    told = f"that of {where}" if where else KEY
+    print(f"teacher_model: its tokenizer, {told}, is not that of the rows; the answers are aligned byte by byte")
+    return _Own(built, component)

@@ -1,0 +1,177 @@
+"""Teachers of other tokenizers: found, refused where they cannot teach, and the same gradient however rows are cut."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from tiny import ROWS, write_model_of_another_tokenizer
+
+from distill_tune import losses, models, training
+from distill_tune.config.load import load_config
+from distill_tune.errors import UserError
+from distill_tune.losses import head
+from distill_tune.teachers import AlignedTeacher, LiveTeacher
+
+CPU = torch.device("cpu")
+HF = "distill_tune.models.from_hf"
+TOKENIZER = "distill_tune.data.hf_tokenizer"
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory, tokenizer_file):
+    """Folders of teachers of two other tokenizers."""
+    folder = tmp_path_factory.mktemp("models")
+    sizes = {"a": 288, "b": 264}
+    return {
+        name: write_model_of_another_tokenizer(folder / name, tokenizer_file, size, vocab_size=size)
+        for name, size in sizes.items()
+    }
+
+
+@pytest.fixture
+def configured(write_config, others):
+    """A config whose teacher has another tokenizer, or whose teachers have, by the names of their folders."""
+
+    def configure(*names, **changes):
+        entries = [{"_component_": HF, "path": str(others.get(name, name)), "name": str(name)} for name in names]
+        teacher = entries if len(entries) > 1 else {"_component_": HF, "path": str(others.get(names[0], names[0]))}
+        return load_config(write_config(**{"teacher_model": teacher, "teacher_checkpointer": None} | changes))
+
+    return configure
+
+
+def gradient(cfg, divergence=None):
+    """Of a step's loss for the student's weights, and the sums, summed over the ranks and micro-batches of the plan."""
+    built = training.build_models(cfg, CPU)
+    plan = training.plan_steps(cfg, built, 0).plan
+    models.load_weights(built.student, built.student_checkpoint, CPU)
+    built.teacher.load(built.student, CPU)
+    own_head, sums = models.take_output_head(built.student), []
+    for batch in plan.micro_batches(0, 0):
+        hidden, _ = models.hidden_states(built.student, batch.tokens, batch.attention())
+        sums.append(
+            losses.distillation_loss(
+                hidden[0, batch.supervised_positions],
+                own_head.projection_for_loss(),
+                batch.targets[0, batch.supervised_positions],
+                built.teacher(batch),
+                kd_ratio=0.9,
+                temperature=2.0,
+                common_vocab_size=built.common_vocab_size,
+                divergence=divergence,
+            )
+        )
+        sums[-1].loss.backward()
+    total = losses.LossSums.total([of.detach() for of in sums])
+    return torch.cat([p.grad.flatten() for p in built.student.parameters()]), total, len(sums)
+
+
+def distance(one, other):
+    return float((one - other).norm() / other.norm())
+
+
+def test_a_teacher_of_another_tokenizer_is_found_by_its_folder(configured, capsys):
+    teacher = training.build_models(configured("a"), CPU).teacher
+    assert isinstance(teacher, AlignedTeacher)
+    assert "the answers are aligned byte by byte" in capsys.readouterr().out
+
+
+def test_the_same_tokenizer_in_another_folder_goes_the_plain_way(configured, teacher_folder, tmp_path):
+    shutil.copytree(teacher_folder, tmp_path / "copied")
+    built = training.build_models(configured(tmp_path / "copied"), CPU)
+    assert type(built.teacher) is LiveTeacher
+    assert not training.plan_steps(configured(tmp_path / "copied"), built, 0).plan.datasets[0].others
+
+
+def test_one_that_has_the_tokens_of_the_rows_is_not_needed(configured, teacher_folder, capsys):
+    named = {"_component_": TOKENIZER, "path": str(teacher_folder)}
+    built = training.build_models(configured(teacher_folder, teacher_tokenizer=named), CPU)
+    assert type(built.teacher) is LiveTeacher
+    assert (
+        "teacher_tokenizer: has the tokens of the rows, which the teacher reads as they are" in capsys.readouterr().out
+    )
+
+
+def test_one_of_torchtunes_is_known_by_the_bytes_of_its_tokens(configured, teacher_folder, student_folder):
+    torchtunes = {
+        "_component_": "torchtune.models.llama2.llama2_tokenizer",
+        "path": str(student_folder / "tokenizer.model"),
+    }
+    assert (
+        type(training.build_models(configured(teacher_folder, teacher_tokenizer=torchtunes), CPU).teacher)
+        is LiveTeacher
+    )
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b", "same")], ids=str)
+def test_the_gradient_does_not_depend_on_how_the_step_is_cut(configured, teacher_folder, others, monkeypatch, names):
+    folders = [teacher_folder if name == "same" else name for name in names]
+    several = {"teacher_combination": "sum"} if len(names) > 1 else {}
+    one, sums, micro_batches = gradient(configured(*folders, batch_size=24, **several))
+    assert micro_batches == 1
+    changes = {"batch_size": 2, "gradient_accumulation_steps": 12, "max_tokens_per_batch": None}
+    many, of_many, micro_batches = gradient(configured(*folders, **changes, **several))
+    assert micro_batches > 5
+    assert distance(many, one) < 2e-6
+    assert of_many.kd.item() == pytest.approx(sums.kd.item(), rel=1e-5)
+    monkeypatch.setitem(head.CHUNK_BYTES, "cpu", 20_000)  # few rows in a chunk
+    chunked, _, _ = gradient(configured(*folders, batch_size=24, **several))
+    assert distance(chunked, one) < 2e-6
+
+
+def test_a_sum_of_teachers_is_that_of_each(configured, teacher_folder):
+    each = [gradient(configured(name))[1].kd for name in ("a", "b", teacher_folder)]
+    together = gradient(configured("a", "b", teacher_folder, teacher_combination="sum"))[1].kd
+    assert together.item() == pytest.approx(sum(each).item() / 3, rel=1e-5)
+
+
+def test_each_row_follows_its_own_teacher(configured, teacher_folder, tmp_path):
+    def of_rows(*numbers, names=("a", teacher_folder), **changes):
+        rows = [ROWS[number] | {"teacher_id": str(names[number % 2])} for number in numbers]
+        (tmp_path / "own.json").write_text(json.dumps(rows))
+        dataset = {"_component_": "distill_tune.data.instruct", "source": str(tmp_path / "own.json")}
+        return gradient(configured(*names, dataset=dataset, teacher_combination="by_row", batch_size=8, **changes))[
+            1
+        ].kd
+
+    together = of_rows(0, 1, 2, 3)
+    assert together.item() == pytest.approx((of_rows(0, 2) + of_rows(1, 3)).item(), rel=1e-5)
+
+
+def test_a_mixture_is_refused(configured, teacher_folder):
+    with pytest.raises(UserError, match=r"teacher_combination=mixture: .* take sum, or by_row"):
+        training.build_models(configured("a", teacher_folder), CPU)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"teacher_tokenizer": [None, None]}, "teacher_tokenizer: is a list of 2, and there is one teacher"),
+        (
+            {"kd_token_weight": {"_component_": "distill_tune.losses.TeacherCertainty"}},
+            "TeacherCertainty is of a teacher's own tokens",
+        ),
+        ({"teacher_tokenizer": {"_component_": TOKENIZER}}, "name its own as teacher_tokenizer"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_told(configured, student_folder, changes, told):
+    if isinstance(named := changes.get("teacher_tokenizer"), dict):
+        changes = {"teacher_tokenizer": named | {"path": str(student_folder)}}
+    with pytest.raises(UserError, match=told):
+        training.build_models(configured("a", **changes), CPU)
+
+
+def test_one_that_writes_other_answers_is_refused(configured, others, tmp_path):
+    shutil.copytree(others["a"], tmp_path / "wrong")
+    settings = json.loads((tmp_path / "wrong" / "tokenizer_config.json").read_text())
+    settings["chat_template"] = settings["chat_template"].replace(
+        "{{ message['content'] }}", "{{ message['content'] | upper }}"
+    )
+    (tmp_path / "wrong" / "tokenizer_config.json").write_text(json.dumps(settings))
+    cfg = configured(tmp_path / "wrong")
+    with pytest.raises(
+        UserError, match=r"teacher_tokenizer: \d+% of the answers' bytes are not found in what it writes"
+    ):
+        training.plan_steps(cfg, training.build_models(cfg, CPU), 0)
