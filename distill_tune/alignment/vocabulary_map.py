@@ -201,6 +201,7 @@ class VocabularyMap:
             of_student[student_ids], of_teacher[teacher_ids] = i, i
             names_class[student_ids] = True
         shared = [(token, teacher.token_of[t]) for t, token in student.token_of.items() if t in teacher.token_of]
+        shared += [(s[0], t[0]) for s, t in self._controls if len(s) == len(t) == 1]
         pairs = numpy.array(sorted(shared), numpy.int64).reshape(-1, 2)
         return {
             "student": of_student.astype(numpy.int64),
@@ -235,7 +236,7 @@ class VocabularyMap:
         )
 
 
-_FORM = 1  # of what is kept
+_FORM = 2  # of what is kept
 
 
 class _Vocabulary:

@@ -22,7 +22,8 @@ class TokenClasses:
         student: class of each of the student's tokens, ``[v_s]``, int64.
         teacher: class of each of the teacher's tokens, ``[v_t]``, int64.
         num_classes: the last one is the rest: tokens that have no counterpart.
-        shared_student, shared_teacher: ids of the tokens with the same bytes in both, ``[m]`` each, int64.
+        shared_student, shared_teacher: ids of the tokens with the same bytes in both, and of the control tokens that
+            are each other's only counterpart, ``[m]`` each, int64.
     """
 
     student: torch.Tensor

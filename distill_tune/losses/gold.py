@@ -69,7 +69,7 @@ class Gold:
         of_shared, slope = self._of_shared(log_q, log_p)
         q = student.probs[first[:, None], classes.unshared_student].mul_(later_of_student.exp())
         p = teacher.probs[spans.first_of_teacher[:, None], classes.unshared_teacher].mul_(later_of_teacher.exp())
-        of_others, slope_of_others = ranked(q, p.sort(-1, descending=True).values)
+        of_others, slope_of_others = ranked(q, p)
         of_spans = of_shared.mul_(matched).add_(of_others, alpha=unmatched)
 
         # For the merged numbers' logarithms; the sum of a span's is the slope for a later token's log-probability.

@@ -226,3 +226,30 @@ with second_device.second_device():
         ask()
         assert len(second_device.waits) == (name != "nothing"), (name, second_device.waits)
 """)
+
+
+def test_methods_between_tokenizers_wait_for_nothing(run_lines):
+    run_lines("""
+import dataclasses, torch, second_device
+from aligned_rows import example
+from distill_tune import losses
+student, teacher, targets, word, _ = example(masked=[4])
+def step(device, method):
+    of = word.classes
+    tensors = {name: value.to(device) for name, value in vars(of).items() if isinstance(value, torch.Tensor)}
+    classes = dataclasses.replace(of, **tensors)
+    classes.unshared_student, classes.unshared_teacher  # once in a run
+    own, rows = word.targets.to(device), targets.to(device)
+    signal = losses.Aligned(losses.DenseLogits(teacher.to(device)), own, word.on_cpu, classes)
+    logits = student.clone().to(device).requires_grad_()
+    output = losses.AutogradProjection(lambda hidden: hidden, student.shape[1])
+    second_device.waits.clear()
+    sums = losses.distillation_loss(logits, output, rows, signal, kd_ratio=0.5, temperature=2.0, divergence=method)
+    sums.loss.backward()
+    assert not second_device.waits, second_device.waits
+    return sums.kd.cpu(), logits.grad.cpu()
+with second_device.second_device():
+    for method in (losses.ChunkLikelihood(), losses.UniversalLogit(), losses.Gold()):
+        for found, wanted in zip(step("second", method), step("cpu", method)):
+            torch.testing.assert_close(found, wanted)
+""")
