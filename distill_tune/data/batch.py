@@ -86,7 +86,9 @@ class Batch:
     @property
     def for_teacher(self) -> "Batch":
         """What the teacher reads."""
-        return self if self.teacher is None else dataclasses.replace(self.teacher, likeliest=self.likeliest)
+        if self.teacher is None or self.likeliest is None:
+            return self.teacher or self
+        return dataclasses.replace(self.teacher, likeliest=self.likeliest)
 
     def read_by(self, number: int) -> "Batch":
         """What teachers of one of the other tokenizers read; without rows, one position and no target."""
