@@ -158,7 +158,7 @@ def beside_bare_products(model: TransformerDecoder, rounds: int, rows: int = 16,
             torch.nn.functional.linear(inputs[weight.shape[1]], weight)
         return rows * _REPEATS
 
-    with ready_to_generate(model) as ready:
+    with ready_to_generate(model, rows) as ready:
         cache = KeyValueCache(model, rows, length + 1, CPU, ready.dtype)
         tokens = torch.zeros(rows, 1, dtype=torch.int64)
         positions = torch.full((rows,), length)
