@@ -74,7 +74,9 @@ class Batch:
     @property
     def for_teacher(self) -> "Batch":
         """What the teacher reads."""
-        return self if self.teacher is None else dataclasses.replace(self.teacher, likeliest=self.likeliest)
+        if self.teacher is None or self.likeliest is None:
+            return self.teacher or self
+        return dataclasses.replace(self.teacher, likeliest=self.likeliest)
 
     @functools.cached_property
     def record_keys(self) -> tuple[bytes, ...]:
