@@ -193,3 +193,12 @@ def test_faults_of_its_template_name_its_own_key(configured, changed):
         UserError, match=r"^teacher_tokenizer.path=.* name another with teacher_tokenizer.chat_template="
     ):
         training.plan_steps(cfg, training.build_models(cfg, CPU), 0)
+
+
+@pytest.mark.parametrize("name", ["ChunkLikelihood", "UniversalLogit", "Gold", "BytePrefixMass"])
+def test_a_loss_between_tokenizers_needs_two(configured, teacher_folder, name):
+    method = {"kd_loss": {"_component_": f"distill_tune.losses.{name}"}}
+    built = training.build_models(configured("a", **method), CPU)
+    assert isinstance(built.teacher, AlignedTeacher)
+    with pytest.raises(UserError, match=f"kd_loss: {name} is for a teacher of another tokenizer"):
+        training.build_models(configured(teacher_folder, **method), CPU)
