@@ -1,13 +1,26 @@
 """A teacher's own tokenizer, where it is another than that of the rows."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig
 
 from distill_tune.alignment.token_bytes import TokenBytes
+from distill_tune.errors import UserError
+
+
+@contextlib.contextmanager
+def told_of_teacher() -> Iterator[None]:
+    """Have what is wrong with a tokenizer, which a config calls ``tokenizer``, name the key of the teacher's."""
+    try:
+        yield
+    except UserError as error:
+        told = str(error).replace("tokenizer.", "teacher_tokenizer.")
+        raise UserError(told.replace("teacher_teacher_", "teacher_")) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from distill_tune.data.asked import asked_tokens
 from distill_tune.data.conversation import Tokens
 from distill_tune.data.cut_rows import Read, cut_to_bounds, supervised
 from distill_tune.data.datasets import IGNORE_INDEX, TokenisedDataset, read_behind
-from distill_tune.data.other_tokenizer import OtherTokenizer
+from distill_tune.data.other_tokenizer import OtherTokenizer, told_of_teacher
 from distill_tune.data.prompts import PLAIN_READING, Prompt, Reading
 from distill_tune.data.sources import NoAnswer, RowError, origin_of, require_unchanged, use_in_torchtune
 from distill_tune.data.tokenised_rows import AlignedRows, TokenisedRows
@@ -447,7 +447,8 @@ def _cut(student: Tokens, index: int) -> Read:
         _require_same_answer(supervised(student.labels), supervised(teacher.labels))
     others = []
     for other in _source.others:
-        its = _read_or_asked(index, reading.teacher, other.dataset, other.by.tokenizer)
+        with told_of_teacher():
+            its = _read_or_asked(index, reading.teacher, other.dataset, other.by.tokenizer)
         others.append((its, align(student, its, other.by.rows_bytes, other.by.its_bytes)))
     bounds = [other.bound for other in _source.others]
     return cut_to_bounds(Read(student, teacher, others), bound, reading.teacher_max_seq_len or bound, bounds)

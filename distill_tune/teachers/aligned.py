@@ -15,10 +15,10 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models
 from distill_tune.alignment.token_bytes import TokenBytes, token_bytes
 from distill_tune.alignment.vocabulary_map import VocabularyMap
-from distill_tune.config.components import build
+from distill_tune.config.components import instantiate
 from distill_tune.data.batch import Batch
 from distill_tune.data.ends import exported_stops
-from distill_tune.data.other_tokenizer import OtherTokenizer
+from distill_tune.data.other_tokenizer import OtherTokenizer, told_of_teacher
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
@@ -68,10 +68,10 @@ class AlignedTeacher(Teacher):
         assert vocab_size is not None
         self._take_over()
         self._sizes = models.output_head(student).vocab_size, vocab_size
-        self._ends = (
-            frozenset(exported_stops(tokenizer, checkpoint.folder, self._sizes[0])),
-            frozenset(exported_stops(self._own.tokenizer, own.folder, vocab_size)),
-        )
+        of_student = exported_stops(tokenizer, checkpoint.folder, self._sizes[0])
+        with told_of_teacher():
+            its = exported_stops(self._own.tokenizer, own.folder, vocab_size)
+        self._ends = frozenset(of_student), frozenset(its)
 
     def require_loss(
         self,
@@ -228,7 +228,8 @@ def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows) 
     """None where it has the tokens of the rows, as far as its files tell."""
     where = teacher.folders[0] if teacher.folders else None
     if component is not None:
-        built = build(KEY, component)
+        with told_of_teacher():
+            built = instantiate(component)
         if rows.are_written_by(built):
             print(f"{KEY}: has the tokens of the rows, which the teacher reads as they are")
             return None
@@ -248,7 +249,8 @@ def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows) 
                 f"them: +{KEY}._component_=distill_tune.data.hf_tokenizer +{KEY}.path=FOLDER"
             )
         component = OmegaConf.create({"_component_": "distill_tune.data.hf_tokenizer", "path": str(where)})
-        built = build(KEY, component)
+        with told_of_teacher():
+            built = instantiate(component)
     told = f"that of {where}" if where else KEY
     print(f"teacher_model: its tokenizer, {told}, is not that of the rows; the answers are aligned byte by byte")
     return _Own(built, component)

@@ -18,6 +18,8 @@ _CALLED_WITH = {
     "kd_token_weight": (("teacher", "targets"), "a weight, such as distill_tune.losses.TeacherCertainty"),
 }
 
+_BETWEEN_TOKENIZERS = ("student", "teacher", "targets", "word")
+
 
 def check_losses(cfg: DictConfig) -> None:
     """
@@ -27,7 +29,11 @@ def check_losses(cfg: DictConfig) -> None:
     faults = CollectedFaults("losses")
     for key, (arguments, what) in _CALLED_WITH.items():
         name = (cfg.get(key) or {}).get("_component_")
-        if name and is_known(name) and not _takes(find_component(name), arguments):
+        if name and is_known(name):
+            loss = find_component(name)
+            arguments = _BETWEEN_TOKENIZERS if getattr(loss, "aligned", False) else arguments
+            if _takes(loss, arguments):
+                continue
             with faults:
                 called = ", ".join(arguments)
                 raise UserError(f"{key}={name}: is not called with {called}; needed is {what}")

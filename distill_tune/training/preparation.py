@@ -176,6 +176,8 @@ def _require_loss(cfg: DictConfig, teacher: teachers.Teacher) -> None:
         UserError: the teacher's signal cannot serve the config's losses; of code from elsewhere the loss itself tells.
     """
     if loss := loss_of(cfg):
+        if teacher.shares_tokenizer and needs_teacher(cfg) and (reason := losses.unserved("logits", loss[0])):
+            raise UserError(f"kd_loss: {reason}; leave it out")
         teacher.require_loss(*loss)
 
 

@@ -212,9 +212,9 @@ def test_an_answer_with_other_tokens_behind_the_teachers_prompt_is_refused(monke
 
     student = Tokens(numpy.array([1, 2, 7, 8]), numpy.array([-100, -100, 7, 8]))
     teacher = Tokens(numpy.array([1, 2, 3, 7, 9]), numpy.array([-100, -100, -100, 7, 9]))
-    source = prepare._Source(None, None, None, Reading(teacher_system_prompt="Be brief."))
+    source = prepare._Source(None, None, None, Reading(teacher_system_prompt="Be brief."), ())
     monkeypatch.setattr(prepare, "_source", source, raising=False)
-    monkeypatch.setattr(prepare, "_read", lambda index, prompt: teacher)
+    monkeypatch.setattr(prepare, "_read", lambda *read_by: teacher)
     told = "2 tokens behind the student's prompt and 2 behind the teacher's: they differ from token 2"
     with pytest.raises(RowError, match=told):
         prepare._cut(student, 0)

@@ -163,15 +163,42 @@ def test_what_cannot_be_is_told(configured, student_folder, changes, told):
         training.build_models(configured("a", **changes), CPU)
 
 
-def test_one_that_writes_other_answers_is_refused(configured, others, tmp_path):
-    shutil.copytree(others["a"], tmp_path / "wrong")
-    settings = json.loads((tmp_path / "wrong" / "tokenizer_config.json").read_text())
-    settings["chat_template"] = settings["chat_template"].replace(
-        "{{ message['content'] }}", "{{ message['content'] | upper }}"
-    )
-    (tmp_path / "wrong" / "tokenizer_config.json").write_text(json.dumps(settings))
-    cfg = configured(tmp_path / "wrong")
+@pytest.fixture
+def changed(others, tmp_path):
+    """A folder whose tokenizer's files are others."""
+
+    def change(file, **settings):
+        folder = tmp_path / "changed"
+        shutil.copytree(others["a"], folder)
+        content = json.loads((folder / file).read_text()) | settings
+        (folder / file).write_text(json.dumps(content))
+        return folder
+
+    return change
+
+
+def test_one_that_writes_other_answers_is_refused(configured, changed, tmp_path):
+    (tmp_path / "loud.json").write_text(json.dumps([{"instruction": "Say it.", "output": "THIS IS LOUD"}] * 4))
+    dataset = {"_component_": "distill_tune.data.instruct", "source": str(tmp_path / "loud.json")}
+    cfg = configured(changed("tokenizer.json", normalizer={"type": "Lowercase"}), dataset=dataset)
     with pytest.raises(
         UserError, match=r"teacher_tokenizer: \d+% of the answers' bytes are not found in what it writes"
     ):
         training.plan_steps(cfg, training.build_models(cfg, CPU), 0)
+
+
+def test_faults_of_its_template_name_its_own_key(configured, changed):
+    cfg = configured(changed("tokenizer_config.json", chat_template="{{ messages | length }}"))
+    with pytest.raises(
+        UserError, match=r"^teacher_tokenizer.path=.* name another with teacher_tokenizer.chat_template="
+    ):
+        training.plan_steps(cfg, training.build_models(cfg, CPU), 0)
+
+
+@pytest.mark.parametrize("name", ["ChunkLikelihood", "UniversalLogit", "Gold", "BytePrefixMass"])
+def test_a_loss_between_tokenizers_needs_two(configured, teacher_folder, name):
+    method = {"kd_loss": {"_component_": f"distill_tune.losses.{name}"}}
+    built = training.build_models(configured("a", **method), CPU)
+    assert isinstance(built.teacher, AlignedTeacher)
+    with pytest.raises(UserError, match=f"kd_loss: {name} is for a teacher of another tokenizer"):
+        training.build_models(configured(teacher_folder, **method), CPU)
