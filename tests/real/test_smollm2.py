@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from real.folders import write_folder
 from served import started
 
 from distill_tune import data, evaluation, models, teachers
@@ -93,6 +94,22 @@ def test_a_pruned_student_comes_nearer_to_it(tmp_path, run):
     losses = [json.loads(line)["kd_loss"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 12
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+@pytest.mark.parametrize(("student", "lr"), [("demo", 1e-3), ("Qwen3-0.6B", 1e-2)])
+def test_it_teaches_students_of_other_tokenizers(student, lr, tmp_path, run):
+    """4,096 SentencePiece tokens, and a small model with Qwen's 151,669; rows that are read again and again."""
+    own = []
+    if student != "demo":
+        folder = write_folder(tmp_path / student, student)
+        tokenizer = f"{{_component_: distill_tune.data.hf_tokenizer, path: {folder}, max_seq_len: 256}}"
+        own = [f"model.path={folder}", f"tokenizer={tokenizer}"]
+    settings = ["dataset.num_rows=4", "batch_size=4", "epochs=6", f"optimizer.lr={lr}", "~lr_scheduler", "kd_ratio=1"]
+    command = ["run", "kd_single_device", "--config", "other_tokenizer", f"teacher_model.path={TEACHER}", "device=cpu"]
+    run(*command, *own, *settings, "output_dir=out")
+    losses = [json.loads(line)["kd_loss"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 6
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_its_gguf_file_is_served_as_it_teaches_here(tmp_path, start_cli, run):
