@@ -1,10 +1,12 @@
-"""Make the demo's models: a SentencePiece tokenizer, a teacher worth learning from, a briefly trained base student.
+"""Make the demo's models: a teacher worth learning from, a briefly trained base student, a teacher of other tokens.
 
     python assets/make_demo_models.py --corpus FOLDER        (what `make demo-models` runs)
 
-Both are trained from scratch on the docstrings of the training side of the split (distill_tune.data.docstring_rows),
-on the answers only, and written as bf16 safetensors in Hugging Face layout to distill_tune/_demo_models. FOLDER holds
-the packages of assets/corpus.txt, read beside the standard library and the installed packages. Same seed, same
+All are trained on the docstrings of the training side of the split (distill_tune.data.docstring_rows), on the answers
+only, and written as bf16 safetensors in Hugging Face layout to distill_tune/_demo_models. Teacher and student are
+trained from scratch and share a SentencePiece tokenizer; the third, bpe_teacher, has a byte-level BPE tokenizer and a
+chat template of its own, begins with some layers of the teacher and the means of its embeddings, and trains on. FOLDER
+holds the packages of assets/corpus.txt, read beside the standard library and the installed packages. Same seed, same
 packages, same machine: same weights.
 """
 
@@ -18,16 +20,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sentencepiece
+import tokenizers
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune.data import docstring_rows
+from distill_tune.data import docstring_rows, hf_tokenizer
 from distill_tune.models.output_head import take_output_head
 
 from torchtune.data import Message
-from torchtune.models.convert_weights import tune_to_hf
+from torchtune.models.convert_weights import hf_to_tune, tune_to_hf
 from torchtune.models.llama2 import llama2_tokenizer
 from torchtune.models.llama3_2 import llama3_2
 from torchtune.modules import TransformerDecoder
@@ -49,13 +52,14 @@ class Model:
     cooldown: float  # share of the steps over which the learning rate falls to 0
     num_heads: int = 4
     num_kv_heads: int = 2
+    layers_of_teacher: tuple[int, ...] = ()
 
     def build(self) -> TransformerDecoder:
         shape = {key: value for key, value in vars(self).items() if key not in _TRAINING}
         return llama3_2(vocab_size=VOCAB_SIZE, max_seq_len=MAX_SEQ_LEN, **shape)
 
 
-_TRAINING = ("name", "steps", "learning_rate", "cooldown")
+_TRAINING = ("name", "steps", "learning_rate", "cooldown", "layers_of_teacher")
 
 TEACHER = Model(
     "teacher", num_layers=6, embed_dim=256, intermediate_dim=768, steps=2600, learning_rate=2e-3, cooldown=0.8
@@ -63,6 +67,26 @@ TEACHER = Model(
 # Stopped in the middle of its training, at full learning rate: a student that has much to learn.
 STUDENT = Model(
     "student", num_layers=2, embed_dim=128, intermediate_dim=384, steps=600, learning_rate=2e-3, cooldown=0.0
+)
+BPE_TEACHER = Model(
+    "bpe_teacher",
+    num_layers=3,
+    embed_dim=256,
+    intermediate_dim=768,
+    steps=300,
+    learning_rate=1e-3,
+    cooldown=0.8,
+    layers_of_teacher=(0, 2, 5),
+)
+# GPT-4's way to cut a text, as Llama 3 has it: numerals in groups of three digits.
+BPE_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+BPE_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+BPE_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -72,14 +96,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("distill_tune/_demo_models"))
     parser.add_argument("--teacher-steps", type=int, default=TEACHER.steps)
     parser.add_argument("--student-steps", type=int, default=STUDENT.steps)
-    parser.add_argument("--only", choices=["teacher", "student"], help="keep the tokenizer and the other model")
+    parser.add_argument("--bpe-teacher-steps", type=int, default=BPE_TEACHER.steps)
+    parser.add_argument("--only", choices=["teacher", "student", "bpe_teacher"], help="keep all but this model")
+    parser.add_argument(
+        "--same-tokens", action="store_true", help="bpe_teacher with the others' tokenizer, for comparisons"
+    )
     arguments = parser.parse_args()
 
     rows = docstring_rows.collect(held_out=False, folders=arguments.corpus)
     held_out = docstring_rows.collect(1000, held_out=True)
     print(f"{len(rows)} training rows, {len(held_out)} held-out rows", flush=True)
 
-    tokenizer_path = arguments.output / "teacher" / "tokenizer.model"
+    of_teacher = arguments.output / "teacher"
+    tokenizer_path = of_teacher / "tokenizer.model"
     if arguments.only is None:
         train_tokenizer(rows, tokenizer_path)
     tokenizer = llama2_tokenizer(str(tokenizer_path))
@@ -90,11 +119,33 @@ def main() -> None:
     for spec, steps in ((TEACHER, arguments.teacher_steps), (STUDENT, arguments.student_steps)):
         if arguments.only in (None, spec.name):
             spec = dataclasses.replace(spec, steps=steps)
-            model = train(spec, train_data, held_out_data)
+            model = train(spec, spec.build(), train_data, held_out_data)
             folder = arguments.output / spec.name
-            export(model, spec, folder, tokenizer_path)
-            model.to(torch.bfloat16).float()  # the perplexity of what was written
-            print(f"{spec.name}: held-out perplexity {perplexity(model, held_out_data):.2f}, in {folder}", flush=True)
+            export(model, spec, folder)
+            write_tokenizer(folder, tokenizer_path)
+            report(spec, model, folder, held_out_data)
+
+    if arguments.only in (None, "bpe_teacher"):
+        spec = dataclasses.replace(BPE_TEACHER, steps=arguments.bpe_teacher_steps)
+        folder = arguments.output / spec.name
+        folder.mkdir(parents=True, exist_ok=True)
+        pieces = [piece_bytes(tokenizer, number) for number in range(VOCAB_SIZE)]
+        if arguments.same_tokens:
+            write_tokenizer(folder, tokenizer_path)
+            words = pieces
+        else:
+            words = train_bpe_tokenizer(rows, folder)
+            tokenizer = hf_tokenizer(str(folder))
+            train_data = [tokenise(tokenizer, row) for row in rows]
+            held_out_data = [tokenise(tokenizer, row) for row in held_out]
+        model = train(spec, begun_from(of_teacher, spec, pieces, words), train_data, held_out_data)
+        export(model, spec, folder, **({} if arguments.same_tokens else {"bos_token_id": None, "eos_token_id": 2}))
+        report(spec, model, folder, held_out_data)
+
+
+def report(spec: Model, model: TransformerDecoder, folder: Path, held_out_data: list) -> None:
+    model.to(torch.bfloat16).float()  # the perplexity of what was written
+    print(f"{spec.name}: held-out perplexity {perplexity(model, held_out_data):.2f}, in {folder}", flush=True)
 
 
 def train_tokenizer(rows: list[dict[str, str]], path: Path) -> None:
@@ -115,6 +166,78 @@ def train_tokenizer(rows: list[dict[str, str]], path: Path) -> None:
     path.with_suffix(".vocab").unlink()
 
 
+def train_bpe_tokenizer(rows: list[dict[str, str]], folder: Path) -> list[bytes]:
+    """Write tokenizer.json, settings and chat template; the bytes of each token."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(BPE_WORDS), "isolated")
+    of_bytes = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, of_bytes])
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=list(BPE_SPECIAL),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(docstring_rows.texts(rows), trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "chat_template": BPE_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    words = [tokenizer.id_to_token(number) for number in range(VOCAB_SIZE)]
+    return [b"" if word in BPE_SPECIAL else bytes(map(byte_of, word)) for word in words]
+
+
+def byte_of(character: str) -> int:
+    """Of the byte that GPT-2's alphabet writes as this character."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    code = ord(character)
+    return others[code - 256] if code >= 256 else code
+
+
+def piece_bytes(tokenizer, number: int) -> bytes:
+    """What a SentencePiece token writes; nothing for control tokens."""
+    model = tokenizer._spm_model.spm_model
+    piece = model.id_to_piece(number)
+    if model.is_control(number) or model.is_unknown(number):
+        return b""
+    return bytes([int(piece[3:5], 16)]) if model.is_byte(number) else piece.replace("\u2581", " ").encode()
+
+
+def begun_from(folder: Path, spec: Model, pieces: list[bytes], words: list[bytes]) -> TransformerDecoder:
+    """Some layers of the teacher; of each token the mean embedding of the teacher's tokens that write it.
+
+    Args:
+        pieces, words: the bytes of each of the teacher's tokens, and of each of the model's own.
+    """
+    weights = load_file(folder / "model.safetensors")
+    state = hf_to_tune({name: weight.float() for name, weight in weights.items()}, 4, 2, spec.embed_dim)
+    number_of = {piece: number for number, piece in enumerate(pieces) if piece}
+    longest = max(map(len, number_of))
+
+    def embedding(word: bytes) -> torch.Tensor:
+        found, at = [], 0
+        while at < len(word):
+            size = next(size for size in range(longest, 0, -1) if word[at : at + size] in number_of)
+            found.append(number_of[word[at : at + size]])
+            at += len(word[at : at + size])
+        embeddings = state["tok_embeddings.weight"]
+        return embeddings[found].mean(0) if found else embeddings.mean(0)
+
+    model = spec.build()
+    kept = {f"layers.{layer}.": f"layers.{number}." for number, layer in enumerate(spec.layers_of_teacher)}
+    own = {new + name[len(old) :]: state[name] for old, new in kept.items() for name in state if name.startswith(old)}
+    own |= {name: state[name] for name in state if not name.startswith("layers.")}
+    own["tok_embeddings.weight"] = torch.stack([embedding(word) for word in words])
+    model.load_state_dict(own, strict=False)
+    return model
+
+
 def tokenise(tokenizer, row: dict[str, str]) -> tuple[list[int], list[bool]]:
     """(tokens, whether each belongs to the answer), cut at MAX_SEQ_LEN."""
     messages = [Message("user", row["instruction"], masked=True), Message("assistant", row["output"])]
@@ -122,12 +245,12 @@ def tokenise(tokenizer, row: dict[str, str]) -> tuple[list[int], list[bool]]:
     return tokens[:MAX_SEQ_LEN], [not masked for masked in mask[:MAX_SEQ_LEN]]
 
 
-def train(spec: Model, train_data: list, held_out_data: list) -> TransformerDecoder:
+def train(spec: Model, model: TransformerDecoder, train_data: list, held_out_data: list) -> TransformerDecoder:
     torch.manual_seed(SEED)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = spec.build().to(device)
+    model = model.to(device)
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:
+        if parameter.ndim == 2 and not spec.layers_of_teacher:
             std = 0.02 if "tok_embeddings" in name else parameter.shape[1] ** -0.5
             if name.endswith(("output_proj.weight", "w2.weight")):
                 std /= math.sqrt(2 * spec.num_layers)
@@ -195,7 +318,7 @@ def perplexity(model: TransformerDecoder, data: list) -> float:
     return math.exp(sum(loss.item() for loss, _ in sums) / sum(count for _, count in sums))
 
 
-def export(model: TransformerDecoder, spec: Model, folder: Path, tokenizer_path: Path) -> None:
+def export(model: TransformerDecoder, spec: Model, folder: Path, **settings: int | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = tune_to_hf(model.state_dict(), spec.num_heads, spec.num_kv_heads, spec.embed_dim)
     weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in weights.items()}
@@ -226,6 +349,10 @@ def export(model: TransformerDecoder, spec: Model, folder: Path, tokenizer_path:
         "eos_token_id": 2,
         "dtype": "bfloat16",
     }
+    (folder / "config.json").write_text(json.dumps(config | settings, indent=2) + "\n")
+
+
+def write_tokenizer(folder: Path, tokenizer_path: Path) -> None:
     tokenizer_config = {
         "tokenizer_class": "LlamaTokenizer",
         "add_bos_token": True,
@@ -239,7 +366,6 @@ def export(model: TransformerDecoder, spec: Model, folder: Path, tokenizer_path:
         "chat_template": "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %} [INST] "
         "{{ message.content }}  [/INST] {% else %}{{ message.content }}{{ eos_token }}{% endif %}{% endfor %}",
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
     if folder != tokenizer_path.parent:
         (folder / "tokenizer.model").write_bytes(tokenizer_path.read_bytes())

@@ -18,6 +18,7 @@ from distill_tune.sizes import binary
 Value = TypeVar("Value")
 
 CHECKSUMS = "SHA256SUMS"  # as sha256sum writes and checks it
+SHOWN_DIGITS = 16  # of a digest, which are enough to tell the models of a run from others
 _locks: dict[Path, int] = {}  # descriptors
 _SAMPLES, _LEAST_SAMPLES, _SAMPLE = 1024, 64, 4096  # blocks, of each file at least, bytes of each
 _WAITS = (1.0, 5.0, 20.0)  # seconds, between attempts
@@ -70,6 +71,11 @@ def sampled_digest(paths: Iterable[Path]) -> str:
                 stream.seek(start)
                 sums.update(stream.read(_SAMPLE))
     return sums.hexdigest()
+
+
+def short_digest(paths: Iterable[Path]) -> str:
+    """Of :func:`sampled_digest`, as many digits as are noted of a run's models."""
+    return sampled_digest(paths)[:SHOWN_DIGITS]
 
 
 def flush(path: Path) -> None:

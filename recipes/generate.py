@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     started = time.perf_counter()
     with (
         generation.SampleFile(folder / "samples", training.rank()) as samples,
-        training.StopSignals("what is done is written", "the same command goes on") as stop,
+        training.StopSignals("answers that have come are kept", "the same command goes on", "answer") as stop,
         training.Progress(sum(map(len, lacking)), unit="answer", file="samples/") as progress,
     ):
         for writer, todo, wanted in zip(prepared.writers, todos, shares, strict=True):

@@ -109,6 +109,7 @@ def main(cfg: DictConfig) -> None:
             cross_entropy=cross_entropy,
             divergence=divergence,
             token_weight=token_weight,
+            num_own=batch.num_own,
         )
         between_layers = hidden_loss(layers, signal, supervised, models.projectors(student))
         return sums.plus_hidden(between_layers, weights["hidden_loss_weight"])

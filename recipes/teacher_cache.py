@@ -63,7 +63,7 @@ def main(cfg: DictConfig) -> None:
     done, stopped_by = plan.steps_per_epoch - len(todo), 0
     with (
         writer,
-        training.StopSignals("what is done is written", "the same command goes on") as stop,
+        training.StopSignals("finishing the step, what is done is written", "the same command goes on") as stop,
         training.Progress(plan.steps_per_epoch, done=done) as progress,
     ):
         for step in todo:

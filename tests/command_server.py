@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import importlib
 import inspect
 import itertools
 import json
@@ -24,9 +25,13 @@ import tempfile
 import threading
 import time
 import traceback
+import types
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import warm_python
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 
@@ -95,11 +100,16 @@ class Command:
 
 
 class CommandServer:
-    """Started by conftest.py, once a session."""
+    """Started by conftest.py, once a session.
 
-    def __init__(self) -> None:
+    Args:
+        heavy: have PyTorch and what comes with it imported, not just what every command imports.
+    """
+
+    def __init__(self, heavy: bool = True) -> None:
+        warm = ["-S", warm_python.__file__, os.environ["WARM_PYTHON"]] if heavy and "WARM_PYTHON" in os.environ else []
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, *warm, __file__, *(["heavy"] if heavy else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -155,14 +165,19 @@ def look_at_installed_code_once() -> None:
     docstring_rows.sources_fingerprint = fingerprint
 
 
-def _serve() -> None:
-    sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
-    gc.disable()  # a collection would look at all modules again and again
-    import datasets  # noqa: F401
+def import_heavy() -> None:
     import torch
+
+    probe = os.fork()  # a process that has looked for CUDA cannot be forked to use it
+    if probe == 0:
+        os._exit(torch.cuda.is_available())
+    if os.waitpid(probe, 0)[1] == 0:
+        os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels then run on the CPU
+    importlib.import_module("distill_tune._torchtune_compat")  # first, since it keeps torchao quiet
+    import datasets  # noqa: F401
     import torch.distributed.checkpoint
     import torch.distributed.elastic.rendezvous.c10d_rendezvous_backend
-    import torch.distributed.run  # noqa: F401
+    import torch.distributed.run
     import transformers.models.auto.tokenization_auto
     import transformers.models.encoder_decoder
     import transformers.models.llama.modeling_llama
@@ -182,9 +197,20 @@ def _serve() -> None:
 
     look_at_installed_code_once()
     docstring_rows.sources_fingerprint()
+
+
+def _serve(heavy: bool) -> None:
+    sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
+    gc.disable()  # a collection would look at all modules again and again
+    if heavy and "transformers" not in sys.modules:  # the warm Python has done it
+        import_heavy()
+    elif not heavy:
+        from distill_tune.cli import main  # noqa: F401
     gc.collect()
     gc.freeze()  # so that no collection in a command looks at the modules
     gc.enable()
+    for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
+        finalizer.atexit = False  # imports' own, of torch.library above all: what they undo ends with the process
     running: dict[int, Child] = {}
     for line in sys.stdin:
         request = json.loads(line)
@@ -193,6 +219,8 @@ def _serve() -> None:
             print(json.dumps(_status_of(running.pop(request["wait_for"]), request["timeout"])), flush=True)
             continue
         if "of_models" in request:
+            from distill_tune import models
+
             for folder in request["others"]:
                 models.tokenizer_files.open_tokenizer(Path(folder))
             for folder in request["of_models"]:
@@ -227,7 +255,7 @@ def _forbidden(*arguments: object, **options: object) -> None:
 def _command(request: dict) -> None:
     """In the child: what is asked for, and its end."""
     os.chdir(request["folder"])
-    _set_environment(request["environment"])
+    set_environment(request["environment"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, path in enumerate(request["streams"], 1):
         opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -239,15 +267,14 @@ def _command(request: dict) -> None:
         _fork_ranks_of_torchrun(request["arguments"])
     if request["starting"]:
         _fork_pythons(request["starting"])
-    _run_and_exit(request["arguments"])
+    run_and_exit(request["arguments"])
 
 
-def _set_environment(variables: dict[str, str]) -> None:
-    import torch
-
+def set_environment(variables: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(variables)
-    if threads := os.environ.get("OMP_NUM_THREADS"):  # PyTorch has read it already
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads and (torch := sys.modules.get("torch")):  # which has read it already
         torch.set_num_threads(int(threads))
     if (compiler := os.environ.get("CXX")) and (config := sys.modules.get("torch._inductor.config")):
         config.cpp.cxx = (None, compiler)  # so has its compiler
@@ -308,10 +335,10 @@ def _python(asked: socket.socket, count: int) -> None:
     if request["session"]:
         os.setsid()
     os.chdir(request["folder"])
-    _set_environment(request["environment"])
+    set_environment(request["environment"])
     sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
     _fork_pythons(count)
-    _run_and_exit(request["arguments"])
+    run_and_exit(request["arguments"])
 
 
 def _fork_ranks_of_torchrun(arguments: list[str]) -> None:
@@ -354,12 +381,12 @@ def _rank(reads: int) -> None:
     python, unbuffered, *arguments = request["arguments"]
     assert (python, unbuffered) == (sys.executable, "-u")
     sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
-    _set_environment(request["environment"])
-    _run_and_exit(arguments)
+    set_environment(request["environment"])
+    run_and_exit(arguments)
 
 
-def _run_and_exit(arguments: list[str]) -> None:
-    """``-m module ...`` or ``script.py ...``, with an end as Python's."""
+def run_and_exit(arguments: list[str]) -> None:
+    """``-m module ...``, ``-c code`` or ``script.py ...``, with an end as Python's."""
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = [entry for entry in given if entry and entry not in sys.path]
     status = 0
@@ -368,6 +395,11 @@ def _run_and_exit(arguments: list[str]) -> None:
             sys.argv = arguments[1:]
             sys.path.insert(0, "")
             runpy.run_module(arguments[1], run_name="__main__")
+        elif arguments[0] == "-c":
+            sys.argv = ["-c", *arguments[2:]]
+            sys.path.insert(0, "")
+            sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(arguments[1], vars(sys.modules["__main__"]))
         else:
             sys.argv = arguments
             sys.path.insert(0, str(Path(arguments[0]).resolve().parent))
@@ -379,6 +411,11 @@ def _run_and_exit(arguments: list[str]) -> None:
     except BaseException:
         traceback.print_exc()
         status = 1
+    if (module := os.environ.get("NOT_TO_BE_IMPORTED")) in sys.modules:
+        print(f"has imported {module}", file=sys.stderr)
+        status = 99
+    if os.environ.get("TAKE_MODULES_APART"):
+        sys.exit(status)
     # The way Python ends, but for taking every module apart, which is slow here.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
@@ -389,4 +426,4 @@ def _run_and_exit(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        _serve()
+        _serve(heavy=sys.argv[1:] == ["heavy"])

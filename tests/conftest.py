@@ -3,8 +3,10 @@
 import gc
 import json
 import os
+import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,24 +16,49 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import warm_python
+import yaml
+from command_server import Command, CommandServer, look_at_installed_code_once
+from served import serving
 
 # As `distill-tune` does, before PyTorch is imported: the tests' processes wait for one another on few cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-import torch
-import yaml
-
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test may reach the network
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels then run on the CPU
 
-from command_server import Command, CommandServer, look_at_installed_code_once
-from served import serving
-from tiny import ROWS, model_arguments, write_model, write_tokenizer
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ and config.getoption("tx", None):
+        return  # it hands tests out, and needs no PyTorch
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels then run on the CPU
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list) -> None:
+    """Have all processes that run tests forked from one that has imported what they need."""
+    folder = tempfile.TemporaryDirectory(prefix="warm")
+    path = f"{folder.name}/socket"
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    warm = subprocess.Popen([sys.executable, warm_python.__file__, path], stdin=subprocess.PIPE, env=environment)
+    os.environ["WARM_PYTHON"] = path
+    for spec in specs:
+        spec.python = shlex.join([sys.executable, "-S", warm_python.__file__, path])
+
+    def end() -> None:
+        assert warm.stdin is not None
+        warm.stdin.close()
+        warm.wait()
+        folder.cleanup()
+
+    config.add_cleanup(end)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_smollm2.py")  # whose tests take longest, beside all others
+    import torch
+
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -48,6 +75,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or fills the user's own cache."""
+    import torch
+
     look_at_installed_code_once()
     os.environ["DISTILL_TUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # as many as there are cores, together
@@ -56,21 +85,29 @@ def _quiet_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SentencePiece model of VOCAB_SIZE pieces."""
+    from tiny import write_tokenizer
+
     return write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.model")
 
 
 @pytest.fixture(scope="session")
 def student_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    from tiny import write_model
+
     return write_model(tmp_path_factory.mktemp("models") / "student", tokenizer_file, seed=1)
 
 
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    from tiny import write_model
+
     return write_model(tmp_path_factory.mktemp("models") / "teacher", tokenizer_file, seed=2, width=64, layers=3)
 
 
 @pytest.fixture(scope="session")
 def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny import ROWS
+
     path = tmp_path_factory.mktemp("rows") / "rows.json"
     path.write_text(json.dumps(ROWS))
     return path
@@ -79,6 +116,7 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def write_config(tmp_path: Path, student_folder: Path, teacher_folder: Path, rows_file: Path) -> Callable[..., Path]:
     """Write tmp_path/config.yaml: a valid config on the tiny models; top-level keys replaced or, by None, removed."""
+    from tiny import model_arguments
 
     def checkpointer(folder: Path) -> dict:
         return {
@@ -132,6 +170,14 @@ def command_server(_quiet_cache: None) -> Iterator[CommandServer]:
 
 
 @pytest.fixture(scope="session")
+def light_command_server(_quiet_cache: None) -> Iterator[CommandServer]:
+    """That has not imported PyTorch."""
+    server = CommandServer(heavy=False)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
 def demo_teacher_url(tmp_path_factory: pytest.TempPathFactory, command_server: CommandServer) -> Iterator[str]:
     """A server of the demo's teacher, as the config tiny names it."""
     pytest.importorskip("uvicorn")
@@ -160,6 +206,18 @@ def cli(start_cli: Callable[..., Command]) -> Callable[..., subprocess.Completed
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         return start_cli(*arguments, **environment).completed()
+
+    return run
+
+
+@pytest.fixture
+def light_cli(tmp_path: Path, light_command_server: CommandServer) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As ``cli``, of a command that must not import PyTorch: it would end with 99."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"NOT_TO_BE_IMPORTED": "torch"} | environment
+        command = ["-m", "distill_tune", *map(str, arguments)]
+        return light_command_server.start(command, tmp_path, environment, output=tmp_path).completed()
 
     return run
 

@@ -1,4 +1,4 @@
-"""Eight steps and a short one in one process, or as one of several: what tests of sharded training compare.
+"""Four steps and a short one in one process, or as one of several: what tests of sharded training compare.
 
 As a script, under torchrun: ``sharded_training.py FOLDER SCENARIO...`` writes each scenario's weights to FOLDER.
 """
@@ -18,6 +18,8 @@ from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.generation import Decoder, Request, Sampling, stream_of
 
 STEPS, SEQUENCES = 8, 8  # a step takes so many, on however many ranks
+# Where a rank has no supervised token, and at last no row, and some between them; those in bf16 drift apart in all.
+TAKEN = (0, 1, 2, 3, STEPS)
 SCENARIOS: dict[str, dict] = {
     "plain": {"generates": True},
     "accumulated": {"accumulation": 2},
@@ -72,7 +74,7 @@ def component(folder: Path, lora: bool, **more: bool) -> dict:
 
 
 def train(folder: Path, scenario: str, **changed: Any) -> dict[str, torch.Tensor]:
-    """The weights after all steps (or the scenario's own), on the first rank; of some, answers after three steps."""
+    """The weights after TAKEN (or the scenario's steps), on the first rank; of some, answers after three steps."""
     settings = SCENARIOS[scenario] | changed
     device, lora = torch.device("cpu"), settings.get("lora", False)
     count = training.num_ranks()
@@ -122,7 +124,7 @@ def train(folder: Path, scenario: str, **changed: Any) -> dict[str, torch.Tensor
         num_ranks=count,
     )
     found = {}
-    for step in range(settings.get("steps", plan.steps_per_epoch)):
+    for step in range(settings["steps"]) if "steps" in settings else TAKEN:
         if step == 3 and settings.get("generates"):
             found["answers"] = answers(student)
         batches = plan.micro_batches(0, step)

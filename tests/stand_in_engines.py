@@ -7,7 +7,9 @@ minus infinity as -9999; temperature without effect but with ``--logprobs-mode p
 prompt with ``seed``, ``stop_token_ids``, ``ignore_eos``, ``return_token_ids``: ``token_ids`` with the end token,
 ``logprobs`` of OpenAI's form, whose tokens ``return_tokens_as_token_ids`` names by id, before temperature and filters
 by default. Where it is allowed, ``/v1/load_lora_adapter`` with ``lora_name`` and ``lora_path``: completions ask for it
-by name as their model, and ``/v1/models`` lists it with its ``parent``; ``/v1/unload_lora_adapter``.
+by name as their model, and ``/v1/models`` lists it with its ``parent``; ``/v1/unload_lora_adapter``. Where it knows
+it (prompt token ID logprobs), ``/inference/v1/generate`` with ``prompt_logprob_token_ids``, exactly a row for each
+token after ``prompt_logprob_start``, whose ``prompt_token_id_logprobs`` is a .npy file in base64.
 
 Of SGLang (docs.sglang.io: native APIs, sampling parameters): ``/v1/models``; ``/generate`` with ``input_ids``, whose
 answers have in ``meta_info``: ``input_token_logprobs`` and ``input_top_logprobs`` from ``logprob_start_len`` on, each
@@ -17,9 +19,11 @@ of log-probability, id and text, of the first without a log-probability. With ``
 """
 
 import base64
+import io
 import json
 import threading
 
+import numpy
 import peft
 import torch
 import transformers
@@ -88,6 +92,8 @@ class StandInVLLM(StandIn):
     owner = "vllm"
     eos = 2
     base = None
+    scores_token_ids = True
+    of_token_id = staticmethod(lambda log_probs: log_probs)  # logits with another --logprobs-mode
 
     def __init__(self, *arguments, **settings):
         self._adapted = {}  # models of transformers with their adapter, by name
@@ -106,6 +112,8 @@ class StandInVLLM(StandIn):
     def post(self, path, body):
         if path.endswith("_lora_adapter") and self.base is not None:
             return self._adapter(path, body)
+        if path == "/inference/v1/generate" and self.scores_token_ids:
+            return self._scored(body["token_ids"], body["sampling_params"])
         if path != "/v1/completions":
             return 404, {"detail": "Not Found"}
         if "prompt_logprobs" not in body:
@@ -135,6 +143,20 @@ class StandInVLLM(StandIn):
                 )
             choices.append({"index": index, "text": "", "finish_reason": "length", "prompt_logprobs": answer})
         return 200, {"id": "cmpl-1", "object": "text_completion", "model": "tiny", "choices": choices[::-1]}
+
+    def _scored(self, tokens, asked):
+        start, named = asked["prompt_logprob_start"], asked["prompt_logprob_token_ids"]
+        if len(named) != len(tokens) - 1 - start:
+            return 400, {"error": {"message": "prompt_logprob_token_ids: wrong number of rows", "code": 400}}
+        log_probs = self.log_probs(tokens, asked["temperature"])[start:]
+        matrix = self.of_token_id(log_probs.gather(1, torch.tensor(named))).float().numpy()
+        content = io.BytesIO()
+        numpy.save(content, matrix)
+        return 200, {
+            "request_id": "1",
+            "choices": [{"index": 0, "token_ids": [5], "finish_reason": "length"}],
+            "prompt_token_id_logprobs": base64.b64encode(content.getvalue()).decode(),
+        }
 
     def _adapter(self, path, body):
         name = body["lora_name"]

@@ -177,6 +177,10 @@ class TopEncoding:
             raise ValueError(f"k={self.k}: must be at least 1")
         _require_temperature("temperature", self.temperature)
 
+    def beside(self, others: torch.Tensor | None) -> "TopEncoding":
+        """That of records with so many more tokens of a position, ``[n, j]``."""
+        return self if others is None else dataclasses.replace(self, k=self.k + others.shape[1])
+
     @property
     def _entries(self) -> int:
         """Of a position."""

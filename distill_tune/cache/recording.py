@@ -32,6 +32,7 @@ def encoded(
     digests: Sequence[bytes],
     num_positions: Sequence[int],
     seed: int,
+    others: torch.Tensor | None = None,
 ) -> list[bytes]:
     """The record of each row, as bytes.
 
@@ -40,6 +41,7 @@ def encoded(
     Args:
         signal: of the rows' positions, one row after another; of a ``hidden`` encoding :class:`HiddenStates`.
         num_positions: of each row.
+        others: of a ``top_k`` encoding: tokens of each position that are kept beside the likeliest, ``[n, j]``.
 
     Raises:
         UserError: the teacher gives what is no number.
@@ -48,13 +50,17 @@ def encoded(
         assert isinstance(signal, HiddenStates)
         _require_numbers(signal.hidden - signal.hidden)  # also of what is infinite
         return encoding.encode(signal.hidden, num_positions)
-    records = list(_records(encoding, signal, digests, num_positions, seed))
+    records = list(_records(encoding, signal, digests, num_positions, seed, others))
     if not records:
         return [without_positions()] * len(num_positions)
     record = _joined(records)
     of_tokens = record.weights if isinstance(record, SampledTokens) else record.log_probs
     _require_numbers(of_tokens, getattr(record, "entropy", of_tokens))
-    return encoding.encode(record, num_positions)  # type: ignore[arg-type]
+    if isinstance(record, TopTokens):
+        assert isinstance(encoding, TopEncoding)
+        return encoding.beside(others).encode(record, num_positions)
+    assert isinstance(encoding, SampledEncoding)
+    return encoding.encode(record, num_positions)
 
 
 def _require_numbers(*tensors: torch.Tensor) -> None:
@@ -96,6 +102,7 @@ def _records(
     digests: Sequence[bytes],
     num_positions: Sequence[int],
     seed: int,
+    others: torch.Tensor | None,
 ) -> Iterator[Any]:
     total, device = sum(num_positions), _device_of(signal)
     most = max(_POSITIONS, chunk_rows(total, signal.logits_per_row * 4 * _COPIES, device))
@@ -104,7 +111,8 @@ def _records(
         logits = capped(signal.logits(start, stop, signal.memory(stop - start)), signal.softcap)
         logits = logits[:, : encoding.vocab_size]
         if isinstance(encoding, TopEncoding):
-            yield TopTokens.of(logits, encoding.k, encoding.temperature)
+            of_part = None if others is None else others[start:stop]
+            yield TopTokens.of(logits, encoding.k, encoding.temperature, of_part)
             continue
         for piece in pieces:
             generator = torch.Generator(logits.device).manual_seed(_seed_of(seed, digests[piece.row], piece.number))

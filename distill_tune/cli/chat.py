@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_tune.config.files import is_model_folder, local_path
+from distill_tune.config.files import is_model_folder, local_path, no_model_at
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Talk to a model, or to two side by side, each of which goes on from its own answers.
@@ -18,9 +18,10 @@ _DESCRIPTION = """Talk to a model, or to two side by side, each of which goes on
   distill-tune chat outputs/distilled/model --teacher models/Qwen3-8B
   echo "What does json.dumps do?" | distill-tune chat outputs/distilled/model
 
-MODEL is a model's folder, an adapter's, a run's output_dir, or a GGUF file (which needs --tokenizer). /reset begins a
-new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer. Where the input is no terminal, each other line is a
-question.
+MODEL is a model's folder, an adapter's, a run's output_dir, a GGUF file (which needs --tokenizer), or demo:student or
+demo:teacher, which travel with the package. /reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an
+answer. Where the input is no terminal, each other line is a question; where the output is none, it has the answers
+alone, an empty line between them, each of two below its name.
 """
 _COMMANDS = "/reset begins a new conversation, /quit ends"
 _LEAST_WIDTH = 60  # columns, for two answers beside each other
@@ -52,17 +53,17 @@ def _chat(options: argparse.Namespace) -> None:
     speakers = _opened(options, {name: _model_at(path) for name, path in paths.items()})
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (with which input() edits a line)
-    is_terminal = sys.stdin.isatty()
+    is_terminal, is_first = sys.stdin.isatty(), True
     if is_terminal:
-        print(_COMMANDS)
+        _tell(_COMMANDS)
     for turn in itertools.count():
         try:
-            line = input("you> " if is_terminal else "").strip()
+            line = _line(is_terminal)
         except EOFError:
-            print("\n" if is_terminal else "", end="")
+            _tell("\n" * is_terminal, end="")
             return
         except KeyboardInterrupt:  # perhaps meant for an answer that has just ended
-            print(f"\n{_COMMANDS}")
+            _tell(f"\n{_COMMANDS}")
             continue
         if line == "/quit":
             return
@@ -70,9 +71,27 @@ def _chat(options: argparse.Namespace) -> None:
             for speaker in speakers:
                 speaker.turns = speaker.turns[: options.system is not None]
         elif is_terminal and line.startswith("/"):
-            print(f"{line}: no such command; {_COMMANDS}")
+            _tell(f"{line}: no such command; {_COMMANDS}")
         elif line:
-            _answer(speakers, line, turn)
+            _answer(speakers, line, turn, is_first)
+            is_first = False
+
+
+def _line(is_terminal: bool) -> str:
+    """What is asked next.
+
+    Raises:
+        EOFError: there is no more.
+    """
+    if is_terminal and not sys.stdout.isatty():  # into which input() would write what it asks
+        _tell("you> ", end="")
+        return input().strip()
+    return input("you> " if is_terminal else "").strip()
+
+
+def _tell(text: str, end: str = "\n") -> None:
+    """What is for the person who asks, and no part of an answer."""
+    print(text, end=end, file=sys.stdout if sys.stdout.isatty() else sys.stderr, flush=True)
 
 
 def _model_at(path: Path) -> Path:
@@ -128,24 +147,33 @@ class _Speaker:
                     self.turns = [*asked, {"role": "assistant", "content": text}]
 
 
-def _answer(speakers: Sequence[_Speaker], question: str, turn: int) -> None:
-    """Ctrl-C ends an answer, and not the command."""
+def _answer(speakers: Sequence[_Speaker], question: str, turn: int, is_first: bool) -> None:
+    """Ctrl-C ends an answer, and not the command.
+
+    Args:
+        is_first: nothing has been answered before.
+    """
     from rich.console import Console
 
     console = Console()
     if len(speakers) > 1 and console.is_terminal and console.width >= _LEAST_WIDTH:
-        with _told(speakers):
+        with _told():
             _side_by_side(console, speakers, question, turn)
         return
     for speaker in speakers:
+        if not console.is_terminal and not is_first:
+            print()
+        is_first = False
         if len(speakers) > 1:
-            print(f"{speaker.name}> ", end="", flush=True)
-        with _told([speaker]):
+            print(f"{speaker.name}> " if console.is_terminal else f"{speaker.name}:\n", end="", flush=True)
+        with _told():
             shown = ""
-            for text in speaker.answer(question, turn):
-                print(text[len(shown) :], end="", flush=True)
-                shown = text
-        print(flush=True)
+            try:
+                for text in speaker.answer(question, turn):
+                    print(text[len(shown) :], end="", flush=True)
+                    shown = text
+            finally:
+                print(flush=True)
 
 
 def _side_by_side(console: Any, speakers: Sequence[_Speaker], question: str, turn: int) -> None:
@@ -172,28 +200,30 @@ def _side_by_side(console: Any, speakers: Sequence[_Speaker], question: str, tur
 
 
 @contextlib.contextmanager
-def _told(speakers: Sequence[_Speaker]) -> Iterator[None]:
+def _told() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(" [stopped]", end="" if len(speakers) == 1 else "\n")
+        _tell("[stopped]")
     except UserError as error:
-        print(f"[{error}; /reset begins a new conversation]", end="" if len(speakers) == 1 else "\n")
+        _tell(f"[{error}; /reset begins a new conversation]")
 
 
 def _opened(options: argparse.Namespace, paths: dict[str, Path]) -> list[_Speaker]:
     """
     Raises:
-        UserError: a folder that is none, a model that cannot be loaded, a tokenizer that is not there.
+        UserError: a folder that is none, a model that cannot be loaded or whose logits are no numbers, a tokenizer that
+            is not there.
     """
     for name, path in paths.items():
         key = "--teacher" if name == "teacher" else "MODEL"
         if path.suffix != ".gguf" and not is_model_folder(path):
-            raise UserError(f"{key} {path}: no such folder, or it has no config.json; name a model's folder")
+            raise UserError(f"{key} {path}: {no_model_at(path)}")
         if path.suffix == ".gguf" and options.tokenizer is None:
             raise UserError(f"{key} {path}: a GGUF file needs --tokenizer, the folder that it was made from")
     from distill_tune import data, generation, training
     from distill_tune.cli.compare import dtype_for
+    from distill_tune.generation.requests import require_numbers
     from distill_tune.serve.load import open_teacher
 
     sampling = generation.Sampling(options.max_new_tokens, options.temperature, top_p=options.top_p)
@@ -208,6 +238,8 @@ def _opened(options: argparse.Namespace, paths: dict[str, Path]) -> list[_Speake
     for name, (teacher, tokenizer, ends) in teachers.items():
         teacher.load(getattr(teacher, "model", None), device)
         decoder = generation.generator_of(teacher.model, ends, sampling, tokenizer=tokenizer)
+        (first,) = decoder.generate([generation.Request([min(ends, default=0)], max_new_tokens=1)])
+        require_numbers(first, str(paths[name]))
         speakers.append(
             _Speaker(name, decoder, tokenizer, frozenset(ends), options.seed, [*before], teacher.vocab_size)
         )

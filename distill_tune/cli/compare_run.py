@@ -102,7 +102,7 @@ def _plan(cfg: DictConfig, built: Models, dataset: Any, num_rows: int | None) ->
         built.tokenizer,
         cfg.tokenizer,
         on_bad_row="skip",
-        reading=reading_of(cfg, built.teacher.names, built.teacher.shares_tokenizer),
+        reading=reading_of(cfg, built.teacher.names, built.teacher.shares_tokenizer).with_answers,
         others=built.teacher.other_tokenizers,
     )
     rows = [of_dataset.first(num_rows) for of_dataset in rows] if num_rows else rows

@@ -66,7 +66,7 @@ def _data(options: argparse.Namespace) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if row is None:
         for rows in datasets:
-            _print_summary(console, rows, tokenizer, cfg.get("on_bad_row", "stop"))
+            _print_summary(console, rows, tokenizer, cfg.get("on_bad_row", "stop"), reading.prompts_alone)
     _print_legend(console)
     for rows, numbers in zip(datasets, shown, strict=True):
         for number in numbers:
@@ -75,7 +75,7 @@ def _data(options: argparse.Namespace) -> None:
         faults = list[str]()
         if (validation := cfg.get("dataset_val")) is not None:  # a run ends at its bad rows, too
             of_validation, _ = data.prepare_rows(
-                validation, tokenizer, cfg.tokenizer, key="dataset_val", on_bad_row="skip", reading=reading
+                validation, tokenizer, cfg.tokenizer, key="dataset_val", on_bad_row="skip", reading=reading.with_answers
             )
             faults = [fault for rows in of_validation for fault in rows.faults]
         if faults:
@@ -126,13 +126,15 @@ def _missing(row: int, datasets: Sequence["TokenisedRows"]) -> str:
     return f"--row {row}: there is no such row{why}; {sum(map(len, datasets)):,} are learned"
 
 
-def _print_summary(console: "Console", rows: "TokenisedRows", tokenizer: Any, on_bad_row: str) -> None:
+def _print_summary(
+    console: "Console", rows: "TokenisedRows", tokenizer: Any, on_bad_row: str, are_prompts: bool = False
+) -> None:
     import numpy
 
     from distill_tune.data import describe_rows
 
     files = ", ".join(map(str, rows.files[:3])) + (f" and {len(rows.files) - 3} more" if len(rows.files) > 3 else "")
-    console.print(f"{files}: {describe_rows([rows])}", markup=False)
+    console.print(f"{files}: {describe_rows([rows], are_prompts)}", markup=False)
     if rows.num_bad and on_bad_row == "stop":
         console.print("on_bad_row=stop: a run ends at the bad rows")
     for fault in rows.faults:

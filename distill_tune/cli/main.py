@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 
 import distill_tune
 from distill_tune.cli import (
@@ -45,6 +46,14 @@ A recipe is a script, a config its settings; both are yours to copy and edit:
 """
 
 
+# By what is no command, but a recipe or another tool's word, the line that does it.
+_MEANT = {
+    **dict.fromkeys(("train", "distill", "kd", "kd_single_device"), "run kd_single_device --config tiny"),
+    **dict.fromkeys(("finetune", "fine-tune", "sft"), "run kd_single_device --config tiny kd_ratio=0"),
+    "kd_distributed": "run kd_distributed --config tiny",
+    "generate": "run generate --config teacher_answers",
+    "teacher_cache": "run teacher_cache --config cached_teacher cache.kind=sampled output_dir=outputs/cache",
+}
 _READ_THEMSELVES = ("run", "validate", "data", "plan", "compare", "cache", "serve")
 
 
@@ -58,8 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands.choices:
-        near = did_you_mean(nearest(arguments[0], commands.choices))
-        parser.exit(2, f"distill-tune: {arguments[0]}: no such command{near}; `distill-tune --help` lists them all\n")
+        parser.exit(2, f"distill-tune: {arguments[0]}: no such command{_near(arguments[0], commands.choices)}\n")
     # These read their arguments themselves: argparse would take torchrun's options and --config for its own, and
     # folders after an option for none.
     reads_itself = arguments[:1] and arguments[0] in _READ_THEMSELVES and arguments[1:2] not in (["-h"], ["--help"])
@@ -69,3 +77,10 @@ def main(arguments: list[str] | None = None) -> None:
     with telling_of_lost_output(), told_without_traceback(), left_as_it_was():
         options.function(options)
         sys.stdout.flush()  # a pipe that nobody reads is met here, not when Python ends
+
+
+def _near(name: str, commands: Iterable[str]) -> str:
+    """What somebody may have meant by a command that there is not."""
+    if name in _MEANT:
+        return f"; that is `distill-tune {_MEANT[name]}`"
+    return f"{did_you_mean(nearest(name, commands))}; `distill-tune --help` lists them all"

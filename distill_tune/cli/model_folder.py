@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_tune.config.files import is_model_folder
+from distill_tune.config.files import is_model_folder, no_model_at
 from distill_tune.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def require_models(folders: Sequence[Path]) -> None:
     """
     for folder in folders:
         if not is_model_folder(folder):
-            raise UserError(f"{folder}: no such folder, or it has no config.json; name a Hugging Face model folder")
+            raise UserError(f"{folder}: {no_model_at(folder)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -194,14 +194,14 @@ def _read_rows(cfg: DictConfig, teacher_names: Sequence[str], faults: CollectedF
     from distill_tune.training.preparation import reading_of
 
     tokenizer, reading = config.build("tokenizer", cfg.tokenizer), reading_of(cfg, teacher_names)
-    for key in ("dataset", "dataset_val"):
+    for key, of_key in (("dataset", reading), ("dataset_val", reading.with_answers)):
         with faults, data.local_files_alone():
             try:
                 if cfg.get(key) is not None:
                     on_bad_row = cfg.get("on_bad_row", "stop")
                     with contextlib.redirect_stdout(io.StringIO()):  # what is told of rows has been told
                         data.prepare_rows(
-                            cfg[key], tokenizer, cfg.tokenizer, key=key, on_bad_row=on_bad_row, reading=reading
+                            cfg[key], tokenizer, cfg.tokenizer, key=key, on_bad_row=on_bad_row, reading=of_key
                         )
             except data.RowsOnHub as told:
                 print(f"{key}: {told}: its rows are checked by the run, before it loads a model")

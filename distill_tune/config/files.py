@@ -18,13 +18,32 @@ _PACKAGE = Path(__file__).parent.parent
 
 
 def local_path(name: str) -> Path:
-    """A path as a user writes it: ``~`` is the home folder, also where no shell has read it."""
+    """A path as a user writes it: ``~`` is the home folder, also where no shell has read it; ``demo:teacher`` and
+    ``demo:student`` are the models that travel with the package.
+    """
+    if name in ("demo:teacher", "demo:student"):
+        return demo_model_folder(name.removeprefix("demo:"))
     return Path(os.path.expanduser(name))
 
 
 def is_model_folder(path: str | Path) -> bool:
     """Whether it has the config.json of a model of Hugging Face, or an adapter's."""
     return any(os.path.isfile(os.path.join(path, name)) for name in ("config.json", "adapter_config.json"))
+
+
+def no_model_at(path: str | Path) -> str:
+    """What a path is that is no model's folder, and what to name in its place."""
+    path = Path(path)
+    if is_cache(path):
+        return "is a cache of a teacher, which holds no model; name a model's folder"
+    if (path / "generation.json").is_file():
+        return "holds answers, which generate wrote, and no model; name a model's folder"
+    run = path.parents[path.parts[::-1].index("checkpoints")] if "checkpoints" in path.parts[-2:] else path
+    if left := [folder for folder in (run / "model", run / "adapter") if is_model_folder(folder)]:
+        return f"is no model's folder; name {left[0]}"
+    if (run / "checkpoints").is_dir():
+        return "is of a run that has left no model yet; its own command with resume=auto goes on with it"
+    return "no such folder, or it has no config.json; name a Hugging Face model folder"
 
 
 def is_cache(path: str | Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from distill_tune.config.files import configs_folder, how_to_read_cache, is_cache, is_model_folder
+from distill_tune.config.files import configs_folder, how_to_read_cache, is_cache, is_model_folder, no_model_at
 from distill_tune.config.nodes import components_of, is_model
 
 # Of arguments, by name: what there is not, where what is asked is not so. Those of tokenizers, and of checkpointers.
@@ -72,8 +72,7 @@ def _told_of(key: str, name: str, path: str) -> str | None:
         return "no such file" if not os.path.isfile(path) else of_student if key == "model" else None
     if is_cache(path):
         return f"is a cache of a teacher, and no model's folder; {how_to_read_cache(key, path)}"
-    told = "no such folder, or it has no config.json; name a Hugging Face model folder"
-    return None if is_model_folder(path) else told
+    return None if is_model_folder(path) else no_model_at(path)
 
 
 def _how_to_get(path: Path, source: str) -> str:

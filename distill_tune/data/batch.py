@@ -20,9 +20,11 @@ class Row(NamedTuple):
 
     ``teacher_tokens`` and ``teacher_labels`` are the same answer behind the teacher's own prompt, where it has one;
     ``teacher_id`` is the number of the teacher that the row follows; ``place`` the dataset's number and its own there;
-    ``is_text`` says which tokens are a turn's own text, where that is known. ``others`` are the same row as teachers of
-    other tokenizers read it; in one of these ``alignment`` says where the student's supervised tokens lie in it,
-    ``[n_s, 6]``, int32, the columns those of :mod:`distill_tune.alignment.columns`.
+    ``is_text`` says which tokens are a turn's own text, where that is known; ``likeliest`` are the tokens that the
+    student holds likeliest at each position that is learned, ``[n, j]``, where the teacher is to tell of these as well;
+    ``is_own`` says that the student has written the answer. ``others`` are the same row as teachers of other tokenizers
+    read it; in one of these ``alignment`` says where the student's supervised tokens lie in it, ``[n_s, 6]``, int32,
+    the columns those of :mod:`distill_tune.alignment.columns`.
     """
 
     tokens: torch.Tensor
@@ -32,14 +34,10 @@ class Row(NamedTuple):
     teacher_id: int = 0
     place: tuple[int, int] = (0, 0)
     is_text: torch.Tensor | None = None
+    likeliest: torch.Tensor | None = None
+    is_own: bool = False
     others: "tuple[Row, ...]" = ()
     alignment: torch.Tensor | None = None
-
-    @property
-    def teacher_length(self) -> int:
-        """The most tokens that a teacher reads of it."""
-        read = [tokens for tokens in (self.teacher_tokens, *(row.tokens for row in self.others)) if tokens is not None]
-        return max(map(len, read), default=len(self.tokens))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +55,9 @@ class Batch:
         teacher_ids: of each row, the number of the teacher that it follows.
         places: of each row, its dataset's number and its own in it.
         digests: of each row, 16 bytes of what the teacher reads, tokens and which of them are learned.
+        likeliest: tokens that the student holds likeliest at each supervised position, ``[n, j]``, int64, on the CPU,
+            where the teacher is to tell of these as well.
+        num_own_rows: so many rows, the first ones, have answers that the student has written itself.
         others: the same rows as teachers of other tokenizers read them, one for each tokenizer.
         alignments: in one of these, of each row, where the student's supervised tokens lie in it; on the CPU.
     """
@@ -71,13 +72,23 @@ class Batch:
     teacher_ids: tuple[int, ...] = ()
     places: tuple[tuple[int, int], ...] = ()
     digests: tuple[bytes, ...] = ()
+    likeliest: torch.Tensor | None = None
+    num_own_rows: int = 0
+
+    @property
+    def num_own(self) -> int:
+        """Supervised positions of answers that the student has written itself, which come first."""
+        return sum(self.num_supervised[: self.num_own_rows])
+
     others: "tuple[Batch, ...]" = ()
     alignments: tuple[torch.Tensor, ...] = ()
 
     @property
     def for_teacher(self) -> "Batch":
         """What the teacher reads."""
-        return self.teacher or self
+        if self.teacher is None or self.likeliest is None:
+            return self.teacher or self
+        return dataclasses.replace(self.teacher, likeliest=self.likeliest)
 
     def read_by(self, number: int) -> "Batch":
         """What teachers of one of the other tokenizers read; without rows, one position and no target."""
@@ -154,9 +165,10 @@ class Batch:
         return [self.of_rows(rows) for rows in (range(end), range(end, len(self.lengths)))]
 
     def of_rows(self, rows: Sequence[int]) -> "Batch":
-        """Some of its rows, by their numbers; at least one."""
+        """Some of its rows, by their numbers, ascending; at least one."""
         tokens, targets = (x[0].split(list(self.lengths)) for x in (self.tokens, self.targets))
         supervised, learned = (x.split(list(self.num_supervised)) for x in (self.supervised_positions, self.learned))
+        likeliest = None if self.likeliest is None else self.likeliest.split(list(self.num_supervised))
         # Where the rows began, and where they will.
         before = [0, *itertools.accumulate(self.lengths)]
         after = [0, *itertools.accumulate(self.lengths[row] for row in rows)]
@@ -171,13 +183,19 @@ class Batch:
             tuple(self.teacher_ids[row] for row in rows) if self.teacher_ids else (),
             tuple(self.places[row] for row in rows) if self.places else (),
             tuple(self.digests[row] for row in rows) if self.digests else (),
+            None if likeliest is None else torch.cat([likeliest[row] for row in rows]),
+            sum(row < self.num_own_rows for row in rows),
             tuple(of_tokenizer.of_rows(rows) for of_tokenizer in self.others),
             tuple(self.alignments[row] for row in rows) if self.alignments else (),
         )
 
 
 def joined(rows: Sequence[Row | tuple[torch.Tensor, torch.Tensor]]) -> Batch:
-    """Rows of tokens and labels as a batch; without rows, one position and no target."""
+    """Rows of tokens and labels as a batch; without rows, one position and no target.
+
+    Args:
+        rows: those that the student has written before others.
+    """
     nothing = torch.zeros(1, dtype=torch.int32)
     all_rows = [Row(*row) for row in rows] or [Row(nothing, torch.full_like(nothing, IGNORE_INDEX))]
     # A row's last position has nothing to predict.
@@ -188,6 +206,7 @@ def joined(rows: Sequence[Row | tuple[torch.Tensor, torch.Tensor]]) -> Batch:
         if row.teacher_tokens is not None and row.teacher_labels is not None
     ]
     is_learned = [of_row != IGNORE_INDEX for of_row in targets]
+    likeliest = [row.likeliest for row in all_rows if row.likeliest is not None]
     teacher = joined(of_teacher) if of_teacher else None
     return Batch(
         torch.cat([row.tokens for row in all_rows]).long()[None],
@@ -200,6 +219,8 @@ def joined(rows: Sequence[Row | tuple[torch.Tensor, torch.Tensor]]) -> Batch:
         tuple(row.teacher_id for row in all_rows),
         tuple(row.place for row in all_rows) if rows else (),
         teacher.digests if teacher else tuple(map(_digest, all_rows)) if rows else (),
+        torch.cat(likeliest).long() if likeliest else None,
+        sum(row.is_own for row in all_rows),
         tuple(map(joined, zip(*(row.others for row in all_rows), strict=True))),
         tuple(row.alignment for row in all_rows if row.alignment is not None),
     )

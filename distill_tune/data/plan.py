@@ -11,7 +11,6 @@ import numpy
 from distill_tune.counts import counted
 from distill_tune.data.augmentation import Augmentations
 from distill_tune.data.batch import Batch, Row, joined
-from distill_tune.data.conversation import IGNORE_INDEX
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
@@ -195,16 +194,16 @@ class StepPlan:
         """All rows of a step, on all ranks, in the order that is drawn, as the augmentations leave them."""
         return list(self._taken(self._of_step(epoch, step), epoch))
 
-    def dealt(self, rows: Sequence[Row]) -> list[numpy.ndarray]:
+    def dealt(self, shape: Shape) -> list[numpy.ndarray]:
         """This rank's micro-batches of a step's rows that are not the datasets' own, by the numbers of their rows.
 
         As few as are within the limits, and as many as any other rank has; some may be empty.
+
+        Args:
+            shape: of the step's rows, on all ranks.
         """
-        lengths = [len(row.tokens) for row in rows]
-        of_teacher = [row.teacher_length for row in rows]
-        learned = [int((row.labels[1:] != IGNORE_INDEX).sum()) for row in rows]
-        measures = [numpy.array(counts, numpy.int64) for counts in (lengths, of_teacher, learned)]
-        return self._hands(numpy.arange(len(rows)), measures)[self._rank :: self._num_ranks]
+        measures = [numpy.array(of_rows, numpy.int64) for of_rows in (shape.lengths, shape.most_read, shape.supervised)]
+        return self._hands(numpy.arange(len(shape.lengths)), measures)[self._rank :: self._num_ranks]
 
     def hold(self, most: Sequence[int]) -> None:
         """Rows will come that are not the datasets' own: a micro-batch of several may have so many tokens.

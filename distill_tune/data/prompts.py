@@ -82,6 +82,11 @@ class Reading:
     shares_tokenizer: bool = True
 
     @property
+    def with_answers(self) -> "Reading":
+        """The same, of rows that have to have one, as for validation."""
+        return dataclasses.replace(self, prompts_alone=False)
+
+    @property
     def student(self) -> Prompt:
         return Prompt(self.student_prompt_template, None, "student_prompt_template")
 

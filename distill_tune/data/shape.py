@@ -1,6 +1,7 @@
 """What of some rows memory and work depend on."""
 
 import dataclasses
+from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,27 +37,36 @@ class Shape:
         """The most tokens that a teacher reads."""
         return max(sum(read.lengths) for read in (self.for_teacher, *self.others))
 
+    @property
+    def most_read(self) -> tuple[int, ...]:
+        """The most tokens of each row that a teacher reads."""
+        read = [lengths for lengths in (self.teacher_lengths, *(its.lengths for its in self.others)) if lengths]
+        return tuple(map(max, *read)) if len(read) > 1 else read[0] if read else self.lengths
+
     def read_by(self, number: int) -> "Shape":
         """What teachers of one of the other tokenizers read."""
         return self.others[number] if self.others else Shape((), ())
 
     def following(self, number: int) -> "Shape":
         """The rows of one of several teachers."""
-        return self._of_rows([row for row, teacher in enumerate(self.teacher_ids) if teacher == number])
+        return self.of_rows([row for row, teacher in enumerate(self.teacher_ids) if teacher == number])
 
     def halves(self) -> "list[Shape]":
         """Two of as many rows, the first with the longest; a single row as it is."""
         longest_first = sorted(range(len(self.lengths)), key=lambda row: -self.lengths[row])
-        return [self._of_rows(half) for half in (longest_first[::2], longest_first[1::2]) if half]
+        return [self.of_rows(half) for half in (longest_first[::2], longest_first[1::2]) if half]
 
-    def _of_rows(self, rows: list[int]) -> "Shape":
+    def of_rows(self, rows: Iterable[int]) -> "Shape":
+        """Some of its rows, by their numbers."""
+        chosen = list(rows)
+
         def taken(values: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(values[row] for row in rows) if values else ()
+            return tuple(values[row] for row in chosen) if values else ()
 
         return Shape(
             taken(self.lengths),
             taken(self.supervised),
             taken(self.teacher_lengths),
             taken(self.teacher_ids),
-            tuple(read._of_rows(rows) for read in self.others),
+            tuple(read.of_rows(chosen) for read in self.others),
         )

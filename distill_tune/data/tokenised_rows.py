@@ -233,11 +233,16 @@ class AlignedRows:
         return dataclasses.replace(self, positions=self.positions[:end], offsets=self.offsets[: count + 1])
 
 
-def describe_rows(datasets: Sequence[TokenisedRows]) -> str:
-    """For the log: how many rows and tokens, and what was left out; a line more for what of the rows is not read."""
+def describe_rows(datasets: Sequence[TokenisedRows], are_prompts: bool = False) -> str:
+    """For the log: how many rows and tokens, and what was left out; a line more for what of the rows is not read.
+
+    Args:
+        are_prompts: their answers are written anew.
+    """
     rows, tokens = sum(map(len, datasets)), sum(len(data.tokens) for data in datasets)
     supervised = sum(int(data.supervised.sum()) for data in datasets)
-    line = f"{counted(rows, 'row')}, {counted(tokens, 'token')}, {supervised:,} of them supervised"
+    line = f"{counted(rows, 'row')}, {counted(tokens, 'token')}, "
+    line += "prompts whose answers are written anew" if are_prompts else f"{supervised:,} of them supervised"
     if bad := sum(data.num_bad for data in datasets):
         line += f"; {counted(bad, 'bad row')} left out"
     if cut := sum(data.num_cut for data in datasets):

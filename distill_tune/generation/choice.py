@@ -12,6 +12,7 @@ Score = Callable[[Answer], float]
 Filter = Callable[[Answer], bool]
 
 EMPTY, WRONG, NOT_BEST = "empty", "below min_score", "not the best"
+_CUT_BY = {"length": "by max_new_tokens or the model's length", "repetition": "by max_repetitions"}  # finish reasons
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Choice:
         min_score: an answer below is wrong.
         thinking: ``keep``, ``drop`` or ``field``.
         taken: how many samples each reason has left out.
+        ended: how many samples ended by each finish reason, kept or not.
     """
 
     filters: Mapping[str, Filter] = dataclasses.field(default_factory=dict)
@@ -45,6 +47,7 @@ class Choice:
     min_score: float | None = None
     thinking: str = "keep"
     taken: Counter[str] = dataclasses.field(default_factory=Counter)
+    ended: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def is_right(self, question: Question, sample: Sample) -> bool:
         """Whether a sample is good enough for no other to be asked for: no filter takes it, and its score suffices.
@@ -69,6 +72,7 @@ class Choice:
             if not one.taken_by:
                 one = self._filtered(question, one, after_choice=True)
             self.taken.update([one.taken_by])
+            self.ended.update([one.sample.finish_reason])
             yield one
 
     def _judged(self, question: Question, sample: Sample) -> Chosen:
@@ -98,13 +102,16 @@ class Choice:
             return float(self.score(answer))
 
     def told(self) -> str:
-        """A table of what each reason has left out."""
+        """A table of what each reason has left out, and a line of how many were cut, kept or not."""
         total, kept = self.taken.total(), self.taken[""]
         lines = [f"{kept:,} of {counted(total, 'answer')} kept"]
         reasons = [EMPTY, *self.filters, WRONG, NOT_BEST]
         order = sorted((name for name in self.taken if name), key=reasons.index)
         width = max(map(len, order), default=0)
         lines += [f"  {name:<{width}}  {self.taken[name]:>7,}  {self.taken[name] / total:.1%}" for name in order]
+        cut = [f"{self.ended[why]:,} {told}" for why, told in _CUT_BY.items() if self.ended[why]]
+        if cut:
+            lines.append(f"cut, not ended by the model: {', '.join(cut)}, of {counted(total, 'answer')}")
         return "\n".join(lines)
 
 

@@ -83,7 +83,7 @@ class Decoder(Generator):
         Raises:
             UserError: a prompt that is empty, or does not fit into the model or the cache.
         """
-        with ready_to_generate(self._model) as model:
+        with ready_to_generate(self._model, rows=len(requests)) as model:
             batch = self._batch(requests, model) if requests else None  # of a sharded model this rank may have none
             while batch and not batch.is_done:
                 for row in batch.step():
@@ -91,7 +91,7 @@ class Decoder(Generator):
 
     def stream(self, request: Request) -> Iterator[int]:
         """The tokens of one request as they come."""
-        with ready_to_generate(self._model) as model:
+        with ready_to_generate(self._model, rows=1) as model:
             batch, given = self._batch([request], model), 0
             (row,) = batch.waiting
             while not batch.is_done:

@@ -1,5 +1,8 @@
 """Answers that say what others say: duplicates among themselves, and texts that are held out."""
 
+import hashlib
+from collections.abc import Sequence
+
 import numpy
 
 from distill_tune.data.sources import RowError, load_dataset
@@ -7,7 +10,6 @@ from distill_tune.generation.answers import Answer
 from distill_tune.generation.words import grams, hashed, words
 
 _HASHES, _BANDS = 128, 32  # bands of four: a pair that has 0.6 in common is met with 99 % certainty
-_PRIME = (1 << 61) - 1
 
 
 class Duplicates:
@@ -28,31 +30,44 @@ class Duplicates:
         self._similarity, self._n = similarity, n
         random = numpy.random.default_rng(0)
         self._factors = random.integers(1, 2**61, _HASHES, dtype=numpy.uint64) | numpy.uint64(1)
-        self._kept: list[frozenset[int]] = []
-        self._bands: dict[tuple[int, bytes], list[int]] = {}
+        self._kept: list[numpy.ndarray] = []  # of each answer its runs, hashed, ascending
+        self._before: list[numpy.ndarray] = []  # of each answer and band, the one before with the same; -1: none
+        self._last: dict[int, int] = {}  # by band, the last answer with it
 
     def __call__(self, answer: Answer) -> bool:
         said = words(answer.text)
-        found = frozenset(map(hashed, grams(said, self._n))) or frozenset([hashed(said)])
+        runs = list(map(hashed, grams(said, self._n))) or [hashed(said)]
+        found = numpy.unique(numpy.array(runs, numpy.uint64))
         bands = self._bands_of(found)
-        near = {number for band in bands for number in self._bands.get(band, ())}
-        if any(_similarity(found, self._kept[number]) >= self._similarity for number in near):
+        if any(_similarity(found, self._kept[number]) >= self._similarity for number in self._near(bands)):
             return False
-        for band in bands:
-            self._bands.setdefault(band, []).append(len(self._kept))
+        number = len(self._kept)
+        self._before.append(numpy.array([self._last.get(band, -1) for band in bands], numpy.int32))
+        self._last.update(dict.fromkeys(bands, number))
         self._kept.append(found)
         return True
 
-    def _bands_of(self, found: frozenset[int]) -> list[tuple[int, bytes]]:
-        hashes = numpy.fromiter(found, numpy.uint64, len(found))
+    def _near(self, bands: Sequence[int]) -> set[int]:
+        """Those that have one of the bands in common."""
+        near = set()
+        for place, band in enumerate(bands):
+            number = self._last.get(band, -1)
+            while number >= 0:
+                near.add(number)
+                number = int(self._before[number][place])
+        return near
+
+    def _bands_of(self, found: numpy.ndarray) -> list[int]:
+        """Each band's number and content in 64 bits."""
         # Multiply and shift (Dietzfelbinger 1997): the upper half of a product with an odd number.
-        least = ((hashes[:, None] * self._factors) >> numpy.uint64(32)).min(0)
-        return [(number, band.tobytes()) for number, band in enumerate(least.reshape(_BANDS, -1))]
+        least = ((found[:, None] * self._factors) >> numpy.uint64(32)).min(0)
+        named = (bytes([number]) + band.tobytes() for number, band in enumerate(least.reshape(_BANDS, -1)))
+        return [int.from_bytes(hashlib.blake2b(band, digest_size=8).digest(), "little") for band in named]
 
 
-def _similarity(one: frozenset[int], other: frozenset[int]) -> float:
+def _similarity(one: numpy.ndarray, other: numpy.ndarray) -> float:
     """Jaccard's index."""
-    common = len(one & other)
+    common = len(numpy.intersect1d(one, other, assume_unique=True))
     return common / (len(one) + len(other) - common)
 
 

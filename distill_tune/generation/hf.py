@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
@@ -14,11 +14,18 @@ from distill_tune.generation.requests import Completion, Generator, Request
 from distill_tune.generation.rows import AnsweredRow
 from distill_tune.generation.sampling import Sampling, choose, seeds_of
 
+T = TypeVar("T")
+
+
+class _Ended(NamedTuple):
+    by: BaseException | None
+
 
 class HuggingFaceDecoder(Generator):
     """Answers with any architecture of transformers: those that torchtune lacks.
 
-    Prompts of about one length are answered together, padded on the left; a batch is done when its longest answer is.
+    Prompts of about one length are answered together, padded on the left, each handed on as it is done; the next ones
+    begin when the longest is.
     Tokens are chosen as :class:`~distill_tune.generation.Decoder` does: of the same logits and stream the same ones.
 
     Args:
@@ -53,42 +60,58 @@ class HuggingFaceDecoder(Generator):
             UserError: a prompt that is empty, or does not fit into the model.
         """
         rows = [AnsweredRow.of(*numbered, self.sampling, self._longest) for numbered in enumerate(requests)]
-        rows.sort(key=lambda row: len(row.prompt), reverse=True)  # what does not fit into memory is met at once
-        for start in range(0, len(rows), self._max_slots):
-            together = rows[start : start + self._max_slots]
-            self._answer(together)
-            for row in together:
-                yield row.number, row.completion
+        rows.sort(key=lambda row: len(row.prompt))
+        while rows:
+            together = [rows.pop() for _ in rows[: self._max_slots]]  # what does not fit into memory is met at once
+            open_rows = list(together)
+
+            def done(open_rows: list[AnsweredRow] = open_rows) -> Iterator[tuple[int, Completion]]:
+                for row in [row for row in open_rows if row.finish_reason]:
+                    open_rows.remove(row)
+                    yield row.number, row.completion
+
+            yield from self._as_they_come(together, done)
 
     def stream(self, request: Request) -> Iterator[int]:
         """The tokens of one request as they come."""
         row = AnsweredRow.of(0, request, self.sampling, self._longest)
-        coming: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+        given = 0
+
+        def new() -> Iterator[int]:
+            nonlocal given
+            start, given = given, len(row.tokens)
+            yield from row.tokens[start:]
+
+        yield from self._as_they_come([row], new)
+
+    def _as_they_come(self, rows: Sequence[AnsweredRow], new: Callable[[], Iterator[T]]) -> Iterator[T]:
+        """What there is after each token, while the rows are answered by a thread: transformers gives nothing before.
+
+        Args:
+            new: what there is that it has not given before.
+        """
+        coming: queue.SimpleQueue[T | _Ended] = queue.SimpleQueue()
         abandoned = threading.Event()
 
+        def give() -> bool:
+            for one in new():
+                coming.put(one)
+            return abandoned.is_set()
+
         def answer() -> None:
-            given = 0
-
-            def give() -> bool:
-                nonlocal given
-                for token in row.tokens[given:]:
-                    coming.put(token)
-                given = len(row.tokens)
-                return abandoned.is_set()
-
             try:
-                self._answer([row], give)
-                coming.put(None)
-            except BaseException as error:  # whoever waits for tokens raises it
-                coming.put(error)
+                self._answer(rows, give)
+                coming.put(_Ended(None))
+            except BaseException as error:  # whoever waits raises it
+                coming.put(_Ended(error))
 
         thread = threading.Thread(target=answer, daemon=True, name="answer of transformers")
         thread.start()
         try:
-            while (token := coming.get()) is not None:
-                if isinstance(token, BaseException):
-                    raise token
-                yield token
+            while not isinstance(one := coming.get(), _Ended):
+                yield one
+            if one.by is not None:
+                raise one.by
         finally:
             abandoned.set()
             thread.join()
@@ -99,7 +122,7 @@ class HuggingFaceDecoder(Generator):
         config = self._model.config.get_text_config()
         return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
 
-    def _answer(self, rows: Sequence[AnsweredRow], after_each: Callable[[], bool] = lambda: False) -> None:
+    def _answer(self, rows: Sequence[AnsweredRow], after_each: Callable[[], bool]) -> None:
         """
         Args:
             after_each: called after each token; True ends it.

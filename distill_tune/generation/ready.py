@@ -8,6 +8,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune.generation.prepacked import Product, has_room_for_copies, prepacked, prepacked_layers
+from distill_tune.losses.projection import LinearProjection
 from distill_tune.losses.signals import capped
 from distill_tune.models.cached_rows import FilledRows, GrownRows
 from distill_tune.models.output_head import output_head
@@ -18,13 +20,15 @@ from torchtune.modules import TransformerDecoder
 
 
 @contextlib.contextmanager
-def ready_to_generate(model: TransformerDecoder) -> "Iterator[ReadyModel]":
+def ready_to_generate(model: TransformerDecoder, rows: int) -> "Iterator[ReadyModel]":
     """Without dropout; what trains cast once, and sharded weights gathered, all of them, on this rank.
 
     Every rank of a sharded model calls it at the same time; what they do in between is their own.
 
     Args:
-        model: whole or sharded, its output head in place or taken; its weights are used as they are, not copied.
+        model: whole or sharded, its output head in place or taken. Its weights are used as they are; on a CPU copied
+            into a faster layout, see :func:`prepacked_layers`.
+        rows: at a time; one alone gains nothing by copies.
     """
     was_training = model.training
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
@@ -33,8 +37,12 @@ def ready_to_generate(model: TransformerDecoder) -> "Iterator[ReadyModel]":
     for module in sharded:
         module.unshard()
     try:
-        with cast_throughout(model) if hasattr(model, "computes_in") else contextlib.nullcontext():
-            yield ReadyModel(model, is_sharded=bool(sharded))
+        with contextlib.ExitStack() as stack:
+            if hasattr(model, "computes_in"):
+                stack.enter_context(cast_throughout(model))
+            if copies := rows > 1 and has_room_for_copies(model):
+                stack.enter_context(prepacked_layers(model.layers))
+            yield ReadyModel(model, bool(sharded), copies)
     finally:
         for module in sharded:
             module.reshard()
@@ -49,15 +57,18 @@ class ReadyModel:
         device: on which they are.
     """
 
-    def __init__(self, model: TransformerDecoder, is_sharded: bool) -> None:
+    def __init__(self, model: TransformerDecoder, is_sharded: bool, prepack: bool) -> None:
         embeddings, past_hooks = model.tok_embeddings, is_sharded or hasattr(model, "computes_in")
         self._is_sharded = is_sharded
         self._embed, self._norm = (_call_of(module, past_hooks) for module in (embeddings, model.norm))
         self._layers = [_call_of(layer, past_hooks) for layer in model.layers]
-        self._projection = output_head(model).projection_for_loss()
+        self._projection = projection = output_head(model).projection_for_loss()
         self.device = embeddings.weight.device
         gathered = next(model.layers[0].parameters()).dtype
         self.dtype = computed_in(model) if hasattr(model, "computes_in") else gathered
+        self._product: Product | None = None
+        if prepack and isinstance(projection, LinearProjection) and self.dtype == torch.float32:
+            self._product = prepacked(projection.weight, projection.bias)
 
     def without_gradients(self) -> contextlib.AbstractContextManager[None]:
         """For what is called of this model."""
@@ -83,6 +94,8 @@ class ReadyModel:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """``[n, d] -> [n, v]``, float32."""
         projection = self._projection
+        if self._product is not None:
+            return capped(self._product(hidden), projection.softcap)
         memory = projection.memory(len(hidden), 0, hidden.dtype)
         return capped(projection.logits(hidden, memory), projection.softcap)
 

@@ -1,8 +1,11 @@
 """What a generator is asked, and what it answers."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
+
+from distill_tune.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,21 @@ class Completion:
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
     finish_reason: str
+
+
+def require_numbers(completion: Completion, model: str) -> None:
+    """
+    Args:
+        model: that has answered, for the message.
+
+    Raises:
+        UserError: its logits are no numbers.
+    """
+    if any(map(math.isnan, completion.log_probs)):
+        raise UserError(
+            f"{model}: its logits are no numbers (NaN), so what it answers means nothing; its weights are broken, or "
+            "need another dtype"
+        )
 
 
 class Generator(Protocol):

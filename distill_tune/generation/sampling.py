@@ -137,10 +137,6 @@ def choose(
         Tokens ``[n]``, int64, and their log-probabilities ``[n]``, float32: the model's own, at temperature 1 and
         before any filter and penalty.
     """
-    if seen is None and sampling.temperature == 1:
-        weights = (logits - logits.amax(-1, keepdim=True)).exp_()
-        tokens = _winner(_filtered(weights, sampling), seeds)
-        return tokens, _of(weights, tokens).log_() - weights.sum(-1).log_()
     changed = logits
     if seen is not None:
         penalty = sampling.repetition_penalty
@@ -148,8 +144,12 @@ def choose(
     if sampling.temperature == 0:
         tokens = changed.argmax(-1)
     else:
-        weights = (changed - changed.amax(-1, keepdim=True)).div_(sampling.temperature).exp_()
+        if sampling.temperature != 1:  # however small it is, the likeliest stays a number
+            changed = (changed - changed.amax(-1, keepdim=True)).div_(sampling.temperature)
+        weights = changed.softmax(-1)
         tokens = _winner(_filtered(weights, sampling), seeds)
+        if seen is None and sampling.temperature == 1:
+            return tokens, _of(weights, tokens).log_()
     return tokens, _of(logits, tokens) - logits.logsumexp(-1)
 
 
@@ -158,7 +158,7 @@ def _of(values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _filtered(weights: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Weights ``[n, v]``, the largest of each row 1, without those that the filters take."""
+    """Weights ``[n, v]`` without those that the filters take."""
     least = _least_weight(weights, sampling)
     return weights if least is None else weights * (weights >= least)
 
@@ -172,7 +172,7 @@ def _least_weight(weights: torch.Tensor, sampling: Sampling) -> torch.Tensor | N
         kept = weights if least is None else weights * (weights >= least)
         least = _least_of_nucleus(kept, sampling.top_p)
     if sampling.min_p > 0:
-        bound = torch.full_like(weights[:, :1], sampling.min_p)
+        bound = weights.amax(-1, keepdim=True) * sampling.min_p
         least = bound if least is None else torch.maximum(least, bound)
     return least
 

@@ -140,7 +140,7 @@ class ServerDecoder(Generator):
             numbers[servers.submit(functools.partial(self._asked, request, limit))] = number
         try:
             for answer in concurrent.futures.as_completed(numbers):
-                yield numbers[answer], answer.result()
+                yield numbers.pop(answer), answer.result()  # which is kept nowhere else
         except AllLost as error:
             raise UserError(f"no server answers any more: {error}") from error
         finally:

@@ -180,7 +180,7 @@ class BytePrefixMass:
         own_rows = to_device(owns, device)
         own_tokens = targets[here][own_rows]
         own_probs = probs[own_rows, own_tokens]
-        probs[own_rows, own_tokens] = 0.0
+        probs[own_rows, own_tokens] = torch.zeros_like(own_probs)
         owner, ids, columns, _ = moves.student_lists.of(lists, device)
         tokens, columns = ids.add_(owner, alpha=probs.shape[1]), columns.add_(owner, alpha=width)
         listed = probs.take(tokens)

@@ -83,6 +83,7 @@ def distillation_loss(
     cross_entropy: CrossEntropy | None = None,
     divergence: Divergence | None = None,
     token_weight: TokenWeight | None = None,
+    num_own: int = 0,
 ) -> LossSums:
     """(1 - kd_ratio) * CE + kd_ratio * T^2 * D(teacher_T || student_T), summed over tokens, with its exact gradient.
 
@@ -113,14 +114,18 @@ def distillation_loss(
         cross_entropy: default :class:`CrossEntropy`.
         divergence: default :class:`ForwardKL`.
         token_weight: what each token's divergence is multiplied by; default 1.
+        num_own: so many rows, the first ones, are of answers that the student has written itself: they have no
+            cross-entropy, which would teach them as if they were right.
 
     Raises:
-        ValueError: ``kd_ratio`` > 0 without a signal; a vocabulary that has not all that is compared; a record that
-            cannot serve this loss, or is of other rows; a loss between tokenizers where there is one tokenizer, and
-            what no such loss can serve.
+        ValueError: ``kd_ratio`` > 0 without a signal, or 0 with rows of the student's own; a vocabulary that has not
+            all that is compared; a record that cannot serve this loss, or is of other rows; a loss between tokenizers
+            where there is one tokenizer, and what no such loss can serve.
     """
     if kd_ratio > 0 and signal is None:
         raise ValueError(f"kd_ratio is {kd_ratio}, but there is no teacher signal")
+    if num_own and kd_ratio == 0:
+        raise ValueError(f"num_own is {num_own}, and with a kd_ratio of 0 nothing is learned of such rows")
     divergence = divergence or ForwardKL()
     terms = [] if kd_ratio == 0 or signal is None else added_up(signal)
     compared = common_vocab_size or projection.vocab_size
@@ -151,7 +156,7 @@ def distillation_loss(
     trainable = projection.trainable
     differentiate = torch.is_grad_enabled() and (hidden.requires_grad or bool(trainable))
     signals = [term.serving(divergence) if isinstance(term, SparseSignal) else term for _, term in terms]
-    loss, ce, kd = _ChunkedLoss.apply(projection, mixture, targets, signals, differentiate, hidden, *trainable)
+    loss, ce, kd = _ChunkedLoss.apply(projection, mixture, targets, signals, num_own, differentiate, hidden, *trainable)
     return LossSums(loss, ce, kd, torch.zeros_like(ce))
 
 
@@ -159,8 +164,8 @@ class _ChunkedLoss(torch.autograd.Function):
     """Walks the chunks in forward and keeps the finished gradients for backward."""
 
     @staticmethod
-    def forward(ctx, projection, mixture, targets, signals, differentiate, hidden, *trainable):
-        chunks = _chunks(len(hidden), projection.vocab_size, signals, hidden)
+    def forward(ctx, projection, mixture, targets, signals, num_own, differentiate, hidden, *trainable):
+        chunks = _chunks(len(hidden), num_own, projection.vocab_size, signals, hidden)
         rows = max((stop - start for start, stop in chunks), default=1)
         memory = projection.memory(rows, 0, hidden.dtype)
         teacher_memory = [
@@ -170,14 +175,20 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden)
         totals = [torch.zeros_like(p, dtype=torch.float32) for p in trainable] if differentiate else []
         ce_sum = kd_sum = hidden.new_zeros((), dtype=torch.float32)
+        of_own = dataclasses.replace(mixture, kd_ratio=1.0)  # without cross-entropy
         for start, stop in chunks:
             chunk = hidden[start:stop].detach().requires_grad_(differentiate)  # [c, d]
+            is_own = start < num_own
             with torch.set_grad_enabled(differentiate):
                 logits = projection.logits(chunk, None if memory is None else memory[: stop - start])  # [c, v]
             words = [
                 said(signal, start, stop, of_signal) for signal, of_signal in zip(signals, teacher_memory, strict=True)
             ]
-            ce, kd, gradient = losses_and_gradient(mixture, logits.detach(), targets[start:stop], words, hidden.dtype)
+            ce, kd, gradient = losses_and_gradient(
+                of_own if is_own else mixture, logits.detach(), targets[start:stop], words, hidden.dtype
+            )
+            if is_own and mixture.kd_ratio < 1:
+                gradient.mul_(mixture.kd_ratio)
             ce_sum, kd_sum = ce_sum + ce, kd_sum + kd
             if differentiate:
                 hidden_gradient[start:stop] = projection.backward(chunk, logits, gradient, totals)
@@ -189,20 +200,29 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, loss_gradient, *_):
-        return None, None, None, None, None, *(g * loss_gradient.to(g.dtype) for g in ctx.saved_tensors)
+        return None, None, None, None, None, None, *(g * loss_gradient.to(g.dtype) for g in ctx.saved_tensors)
 
 
 def _chunks(
-    n: int, vocab_size: int, signals: Sequence[TeacherSignal | SparseSignal | Aligned], hidden: torch.Tensor
+    n: int,
+    num_own: int,
+    vocab_size: int,
+    signals: Sequence[TeacherSignal | SparseSignal | Aligned],
+    hidden: torch.Tensor,
 ) -> list[tuple[int, int]]:
-    """Of n rows, from and to; as many as the budget holds, and of about the same size."""
+    """Of n rows, from and to; as many as the budget holds, of about the same size; cut behind the first ``num_own``."""
     aligned = [signal for signal in signals if isinstance(signal, Aligned)]
     v_t = sum(signal.logits_per_row for signal in signals if not isinstance(signal, Aligned))
     of_row = chunk_bytes_per_row(vocab_size, v_t, hidden.dtype)
-    if not aligned:
-        return even_pieces(n, chunk_rows(n, of_row, hidden.device))
-    of_teachers = [(signal.positions, 4 * signal.signal.logits_per_row) for signal in aligned]
-    return pieces_between_cuts(n, of_row, of_teachers, CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"]))
+    budget, chunks = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"]), []
+    for first, end in ((0, num_own), (num_own, n)):
+        if aligned:
+            of_teachers = [(it.positions.cut(first, end)[0], 4 * it.signal.logits_per_row) for it in aligned]
+            pieces = pieces_between_cuts(end - first, of_row, of_teachers, budget)
+        else:
+            pieces = even_pieces(end - first, chunk_rows(n, of_row, hidden.device))
+        chunks += [(first + start, first + stop) for start, stop in pieces]
+    return chunks
 
 
 def chunk_bytes_per_row(vocab_size: int, teacher_vocab_size: int, dtype: torch.dtype) -> int:

@@ -119,6 +119,10 @@ class TopTokens(Record):
 
     It is what :class:`~distill_tune.losses.TopK` compares, kept. The tokens alone are never made to add up to 1.
 
+    The student's likeliest may be among them as well. Reverse KL is then the generalised KL of MOPD (eq. 5), the sum of
+    q log(q / p) - q + p over the tokens of both, with the rest as one event more: over all events -q + p adds up to
+    nothing. No term is below 0, and more tokens bring it nearer to that of the whole vocabulary, from below.
+
     Attributes:
         ids: distinct tokens of each row, ``[n, k]``, int32 or int64; any with a log-probability of -inf where a row has
             fewer.
@@ -164,11 +168,14 @@ class TopTokens(Record):
         return divergence(student, Distribution(log_probs, log_probs.exp()))
 
     @classmethod
-    def of(cls, logits: torch.Tensor, k: int = 50, temperature: float = 1.0) -> "TopTokens":
+    def of(
+        cls, logits: torch.Tensor, k: int = 50, temperature: float = 1.0, others: torch.Tensor | None = None
+    ) -> "TopTokens":
         """
         Args:
             logits: ``[n, v]``, after any cap; not overwritten.
             k: how many tokens; all of them where the vocabulary has no more.
+            others: tokens of each row that are kept as well, ``[n, j]``; those that are there already only fill it.
 
         Raises:
             ValueError: ``k`` below 1, a temperature not above 0.
@@ -181,9 +188,38 @@ class TopTokens(Record):
         for start in range(0, n, rows):
             log_probs = (logits[start : start + rows].float() / temperature).log_softmax(-1)
             likeliest, ids = log_probs.topk(min(k, v))
+            if others is not None:
+                more = others[start : start + rows].to(ids)
+                likeliest = torch.cat([likeliest, log_probs.gather(1, more)], 1)
+                ids = torch.cat([ids, more], 1)
+                likeliest = likeliest.masked_fill(_repeats(ids), -torch.inf)
             kept.append((ids.int(), likeliest, log_probs.scatter_(1, ids, -torch.inf).logsumexp(-1)))
         tokens, likeliest, log_rest = (torch.cat(parts) for parts in zip(*kept, strict=True))
         return cls(tokens, likeliest, log_rest, temperature, v)
+
+    def beside(self, others: torch.Tensor, log_probs: torch.Tensor) -> "TopTokens":
+        """The record with more tokens, whose mass is taken from the rest.
+
+        Where the rest has no more than float32 can tell from nothing, it keeps that much.
+
+        Args:
+            others: ``[n, j]``; those that are there already only fill it.
+            log_probs: theirs, ``[n, j]``.
+        """
+        ids = torch.cat([self.ids, others.to(self.ids)], 1)
+        together = torch.cat([self.log_probs, log_probs.to(self.log_probs)], 1).masked_fill(_repeats(ids), -torch.inf)
+        rest = self.log_rest.double().exp()
+        left = rest - together[:, self.ids.shape[1] :].double().exp().sum(-1)
+        log_rest = torch.maximum(left, rest.clamp(max=torch.finfo(torch.float32).eps)).log().float()
+        return dataclasses.replace(self, ids=ids, log_probs=together, log_rest=log_rest)
+
+
+def _repeats(ids: torch.Tensor) -> torch.Tensor:
+    """Which of each row's ids ``[n, k]`` have come before in it, ``[n, k]``."""
+    order = ids.sort(dim=-1, stable=True)
+    comes_again = torch.zeros_like(ids, dtype=torch.bool)
+    comes_again[:, 1:] = order.values[:, 1:] == order.values[:, :-1]
+    return comes_again.scatter(1, order.indices, comes_again)
 
 
 SparseSignal = SampledTokens | TopTokens

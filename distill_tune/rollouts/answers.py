@@ -1,6 +1,6 @@
 """What the answers of a step are like, told from their tokens alone."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from distill_tune.generation import Completion
 
@@ -32,6 +32,14 @@ def measures_of(answers: Sequence[Completion], num_tokens: int, seconds: float) 
         "rollout_seconds": seconds,
         "rollout_tokens_per_second": num_tokens / seconds if seconds else 0.0,
     }
+
+
+def before_tokens(answer: Completion, tokens: Container[int]) -> Completion:
+    """The answer as it is, or cut before the first of ``tokens`` in it, with the finish reason ``other_token``."""
+    for at, token in enumerate(answer.tokens):
+        if token in tokens:
+            return Completion(answer.tokens[:at], answer.log_probs[:at], "other_token")
+    return answer
 
 
 def is_cut(answer: Completion) -> bool:

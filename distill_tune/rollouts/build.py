@@ -18,6 +18,11 @@ def build_rows(cfg: DictConfig, built: Models, steps: Steps, seed: int) -> RowsO
         UserError: ``rollouts`` does not fit what there is; see :func:`check_rollouts`.
     """
     settings = build("rollouts", cfg.get("rollouts"))
+    if settings is None and built.teacher.tokens_of_student:
+        raise UserError(
+            f"teacher_model.k_of_student={built.teacher.tokens_of_student}: is for rows that the student writes "
+            "(rollouts); leave it out"
+        )
     if settings is None:
         return RowsOfData(steps, built.teacher)
     if not isinstance(settings, OnPolicy):

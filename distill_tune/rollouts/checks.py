@@ -25,6 +25,31 @@ from distill_tune.training.schedules import Schedules
 _SHARE = "rollouts.lmbda"
 
 
+class Room(NamedTuple):
+    """For an answer behind a prompt.
+
+    Attributes:
+        student_reads, teacher_reads: tokens of a row at most; of the teacher None where nothing says.
+        max_new_tokens: of an answer.
+    """
+
+    student_reads: int
+    teacher_reads: int | None
+    max_new_tokens: int
+
+    @property
+    def least_read(self) -> int:
+        """What both models read of a row."""
+        return min(self.student_reads, self.teacher_reads or self.student_reads)
+
+    def behind(self, prompt: int, of_teacher: int) -> int:
+        """Tokens of an answer to a prompt of so many, as student and teacher read it; below 1: there is no room."""
+        bound = self.student_reads - prompt
+        if self.teacher_reads is not None:
+            bound = min(bound, self.teacher_reads - of_teacher)
+        return min(self.max_new_tokens, bound)
+
+
 class Lengths(NamedTuple):
     """The most tokens of a row with an answer that is as long as it may be.
 
@@ -45,7 +70,7 @@ class Checked:
         ends: the tokens at which an answer ends.
         longest: of all rows, the data's answers included.
         most_tokens: of a micro-batch of several rows, as a plan's ``limits`` have them.
-        teacher_reads: tokens of a row at most; None where nothing says.
+        room: for answers.
         writing_teachers: each that rows choose from, where teachers write answers.
     """
 
@@ -56,7 +81,7 @@ class Checked:
     ends: frozenset[int]
     longest: Lengths
     most_tokens: Sequence[int]
-    teacher_reads: int | None
+    room: Room
     writing_teachers: Sequence[LiveTeacher | HuggingFace]
 
     @property
@@ -76,13 +101,6 @@ class Checked:
             "samples_per_prompt": self.settings.samples_per_prompt,
         } | {f"sampling.{name}": value for name, value in of_sampling.items()}
 
-    def room(self, prompt: int, of_teacher: int) -> int:
-        """Tokens of an answer to a prompt of so many, as student and teacher read it."""
-        bound = self.built.student.max_seq_len - prompt
-        if self.teacher_reads is not None:
-            bound = min(bound, self.teacher_reads - of_teacher)
-        return min(self.sampling.max_new_tokens, bound)
-
 
 def check_rollouts(
     settings: OnPolicy, built: Models, steps: Steps, batch_size: int | None, max_tokens_per_batch: int | None
@@ -90,11 +108,11 @@ def check_rollouts(
     """
     Raises:
         UserError: a teacher that cannot judge or write such answers, or ends them otherwise; a loss that would teach
-            the student its own answers as if they were right; a row without a prompt, one that has no answer and needs
-            it, or one that a model cannot read with an answer behind it.
+            the student its own answers as if they were right; a row without a prompt, or one that a model cannot read
+            with an answer behind it.
     """
     shares = Schedules(steps.steps_per_epoch, steps.total_steps, {_SHARE: settings.lmbda})
-    least_share = _require_fitting_loss(shares, steps)
+    _require_fitting_loss(shares, steps)
     if not built.teacher.answers_new_rows:
         raise UserError(
             "rollouts: teacher_model has records of the data's answers alone, and none of those that are written while "
@@ -107,12 +125,10 @@ def check_rollouts(
             f"the first {built.common_vocab_size}; leave it out, so that the student answers here with these alone"
         )
     writing = teachers_that_write(built.teacher) if settings.seq_kd else []
-    reads = _tokens_read(built.teacher)
-    found = Checked(settings, built, steps, shares, frozenset(), Lengths(0, 0, 0), [], reads, writing)
-    needs_answers = not settings.seq_kd and least_share < 1
-    lengths = [_lengths(rows, found, needs_answers) for rows in steps.plan.datasets]
+    max_new_tokens = _sampling(settings).max_new_tokens
+    room = Room(built.student.max_seq_len, _tokens_read(built.teacher), max_new_tokens)
+    lengths = [_lengths(rows, room) for rows in steps.plan.datasets]
     longest = Lengths(*map(max, zip(*lengths, strict=True)))
-    max_new_tokens = found.sampling.max_new_tokens
     try:
         built.teacher.require_rows(longest.teacher, steps.plan.used_tokens)
     except UserError as error:
@@ -130,7 +146,7 @@ def check_rollouts(
         most = [(batch_size or 1) * tokens for tokens in longest]
     else:
         most = [max_tokens_per_batch, max(max_tokens_per_batch, longest.teacher), max_tokens_per_batch]
-    return dataclasses.replace(found, ends=_ends(built), longest=longest, most_tokens=most)
+    return Checked(settings, built, steps, shares, _ends(built), longest, most, room, writing)
 
 
 def _sampling(settings: OnPolicy) -> Sampling:
@@ -138,22 +154,21 @@ def _sampling(settings: OnPolicy) -> Sampling:
     return settings.sampling
 
 
-def _require_fitting_loss(shares: Schedules, steps: Steps) -> float:
-    """The least share of any step.
-
-    Raises:
-        UserError: cross-entropy in a step with answers of the student's.
+def _require_fitting_loss(shares: Schedules, steps: Steps) -> None:
     """
-    least = 1.0
+    Raises:
+        UserError: a step of the student's answers alone with a share of cross-entropy, or with some of them and no
+            share of the divergence.
+    """
     for step in range(0, steps.total_steps, max(1, steps.total_steps // 1000)):
         share, kd_ratio = shares.at(step)[_SHARE], steps.schedules.at(step)["kd_ratio"]
-        if share > 0 and kd_ratio < 1:
+        if (share > 0 and kd_ratio == 0) or (share == 1 and kd_ratio < 1):
             raise UserError(
-                f"rollouts: kd_ratio is {kd_ratio:g} at step {step}: cross-entropy would teach the student its own "
-                "answers as if they were right; set kd_ratio=1 (rollouts.lmbda leaves the data its share)"
+                f"rollouts: kd_ratio is {kd_ratio:g} at step {step}, where the student writes "
+                f"{'every answer' if share == 1 else 'answers'}: of its own the teacher's divergence is learned alone, "
+                "no cross-entropy, which would teach them as if they were right; set kd_ratio="
+                + ("1" if share == 1 else "1, or above 0")
             )
-        least = min(least, share)
-    return least
 
 
 def _tokens_read(teacher: Teacher) -> int | None:
@@ -173,11 +188,11 @@ def _ends(built: Models) -> frozenset[int]:
     return ends
 
 
-def _lengths(rows: TokenisedRows, found: Checked, needs_answers: bool) -> Lengths:
+def _lengths(rows: TokenisedRows, room: Room) -> Lengths:
     """Of the rows of a dataset.
 
     Raises:
-        UserError: one cannot be answered, or has no answer and needs it.
+        UserError: one cannot be answered.
     """
 
     def first(rows_found: numpy.ndarray) -> str | None:
@@ -186,23 +201,19 @@ def _lengths(rows: TokenisedRows, found: Checked, needs_answers: bool) -> Length
     prompts = prompt_lengths(rows)
     read = [prompt_lengths(its) for its in (rows.teacher, *rows.others) if its is not None]
     of_teacher = functools.reduce(numpy.maximum, read) if read else prompts
-    room = numpy.array([found.room(*both) for both in zip(prompts.tolist(), of_teacher.tolist(), strict=True)])
+    answers = numpy.array([room.behind(*both) for both in zip(prompts.tolist(), of_teacher.tolist(), strict=True)])
     if row := first(prompts == 0):
         raise UserError(
             f"rollouts: {row} has no prompt before its answer: all of it is learned; take rows with questions, without "
             "train_on_input; where texts are the questions, dataset._component_=distill_tune.data.instruct with "
             "dataset.column_map={prompt: text}"
         )
-    if row := first(room < 1):
-        least = min(found.built.student.max_seq_len, found.teacher_reads or found.built.student.max_seq_len)
-        raise UserError(f"rollouts: {row} has a prompt that leaves no room for an answer: the models read {least}")
-    if needs_answers and (row := first(rows.supervised == 0)):
+    if row := first(answers < 1):
         raise UserError(
-            f"rollouts: {row} has no answer, and with rollouts.lmbda below 1 some rows are learned as they are; set "
-            "rollouts.lmbda=1, or rollouts.seq_kd=True, which has the teacher write those"
+            f"rollouts: {row} has a prompt that leaves no room for an answer: the models read {room.least_read}"
         )
     return Lengths(
-        int(numpy.maximum(prompts + room, rows.lengths).max()),
-        int(numpy.maximum(of_teacher + room, rows.teacher_lengths).max()),
-        int(numpy.maximum(room, rows.supervised).max()),
+        int(numpy.maximum(prompts + answers, rows.lengths).max()),
+        int(numpy.maximum(of_teacher + answers, rows.teacher_lengths).max()),
+        int(numpy.maximum(answers, rows.supervised).max()),
     )

@@ -1,6 +1,7 @@
 """What student and teacher think of each token of an answer."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -53,28 +54,56 @@ def marks_of(
         student: in eval mode, its ``head`` taken.
         batch: on its device.
     """
-    signal = teacher(batch)
-    hidden, _ = models.hidden_states(student, batch.tokens, batch.attention())
-    head.gather()
-    projection, hidden = head.projection_for_loss(), hidden[0, batch.supervised_positions]  # [n, d]
+    terms = added_up(teacher(batch))
     targets = batch.targets[0, batch.supervised_positions]
-    terms = [(share, term) for share, term in added_up(signal) if not isinstance(term, losses.Aligned)]
-    v = min([common_vocab_size or projection.vocab_size, *(term.vocab_size for _, term in terms)])
-    # Of each: logits, and what is made of them in float32.
-    per_row = 4 * losses.chunk_bytes_per_row(
-        projection.vocab_size, sum(t.logits_per_row for _, t in terms), hidden.dtype
-    )
-    rows = losses.chunk_rows(len(hidden), per_row, hidden.device)
-    parts = []
-    for start in range(0, len(hidden), rows):
-        stop = min(start + rows, len(hidden))
-        memory = projection.memory(stop - start, 0, hidden.dtype)
-        logits = capped(projection.logits(hidden[start:stop], memory).float(), projection.softcap)
-        parts.append(_of_chunk(logits, targets[start:stop], terms, start, v))
-    head.release()
+    terms = [(share, term) for share, term in terms if not isinstance(term, losses.Aligned)]
+    v = min([common_vocab_size or head.vocab_size, *(term.vocab_size for _, term in terms)])
+    parts = [
+        _of_chunk(logits, targets[start : start + len(logits)], terms, start, v)
+        for start, logits in _logits_of(student, head, batch, sum(term.logits_per_row for _, term in terms))
+    ]
     if not parts:
         return Marks(*(torch.zeros(0) for _ in dataclasses.fields(Marks)))
     return Marks(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def likeliest_of(
+    student: TransformerDecoder, head: models.OutputHead, batch: Batch, count: int, common_vocab_size: int | None
+) -> torch.Tensor:
+    """Tokens that the student holds likeliest at each supervised position, likeliest first, ``[n, count]``, on the CPU.
+
+    Args:
+        student: in eval mode, its ``head`` taken.
+        batch: on its device.
+        common_vocab_size: of the first so many tokens alone.
+    """
+    found = [
+        logits[:, : common_vocab_size or head.vocab_size].topk(count).indices.cpu()
+        for _, logits in _logits_of(student, head, batch)
+    ]
+    return torch.cat([torch.zeros(0, count, dtype=torch.long), *found])
+
+
+def _logits_of(
+    student: TransformerDecoder, head: models.OutputHead, batch: Batch, others_per_row: int = 0
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The student's logits at the supervised positions in chunks ``[c, v]``, float32, each with its first one's number.
+
+    Args:
+        others_per_row: logits of a position that whoever takes them makes beside.
+    """
+    hidden, _ = models.hidden_states(student, batch.tokens, batch.attention())
+    head.gather()
+    projection, hidden = head.projection_for_loss(), hidden[0, batch.supervised_positions]  # [n, d]
+    # Of each: logits, and what is made of them in float32.
+    per_row = 4 * losses.chunk_bytes_per_row(projection.vocab_size, others_per_row, hidden.dtype)
+    rows = losses.chunk_rows(len(hidden), per_row, hidden.device)
+    for start in range(0, len(hidden), rows):
+        chunk = hidden[start : start + rows]
+        memory = projection.memory(len(chunk), 0, hidden.dtype)
+        yield start, capped(projection.logits(chunk, memory).float(), projection.softcap)
+    head.release()
 
 
 def _of_chunk(

@@ -1,12 +1,13 @@
 """Steps whose answers are written while the student trains."""
 
+import contextlib
+import dataclasses
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
@@ -18,7 +19,7 @@ from distill_tune.models.cached_rows import KeyValueCache
 from distill_tune.rollouts.answer_watch import AnswerWatch
 from distill_tune.rollouts.answers import measures_of
 from distill_tune.rollouts.checks import Checked
-from distill_tune.rollouts.marks import Marks, marks_of
+from distill_tune.rollouts.marks import Marks, likeliest_of, marks_of
 from distill_tune.rollouts.step_answers import MAX_SLOTS, Answer, StepAnswers
 from distill_tune.rollouts.step_rows import Say, StepRows
 from distill_tune.rollouts.written import WrittenRollouts, marked
@@ -64,38 +65,56 @@ class RowsOnPolicy:
         started = time.perf_counter()
         answers = self._answers.of_step(step)
         seconds = time.perf_counter() - started
-        rows = [answer.row for answer in answers]
-        hands = self._steps.plan.dealt(rows)
-        batches = [joined([rows[at] for at in hand]) for hand in hands]
+        rows = [answer.row._replace(is_own=answer.is_own) for answer in answers]
         shape = _shape_of(rows, bool(self._teacher.names))
+        hands = [sorted(hand.tolist(), key=lambda at: not rows[at].is_own) for hand in self._steps.plan.dealt(shape)]
+        batches = [joined([rows[at] for at in hand]) for hand in hands]
         written = [(answer.completion, answer.is_own) for answer in answers if answer.completion]
         own = [completion for completion, is_own in written if is_own]
         measured = measures_of(own, sum(len(completion.tokens) for completion, _ in written), seconds)
+        if self._teacher.tokens_of_student:
+            batches = self._with_likeliest(batches)
         self._teacher.expect(iter(batches))
         if step % self._settings.log_every_n_steps == 0 and own and not is_lost(self._teacher, batches):
             measured |= self._marked(step, answers, hands, batches)
         if alarm := self._watch.alarm(measured):
             say(f"step {step + 1}: {alarm}")
         # Answers that a stop text ends at once have no token: a step of such alone is divided by 1.
-        return StepRows(batches, max(1, sum(shape.supervised)), shape, measured)
+        return StepRows(batches, max(1, shape.num_supervised), shape, measured)
+
+    @contextlib.contextmanager
+    def _as_it_answers(self) -> Iterator[None]:
+        """The student without dropout."""
+        was_training = self._student.training
+        self._student.eval()
+        yield
+        self._student.train(was_training)
+
+    def _with_likeliest(self, batches: Sequence[Batch]) -> list[Batch]:
+        """With the student's likeliest tokens, of which the teacher is to tell as well. All ranks call it."""
+        count, common = self._teacher.tokens_of_student, self._of.built.common_vocab_size
+        with self._as_it_answers():
+            return [
+                dataclasses.replace(
+                    batch, likeliest=likeliest_of(self._student, self._head, batch.to(self._device), count, common)
+                )
+                for batch in batches
+            ]
 
     # ---- Marks
 
     def _marked(
-        self, step: int, answers: Sequence[Answer], hands: Sequence[numpy.ndarray], batches: Sequence[Batch]
+        self, step: int, answers: Sequence[Answer], hands: Sequence[Sequence[int]], batches: Sequence[Batch]
     ) -> dict[str, float]:
         """What student and teacher think of the student's answers; some are written down. All ranks call it."""
-        was_training = self._student.training
-        self._student.eval()
         of_answer: dict[int, Marks] = {}
-        for hand, batch in zip(hands, batches, strict=True):
-            marks = marks_of(
-                self._student, self._head, self._teacher, batch.to(self._device), self._of.built.common_vocab_size
-            )
-            ends = [0, *itertools.accumulate(batch.num_supervised)]
-            of_answer |= {int(at): marks[begin:end] for at, begin, end in zip(hand, ends, ends[1:], strict=False)}
-        self._teacher.release()
-        self._student.train(was_training)
+        common = self._of.built.common_vocab_size
+        with self._as_it_answers():
+            for hand, batch in zip(hands, batches, strict=True):
+                marks = marks_of(self._student, self._head, self._teacher, batch.to(self._device), common)
+                ends = [0, *itertools.accumulate(batch.num_supervised)]
+                of_answer |= {at: marks[begin:end] for at, begin, end in zip(hand, ends, ends[1:], strict=False)}
+            self._teacher.release()
         own = [(answers[at], marks) for at, marks in sorted(of_answer.items()) if answers[at].is_own]
         shown = [at for at, answer in enumerate(answers) if answer.is_own][:_SHOWN]
         lines = {at: self._line(step, answers[at], of_answer[at]) for at in shown if at in of_answer}
@@ -140,9 +159,8 @@ class RowsOnPolicy:
 
     def shapes(self, step: int) -> list[Shape]:
         """As :meth:`RowsOfData.shapes`."""
-        rows = self._answers.as_long_as_may_be(step)
-        hands = self._steps.plan.dealt(rows)
-        return [_shape_of([rows[at] for at in hand], bool(self._teacher.names)) for hand in hands]
+        shape = _shape_of(self._answers.as_long_as_may_be(step), bool(self._teacher.names))
+        return [shape.of_rows(hand) for hand in self._steps.plan.dealt(shape)]
 
     def cache_bytes(self, rows: int, dtype: torch.dtype) -> float:
         """As :meth:`RowsOfData.cache_bytes`."""

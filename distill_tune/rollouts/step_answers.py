@@ -15,6 +15,7 @@ from distill_tune.generation import Completion, Generator, Request, stream_of
 from distill_tune.generation.of_model import generator_of
 from distill_tune.generation.server import ServerDecoder
 from distill_tune.rollouts.ahead import KeptAnswers
+from distill_tune.rollouts.answers import before_tokens
 from distill_tune.rollouts.checks import Checked
 from distill_tune.rollouts.on_policy import own_rows
 from distill_tune.rollouts.other_tokens import OtherTokens
@@ -65,7 +66,9 @@ class StepAnswers:
         self._rows_before = [0, *itertools.accumulate(map(len, self._plan.datasets))]
         self._ahead: dict[int, list[Completion | None]] = {}
         built = checked.built
-        self._others = OtherTokens(built.tokenizer, checked.ends, built.teacher.other_tokenizers, checked.teacher_reads)
+        self._others = OtherTokens(
+            built.tokenizer, checked.ends, built.teacher.other_tokenizers, checked.room.teacher_reads
+        )
 
     def begin(self, student: TransformerDecoder, device: torch.device, run: Path) -> None:
         """Once the models have their weights."""
@@ -133,7 +136,7 @@ class StepAnswers:
             requests = [asked[at].requests[place] for at, place in chosen]
             of_rows = [asked[at].wanted[place] for at, place in chosen]
             for (at, place), completion in zip(chosen, written_by_all_ranks(generator, requests, of_rows), strict=True):
-                written[at][place] = completion
+                written[at][place] = before_tokens(completion, self._of.built.teacher.other_tokens)
         self._kept.keep(written)
         return written
 
@@ -169,7 +172,7 @@ class StepAnswers:
             of_teacher = prompt_of(row.teacher_tokens, row.teacher_labels)
         asked = prompt if is_own else of_teacher
         longest = max([len(of_teacher), *(len(prompt_of(its.tokens, its.labels)) for its in row.others)])
-        return Request(asked.tolist(), stream, self._of.room(len(prompt), longest))
+        return Request(asked.tolist(), stream, self._of.room.behind(len(prompt), longest))
 
 
 def _occurrences(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from distill_tune.errors import UserError
 from distill_tune.generation import Completion, Generator, Request
+from distill_tune.generation.requests import require_numbers
 from distill_tune.teachers import (
     EMA,
     AlignedTeacher,
@@ -44,10 +45,15 @@ def written_by_all_ranks(generator: Generator, requests: Sequence[Request], of_r
 
     Args:
         of_rows: of each request the number of its row: those of one are written by one rank.
+
+    Raises:
+        UserError: the model's logits are no numbers; on all ranks alike.
     """
     if not requests:
         return []
     own = [at for at, row in enumerate(of_rows) if row % num_ranks() == rank()]
     written = generator.generate([requests[at] for at in own])
     found = {at: answer for of_rank in on_all_ranks(list(zip(own, written, strict=True))) for at, answer in of_rank}
+    for completion in found.values():
+        require_numbers(completion, "rollouts: the model that answers")
     return [found[at] for at in range(len(requests))]

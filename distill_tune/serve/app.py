@@ -23,7 +23,7 @@ from distill_tune.errors import UserError, one_line
 from distill_tune.losses import LinearProjection
 from distill_tune.models.vocabulary import Vocabulary
 from distill_tune.serve.scorer import SEED, Encoding, Scorer
-from distill_tune.serve.wire import WireError, records_as_bytes, rows_of
+from distill_tune.serve.wire import OTHERS, WireError, records_as_bytes, rows_of, with_others
 
 MOST_TOP = 1024  # log-probabilities of a position
 MOST_BYTES = 2**30  # of an answer; to make one takes several times that
@@ -38,7 +38,7 @@ _SETTINGS: dict[str, dict[str, Callable[[str], Any]]] = {
         "vocab_size": int,
         SEED: int,
     },
-    TopEncoding.kind: {"k": int, "temperature": float, "vocab_size": int},
+    TopEncoding.kind: {"k": int, "temperature": float, "vocab_size": int, OTHERS: int},
     HiddenEncoding.kind: {},
 }
 _CONTENT = "content"  # of the teacher that is asked, as /about tells it
@@ -98,16 +98,17 @@ def application(
     async def score(request: Request) -> Response:
         if request.query_params.get(_CONTENT, content) != content:
             raise HTTPException(409, f"serves another teacher now, {model}")
-        encoding, seed = _asked_for(request.query_params, scorer, kinds)
-        body = await _body(request, _HEADER + _BYTES_A_TOKEN * most_tokens_of_request)
+        encoding, seed, others = _asked_for(request.query_params, scorer, kinds)
+        body = await _body(request, _HEADER + (_BYTES_A_TOKEN + 4 * others) * most_tokens_of_request)
         try:
             rows = rows_of(body, vocab_size=scorer.vocab_size, most_tokens=most_tokens_of_row)
+            rows = with_others(rows, body, others, encoding.vocab_size) if others else rows
         except WireError as error:
             raise HTTPException(400, str(error)) from error
         if (total := sum(len(row.tokens) for row in rows)) > most_tokens_of_request:
             raise HTTPException(413, f"a request of {total} tokens: at most {most_tokens_of_request} are taken")
         positions = sum(int((row.labels != IGNORE_INDEX).sum()) for row in rows)
-        if positions * encoding.bytes_of_position()[1] > MOST_BYTES:
+        if positions * (encoding.bytes_of_position()[1] + 4 * others) > MOST_BYTES:
             told = f"{positions} positions of kind {encoding.kind}: an answer has {MOST_BYTES} bytes at most"
             raise HTTPException(413, f"{told}; ask for fewer of them, or for less of each")
         if waiting.locked():
@@ -141,7 +142,8 @@ def application(
     return Starlette(routes=routes, exception_handlers={HTTPException: _tell, Exception: _tell_failure})
 
 
-def _asked_for(query: QueryParams, scorer: Scorer, kinds: list[str]) -> tuple[Encoding, int]:
+def _asked_for(query: QueryParams, scorer: Scorer, kinds: list[str]) -> tuple[Encoding, int, int]:
+    """The encoding, the seed, and the number of further tokens of each position."""
     kind = query.get("kind", "")
     if kind not in kinds:
         raise HTTPException(400, f"kind={kind[:40]}: must be one of {', '.join(kinds)}")
@@ -155,17 +157,23 @@ def _asked_for(query: QueryParams, scorer: Scorer, kinds: list[str]) -> tuple[En
             settings[name] = _SETTINGS[kind][name](text)
         except ValueError as error:
             raise HTTPException(400, f"{name}={text[:40]}: is no number") from error
+    others = settings.get(OTHERS, 0)
     if settings.get("k", 1) > MOST_TOP:
         raise HTTPException(400, f"k={settings['k']}: must be from 1 to {MOST_TOP}")
+    if not 0 <= others <= MOST_TOP:
+        raise HTTPException(400, f"{OTHERS}={others}: must be from 0 to {MOST_TOP}")
     if not 0 < settings.get("vocab_size", 1) <= scorer.vocab_size:
         raise HTTPException(400, f"vocab_size={settings['vocab_size']}: must be from 1 to {scorer.vocab_size}")
     seed = settings.get(SEED, 0)
     if not 0 <= seed < 2**63:
         raise HTTPException(400, f"seed={seed}: must be at least 0 and fit 63 bits")
     try:
-        return scorer.encoding(kind, settings), seed
+        encoding = scorer.encoding(kind, settings)
     except (TypeError, ValueError) as error:
         raise HTTPException(400, one_line(error)) from error
+    if isinstance(encoding, TopEncoding) and others and encoding.k + others > encoding.vocab_size:
+        raise HTTPException(400, f"k and {OTHERS} are more than the {encoding.vocab_size} tokens that there are")
+    return encoding, seed, others
 
 
 async def _body(request: Request, most: int) -> bytes:

@@ -24,6 +24,8 @@ class About(NamedTuple):
         width: of its hidden states; 0 where it gives none.
         most_tokens: of a row; None where it does not say.
         most_log_probs: of a position; None where only asking tells.
+        no_others: why it does not tell of tokens that are named for each position, beside the likeliest; empty where
+            it does.
         content: tells teachers apart whose word differs; None where it does not say.
     """
 
@@ -35,6 +37,7 @@ class About(NamedTuple):
     most_tokens: int | None = None
     most_log_probs: int | None = None
     content: str | None = None
+    no_others: str = ""
 
 
 class Engine(Protocol):
@@ -47,7 +50,9 @@ class Engine(Protocol):
     about: About
 
     def records(self, batch: Batch, encoding: AnyEncoding, seed: int) -> list[bytes]:
-        """Each row's record, as ``encoding`` keeps it."""
+        """Each row's record, as ``encoding`` keeps it; one of ``top_k`` also of the batch's ``likeliest`` tokens,
+        where it has such.
+        """
         ...
 
     def names_of(self, ids: Sequence[int]) -> dict[int, str] | None:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill_tune.config.check import checked_config
 from distill_tune.config.components import find_component
-from distill_tune.config.files import find_config, find_recipe, is_model_folder
+from distill_tune.config.files import find_config, find_recipe, is_model_folder, no_model_at
 from distill_tune.config.load import load_config
 from distill_tune.config.missing_files import MissingFile
 from distill_tune.errors import Faults, UserError
@@ -38,7 +38,7 @@ def open_teacher(
         UserError: there is none, or it cannot be one.
     """
     if path.suffix != ".gguf" and not is_model_folder(path):
-        raise UserError(f"{_KEY} {path}: no such folder, or it has no config.json; name a model's folder or GGUF file")
+        raise UserError(f"{_KEY} {path}: {no_model_at(path)}")
     if path.suffix == ".gguf" and not path.is_file():
         raise UserError(f"{_KEY} {path}: no such file")
     settings: dict[str, object] = {"_component_": "distill_tune.models.from_hf", "path": str(path)}

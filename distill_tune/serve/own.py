@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from distill_tune.cache.encoding import HiddenEncoding
+from distill_tune.cache.encoding import HiddenEncoding, TopEncoding
 from distill_tune.cache.output_layer import output_layer_of_bytes
 from distill_tune.data.batch import Batch
 from distill_tune.losses import LinearProjection
 from distill_tune.models.vocabulary import Vocabulary
 from distill_tune.serve.connection import NoAnswer, Server
 from distill_tune.serve.engine import About, AnyEncoding, asked_for_json, read_from
-from distill_tune.serve.wire import WireError, records_of, rows_as_bytes
+from distill_tune.serve.wire import OTHERS, WireError, records_of, rows_as_bytes
 
 NAME = "distill-tune"
 
@@ -51,6 +51,10 @@ class DistillTune:
         query |= {"kind": encoding.kind, "content": self.about.content}  # one with another teacher refuses
         if encoding.kind == "sampled":
             query["seed"] = seed
+        if batch.likeliest is not None:
+            assert isinstance(encoding, TopEncoding)
+            query[OTHERS] = batch.likeliest.shape[1]
+            encoding = encoding.beside(batch.likeliest)
         found: list[bytes] = []
         for part in self._parts(batch, encoding):
             body = self.server.ask("/score", rows_as_bytes(part), query, "application/octet-stream")

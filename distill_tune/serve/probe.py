@@ -1,6 +1,7 @@
 """What is asked of servers before any step, so that a wrong one is an error and not a wrong loss."""
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -125,6 +126,25 @@ def require_known_answer(engines: Sequence[Engine], tokens: Tokens, vocab_size: 
     return Known(-own.clamp(min=-30).mean().item(), math.log(vocab_size))
 
 
+def require_others(engines: Sequence[Engine], tokens: Tokens, vocab_size: int, count: int) -> None:
+    """
+    Args:
+        count: tokens of each position.
+
+    Raises:
+        UserError: a server does not tell of tokens that are named to it for each position.
+    """
+    batch = _sentence(engines, tokens)
+    own = batch.targets[0, batch.supervised_positions]  # [n]
+    batch = dataclasses.replace(batch, likeliest=(own[:, None] + torch.arange(count)) % vocab_size)
+    for engine in engines:
+        record = _asked(engine, batch, TopEncoding(vocab_size, 1), f"k_of_student={count}: ")
+        is_own = (record.ids == own[:, None]) & record.is_token
+        if not is_own.any(-1).all():
+            told = f"url={engine.server.url}: k_of_student={count}"
+            raise UserError(f"{told}: does not tell of the tokens that it is given")
+
+
 def require_temperature(engines: Sequence[Engine], tokens: Tokens, vocab_size: int, temperature: float) -> None:
     """
     Raises:
@@ -175,13 +195,13 @@ def _apart(one: TopTokens, other: TopTokens) -> torch.Tensor:
     return torch.where(is_it.any(-1), (own - its).abs(), (own - last).clamp(min=0))
 
 
-def _asked(engine: Engine, batch: Batch, encoding: TopEncoding) -> TopTokens:
+def _asked(engine: Engine, batch: Batch, encoding: TopEncoding, what: str = "") -> TopTokens:
     """
     Raises:
         UserError: there is no answer.
     """
-    with answered_by(engine, f"k={encoding.k}: "):
-        record = encoding.decode(engine.records(batch, encoding, 0))
+    with answered_by(engine, what or f"k={encoding.k}: "):
+        record = encoding.beside(batch.likeliest).decode(engine.records(batch, encoding, 0))
         if len(record) != (wanted := len(batch.supervised_positions)):
             raise NoAnswer(f"{len(record)} positions, where {wanted} were asked for")
         return record

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from distill_tune.cache.encoding import positions_in
+from distill_tune.cache.encoding import TopEncoding, positions_in
 from distill_tune.data.batch import Batch
 from distill_tune.serve.connection import Busy, NoAnswer, Refused
 from distill_tune.serve.engine import AnyEncoding, Engine
@@ -201,4 +201,6 @@ def _records(engine: Engine, batch: Batch, encoding: AnyEncoding, seed: int) -> 
     found = [positions_in(row) for row in rows]
     if found != list(batch.num_supervised):
         raise NoAnswer(f"records of {found} positions, where {list(batch.num_supervised)} were asked for")
+    if isinstance(encoding, TopEncoding):
+        encoding = encoding.beside(batch.likeliest)
     return Answered(rows, encoding.decode(rows))

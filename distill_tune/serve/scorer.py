@@ -9,6 +9,7 @@ import torch
 from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding, encoding_of
 from distill_tune.cache.recording import encoded
 from distill_tune.data.batch import Row, joined
+from distill_tune.serve.wire import OTHERS
 from distill_tune.teachers.teacher import Teacher
 
 SEED = "seed"  # beside the fields of an encoding
@@ -39,10 +40,10 @@ class Scorer:
             ValueError, TypeError: as :func:`~distill_tune.cache.encoding.encoding_of`.
         """
         own = {"vocab_size": self.vocab_size} | ({"width": self.width} if kind == HiddenEncoding.kind else {})
-        return encoding_of(kind, own | {name: value for name, value in settings.items() if name != SEED})
+        return encoding_of(kind, own | {name: value for name, value in settings.items() if name not in (SEED, OTHERS)})
 
     def __call__(self, rows: Sequence[Row], encoding: Encoding, seed: int = 0) -> list[bytes]:
-        """Each row's record.
+        """Each row's record, of its ``likeliest`` tokens as well where it has such.
 
         Rows go together in their order, as many as have ``most_tokens`` tokens. Rows of another request are never among
         them: in floating point what a row gets depends a little on what it stands beside, and so the same request has
@@ -56,7 +57,7 @@ class Scorer:
             for part in self._parts(rows):
                 batch = joined(part)
                 signal = self.teacher(batch.to(self.device))
-                blobs += encoded(encoding, signal, batch.digests, batch.num_supervised, seed)
+                blobs += encoded(encoding, signal, batch.digests, batch.num_supervised, seed, batch.likeliest)
         return blobs
 
     def _parts(self, rows: Sequence[Row]) -> Iterator[list[Row]]:

@@ -21,6 +21,7 @@ from distill_tune.serve.top_answers import Position, blobs_of, rows_asked_for
 NAME = "sglang"
 _PATH = "/generate"
 _NEUTRAL = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "max_new_tokens": 1}
+_NO_OTHERS = "the tokens that it is given to tell of (token_ids_logprob) are the same at every position"
 _CLIPPED = 0  # which it writes in place of a vocabulary's last ids
 
 
@@ -35,7 +36,7 @@ class SGLang:
 
     def __init__(self, server: Server, model: str | None = None) -> None:
         self.server = server
-        self.about = about_of(server, model, NAME)
+        self.about = about_of(server, model, NAME)._replace(no_others=_NO_OTHERS)
 
     def records(self, batch: Batch, encoding: AnyEncoding, seed: int) -> list[bytes]:
         assert isinstance(encoding, TopEncoding)

@@ -49,8 +49,13 @@ def record_of(positions: Sequence[Position], encoding: TopEncoding) -> TopTokens
     return TopTokens(ids, log_probs, rest.log().float(), encoding.temperature, encoding.vocab_size)
 
 
-def blobs_of(rows: Sequence[Sequence[Position]], batch: Batch, encoding: TopEncoding) -> list[bytes]:
+def blobs_of(
+    rows: Sequence[Sequence[Position]], batch: Batch, encoding: TopEncoding, of_others: torch.Tensor | None = None
+) -> list[bytes]:
     """Each row's record, of its supervised positions.
+
+    Args:
+        of_others: log-probabilities of the batch's ``likeliest`` tokens, ``[n, j]``; None where it has none.
 
     Raises:
         NoAnswer: not as many positions as the rows have.
@@ -58,7 +63,12 @@ def blobs_of(rows: Sequence[Sequence[Position]], batch: Batch, encoding: TopEnco
     found = [len(row) for row in rows]
     if found != list(batch.num_supervised):
         raise NoAnswer(f"an answer of {found} positions, where {list(batch.num_supervised)} were asked for")
-    return encoding.encode(record_of([position for row in rows for position in row], encoding), batch.num_supervised)
+    record = record_of([position for row in rows for position in row], encoding)
+    if batch.likeliest is not None and of_others is not None:
+        if of_others.isnan().any() or (of_others > 0).any():
+            raise NoAnswer("a log-probability above 0, or that is no number")
+        record = record.beside(batch.likeliest, of_others.masked_fill(of_others < _NOTHING, -torch.inf))
+    return encoding.beside(batch.likeliest).encode(record, batch.num_supervised)
 
 
 def rows_asked_for(batch: Batch) -> list[tuple[list[int], list[int]]]:

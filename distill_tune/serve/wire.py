@@ -1,7 +1,8 @@
 """What goes between a run and the server: rows of tokens one way, records of what was learned the other.
 
 A body is a safetensors file. Rows are ``tokens`` int32 ``[s]``, ``learned`` uint8 ``[s]`` and ``lengths`` int64
-``[rows]``; records are ``rows`` uint8, each row's bytes (:mod:`distill_tune.cache.encoding`) one after another, and
+``[rows]``, and where the teacher is to tell of further tokens as well, ``others`` int32 ``[n * j]``, j of each learned
+token; records are ``rows`` uint8, each row's bytes (:mod:`distill_tune.cache.encoding`) one after another, and
 their ``lengths`` int64 ``[rows]``.
 """
 
@@ -16,6 +17,8 @@ from safetensors.numpy import load, save
 from distill_tune.data.batch import Batch, Row
 from distill_tune.data.datasets import IGNORE_INDEX
 
+OTHERS = "others"
+
 
 class WireError(ValueError):
     """A body that is none of ours, in a line."""
@@ -26,7 +29,14 @@ def rows_as_bytes(batch: Batch) -> bytes:
     tokens = batch.tokens[0].cpu().numpy().astype(numpy.int32)
     learned = numpy.zeros(len(tokens), numpy.uint8)
     learned[batch.supervised_positions.cpu().numpy() + 1] = 1  # positions tell of the token that follows
-    return save({"tokens": tokens, "learned": learned, "lengths": numpy.array(batch.lengths, numpy.int64)})
+    body: dict[str, numpy.ndarray] = {
+        "tokens": tokens,
+        "learned": learned,
+        "lengths": numpy.array(batch.lengths, numpy.int64),
+    }
+    if batch.likeliest is not None:
+        body[OTHERS] = batch.likeliest.numpy().astype(numpy.int32).reshape(-1)
+    return save(body)
 
 
 def rows_of(body: bytes, *, vocab_size: int, most_tokens: int) -> list[Row]:
@@ -54,6 +64,22 @@ def rows_of(body: bytes, *, vocab_size: int, most_tokens: int) -> list[Row]:
     sizes = lengths.tolist()
     parts = (torch.from_numpy(values.copy()).split(sizes) for values in (tokens, labels))
     return [Row(of_tokens, of_labels) for of_tokens, of_labels in zip(*parts, strict=True)]
+
+
+def with_others(rows: Sequence[Row], body: bytes, count: int, vocab_size: int) -> list[Row]:
+    """The rows of a body with so many further tokens of each learned one, of which the teacher is to tell as well.
+
+    Raises:
+        WireError: there are not so many, or a token that there is not.
+    """
+    found = _tensors(body, {OTHERS: numpy.int32})[OTHERS]
+    learned = [int((row.labels != IGNORE_INDEX).sum()) for row in rows]
+    if len(found) != sum(learned) * count:
+        raise WireError(f"{OTHERS} has {len(found)} tokens, where {count} of each of {sum(learned)} are asked for")
+    if (found < 0).any() or (found >= vocab_size).any():
+        raise WireError(f"{OTHERS} has a token that is none of the teacher's {vocab_size}")
+    of_rows = torch.from_numpy(found.copy()).reshape(-1, count).split(learned)
+    return [row._replace(likeliest=of_row) for row, of_row in zip(rows, of_rows, strict=True)]
 
 
 def records_as_bytes(rows: Sequence[bytes]) -> bytes:

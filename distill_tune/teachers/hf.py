@@ -59,12 +59,12 @@ class HuggingFace(Teacher):
         self._scale = 1.0
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
-        self._differing = models.check_tokenizers(checkpoint.folder, self._folder.base, tokenizer)
+        self.other_tokens = models.check_tokenizers(checkpoint.folder, self._folder.base, tokenizer)
         return self.vocab_size
 
     def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
         models.require_tokens("teacher_model", self._config.vocab_size, int(used_tokens[-1]))
-        models.require_same_tokens(self._differing, used_tokens, self._folder.base)
+        models.require_same_tokens(self.other_tokens, used_tokens, self._folder.base)
         most = self.max_seq_len
         if most is not None and longest > most:
             raise UserError(f"dataset: its longest sequence has {longest} tokens, teacher_model reads {most} at most")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from distill_tune.config.files import is_model_folder
+from distill_tune.config.files import is_model_folder, no_model_at
 from distill_tune.errors import UserError
 from distill_tune.models.adapter_folder import adapter_file, has_adapter, has_left_over_config, model_folder
 from distill_tune.models.decoder_config import read_config_json
@@ -46,7 +46,7 @@ class HuggingFaceFolder:
 
         self._path, self._trust = path, trust_remote_code
         if not is_model_folder(path):
-            raise UserError(f"{_KEY}={path}: no such folder, or it has no config.json")
+            raise UserError(f"{_KEY}={path}: {no_model_at(path)}")
         _require_package(path, "accelerate", "loading it needs accelerate", "'distill-tune[hf]'")
         self.base = model_folder(_KEY, path)
         found = {file for part in (self.base, path) for file in part.iterdir() if file.suffix in _WEIGHTS}

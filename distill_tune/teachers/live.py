@@ -56,13 +56,13 @@ class LiveTeacher(Teacher):
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         if self.checkpoint is not None:
-            self._differing = models.check_tokenizers(checkpoint.folder, self.checkpoint.folder, tokenizer)
+            self.other_tokens = models.check_tokenizers(checkpoint.folder, self.checkpoint.folder, tokenizer)
         return self.vocab_size
 
     def require_rows(self, longest: int, used_tokens: numpy.ndarray) -> None:
         models.require_rows("teacher_model", self.model, longest, int(used_tokens[-1]))
         for folder in self.folders:
-            models.require_same_tokens(self._differing, used_tokens, folder)
+            models.require_same_tokens(self.other_tokens, used_tokens, folder)
 
     def own_bytes(self, is_sharded: bool) -> float | None:
         if not isinstance(self.checkpoint, GGUFCheckpoint) or is_sharded or self._quantizer or self._offload:

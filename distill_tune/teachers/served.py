@@ -1,6 +1,7 @@
 """A teacher on another machine: `distill-tune serve`, vLLM or SGLang, asked for records ahead of the step."""
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -15,13 +16,28 @@ from distill_tune import models
 from distill_tune.cache.encoding import encoding_of
 from distill_tune.data.batch import Batch
 from distill_tune.errors import UserError, one_line
-from distill_tune.losses import Divergence, HiddenStates, LinearProjection, SparseSignal, TokenWeight, unserved
+from distill_tune.losses import (
+    Divergence,
+    HiddenStates,
+    LinearProjection,
+    SparseSignal,
+    TokenWeight,
+    TopK,
+    unserved,
+)
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.serve.connection import Server, ServerError
 from distill_tune.serve.engine import AnyEncoding, Engine
 from distill_tune.serve.find import ENGINES, NoServer, find_engine
 from distill_tune.serve.own import DistillTune
-from distill_tune.serve.probe import Tokens, answered_by, describe, require_known_answer, require_temperature
+from distill_tune.serve.probe import (
+    Tokens,
+    answered_by,
+    describe,
+    require_known_answer,
+    require_others,
+    require_temperature,
+)
 from distill_tune.serve.requests import AllLost, Answer, Answered, Requests
 from distill_tune.teachers.recorded import signal_of
 from distill_tune.teachers.teacher import Shard, Teacher
@@ -74,6 +90,8 @@ class Served(Teacher):
         kind: ``top_k``: the k likeliest tokens and the mass of the rest, of any engine. ``sampled``, ``hidden``: of
             `distill-tune serve`, see docs/served.md.
         k: tokens, of kind top_k.
+        k_of_student: of kind top_k, where the student writes answers (``rollouts``): so many tokens of each position as
+            well, those that the student holds likeliest. `distill-tune serve` and vLLM tell of them.
         draws: of kind sampled.
         seed: of the draws, beside which they depend on the row alone.
         engine: ``distill-tune``, ``vllm``, ``sglang``, or ``auto``.
@@ -107,6 +125,7 @@ class Served(Teacher):
         timeout: float = 300,
         concurrency: int = 4,
         retries: int = 8,
+        k_of_student: int = 0,
     ) -> None:
         urls = [url] if isinstance(url, str) else list(url)
         if not urls:
@@ -117,9 +136,11 @@ class Served(Teacher):
         for name, number in (("k", k), ("draws", draws), ("concurrency", concurrency)):
             if number < 1:
                 raise UserError(f"{name}={number}: must be at least 1")
+        if k_of_student < 0 or (k_of_student and kind != "top_k"):
+            raise UserError(f"k_of_student={k_of_student}: must be at least 0, and is of kind=top_k alone")
         if timeout <= 0 or retries < 0 or seed < 0:
             raise UserError(f"timeout={timeout}, retries={retries}, seed={seed}: must be above 0, and at least 0")
-        self.kind, self._seed = kind, seed
+        self.kind, self._seed, self.tokens_of_student = kind, seed, k_of_student
         self.record_kind = "" if kind == "hidden" else kind
         self.settings = {"draws": draws} if kind == "sampled" else {"k": k} if kind == "top_k" else {}
         self._engine, self._model = engine, model
@@ -144,10 +165,10 @@ class Served(Teacher):
             self._require_kind()
             about = self._engines[0].about
             self._tokens = Tokens(tokenizer, checkpoint.folder)
-            self._differing: dict[int, str] = {}
+            self.other_tokens: dict[int, str] = {}
             for engine in self._engines:
                 with answered_by(engine):
-                    self._differing |= self._tokens.differing(engine)
+                    self.other_tokens |= self._tokens.differing(engine)
             of_student = models.output_head(student).vocab_size
             its = about.vocab_size or of_student
             # Of hidden states the whole layer; else what is left out of a longer vocabulary is padding.
@@ -155,6 +176,8 @@ class Served(Teacher):
             self.width = about.width if self.kind == "hidden" else 0
             self.encoding = self._made_encoding()
             known = require_known_answer(self._engines, self._tokens, self._vocab_size, self.settings.get("k", _LISTED))
+            if self.tokens_of_student:
+                self._require_others()
             if self._temperature != 1:
                 require_temperature(self._engines, self._tokens, self._vocab_size, self._temperature)
         except UserError as error:
@@ -165,6 +188,22 @@ class Served(Teacher):
         self.content = hashlib.sha256(told[0].encode()).hexdigest()
         print(describe(self._engines, self.kind, self.settings.get("k"), known))
         return its
+
+    def _require_others(self) -> None:
+        """
+        Raises:
+            UserError: a server does not tell of tokens that are named to it, or not at this temperature.
+        """
+        together = self.settings["k"] + self.tokens_of_student
+        if together > self._vocab_size:
+            raise UserError(f"k_of_student={self.tokens_of_student}: with k, more than all {self._vocab_size} tokens")
+        for engine in self._engines:
+            told = f"url={engine.server.url}: k_of_student={self.tokens_of_student}: {engine.about.engine} "
+            if engine.about.no_others:
+                raise UserError(f"{told}cannot serve it: {engine.about.no_others}; take vLLM or distill-tune serve")
+            if self._temperature != 1 and not isinstance(engine, DistillTune):
+                raise UserError(f"{told}serves it at temperature=1 alone, not {self._temperature:g}")
+        require_others(self._engines, self._tokens, self._vocab_size, self.tokens_of_student)
 
     def _made_encoding(self) -> AnyEncoding:
         """
@@ -223,12 +262,12 @@ class Served(Teacher):
             if size is not None:
                 models.require_tokens(_KEY, size, int(used_tokens[-1]))
             try:
-                self._differing |= self._tokens.differing_by_name(engine, used_tokens)
+                self.other_tokens |= self._tokens.differing_by_name(engine, used_tokens)
             except ServerError as error:
                 raise UserError(f"{_KEY}.url={engine.server.url}: {error}") from error
             except UserError as error:
                 raise UserError(f"{_KEY}.{error}") from error
-        models.require_same_tokens(self._differing, used_tokens, f"{about.model} at {self._engines[0].server.url}")
+        models.require_same_tokens(self.other_tokens, used_tokens, f"{about.model} at {self._engines[0].server.url}")
 
     def require_loss(
         self,
@@ -250,6 +289,11 @@ class Served(Teacher):
         )
         if reason or temperature is None:
             raise UserError(f"{_KEY}.kind={self.kind}: {reason}")
+        if self.tokens_of_student and isinstance(divergence, TopK):
+            raise UserError(
+                f"{_KEY}.k_of_student={self.tokens_of_student}: TopK looks at the teacher's likeliest alone; name what "
+                "it measures, such as distill_tune.losses.ReverseKL, as kd_loss itself"
+            )
         self._temperature = temperature
 
     def load(
@@ -333,6 +377,9 @@ class Served(Teacher):
             self._coming.append(self._ask(next(self._upcoming)))
 
     def _ask(self, batch: Batch) -> _Asked:
+        if batch.likeliest is not None:
+            likeliest = batch.likeliest[:, : self.tokens_of_student] if self.tokens_of_student else None
+            batch = dataclasses.replace(batch, likeliest=likeliest)
         if batch.digests:
             return _Asked(batch.digests, self._requests.ask(batch, self.encoding, self._seed))
         nothing: Answer = concurrent.futures.Future()

@@ -40,6 +40,7 @@ class SeveralTeachers(Teacher):
         if combination == "by_row":
             self.names = self._all_names
         self.may_be_lost = any(teacher.may_be_lost for teacher in self._teachers)
+        self.tokens_of_student = max(teacher.tokens_of_student for teacher in self._teachers)
         self.answers_new_rows = all(teacher.answers_new_rows for teacher in self._teachers)
         self.shares_tokenizer = any(teacher.shares_tokenizer for teacher in self._teachers)
         others = {id(other): other for teacher in self._teachers for other in teacher.other_tokenizers}
@@ -58,6 +59,7 @@ class SeveralTeachers(Teacher):
         self.folders = list(itertools.chain.from_iterable(teacher.folders for teacher in self._teachers))
         self.files = list(itertools.chain.from_iterable(teacher.files for teacher in self._teachers))
         self._find_content()
+        self.other_tokens = {index: told for one in self._teachers for index, told in one.other_tokens.items()}
         self.models = list(itertools.chain.from_iterable(teacher.models for teacher in self._teachers))
         return min((size for size in known if size is not None), default=None)
 

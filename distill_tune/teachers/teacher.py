@@ -1,7 +1,8 @@
 """What the recipes ask of a teacher."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy
@@ -42,8 +43,11 @@ class Teacher:
             GGUF file in place of a folder.
         content: tells apart teachers that have no ``files`` here, known after :meth:`check` and
             :meth:`require_signals`; empty where there is none.
+        other_tokens: ids that are other tokens to it than in the rows, with what each is; known after :meth:`check`.
         record_kind: of the records that it gives, ``sampled`` or ``top_k``; empty where it gives whole distributions.
         may_be_lost: while a run goes on, by no fault of its own.
+        tokens_of_student: so many of the student's likeliest of each position it is to tell of as well, of rows that
+            are written while the student trains: ``likeliest`` of a batch.
         answers_new_rows: whether it has a word on any row, also one that is written while the student trains.
         shares_tokenizer: whether it, or one of several, reads the tokens of the rows.
         other_tokenizers: those of its, or of several, that are not that of the rows, each once.
@@ -56,8 +60,10 @@ class Teacher:
     files: Sequence[Path] = ()
     folders: Sequence[Path] = ()
     content: str = ""
+    other_tokens: Mapping[int, str] = MappingProxyType({})
     record_kind: str = ""
     may_be_lost = False
+    tokens_of_student = 0
     answers_new_rows = True
     shares_tokenizer = True
     other_tokenizers: Sequence[OtherTokenizer] = ()

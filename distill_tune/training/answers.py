@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import shlex
 import sys
@@ -26,6 +25,7 @@ from distill_tune.errors import UserError
 from distill_tune.generation.answers import FINISHED, Question, Sample, line_of, row_of
 from distill_tune.generation.choice import Choice, Filter
 from distill_tune.generation.record import Record, sample_key
+from distill_tune.generation.requests import require_numbers
 from distill_tune.generation.texts import text_of
 from distill_tune.training.distributed import from_main_process, is_main_process, num_ranks, rank, wait_for_all
 from distill_tune.training.output_check import require_writable
@@ -214,11 +214,7 @@ class Wanted(NamedTuple):
         Raises:
             UserError: the model's logits are no numbers.
         """
-        if any(map(math.isnan, completion.log_probs)):
-            raise UserError(
-                f"{writer.name}: its logits are no numbers (NaN), so what it answers means nothing; its weights are "
-                "broken, or need another dtype"
-            )
+        require_numbers(completion, writer.name)
         tokens = list(completion.tokens)
         has_end = completion.finish_reason == FINISHED and tokens[-1:] and tokens[-1] in writer.ends
         text = text_of(tokenizer, tokens[:-1] if has_end else tokens)

@@ -4,9 +4,9 @@ Recipes begin with these functions, and `distill-tune validate` and `plan` call 
 wrong as the others do. A key that they read is valid in each recipe that calls them (:mod:`distill_tune.config.keys`).
 """
 
-import dataclasses
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, losses, models, teachers
 from distill_tune.config.components import build
 from distill_tune.config.values import needs_teacher
-from distill_tune.disk import sampled_digest
+from distill_tune.disk import SHOWN_DIGITS, short_digest
 from distill_tune.errors import CollectedFaults, FinishedRun, UserError
 from distill_tune.launch import is_restarted
 from distill_tune.training.cache_of_run import behind_cache, prepare_cache
@@ -43,8 +43,6 @@ from distill_tune.training.warm_up import schedule_remarks
 from distill_tune.training.write_through import WriteThrough
 
 from torchtune.modules import TransformerDecoder
-
-_SHOWN_DIGITS = 16
 
 
 class Models(NamedTuple):
@@ -79,7 +77,7 @@ class Steps(NamedTuple):
         """
         files = {"model": built.student_checkpoint.all_files, "teacher_model": built.teacher.files}
         contents = {
-            content_of(model): sampled_digest(files[model])[:_SHOWN_DIGITS] if is_main_process() else ""
+            content_of(model): short_digest(files[model]) if is_main_process() else ""
             for model in files
             if files[model]
         }
@@ -87,10 +85,10 @@ class Steps(NamedTuple):
             name = content_of("teacher_model")
             if name in contents:  # of several teachers, some of which have files
                 content = hashlib.sha256(f"{contents[name]} {content}".encode()).hexdigest()
-            contents[name] = content[:_SHOWN_DIGITS]
+            contents[name] = content[:SHOWN_DIGITS]
         if others := built.teacher.other_tokenizers:
             of_tokens = " ".join(other.content for other in others)
-            contents[content_of("teacher_tokenizer")] = hashlib.sha256(of_tokens.encode()).hexdigest()[:_SHOWN_DIGITS]
+            contents[content_of("teacher_tokenizer")] = hashlib.sha256(of_tokens.encode()).hexdigest()[:SHOWN_DIGITS]
         return self.plan.identity | {"steps an epoch": self.steps_per_epoch} | from_main_process(contents)
 
 
@@ -215,9 +213,29 @@ def reading_of(cfg: DictConfig, teacher_names: Sequence[str], shares_tokenizer: 
         cfg.get("teacher_max_seq_len"),
         tuple(teacher_names),
         augmented=bool(cfg.get("augmentations")),
-        prompts_alone=cfg.get("rollouts") is not None,
+        prompts_alone=_writes_all_answers(cfg),
         shares_tokenizer=shares_tokenizer,
     )
+
+
+@contextlib.contextmanager
+def _telling_of_prompts(cfg: DictConfig, reading: data.Reading) -> Iterator[None]:
+    """Rows that are refused for want of an answer would not be with other rollouts: which, is told below them."""
+    try:
+        yield
+    except UserError as error:
+        if cfg.get("rollouts") is None or reading.prompts_alone or "answer" not in str(error):
+            raise
+        raise UserError(
+            f"{error}\n  with rollouts.lmbda below 1 some rows are learned as they are: those without an answer need "
+            "rollouts.lmbda=1, or rollouts.seq_kd=True, which has the teacher write it"
+        ) from error
+
+
+def _writes_all_answers(cfg: DictConfig) -> bool:
+    """Whether no answer of the data's is learned, since student or teacher write all of them anew."""
+    rollouts = cfg.get("rollouts")
+    return rollouts is not None and (rollouts.get("lmbda", 1.0) == 1 or bool(rollouts.get("seq_kd", False)))
 
 
 def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None = None) -> Steps:
@@ -241,14 +259,14 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
     def plan_of(
         dataset: DictConfig | ListConfig, batch_size: int | None, accumulation: int, training_rows: bool
     ) -> data.StepPlan:
-        with first_of_each_machine_first() as is_first:
+        with first_of_each_machine_first() as is_first, _telling_of_prompts(cfg, reading):
             rows, shares = data.prepare_rows(
                 dataset,
                 built.tokenizer,
                 cfg.tokenizer,
                 key="dataset" if training_rows else "dataset_val",
                 on_bad_row=cfg.get("on_bad_row", "stop"),
-                reading=reading if training_rows else dataclasses.replace(reading, prompts_alone=False),
+                reading=reading if training_rows else reading.with_answers,
                 others=built.teacher.other_tokenizers,
                 check_kept=is_first,
             )
@@ -265,7 +283,7 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
             rank=rank(),
             num_ranks=processes or num_ranks(),
         )
-        print(data.describe_rows(rows))
+        print(data.describe_rows(rows, are_prompts=training_rows and reading.prompts_alone))
         require_same_on_all_ranks("dataset", plan.identity)
         models.require_rows("model", built.student, plan.longest, plan.largest_token)
         built.teacher.require_rows(plan.longest_of_teacher, plan.used_tokens)

@@ -146,18 +146,8 @@ class RunFolder:
             "rollouts": (self.rollouts, "some of the student's answers, with the teacher's marks"),
         }
         lines += [f"  {path}  {what}" for path, what in written.values() if path.exists()]
-        return "\n".join([*lines, f"try it{self._try_it()}"])
-
-    def _try_it(self) -> str:
-        """A line that shows what the student answers, in whatever shell, by what is installed with distill-tune."""
-        folder = json.dumps(str(self.model if self.model.exists() else self.adapter), ensure_ascii=False)
-        if not self.model.exists():
-            code = f"from peft import AutoPeftModelForCausalLM as M; print(M.from_pretrained({folder}))"
-            return f" (needs peft: pip install peft): python -c {shlex.quote(code)}"
-        has_chat = (self.model / "chat_template.jinja").exists()
-        asked = '[{"role": "user", "content": "Hello"}]' if has_chat else '"Once"'
-        code = f'from transformers import pipeline; print(pipeline("text-generation", {folder})({asked}))'
-        return f": python -c {shlex.quote(code)}"
+        folder = self.model if self.model.exists() else self.adapter
+        return "\n".join([*lines, f"try it: distill-tune chat {shlex.quote(str(folder))}"])
 
 
 def _header() -> str:

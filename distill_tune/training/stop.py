@@ -17,16 +17,22 @@ class StopSignals:
     """While it is entered, a signal lets the step end instead of the process; the same signal again ends that at once.
 
     Args:
-        then: what the run does when the step is finished.
+        then: what the run does now.
         goes_on: how it is gone on with.
+        unit: what is counted.
 
     Attributes:
         number: of the signal that came; 0 while none has.
     """
 
-    def __init__(self, then: str = "then a checkpoint", goes_on: str = "resume=auto goes on") -> None:
+    def __init__(
+        self,
+        then: str = "finishing the step, then a checkpoint",
+        goes_on: str = "resume=auto goes on",
+        unit: str = "step",
+    ) -> None:
         self.number = 0
-        self._then, self._goes_on = then, goes_on
+        self._then, self._goes_on, self._unit = then, goes_on, unit
         self._before: dict[int, Any] = {}
         self._last_words = ""
 
@@ -43,10 +49,10 @@ class StopSignals:
         if self._last_words:  # below the progress bar, which is entered later and ends earlier
             print(self._last_words, flush=True)
 
-    def leave(self, step: int, number: int) -> NoReturn:
-        """End the run after its last checkpoint, with 128 + the signal's number as a shell would tell it."""
+    def leave(self, done: int, number: int) -> NoReturn:
+        """End the run after so many steps, which are kept, with 128 + the signal's number as a shell would tell it."""
         leave()
-        self._last_words = f"stopped after step {step} by {signal.Signals(number).name}; {self._goes_on}"
+        self._last_words = f"stopped after {self._unit} {done} by {signal.Signals(number).name}; {self._goes_on}"
         sys.exit(128 + number)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
@@ -56,6 +62,6 @@ class StopSignals:
         # print is not safe in the middle of a print.
         if os.environ.get("RANK", "0") == "0":
             name = signal.Signals(number).name
-            told = f"distill-tune: {name}: finishing the step, {self._then}; once more ends now\n"
+            told = f"distill-tune: {name}: {self._then}; once more ends now\n"
             with contextlib.suppress(OSError):  # the terminal is gone
                 os.write(2, ("\n" * os.isatty(2) + told).encode())  # where the progress bar stands, and a terminal's ^C

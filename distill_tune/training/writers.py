@@ -13,14 +13,12 @@ from omegaconf import DictConfig, ListConfig
 
 from distill_tune import generation, models, teachers
 from distill_tune.config.components import build, find_component
-from distill_tune.disk import sampled_digest
+from distill_tune.disk import short_digest
 from distill_tune.errors import UserError
 from distill_tune.teachers.build import Entry, entries_of
 from distill_tune.training.device import dtype_name, find_dtype
 from distill_tune.training.distributed import from_main_process, is_main_process
 from distill_tune.training.state import plain_config
-
-_SHOWN_DIGITS = 16
 
 
 @dataclasses.dataclass
@@ -132,7 +130,7 @@ def _of_model(key: str, teacher: teachers.Teacher, tokenizer: Any, settings: Map
         raise UserError(f"{key}: a {type(teacher).__name__} writes no answers; name a model's folder or GGUF file")
     folder = teacher.folders[0]
     ends = generation.ends_of(tokenizer, folder, teacher.vocab_size)
-    content = from_main_process(sampled_digest(teacher.files)[:_SHOWN_DIGITS] if is_main_process() else "")
+    content = from_main_process(short_digest(teacher.files) if is_main_process() else "")
     identity = {"content": content, **settings, "ends": sorted(ends)}
     name = folder.resolve().parent.name if folder.name == "model" else folder.name
     return Writer(name, teacher, ends, identity, teacher.max_seq_len, teacher.vocab_size, folder)

@@ -11,6 +11,7 @@ from distill_tune.data.batch import Batch, Row, joined
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.generation import Request
 from distill_tune.rollouts.prompts import answered, prompt_of
+from distill_tune.rollouts.rows_on_policy import _shape_of
 
 from torchtune.models.llama3_2 import llama3_2
 
@@ -58,7 +59,8 @@ def rollouts_of(plan: data.StepPlan) -> list[Row]:
 
 def micro_batches(plan: data.StepPlan) -> list[Batch]:
     rows = rollouts_of(plan)
-    return [joined([rows[at] for at in hand]) for hand in plan.dealt(rows)]
+    hands = plan.dealt(_shape_of(rows, follow_teachers=False))
+    return [joined([rows[at] for at in hand]) for hand in hands]
 
 
 def gradient(batches: list[Batch], num_tokens: int, divergence=None, teacher=None) -> tuple[torch.Tensor, float]:

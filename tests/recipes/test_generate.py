@@ -1,6 +1,8 @@
 """Answers of models, as recipes/generate.py writes them, and students that learn from them."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from distill_tune.cli.main import main as command_line
 from distill_tune.config.files import configs_folder
 from distill_tune.data import hf_tokenizer
 from distill_tune.data.conversation import prompt_tokens
+from distill_tune.generation.record import SampleFile
 
 from torchtune.models.llama2 import llama2_tokenizer
 
@@ -96,6 +99,25 @@ def test_killed_on_two_ranks_it_goes_on_to_what_one_process_makes_without_loss_o
     assert killed.read_bytes() == whole.read_bytes()
     lines = (line for path in (tmp_path / "killed" / "samples").iterdir() for line in path.open())
     assert sum(line.endswith("\n") for line in lines) == 16  # of a rank that is no more a torn line stays
+
+
+def test_a_signal_ends_generation_with_the_answers_that_came_and_says_so(run, asked, tmp_path, monkeypatch, capfd):
+    add = SampleFile.add
+
+    def added(self, sample):
+        add(self, sample)
+        if len(samples_in(tmp_path / "answers")) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(SampleFile, "add", added)
+    with pytest.raises(SystemExit) as ended:
+        run("generate", "output_dir=answers")
+    assert ended.value.code == 128 + signal.SIGTERM
+    told = capfd.readouterr()
+    assert "distill-tune: SIGTERM: answers that have come are kept; once more ends now" in told.err
+    assert "stopped after answer 3 by SIGTERM; the same command goes on" in told.out
+    run("generate", "output_dir=answers")
+    assert len(read(tmp_path / "answers" / "answers.jsonl")) == len(samples_in(tmp_path / "answers")) == 8
 
 
 def test_what_is_there_is_kept_with_more_prompts_samples_and_other_filters(run, asked, tmp_path, capsys):

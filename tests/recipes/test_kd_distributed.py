@@ -136,7 +136,7 @@ def test_rows_and_export_may_take_longer_than_a_collective(folders, cli, tmp_pat
     assert "step 1/1" in ok(cli(*line)).stdout
 
 
-def test_a_rank_that_is_done_ends_before_a_library_can_abort_it(folders, cli, fresh_cli, tmp_path):
+def test_a_rank_that_is_done_ends_before_a_library_can_abort_it(folders, cli, tmp_path):
     folders(max_steps_per_epoch=1)
     ok(cli("cp", "kd_distributed", "mine.py"))
     aborts = (
@@ -145,7 +145,8 @@ def test_a_rank_that_is_done_ends_before_a_library_can_abort_it(folders, cli, fr
         "builtins.kept = type('Aborts', (), {'__del__': lambda self, abort=os.abort: abort()})()"
     )
     put_before(tmp_path / "mine.py", "    # ---- What the run leaves\n", f"import os\n{aborts}")
-    done = ok(fresh_cli("run", "--nproc_per_node", "2", "mine.py", "--config", "config.yaml"))
+    line = ("run", "--nproc_per_node", "2", "mine.py", "--config", "config.yaml")
+    done = ok(cli(*line, TAKE_MODULES_APART="1"))
     assert "its handlers have run" in done.stdout
 
 

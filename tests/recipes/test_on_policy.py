@@ -161,7 +161,8 @@ def test_a_privileged_prompt_teaches_the_student_what_it_has_not_read(config, ru
 
 
 def test_a_served_teacher_judges_what_was_just_written(run, write_config, demo_teacher_url):
-    """Of whole hidden states as the teacher itself; of likeliest tokens and the rest never less than 0, nor more."""
+    """Of whole hidden states as the teacher itself; of likeliest tokens and the rest never less than 0, nor more,
+    and nearer with the student's likeliest."""
     write_config()
     of_few = ["--config", "on_policy", "dataset.num_rows=16", "dataset.min_characters=30", "batch_size=4"]
     of_few += ["rollouts.sampling.max_new_tokens=12", "max_steps_per_epoch=2", "optimizer.lr=0.0"]
@@ -173,7 +174,8 @@ def test_a_served_teacher_judges_what_was_just_written(run, write_config, demo_t
     exact = losses("exact")
     assert losses("hidden", served % "hidden") == pytest.approx(exact, rel=5e-4)  # hidden states are stored in bf16
     of_likeliest = losses("top_k", served % "top_k")
-    assert all(0 < its < whole for its, whole in zip(of_likeliest, exact, strict=True))
+    of_both = losses("both", served % "top_k, k_of_student: 20")
+    assert all(0 < few < both < whole for few, both, whole in zip(of_likeliest, of_both, exact, strict=True))
 
 
 @pytest.mark.parametrize("key", ["teacher_cache", "teacher_model"])

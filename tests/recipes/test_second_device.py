@@ -24,7 +24,10 @@ ALLOWED = {
         ("a copy from the CPU that blocks, teachers/hf.py: out = self._decoder(", 12),
     ],
 }
+# Every token of an answer but the first takes the same lines.
+FEW_TOKENS = ["rollouts.sampling.max_new_tokens=8"]
 FEW = ["batch_size=4", "max_steps_per_epoch=2", "epochs=1", "device=cpu", "optimizer.lr=1e-4"]
+ANSWERING = {"signals/on_policy", "migrate/trl_gkd"}
 NAMES = [name for name in config_names() if name.startswith(("signals/", "migrate/"))]
 
 
@@ -45,7 +48,13 @@ def runs(tmp_path_factory, tokenizer_file, demo_teacher_url, command_server):
     write_needed(folder, ROWS, tokenizer_file)
     commands = {"tiny": command("tiny", "tiny", *FEW_ROWS, "save_every_n_steps=1")}
     commands |= {
-        name: command(name, name, *needed(name, "tiny/checkpoints/step_1", demo_teacher_url)) for name in NAMES
+        name: command(
+            name,
+            name,
+            *needed(name, "tiny/checkpoints/step_1", demo_teacher_url),
+            *(FEW_TOKENS if name in ANSWERING else []),
+        )
+        for name in NAMES
     }
     for name in ARCHITECTURES:
         write_architecture(folder / f"models/{name}", name, vocab_size=4096, max_position_embeddings=256)
@@ -251,5 +260,35 @@ def step(device, method):
 with second_device.second_device():
     for method in (losses.ChunkLikelihood(), losses.UniversalLogit(), losses.Gold()):
         for found, wanted in zip(step("second", method), step("cpu", method)):
+            torch.testing.assert_close(found, wanted)
+""")
+
+
+def test_byte_prefix_mass_waits_for_nothing(run_lines):
+    run_lines("""
+import dataclasses, torch, second_device
+from toy_tokenizers import written
+from distill_tune import losses
+toy = dataclasses.replace(written(9, length=40), masked=(5,))
+generator = torch.Generator().manual_seed(0)
+student = torch.randn(len(toy.student_row), len(toy.student), generator=generator)
+teacher = torch.randn(len(toy.teacher_row), len(toy.teacher), generator=generator)
+def step(device, divergence):
+    signal = toy.signal(teacher.to(device))
+    of = signal.classes
+    tensors = {name: value.to(device) for name, value in vars(of).items() if isinstance(value, torch.Tensor)}
+    classes = dataclasses.replace(of, **tensors)
+    classes.of_student, classes.of_teacher  # once in a run
+    signal = dataclasses.replace(signal, classes=classes, targets=signal.targets.to(device))
+    logits, rows = student.to(device).detach().requires_grad_(), torch.tensor(toy.student_row).to(device)
+    output = losses.AutogradProjection(lambda hidden: hidden, student.shape[1])
+    second_device.waits.clear()
+    sums = losses.distillation_loss(logits, output, rows, signal, kd_ratio=0.5, temperature=2.0, divergence=divergence)
+    sums.loss.backward()
+    assert not second_device.waits, second_device.waits
+    return sums.kd.cpu(), logits.grad.cpu()
+with second_device.second_device():
+    for divergence in (losses.ForwardKL(), losses.ReverseKL(), losses.JensenShannon(), losses.TopK(4)):
+        for found, wanted in zip(step("second", divergence), step("cpu", divergence)):
             torch.testing.assert_close(found, wanted)
 """)

@@ -13,21 +13,27 @@ from distill_tune.generation.decoder import Decoder
 Speaker = chat._Speaker
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 @pytest.fixture
 def talk(monkeypatch, capsys, student_folder):
-    """What is printed, and the prompts that the models were given, in their order."""
+    """What is printed, for a pipe and for whoever asks, and the prompts that the models were given, in their order."""
     asked = []
 
-    def to(lines, *options, stream=Decoder.stream):
+    def to(lines, *options, stream=Decoder.stream, source=io.StringIO):
         def heard(self, request):
             asked.append(list(request.prompt))
             return stream(self, request)
 
         asked.clear()
         monkeypatch.setattr(Decoder, "stream", heard)
-        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        monkeypatch.setattr("sys.stdin", source(lines))
         main(["chat", *map(str, options or [student_folder]), "--temperature", "0", "--max-new-tokens", "6"])
-        return capsys.readouterr().out, [*asked]
+        printed = capsys.readouterr()
+        return printed.out, [*asked], printed.err
 
     return to
 
@@ -38,10 +44,10 @@ def prompt(folder, *texts):
 
 
 def test_a_conversation_goes_on_until_it_is_begun_anew(talk, student_folder):
-    told, asked = talk("What is 1 plus 2?\n\nAnd 3?\n/rset\n/reset\nAnd 4?\n/quit\nAnd 5?\n")
+    told, asked, aside = talk("What is 1 plus 2?\n\nAnd 3?\n/rset\n/reset\nAnd 4?\n/quit\nAnd 5?\n")
     first = told.split("\n")[0]
     from_pipe = asked.pop(2)  # where it is no command
-    assert from_pipe[-5:] == prompt(student_folder, "/rset")[-5:] and "no such command" not in told
+    assert from_pipe[-5:] == prompt(student_folder, "/rset")[-5:] and not aside
     assert first and asked == [
         prompt(student_folder, "What is 1 plus 2?"),
         prompt(student_folder, "What is 1 plus 2?", first, "And 3?"),
@@ -49,11 +55,27 @@ def test_a_conversation_goes_on_until_it_is_begun_anew(talk, student_folder):
     ]
 
 
+def test_a_pipe_gets_the_answers_alone_with_an_empty_line_between(talk, student_folder, teacher_folder):
+    answer, _, aside = talk("One?\n")
+    assert answer.strip() and answer.count("\n") == 1 and not aside
+    assert talk("One?\n/reset\nOne?\n")[0] == f"{answer}\n{answer}"
+    of_teacher, _, _ = talk("One?\n", teacher_folder)
+    both, _, _ = talk("One?\n", student_folder, "--teacher", teacher_folder)
+    assert both == f"student:\n{answer}\nteacher:\n{of_teacher}"
+
+
+def test_what_a_terminal_shows_beside_answers_is_not_written_into_a_pipe(talk):
+    answer, _, _ = talk("One?\n")
+    told, _, aside = talk("/rset\nOne?\n", source=Terminal)
+    assert told == answer
+    assert aside == f"{chat._COMMANDS}\nyou> /rset: no such command; {chat._COMMANDS}\nyou> you> \n"
+
+
 def test_student_and_teacher_each_go_on_from_their_own_answers(talk, student_folder, teacher_folder):
-    told, asked = talk("One?\nTwo?\n", student_folder, "--teacher", teacher_folder)
-    lines = [line.partition("> ")[::2] for line in told.split("\n")[:-1]]
-    assert [name for name, _ in lines] == ["student", "teacher"] * 2
-    (_, student), (_, teacher) = lines[:2]
+    told, asked, _ = talk("One?\nTwo?\n", student_folder, "--teacher", teacher_folder)
+    lines = told.split("\n")
+    assert lines[::3] == ["student:", "teacher:"] * 2
+    student, teacher = lines[1:5:3]
     assert student != teacher
     assert asked[2:] == [
         prompt(student_folder, "One?", student, "Two?"),
@@ -98,24 +120,37 @@ def test_an_answer_that_is_stopped_or_cannot_be_ends_no_conversation(talk, stude
 
     heard = opened(student_folder)[1].decode([300])
     too_long = "[prompt 1 has 9 tokens; the model reads 8 at most; /reset begins a new conversation]"
-    for stream, wanted, before in ((interrupted, f"{heard} [stopped]", ("One?", heard)), (refused, too_long, ())):
-        told, asked = talk("One?\nTwo?\n", stream=stream)
-        assert told.split("\n") == [wanted, wanted, ""]
+    for stream, said, wanted, before in (
+        (interrupted, heard, "[stopped]", ("One?", heard)),
+        (refused, "", too_long, ()),
+    ):
+        told, asked, aside = talk("One?\nTwo?\n", stream=stream)
+        assert told.split("\n") == [said, "", said, ""] and aside.splitlines() == [wanted, wanted]
         assert asked[1] == prompt(student_folder, *before, "Two?")
 
 
 def test_what_cannot_be_asked_is_told_and_the_next_line_is(talk, student_folder, monkeypatch):
-    told, asked = talk("hi \udcff\nOne?\n")
+    _, asked, told = talk("hi \udcff\nOne?\n")
     assert told.startswith("[the question is not UTF-8; ") and asked == [prompt(student_folder, "One?")]
     monkeypatch.setattr(chat, "_Speaker", lambda *settings: Speaker(*settings[:-1], 5))
-    told, asked = talk("One?\n")
+    _, asked, told = talk("One?\n")
     assert told.startswith("[student has 5 tokens, the tokenizer writes ") and not asked
+
+
+def test_a_model_whose_logits_are_no_numbers_is_told_before_it_is_asked(talk, monkeypatch, capsys, student_folder):
+    broken = generation.Completion((5,), (float("nan"),), "length")
+    monkeypatch.setattr(Decoder, "generate", lambda self, requests: [broken])
+    with pytest.raises(SystemExit) as ended:
+        talk("One?\n")
+    assert ended.value.code == 2
+    assert f"{student_folder}: its logits are no numbers (NaN)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["nowhere"], "MODEL nowhere: no such folder, or it has no config.json; name a model's folder"),
+        (["nowhere"], "MODEL nowhere: no such folder, or it has no config.json; name a Hugging Face model folder"),
+        (["{cache}"], "MODEL {cache}: is a cache of a teacher, which holds no model; name a model's folder"),
         (["{student}", "--teacher", "nowhere"], "--teacher nowhere: no such folder"),
         (["model.gguf"], "MODEL model.gguf: a GGUF file needs --tokenizer"),
         (["{student}", "--temperature", "-1"], "temperature=-1.0: must be 0 or more"),
@@ -123,7 +158,8 @@ def test_what_cannot_be_asked_is_told_and_the_next_line_is(talk, student_folder,
         (["{student}", "--tokenizer", "nowhere"], "tokenizer.path=nowhere: no such folder"),
     ],
 )
-def test_what_cannot_be_is_told(student_folder, capsys, options, told):
+def test_what_cannot_be_is_told(student_folder, tmp_path, capsys, options, told):
+    (tmp_path / "manifest.json").touch()
     with pytest.raises(SystemExit) as ended:
-        main(["chat", *(option.format(student=student_folder) for option in options)])
-    assert ended.value.code == 2 and told in capsys.readouterr().err
+        main(["chat", *(option.format(student=student_folder, cache=tmp_path) for option in options)])
+    assert ended.value.code == 2 and told.format(cache=tmp_path) in capsys.readouterr().err

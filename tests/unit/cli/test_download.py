@@ -35,7 +35,7 @@ SOURCES = ["huggingface", "modelscope"]
 
 
 @pytest.fixture
-def download(fresh_cli, tmp_path):
+def download(light_cli, tmp_path):
     def run(hub: StandInHub, source: str, *arguments: str, **environment: str):
         endpoint = {
             "HF_ENDPOINT": hub.url,
@@ -45,7 +45,7 @@ def download(fresh_cli, tmp_path):
             "MODELSCOPE_CACHE": str(tmp_path / "modelscope"),
             "HOME": str(tmp_path),
         }
-        return fresh_cli("download", "maker/Small", "--source", source, *arguments, **endpoint | environment)
+        return light_cli("download", "maker/Small", "--source", source, *arguments, **endpoint | environment)
 
     return run
 

@@ -60,7 +60,7 @@ def test_a_broken_config_is_named(fault, tmp_path):
         assert message in fault()
 
 
-def test_names_that_there_are_not_are_told_with_near_ones(fresh_cli, tmp_path):
+def test_names_that_there_are_not_are_told_with_near_ones(light_cli, tmp_path):
     (tmp_path / "there.json").write_text("{}")
     (tmp_path / "there.yaml").write_text("mine")
     for arguments, message in [
@@ -82,11 +82,11 @@ def test_names_that_there_are_not_are_told_with_near_ones(fresh_cli, tmp_path):
         (["cp", "tiny", "a.py"], "name the copy so"),
     ]:
         started = time.perf_counter()
-        done = fresh_cli(*arguments)
+        done = light_cli(*arguments)
         assert done.returncode == 2
         assert message in done.stderr
         assert time.perf_counter() - started < 2
-    assert "there.yaml: is there already; overwrite it with --force" in fresh_cli("cp", "tiny", "there.yaml").stderr
+    assert "there.yaml: is there already; overwrite it with --force" in light_cli("cp", "tiny", "there.yaml").stderr
     assert (tmp_path / "there.yaml").read_text() == "mine"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from distill_tune.cli.main import main
+from distill_tune.config.files import find_config, find_recipe, recipe_names
 
 # What Ctrl-C does while a module is imported.
 INTERRUPTED = """
@@ -37,6 +38,31 @@ def test_ctrl_c_ends_it_without_a_traceback_from_its_first_moment(module, argume
     assert done.returncode == 130
     assert done.stderr in ("", "distill-tune: interrupted\n")
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("generate", "run generate --config teacher_answers"),
+        ("train", "run kd_single_device --config tiny"),
+        ("distill", "run kd_single_device --config tiny"),
+        ("kd", "run kd_single_device --config tiny"),
+    ],
+)
+def test_what_other_tools_have_as_a_command_is_told_with_the_line_that_does_it(capsys, given, line):
+    with pytest.raises(SystemExit) as end:
+        main([given])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"distill-tune: {given}: no such command; that is `distill-tune {line}`\n"
+    _, recipe, _, config, *_ = line.split()
+    assert find_recipe(recipe) and find_config(config)
+
+
+def test_every_recipe_that_is_taken_for_a_command_is_told(capsys):
+    for recipe in recipe_names():
+        with pytest.raises(SystemExit):
+            main([recipe, "--config", "tiny"])
+        assert f"that is `distill-tune run {recipe} --config " in capsys.readouterr().err
 
 
 def test_a_misspelt_command_is_told_with_its_near_miss(capsys):

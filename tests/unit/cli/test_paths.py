@@ -8,7 +8,14 @@ import pytest
 from distill_tune.cache_folder import cache_folder
 from distill_tune.cli import compare, cp, demo, download, init_student
 from distill_tune.cli.main import main
-from distill_tune.config.files import find_config, find_recipe
+from distill_tune.config.files import (
+    demo_model_folder,
+    find_config,
+    find_recipe,
+    is_model_folder,
+    local_path,
+    no_model_at,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,11 +37,46 @@ def test_commands_read_the_home_folder(tmp_path, monkeypatch, command, line, nam
         assert getattr(options, option) == tmp_path / name
 
 
+def test_the_demos_models_have_a_name_on_the_command_line():
+    assert [is_model_folder(local_path(f"demo:{name}")) for name in ("teacher", "student")] == [True, True]
+    assert local_path("demo:teacher") == demo_model_folder("teacher") and local_path("demo:a") == Path("demo:a")
+
+
 def test_folders_to_compare_are_looked_for_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(SystemExit):
         main(["compare", "~/a", "~/b"])
     assert f"{tmp_path}/a: no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("run", "is no model's folder; name run/model"),
+        ("run/checkpoints", "is no model's folder; name run/model"),
+        ("run/checkpoints/step_3", "is no model's folder; name run/model"),
+        ("lora/checkpoints/step_3", "is no model's folder; name lora/adapter"),
+        ("killed/checkpoints/step_3", "is of a run that has left no model yet; its own command with resume=auto goes"),
+        ("killed", "is of a run that has left no model yet; its own command with resume=auto goes on with it"),
+        ("cache", "is a cache of a teacher, which holds no model; name a model's folder"),
+        ("answers", "holds answers, which generate wrote, and no model; name a model's folder"),
+        ("run/checkpoint", "no such folder, or it has no config.json; name a Hugging Face model folder"),
+    ],
+)
+def test_a_folder_that_is_no_models_is_told_for_what_it_is(tmp_path, monkeypatch, name, told):
+    monkeypatch.chdir(tmp_path)
+    for run in ("run", "lora", "killed"):
+        (tmp_path / run / "checkpoints" / "step_3").mkdir(parents=True)
+    files = (
+        "run/model/config.json",
+        "lora/adapter/adapter_config.json",
+        "cache/manifest.json",
+        "answers/generation.json",
+    )
+    for file in map(tmp_path.joinpath, files):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    assert no_model_at(name).startswith(told)
 
 
 def test_recipes_configs_and_the_cache_lie_there_too(tmp_path, monkeypatch):

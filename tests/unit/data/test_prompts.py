@@ -1,8 +1,10 @@
 """What teacher and student read of a row, and that they read the same answer."""
 
+import dataclasses
 import json
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from distill_tune import config, data
@@ -63,6 +65,9 @@ def test_batches_have_as_many_supervised_positions_for_both(prepared):
     rows, _ = prepared(ROWS * 4, teacher_system_prompt="You add.")
     (batch,) = data.StepPlan([rows], batch_size=4).micro_batches(0, 0)
     assert batch.for_teacher is batch.teacher
+    likeliest = torch.zeros(len(batch.supervised_positions), 2, dtype=torch.long)
+    of_teacher = dataclasses.replace(batch, likeliest=likeliest).for_teacher
+    assert of_teacher.likeliest is likeliest and torch.equal(of_teacher.tokens, batch.teacher.tokens)
     assert sum(batch.teacher.lengths) > sum(batch.lengths)
     assert (
         batch.targets[0, batch.supervised_positions].tolist()

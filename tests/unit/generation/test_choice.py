@@ -2,6 +2,8 @@
 
 import json
 import random
+import tracemalloc
+import unicodedata
 
 import pytest
 
@@ -10,6 +12,7 @@ from distill_tune.errors import UserError
 from distill_tune.generation.answers import Answer, Question, Sample, answer_of, row_of
 from distill_tune.generation.choice import Choice
 from distill_tune.generation.thinking import split_thinking
+from distill_tune.generation.words import words
 
 QUESTION = Question(
     0,
@@ -104,12 +107,12 @@ def test_filters_see_what_they_are_for():
 def test_duplicates_are_found_among_thousands_and_others_are_not():
     near = generation.Duplicates(similarity=0.8)
     texts = [said(seed) for seed in range(1500)]
-    assert all(near(answer(" ".join(words))) for words in texts)
-    for words in texts[::50]:
-        changed = [*words]
+    assert all(near(answer(" ".join(of_text))) for of_text in texts)
+    for of_text in texts[::50]:
+        changed = [*of_text]
         changed[7] = "another"  # three of 58 runs of three words are others: 55 of 61 in common
         assert not near(answer(" ".join(changed).upper() + "!"))
-        assert near(answer(" ".join(words[::2] + changed[:20])))
+        assert near(answer(" ".join(of_text[::2] + changed[:20])))
     exact = generation.Duplicates(similarity=1.0)
     assert [exact(answer(text)) for text in ("It is 6.", "it is 6", "It is 7.", "yes", "Yes!", "你好")] == [
         True,
@@ -119,6 +122,33 @@ def test_duplicates_are_found_among_thousands_and_others_are_not():
         False,
         True,
     ]
+
+
+def test_duplicates_keep_some_bytes_of_each_run_of_words():
+    near, texts = generation.Duplicates(), [" ".join(said(seed, 300)) for seed in range(60)]
+    near(answer(texts.pop()))  # and all that is made once
+    tracemalloc.start()
+    assert all(near(answer(text)) for text in texts)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept / len(texts) < 24 * 300
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("It's 3.5 x_1", ["it", "s", "3", "5", "x", "1"]),
+        (unicodedata.normalize("NFD", "Café à Zürich"), ["café", "à", "zürich"]),
+        ("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]),
+        ("தமிழ் மொழி", ["தமிழ்", "மொழி"]),
+        ("می\u200cخواهم بروم", ["می\u200cخواهم", "بروم"]),
+        ("สวัสดี", ["ส", "วั", "ส", "ดี"]),
+        ("你好, world", ["你", "好", "world"]),
+        ("한국어", ["한", "국", "어"]),
+    ],
+)
+def test_a_word_is_whole_with_its_marks_and_a_character_where_no_spaces_stand_between(text, wanted):
+    assert words(text) == wanted
 
 
 def test_answers_that_share_eight_words_with_a_held_out_row_are_left_out(tmp_path):
@@ -197,7 +227,8 @@ def test_the_best_of_those_that_filters_leave_is_kept_and_the_table_says_what_to
     assert chosen[1].score == -1.0
     again = list(choice.of(QUESTION, [sample("Good enough!", 0)]))  # another prompt's
     assert [one.taken_by for one in again] == ["Duplicates"]
-    lines = [line.split() for line in choice.told().splitlines()]
+    *lines, told = [line.split() for line in choice.told().splitlines()]
+    assert told[:2] == ["cut,", "not"]
     assert lines == [
         ["1", "of", "5", "answers", "kept"],
         ["empty", "1", "20.0%"],
@@ -205,6 +236,19 @@ def test_the_best_of_those_that_filters_leave_is_kept_and_the_table_says_what_to
         ["Duplicates", "1", "20.0%"],
         ["not", "the", "best", "1", "20.0%"],
     ]
+
+
+def test_it_is_told_how_many_answers_were_cut_whether_a_filter_takes_them_or_not():
+    choice = Choice()
+    cut = [sample("a", 0, finish_reason="length"), sample("b", 1, finish_reason="repetition"), sample("c", 2)]
+    assert all(not one.taken_by for one in choice.of(QUESTION, cut))
+    assert choice.told() == (
+        "3 of 3 answers kept\n"
+        "cut, not ended by the model: 1 by max_new_tokens or the model's length, 1 by max_repetitions, of 3 answers"
+    )
+    whole = Choice()
+    list(whole.of(QUESTION, [sample("c")]))
+    assert whole.told() == "1 of 1 answer kept"
 
 
 def test_an_answer_below_the_least_score_is_wrong_and_several_may_be_kept():

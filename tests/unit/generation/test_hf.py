@@ -1,5 +1,7 @@
 """Models of transformers as generators: against their own greedy answers, against our decoder, alone and together."""
 
+import threading
+
 import pytest
 import torch
 import transformers
@@ -137,6 +139,24 @@ def test_a_prompt_near_the_models_length_is_answered_among_others():
     assert [len(answer.tokens) for answer in found] == [2, 20, 4, 20]
     for answer, request in zip(found, asked, strict=True):
         assert answer.tokens == decoder.generate([request])[0].tokens
+
+
+def test_an_answer_is_handed_on_before_the_longest_of_its_batch_is_done():
+    model, has_first, calls = made("gpt2"), threading.Event(), 0
+
+    def wait(*ignored):
+        nonlocal calls
+        calls += 1
+        assert calls < 4 or has_first.wait(30)
+
+    model.register_forward_hook(wait)
+    limits = {0: 20, 1: 1, 2: 20}
+    asked = [Request([5, 6, 7], number, limit) for number, limit in limits.items()]
+    coming = HuggingFaceDecoder(model, []).completions(asked)
+    number, completion = next(coming)
+    has_first.set()
+    assert (number, len(completion.tokens)) == (1, 1)
+    assert {number: len(completion.tokens) for number, completion in coming} == {0: 20, 2: 20}
 
 
 def test_a_stream_gives_tokens_as_they_come_and_ends_with_its_reader(monkeypatch):

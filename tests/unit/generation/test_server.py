@@ -3,6 +3,7 @@
 import json
 import re
 import time
+import weakref
 
 import pytest
 import torch
@@ -224,3 +225,12 @@ def test_who_stops_reading_has_no_more_asked_for(started):
     asked = len(server.asked)
     time.sleep(0.2)  # in which it would answer ten more
     assert len(server.asked) <= asked + 1
+
+
+def test_an_answer_that_is_handed_on_is_not_kept(started, tokenizer):
+    decoder = ServerDecoder(Server(started().url, concurrency=1), [END], LIKELIEST, tokenizer=tokenizer)
+    handed_on = []
+    for _, completion in decoder.completions([Request([5, 6, token], 0) for token in range(10, 18)]):
+        handed_on.append(weakref.ref(completion))
+        del completion
+        assert sum(one() is not None for one in handed_on) <= 2  # the thread's that asks, and the last one

@@ -109,6 +109,45 @@ def test_top_tokens_are_top_k_of_the_logits(name, temperature):
             assert (gradient - wanted).norm() / wanted.norm() < 1e-6
 
 
+def in_common(x, record):
+    """Of reverse KL: the sum of q log(q / p) - q + p over the record's tokens and the rest, for a student's log q."""
+    log_p = x[3].double().log_softmax(-1)
+    is_token = torch.zeros(N, V, dtype=torch.bool).scatter(1, record.ids.long(), True)
+
+    def generalised(log_q):
+        terms = log_q.exp() * (log_q - log_p) - log_q.exp() + log_p.exp()
+        q_rest, p_rest = (of.exp().masked_fill(is_token, 0).sum(-1) for of in (log_q, log_p))
+        of_rest = q_rest * (q_rest / p_rest).log() - q_rest + p_rest
+        return terms.masked_fill(~is_token, 0).sum(-1) + of_rest
+
+    return generalised
+
+
+def test_with_the_students_likeliest_beside_reverse_kl_is_the_generalised_one_over_the_tokens_of_both():
+    x = example()
+    of_student = (x[0] @ x[1].T).topk(5).indices
+    alone, both = TopTokens.of(x[3], 5), TopTokens.of(x[3], 5, others=of_student)
+    assert both.ids.shape == (N, 10) and (both.is_token.sum(-1) < 10).any()  # some are the teacher's as well
+    settings = {"kd_ratio": 1.0, "divergence": losses.ReverseKL()}
+    wanted = exact(x, in_common(x, both), kd_ratio=1.0)
+    found = ours(x, both, **settings)
+    assert_exact(found, wanted)
+    of_few, of_both, of_all = (ours(x, signal, **settings)[0].kd for signal in (alone, both, DenseLogits(x[3].clone())))
+    assert 0 < of_few < of_both < of_all
+
+
+def test_tokens_put_beside_a_record_are_those_of_one_that_was_made_with_them():
+    x = example()
+    others = torch.randint(0, V, (N, 6), generator=torch.Generator().manual_seed(3))
+    log_probs = x[3].log_softmax(-1).gather(1, others)
+    found, wanted = TopTokens.of(x[3], K).beside(others, log_probs), TopTokens.of(x[3], K, others=others)
+    assert torch.equal(found.ids, wanted.ids) and torch.equal(found.is_token, wanted.is_token)
+    torch.testing.assert_close(found.log_probs, wanted.log_probs)
+    torch.testing.assert_close(found.log_rest, wanted.log_rest, rtol=1e-4, atol=1e-4)
+    sure = TopTokens(found.ids[:, :1], torch.zeros(N, 1), torch.full((N,), -40.0), 1.0, V)
+    assert torch.equal(sure.beside(others, torch.full_like(log_probs, -50.0)).log_rest, sure.log_rest)
+
+
 def test_top_tokens_of_a_whole_vocabulary_are_all_of_the_teacher():
     x = example()
     p = x[3].double().log_softmax(-1)

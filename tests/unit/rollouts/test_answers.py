@@ -2,9 +2,11 @@
 
 import pytest
 
-from distill_tune.generation import Completion
+from distill_tune.errors import UserError
+from distill_tune.generation import Completion, Request
 from distill_tune.rollouts.answer_watch import AnswerWatch
-from distill_tune.rollouts.answers import is_cut, is_empty, is_repeating, measures_of
+from distill_tune.rollouts.answers import before_tokens, is_cut, is_empty, is_repeating, measures_of
+from distill_tune.rollouts.writers import written_by_all_ranks
 
 END = 2
 
@@ -85,3 +87,19 @@ def test_a_watch_that_is_resumed_goes_on_where_it_was():
     resumed = AnswerWatch([{"step": 1}, *lines[:13]])
     assert [resumed.alarm(one) for one in lines[13:]] == alarms[13:]
     assert any(alarms[13:])
+
+
+def test_an_answer_is_cut_before_a_token_that_is_another_to_the_teacher():
+    whole = answer(5, 6, 7, END)
+    assert before_tokens(whole, {8: "'<a>' is '<b>'"}) == whole
+    cut = before_tokens(whole, {7, END})
+    assert cut == Completion((5, 6), (0.0, 0.0), "other_token") and is_cut(cut)
+
+
+def test_answers_of_logits_that_are_no_numbers_end_the_run():
+    class Broken:
+        def generate(self, requests):
+            return [Completion((5,), (float("nan"),), "length") for _ in requests]
+
+    with pytest.raises(UserError, match=r"rollouts: .*logits are no numbers \(NaN\)"):
+        written_by_all_ranks(Broken(), [Request([5], 0)], [0])

@@ -8,6 +8,7 @@ from tiny import write_model
 
 from distill_tune.errors import UserError
 from distill_tune.rollouts import step_answers
+from distill_tune.teachers import LiveTeacher
 
 INSTRUCT = "distill_tune.data.instruct"
 
@@ -15,7 +16,12 @@ INSTRUCT = "distill_tune.data.instruct"
 @pytest.mark.parametrize(
     ("settings", "changes", "told"),
     [
-        ({}, {"kd_ratio": 0.5}, "rollouts: kd_ratio is 0.5 at step 0: cross-entropy would teach the student its own"),
+        (
+            {},
+            {"kd_ratio": 0.5},
+            "rollouts: kd_ratio is 0.5 at step 0, where the student writes every answer: .*kd_ratio=1$",
+        ),
+        ({"lmbda": 0.5}, {"kd_ratio": 0.0}, "rollouts: kd_ratio is 0 at step 0, where the student writes answers: "),
         (
             {"lmbda": {"_component_": "distill_tune.training.Linear", "start": 0.0, "change": 0.5}},
             {},
@@ -28,8 +34,16 @@ def test_settings_that_do_not_fit_are_told_by_their_key(rows_of, settings, chang
         rows_of(settings, **changes)
 
 
-def test_the_datas_answers_alone_go_with_any_kd_ratio(rows_of):
-    rows_of({"lmbda": 0.0}, kd_ratio=0.5)
+def test_a_teacher_that_is_to_tell_of_the_students_tokens_needs_rollouts(rows_of, monkeypatch):
+    monkeypatch.setattr(LiveTeacher, "tokens_of_student", 3)
+    rows_of()
+    with pytest.raises(UserError, match=r"^teacher_model.k_of_student=3: is for rows that the student writes"):
+        rows_of(rollouts=None)
+
+
+@pytest.mark.parametrize(("lmbda", "kd_ratio"), [(0.0, 0.0), (0.0, 0.5), (0.5, 0.1)])
+def test_where_some_answers_are_the_datas_there_may_be_cross_entropy(rows_of, lmbda, kd_ratio):
+    rows_of({"lmbda": lmbda}, kd_ratio=kd_ratio)
 
 
 def test_a_row_that_is_learned_from_its_first_token_on_is_named(rows_of, tmp_path):

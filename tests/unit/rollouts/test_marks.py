@@ -7,7 +7,7 @@ from tiny import VOCAB_SIZE, model_arguments
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import losses, models, teachers
 from distill_tune.data.batch import Row, joined
-from distill_tune.rollouts.marks import marks_of
+from distill_tune.rollouts.marks import likeliest_of, marks_of
 
 from torchtune.models.llama3_2 import llama3_2
 
@@ -92,3 +92,11 @@ def test_of_a_record_of_likeliest_tokens_it_is_told_what_the_record_tells(pair, 
 
 def test_a_batch_without_supervised_tokens_has_none(pair):
     assert len(marks_of(*pair, joined([])).log_prob) == 0
+
+
+def test_the_students_likeliest_tokens_are_those_of_its_logits(pair, batch):
+    student, head, _ = pair
+    wanted = logits(student, head, batch)
+    assert torch.equal(likeliest_of(student, head, batch, 5, None), wanted.topk(5).indices)
+    assert torch.equal(likeliest_of(student, head, batch, 3, 20), wanted[:, :20].topk(3).indices)
+    assert likeliest_of(student, head, joined([]), 3, None).shape == (0, 3)

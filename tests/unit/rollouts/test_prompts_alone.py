@@ -58,9 +58,22 @@ def test_where_a_row_has_to_have_an_answer_it_is_named(rows_of, dataset, setting
     if not needs:
         rows_of(settings, dataset=of_data)
         return
-    told = r"rows.json, row 8 has no answer, and with rollouts.lmbda below 1 some rows are learned as they are"
+    told = r"3 bad rows(?s:.*)rows.json, row 8: no(?s:.*)with rollouts.lmbda below 1 some rows are learned as they are"
     with pytest.raises(UserError, match=told):
         rows_of(settings, dataset=of_data)
+
+
+def test_where_a_row_has_to_have_an_answer_others_are_counted_and_left_out(rows_of, dataset, capsys):
+    of_data = dataset(INSTRUCT, [*ROWS[:8], *ASKED[INSTRUCT]])
+    rows = rows_of({"lmbda": 0.5}, dataset=of_data, on_bad_row="skip")
+    assert len(rows._steps.plan.datasets[0]) == 8
+    assert "of them supervised; 3 bad rows left out" in capsys.readouterr().out
+
+
+def test_answers_that_are_not_learned_are_not_counted(rows_of, dataset, capsys):
+    rows_of({"lmbda": 1.0}, dataset=dataset(INSTRUCT, ROWS[:8]))
+    told = capsys.readouterr().out
+    assert "prompts whose answers are written anew" in told and "supervised" not in told
 
 
 def test_without_rollouts_and_for_validation_a_row_has_to_have_an_answer(rows_of, dataset):

@@ -66,6 +66,30 @@ def test_a_cut_answer_is_learned_without_an_end(begun):
     assert 0 < sum(cut) == 4 * sum(of_step.measured["rollout_cut"] for of_step in of_steps)
 
 
+def test_a_token_that_is_another_to_the_teacher_ends_an_answer_and_is_not_learned(begun):
+    wanted = [learned for *_, learned in answers(begun().of_step(1, say).batches)]
+    other = wanted[0][2]
+    rows = begun()
+    rows._of.built.teacher.other_tokens = {other: "'<a>' is '<b>'"}
+    of_step = rows.of_step(1, say)
+    for found, whole in zip([learned for *_, learned in answers(of_step.batches)], wanted, strict=True):
+        assert found == (whole[: whole.index(other)] if other in whole else whole)
+    assert of_step.measured["rollout_cut"] > 0
+
+
+def test_answers_of_the_students_own_come_first_and_are_counted_also_in_halves(begun):
+    rows = begun({"lmbda": 0.5})
+    (batch,) = rows.of_step(1, say).batches
+    of_data = {place: learned for place, _, learned in data_of(rows)}
+    found = zip(batch.places, batch.targets[0].split(batch.lengths), batch.num_supervised, strict=True)
+    is_own = [targets[targets != IGNORE_INDEX].tolist() != of_data[place] for place, targets, _ in found]
+    assert is_own == [True, True, False, False] and batch.num_own == sum(batch.num_supervised[:2]) > 0
+    own = [count * flag for count, flag in zip(batch.num_supervised, is_own, strict=True)]
+    halves = batch.halves()
+    in_first = len(halves[0].lengths)
+    assert [half.num_own for half in halves] == [sum(own[:in_first]), sum(own[in_first:])]
+
+
 def test_several_samples_of_a_prompt_are_several_rows(begun):
     of_step = begun({"samples_per_prompt": 3}).of_step(1, say)
     found = answers(of_step.batches)

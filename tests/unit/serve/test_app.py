@@ -1,6 +1,8 @@
 """The server's answers, in this process: what a teacher that is not well, or a large request, makes of them."""
 
 import asyncio
+import dataclasses
+import sys
 import urllib.parse
 
 import pytest
@@ -56,3 +58,22 @@ def test_an_answer_is_bounded_by_its_positions_and_what_each_has(monkeypatch):
     assert status == 200 and len(records_of(body, 1)) == 1
     status, told = scored({"kind": "top_k", "k": 6}, logits)
     assert (status, b"9 positions of kind top_k: an answer has 198 bytes at most" in told) == (413, True)
+
+
+@pytest.mark.parametrize(
+    ("others", "told"),
+    [
+        (2, b"others has 9 tokens, where 2 of each of 9 are asked for"),
+        (49, b"k and others are more than the 50 tokens that there are"),
+        (2000, b"others=2000: must be from 0 to 1024"),
+        (-1, b"others=-1: must be from 0 to 1024"),
+    ],
+)
+def test_tokens_that_are_named_for_each_position_are_checked(monkeypatch, others, told):
+    batch = joined([Row(ROW, ROW)])
+    named = rows_as_bytes(dataclasses.replace(batch, likeliest=torch.full((9, 1), 7)))
+    monkeypatch.setattr(sys.modules[__name__], "BODY", named)
+    query = {"kind": "top_k", "k": 5}
+    assert scored(query | {"others": 1}, torch.zeros(9, V))[0] == 200
+    status, body = scored(query | {"others": others}, torch.zeros(9, V))
+    assert (status, told in body) == (400, True)

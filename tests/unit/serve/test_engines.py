@@ -1,5 +1,6 @@
 """vLLM and SGLang, by stand-ins that answer as their documentation says."""
 
+import dataclasses
 import json
 import shutil
 
@@ -83,6 +84,43 @@ def test_records_are_the_live_teachers_with_the_exact_rest(served, opened, live,
     torch.testing.assert_close(found.log_probs, wanted.log_probs, rtol=0, atol=2e-3)
     torch.testing.assert_close(found.log_rest, wanted.log_rest, rtol=0, atol=2e-3)
     assert found.temperature == temperature
+
+
+@pytest.fixture
+def with_others(live, batch):
+    """With three tokens that a student holds likeliest, of which the first is the teacher's as well."""
+    n, signal = len(batch.supervised_positions), live(batch)
+    likeliest = signal.logits(0, n, signal.memory(n)).topk(1).indices
+    drawn = torch.randint(3, VOCAB_SIZE, (n, 2), generator=torch.Generator().manual_seed(5))
+    return dataclasses.replace(batch, likeliest=torch.cat([likeliest, drawn], 1))
+
+
+def test_vllm_tells_of_the_students_likeliest_tokens_as_well(served, opened, live, with_others):
+    server = served(StandInVLLM)
+    found = opened(server, k_of_student=3)(with_others)
+    n, signal = len(with_others.supervised_positions), live(with_others)
+    wanted = TopTokens.of(signal.logits(0, n, signal.memory(n)), K, others=with_others.likeliest)
+    assert torch.equal(found.ids, wanted.ids) and torch.equal(found.is_token, wanted.is_token)
+    torch.testing.assert_close(found.log_probs, wanted.log_probs, rtol=0, atol=2e-3)
+    torch.testing.assert_close(found.log_rest, wanted.log_rest, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind_of_server", "settings", "temperature", "told"),
+    [
+        (StandInSGLang, {}, 1.0, "sglang cannot serve it: .*token_ids_logprob.* same at every position"),
+        (StandInVLLM, {"scores_token_ids": False}, 1.0, "k_of_student=3: 404"),
+        (StandInVLLM, {"of_token_id": lambda log_probs: log_probs - 9.0}, 1.0, "raw_logprobs they are the same"),
+        (StandInVLLM, {}, 2.0, "vllm serves it at temperature=1 alone, not 2"),
+    ],
+)
+def test_a_server_that_cannot_tell_of_them_is_refused(
+    served, opened, monkeypatch, kind_of_server, settings, temperature, told
+):
+    for name, value in settings.items():
+        monkeypatch.setattr(kind_of_server, name, staticmethod(value) if callable(value) else value)
+    with pytest.raises(UserError, match=told):
+        opened(served(kind_of_server), temperature, k_of_student=3)
 
 
 def test_an_sglang_before_0_5_17_lists_them_to_the_same_records(served, opened, batch):

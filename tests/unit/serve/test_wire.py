@@ -1,12 +1,14 @@
 """Bodies of requests and answers."""
 
+import dataclasses
+
 import numpy
 import pytest
 import torch
 from safetensors.numpy import save
 
 from distill_tune.data.batch import Row, joined
-from distill_tune.serve.wire import WireError, records_as_bytes, records_of, rows_as_bytes, rows_of
+from distill_tune.serve.wire import WireError, records_as_bytes, records_of, rows_as_bytes, rows_of, with_others
 
 
 def row(tokens, learned):
@@ -62,3 +64,13 @@ def test_records_arrive_row_by_row():
     assert [bytes(found) for found in records_of(records_as_bytes(rows), 3)] == rows
     with pytest.raises(WireError, match="3 rows, where 2 were asked for"):
         records_of(records_as_bytes(rows), 2)
+
+
+def test_tokens_that_are_named_for_each_learned_one_arrive_with_their_rows():
+    named = torch.tensor([[1, 2], [3, 4], [5, 6]])
+    content = rows_as_bytes(dataclasses.replace(joined(ROWS), likeliest=named))
+    rows = rows_of(content, vocab_size=10, most_tokens=8)
+    assert torch.equal(joined(with_others(rows, content, 2, 10)).likeliest, named)
+    for count, vocab_size, told in ((3, 10, "has 6 tokens, where 3 of each of 3"), (2, 6, "none of the teacher's 6")):
+        with pytest.raises(WireError, match=told):
+            with_others(rows, content, count, vocab_size)

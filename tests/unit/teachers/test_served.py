@@ -137,6 +137,30 @@ def test_served_and_live_losses_agree_to_the_stored_precision(url, opened, teach
         assert loss_of(top(batch), batch) == pytest.approx(loss_of(record, batch), rel=1e-3)  # 14 bits
 
 
+def test_it_tells_of_the_students_likeliest_tokens_as_well(url, opened, teacher_folder, student):
+    draws = torch.Generator().manual_seed(2)
+    batch = batches(1)[0]
+    n = len(batch.supervised_positions)
+    batch = dataclasses.replace(batch, likeliest=torch.randint(0, VOCAB_SIZE, (n, 4), generator=draws))
+    component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(teacher_folder)})
+    live = teachers.build_teacher(component)
+    live.load(None, torch.device("cpu"))
+    signal = live(batch)
+    wanted = TopTokens.of(signal.logits(0, n, signal.memory(n)), 5, others=batch.likeliest)
+    teacher = opened(url, ReverseKL(), k=5, k_of_student=4)
+    parts = batch.halves()
+    for found in (teacher(batch), TopTokens.of_each_row([*map(teacher, parts)], rows_of(parts))):
+        assert torch.equal(found.ids, wanted.ids) and torch.equal(found.is_token, wanted.is_token)
+        torch.testing.assert_close(found.log_probs, wanted.log_probs, rtol=0, atol=2e-3)
+        torch.testing.assert_close(found.log_rest, wanted.log_rest, rtol=0, atol=2e-3)
+    assert teacher(batches(1)[0]).ids.shape[1] == 5  # as for validation
+
+
+def rows_of(parts):
+    first, second = (len(part.supervised_positions) for part in parts)
+    return [torch.arange(first), torch.arange(first, first + second)]
+
+
 def test_requests_are_under_way_before_they_are_asked_for(url, proxied, opened):
     proxy = proxied(lambda path, asked: None)
     teacher = opened(proxy.url, concurrency=3)

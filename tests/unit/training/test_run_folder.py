@@ -1,30 +1,25 @@
 """The folder of a run, and what is said of it at the end."""
 
+import io
 import shlex
 import shutil
 
 import pytest
 
+from distill_tune.cli.main import main
 from distill_tune.rollouts.written import FILE
 from distill_tune.training import RunFolder
 
 
 @pytest.mark.parametrize("name", ["out", "it's my run"])
-@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% endfor %}"])
-def test_the_line_to_try_a_model_answers_by_its_chat_template_where_it_has_one(
-    tmp_path, student_folder, capsys, name, template
-):
+def test_the_line_to_try_a_model_gets_an_answer_of_it(tmp_path, student_folder, monkeypatch, capsys, name):
     run = RunFolder(tmp_path / name)
     shutil.copytree(student_folder, run.model)
-    if template:
-        (run.model / "chat_template.jinja").write_text(template)
     line = run.finish({"step": 3, "loss": 1.0, "ce_loss": 1.0, "kd_loss": 1.0}).splitlines()[-1]
-    assert line.startswith("try it: python -c ")
-    python, option, code = shlex.split(line.removeprefix("try it: "))
-    assert (python, option) == ("python", "-c")
-    exec(code, {"__name__": "__main__"})
-    answered = capsys.readouterr().out
-    assert "generated_text" in answered and ("'role': 'assistant'" if template else "Once") in answered
+    assert line.startswith("try it: distill-tune chat ")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Once\n"))
+    main([*shlex.split(line.removeprefix("try it: distill-tune ")), "--max-new-tokens", "4"])
+    assert capsys.readouterr().out.strip()
 
 
 def test_a_last_step_without_a_loss_is_told_without_it(tmp_path):
@@ -33,10 +28,10 @@ def test_a_last_step_without_a_loss_is_told_without_it(tmp_path):
     assert told.splitlines()[0] == "done: step 3, ce_loss 1.5000"
 
 
-def test_what_the_line_to_try_an_adapter_needs_is_said(tmp_path):
+def test_an_adapter_is_tried_where_there_is_no_model(tmp_path):
     run = RunFolder(tmp_path)
     run.adapter.mkdir()
-    assert "try it (needs peft: pip install peft): python -c " in run.finish(None)
+    assert run.finish(None).endswith(f"try it: distill-tune chat {run.adapter}")
 
 
 def test_rollouts_are_told_of_where_there_are_some(tmp_path):

@@ -1,0 +1,132 @@
+"""What a teacher of another tokenizer is worth on the demo's models, and what a step with it costs.
+
+    python benchmarks/other_tokenizer.py gain --folder OUT [--teacher FOLDER] [--same FOLDER] [--markdown GAIN.md]
+    python benchmarks/other_tokenizer.py cost --same FOLDER [--rounds 5]
+
+gain: plain fine-tuning and each method, the same steps, over several seeds; bits per byte of answers that no model has
+seen, mean and standard deviation over the seeds. ``--same`` is a teacher of the same size with the student's tokenizer,
+the most that can be had (``assets/make_demo_models.py --only bpe_teacher --same-tokens``). Runs that are there already
+are not run again. cost: seconds a step in turn, both teachers of one size, medians and their ratio; a run beside which
+others took more than a twentieth of the machine's CPU time is repeated.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from idle import run_alone
+from omegaconf import OmegaConf
+
+from distill_tune import config, data, losses
+from distill_tune.cli.model_folder import ModelFolder
+from distill_tune.config.files import demo_model_folder, find_config
+from distill_tune.config.load import load_config
+from distill_tune.data import docstring_rows
+
+HELD_OUT = {"_component_": "distill_tune.data.docstrings", "num_rows": 300, "held_out": True, "min_characters": 250}
+METHODS = {
+    "byte-prefix mass": [],
+    "byte-prefix mass, reverse KL": ["kd_loss=distill_tune.losses.ReverseKL"],
+    "ChunkLikelihood": ["kd_loss=distill_tune.losses.ChunkLikelihood"],
+    "UniversalLogit": ["kd_loss=distill_tune.losses.UniversalLogit"],
+    "Gold": ["kd_loss=distill_tune.losses.Gold"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["gain", "cost"])
+    parser.add_argument("--folder", type=Path, default=Path("outputs/other_tokenizer_gain"))
+    parser.add_argument("--teacher", type=Path, default=demo_model_folder("bpe_teacher"))
+    parser.add_argument("--same", type=Path, help="a teacher of the same size with the student's tokenizer")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2, help="of 75 steps of 16 rows")
+    parser.add_argument("--only", default="", help="names of methods, with commas")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    gain(options) if options.what == "gain" else cost(options)
+
+
+# ---- What it is worth
+
+
+def gain(options: argparse.Namespace) -> None:
+    wanted = [name for name in options.only.split(",") if name] or list(METHODS)
+    runs = {"fine-tuned": ["--config", "tiny", "kd_ratio=0", "optimizer.lr=3e-4"]}
+    for name in wanted:
+        runs[name] = ["--config", "other_tokenizer", f"teacher_model.path={options.teacher.resolve()}", *METHODS[name]]
+    if options.same:
+        runs["the same tokenizer"] = ["--config", "tiny", f"teacher_model.path={options.same.resolve()}"]
+    options.folder.mkdir(parents=True, exist_ok=True)
+    lines = ["| student | bits per byte | seconds a step |", "| --- | ---: | ---: |"]
+    lines.append(f"| base student | {bits_per_byte(demo_model_folder('student')):.4f} | |")
+    for name, run in runs.items():
+        found, seconds = [], []
+        for seed in range(options.seeds):
+            out = options.folder / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
+            train([*run, f"seed={seed}", f"epochs={options.epochs}"], out)
+            found.append(bits_per_byte(out / "model"))
+            seconds += seconds_of(out)
+        spread = f" +- {statistics.stdev(found):.4f}" if len(found) > 1 else ""
+        lines.append(f"| {name} | {statistics.fmean(found):.4f}{spread} | {statistics.median(seconds):.2f} |")
+        print("\n".join(lines), flush=True)
+    if options.markdown:
+        options.markdown.write_text("\n".join(lines) + "\n")
+
+
+def train(run: list[str], out: Path, *settings: str) -> None:
+    if not (out / "model").is_dir():
+        command = [sys.executable, "-m", "distill_tune", "run", "kd_single_device", *run, *settings]
+        subprocess.run([*command, f"output_dir={out}"], check=True, stdout=subprocess.DEVNULL)
+
+
+def seconds_of(out: Path) -> list[float]:
+    return [json.loads(line)["seconds"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@torch.no_grad()
+def bits_per_byte(folder: Path) -> float:
+    """Of the answers of held-out rows, ends included, by a student of the demo's tokenizer."""
+    cfg = load_config(find_config("tiny"), ["tokenizer.max_seq_len=null"])  # no answer is cut
+    device = torch.device("cpu")
+    rows, _ = data.prepare_rows(OmegaConf.create(HELD_OUT), config.instantiate(cfg.tokenizer), cfg.tokenizer)
+    texts = docstring_rows.collect(HELD_OUT["num_rows"], held_out=True, min_characters=HELD_OUT["min_characters"])
+    model = ModelFolder.open(folder).entrant(folder.name, device, torch.float32).load()
+    nats = 0.0
+    plan = data.StepPlan(rows, batch_size=16, shuffle=False)
+    for batch in plan.epoch():
+        said = model(batch)
+        targets = batch.targets[0, batch.supervised_positions]
+        nats += losses.distillation_loss(said.hidden, said.projection, targets).ce.item()
+    return nats / math.log(2) / sum(len(row["output"].encode()) for row in texts)
+
+
+# ---- What it costs
+
+
+def cost(options: argparse.Namespace) -> None:
+    """A step of 16 rows with a teacher of either tokenizer."""
+    found: dict[str, list[float]] = {"other": [], "same": []}
+    teachers = {"other": ["--config", "other_tokenizer"], "same": ["--config", "tiny"]}
+    folders = {"other": options.teacher, "same": options.same}
+    with tempfile.TemporaryDirectory() as name:
+        for number in range(options.rounds):
+            for kind, run in teachers.items():
+                out = Path(name) / f"{kind}_{number}"
+                path = f"teacher_model.path={folders[kind].resolve()}"
+                run_alone(kind, lambda run=run, path=path, out=out: train([*run, path], out, "epochs=1"))
+                found[kind].append(statistics.median(seconds_of(out)[5:]))
+    ratio = statistics.median(other / same for other, same in zip(found["other"], found["same"], strict=True))
+    shown = {kind: statistics.median(seconds) for kind, seconds in found.items()}
+    print(f"seconds a step: another tokenizer {shown['other']:.3f}, the same {shown['same']:.3f}; {ratio:.2f} times")
+
+
+if __name__ == "__main__":
+    main()
