@@ -27,6 +27,7 @@ config's dataset, with all its arguments. Without either the rows are docstrings
 With --config the teacher and the student before training are the config's own, the rows those of its dataset_val as
 its tokenizer and its prompts write them (or those of --source or --dataset), and dtype, teacher_dtype,
 teacher_quantizer, teacher_offload and device are heeded. Without a folder it is output_dir/model that is compared.
+Such a teacher may have another tokenizer than the students.
 """
 
 

@@ -1,7 +1,9 @@
 """A run as `distill-tune plan` sees it: models without weights, and rows as shapes."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 from typing import Any, NamedTuple
 
 import torch
@@ -86,7 +88,8 @@ class PlannedRun:
         Raises:
             UserError: its models cannot be built.
         """
-        built = built_of(cfg)
+        with contextlib.redirect_stdout(io.StringIO()):  # what is told of the models has been told
+            built = built_of(cfg)
         if isinstance(built.teacher, WriteThrough) and isinstance(self.teacher, WriteThrough):
             built.teacher.asked_as(self.teacher)
         return dataclasses.replace(self, cfg=cfg, student=built.student, teacher=built.teacher, data=data)

@@ -74,14 +74,13 @@ class Batch:
     digests: tuple[bytes, ...] = ()
     likeliest: torch.Tensor | None = None
     num_own_rows: int = 0
+    others: "tuple[Batch, ...]" = ()
+    alignments: tuple[torch.Tensor, ...] = ()
 
     @property
     def num_own(self) -> int:
         """Supervised positions of answers that the student has written itself, which come first."""
         return sum(self.num_supervised[: self.num_own_rows])
-
-    others: "tuple[Batch, ...]" = ()
-    alignments: tuple[torch.Tensor, ...] = ()
 
     @property
     def for_teacher(self) -> "Batch":

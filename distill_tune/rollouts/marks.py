@@ -57,6 +57,7 @@ def marks_of(
     terms = added_up(teacher(batch))
     targets = batch.targets[0, batch.supervised_positions]
     terms = [(share, term) for share, term in terms if not isinstance(term, losses.Aligned)]
+    terms = [(share / sum(share for share, _ in terms), term) for share, term in terms]
     v = min([common_vocab_size or head.vocab_size, *(term.vocab_size for _, term in terms)])
     parts = [
         _of_chunk(logits, targets[start : start + len(logits)], terms, start, v)

@@ -53,7 +53,10 @@ class Writer:
         if self.vocab_size is not None:
             models.require_tokens(key, self.vocab_size, int(used[-1]))
         if self.folder is not None:
-            models.check_own_tokens(self.folder, tokenizer, used, f"the {key.replace('_', ' ')}")
+            try:
+                models.check_own_tokens(self.folder, tokenizer, used, f"the {key.replace('_', ' ')}")
+            except UserError as error:
+                raise UserError(f"{error}; have its own write the prompts: tokenizer.path={self.folder}") from error
 
     def load(
         self, sampling: generation.Sampling, tokenizer: Any, device: torch.device, cfg: DictConfig

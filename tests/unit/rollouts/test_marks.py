@@ -100,3 +100,14 @@ def test_the_students_likeliest_tokens_are_those_of_its_logits(pair, batch):
     assert torch.equal(likeliest_of(student, head, batch, 5, None), wanted.topk(5).indices)
     assert torch.equal(likeliest_of(student, head, batch, 3, 20), wanted[:, :20].topk(3).indices)
     assert likeliest_of(student, head, joined([]), 3, None).shape == (0, 3)
+
+
+def test_of_several_teachers_one_with_another_tokenizer_tells_nothing(pair, batch):
+    student, head, teacher = pair
+    other = losses.Aligned(losses.DenseLogits(torch.zeros(0, 1)), None, None, None)
+    alone = marks_of(student, head, teacher, batch)
+    beside = marks_of(student, head, lambda of: losses.SumOfTeachers([teacher(of), other], [0.25, 0.75]), batch)
+    torch.testing.assert_close(vars(beside), vars(alone))
+    nothing = marks_of(student, head, lambda of: other, batch)
+    assert nothing.log_ratio.isnan().all() and nothing.teacher_entropy.isnan().all()
+    torch.testing.assert_close(nothing.student_entropy, alone.student_entropy)

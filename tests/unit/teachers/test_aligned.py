@@ -202,3 +202,11 @@ def test_a_loss_between_tokenizers_needs_two(configured, teacher_folder, name):
     assert isinstance(built.teacher, AlignedTeacher)
     with pytest.raises(UserError, match=f"kd_loss: {name} is for a teacher of another tokenizer"):
         training.build_models(configured(teacher_folder, **method), CPU)
+
+
+def test_packed_rows_are_those_that_are_not(configured, rows_file):
+    dataset = {"_component_": "distill_tune.data.instruct", "source": str(rows_file), "split": "train[:12]"}
+    plain, sums, _ = gradient(configured("a", dataset=dataset, batch_size=12))
+    packed, of_packed, _ = gradient(configured("a", dataset=dataset | {"packed": True}, batch_size=12))
+    assert of_packed.kd.item() == pytest.approx(sums.kd.item(), rel=1e-5)
+    assert distance(packed, plain) < 2e-6
