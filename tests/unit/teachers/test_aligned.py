@@ -84,6 +84,29 @@ def test_the_same_tokenizer_in_another_folder_goes_the_plain_way(configured, tea
     assert not training.plan_steps(configured(tmp_path / "copied"), built, 0).plan.datasets[0].others
 
 
+def without_tokenizer(folder, to):
+    return shutil.copytree(folder, to, ignore=shutil.ignore_patterns("tokenizer*", "special_tokens*"))
+
+
+@pytest.mark.parametrize("is_another", [True, False])
+def test_where_the_students_folder_has_no_tokenizer_that_of_the_rows_is_compared(
+    configured, student_folder, teacher_folder, tokenizer_file, tmp_path, is_another
+):
+    bare = without_tokenizer(student_folder, tmp_path / "bare")
+    rows = {"_component_": "torchtune.models.llama2.llama2_tokenizer", "path": str(tokenizer_file)}
+    cfg = configured(
+        "a" if is_another else teacher_folder, model={"_component_": HF, "path": str(bare)}, tokenizer=rows
+    )
+    assert isinstance(training.build_models(cfg, CPU).teacher, AlignedTeacher) == is_another
+
+
+def test_a_teacher_whose_tokenizer_is_not_known_is_told_of(configured, others, tmp_path, capsys):
+    bare = without_tokenizer(others["a"], tmp_path / "bare")
+    training.build_models(configured(bare), CPU)
+    told = f"teacher_model: no tokenizer of {bare} can be compared with that of the rows, so it is taken for the same"
+    assert told in capsys.readouterr().out
+
+
 def test_one_that_has_the_tokens_of_the_rows_is_not_needed(configured, teacher_folder, capsys):
     named = {"_component_": TOKENIZER, "path": str(teacher_folder)}
     built = training.build_models(configured(teacher_folder, teacher_tokenizer=named), CPU)
