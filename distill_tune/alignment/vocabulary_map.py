@@ -68,11 +68,9 @@ class VocabularyMap:
     ) -> None:
         self._student, self._teacher = _Vocabulary(student.of, student_size), _Vocabulary(teacher.of, teacher_size)
         self._teacher_lengths = teacher.lengths
-        controls = (
-            {text: token for text, token in of.controls.items() if token < size}
-            for of, size in ((student, student_size), (teacher, teacher_size))
+        self._controls = _paired_controls(
+            _within(student.controls, student_size), _within(teacher.controls, teacher_size), student_ends, teacher_ends
         )
-        self._controls = _paired_controls(*controls, student_ends, teacher_ends)
         made = _kept(self._place(), self._made)
         self._classes = TokenClasses(
             torch.from_numpy(made["student"]),
@@ -333,6 +331,11 @@ def _longest_prefix(text: bytes, tokens: Container[bytes], longest: int) -> byte
         if text[:length] in tokens:
             return text[:length]
     return b""
+
+
+def _within(controls: Mapping[str, int], size: int) -> dict[str, int]:
+    """Those that a model has logits of."""
+    return {text: token for text, token in controls.items() if token < size}
 
 
 def _paired_controls(
