@@ -90,7 +90,11 @@ class AlignedTeacher(Teacher):
         for rows in read:
             _require_found(rows)
         used = functools.reduce(numpy.union1d, (rows.used_tokens for rows in read))
-        self._teacher.require_rows(max(int(rows.lengths.max()) for rows in read), used)
+        try:
+            self._teacher.require_rows(max(int(rows.lengths.max()) for rows in read), used)
+        except UserError as error:  # of rows that have no other bound, and tokens of its own
+            told = str(error).replace("dataset: its", f"{KEY}: its").replace("tokenizer.max_", "teacher_max_")
+            raise UserError(told.replace("take the model's own tokenizer", "name the model's own")) from error
         self._teacher.require_signals(read, False, number)
         self._take_over()
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import ROWS, write_model_of_another_tokenizer
 
 from distill_tune import losses, models, training
@@ -207,6 +208,23 @@ def test_one_that_writes_other_answers_is_refused(configured, changed, tmp_path)
     with pytest.raises(
         UserError, match=r"teacher_tokenizer: \d+% of the answers' bytes are not found in what it writes"
     ):
+        training.plan_steps(cfg, training.build_models(cfg, CPU), 0)
+
+
+def test_rows_of_its_own_that_it_cannot_read_name_its_own_keys(configured, changed):
+    cfg = configured(changed("config.json", max_position_embeddings=20))
+    told = "teacher_tokenizer: its longest sequence .* teacher_model reads 20 at most; cut .* teacher_max_seq_len=20"
+    with pytest.raises(UserError, match=told):
+        training.plan_steps(cfg, training.build_models(cfg, CPU), 0)
+
+
+def test_tokens_of_its_own_that_its_model_has_not_name_its_own_key(configured, changed):
+    folder = changed("config.json", vocab_size=100)
+    weights = load_file(folder / "model.safetensors")
+    few = {name: value[:100].clone() if len(value) == 288 else value for name, value in weights.items()}
+    save_file(few, folder / "model.safetensors", metadata={"format": "pt"})
+    cfg = configured(folder)
+    with pytest.raises(UserError, match=r"teacher_tokenizer: its rows have the token .* 100, .*; name the model's own"):
         training.plan_steps(cfg, training.build_models(cfg, CPU), 0)
 
 
