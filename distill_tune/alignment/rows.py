@@ -83,14 +83,14 @@ def cut_alike(
     Returns:
         Rows that keep nothing of an answer have no supervised token.
     """
-    bounded = _first(student, student_bound), _first(teacher, teacher_bound)
+    bounded = first_tokens(student, student_bound), first_tokens(teacher, teacher_bound)
     kept, its_kept = (len(_supervised(row)) for row in bounded)
     if kept == len(_supervised(student)) and its_kept == len(_supervised(teacher)):
         return *bounded, alignment
     at = alignment.positions[: kept + 1, AT]
     boundaries = ((at >= 0) & (at <= its_kept) & (alignment.positions[: kept + 1, OFFSET] == 0)).nonzero()[0]
     count, its_count = (int(boundaries[-1]), int(at[boundaries[-1]])) if len(boundaries) else (0, 0)
-    return _up_to(bounded[0], count), _up_to(bounded[1], its_count), alignment.first(count)
+    return up_to(bounded[0], count), up_to(bounded[1], its_count), alignment.first(count)
 
 
 def _supervised(row: Tokens) -> numpy.ndarray:
@@ -98,15 +98,16 @@ def _supervised(row: Tokens) -> numpy.ndarray:
     return (row.labels[1:] != IGNORE_INDEX).nonzero()[0] + 1
 
 
-def _first(row: Tokens, count: int | None) -> Tokens:
+def first_tokens(row: Tokens, count: int | None) -> Tokens:
+    """A row's first so many tokens; all of them without a number."""
     is_text = None if row.is_text is None else row.is_text[:count]
     return row._replace(tokens=row.tokens[:count], labels=row.labels[:count], is_text=is_text)
 
 
-def _up_to(row: Tokens, count: int) -> Tokens:
+def up_to(row: Tokens, count: int) -> Tokens:
     """A row up to its so manieth supervised token."""
     supervised = _supervised(row)
-    return row if count == len(supervised) else _first(row, int(supervised[count]))
+    return row if count == len(supervised) else first_tokens(row, int(supervised[count]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Container, Sequence, Set
+from collections.abc import Callable, Container, Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy
@@ -68,7 +68,9 @@ class VocabularyMap:
     ) -> None:
         self._student, self._teacher = _Vocabulary(student.of, student_size), _Vocabulary(teacher.of, teacher_size)
         self._teacher_lengths = teacher.lengths
-        self._controls = _paired_controls(student, teacher, student_ends, teacher_ends)
+        self._controls = _paired_controls(
+            _within(student.controls, student_size), _within(teacher.controls, teacher_size), student_ends, teacher_ends
+        )
         made = _kept(self._place(), self._made)
         self._classes = TokenClasses(
             torch.from_numpy(made["student"]),
@@ -331,12 +333,16 @@ def _longest_prefix(text: bytes, tokens: Container[bytes], longest: int) -> byte
     return b""
 
 
+def _within(controls: Mapping[str, int], size: int) -> dict[str, int]:
+    """Those that a model has logits of."""
+    return {text: token for text, token in controls.items() if token < size}
+
+
 def _paired_controls(
-    student: TokenBytes, teacher: TokenBytes, student_ends: Set[int], teacher_ends: Set[int]
+    student: Mapping[str, int], teacher: Mapping[str, int], student_ends: Set[int], teacher_ends: Set[int]
 ) -> list[tuple[list[int], list[int]]]:
     """Ids of control tokens of one class each, of the student and of the teacher."""
-    of_both = [text for text in sorted(student.controls) if text in teacher.controls]
-    same_text = [(student.controls[text], teacher.controls[text]) for text in of_both]
+    same_text = [(student[text], teacher[text]) for text in sorted(student) if text in teacher]
     ends = [(s, t) for s, t in same_text if s in student_ends and t in teacher_ends]
     paired = [([s], [t]) for s, t in same_text if s not in student_ends and t not in teacher_ends]
     if len(ends) == len(student_ends) == len(teacher_ends):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy
 
-from distill_tune.alignment.rows import RowAlignment, cut_alike
+from distill_tune.alignment.rows import RowAlignment, cut_alike, first_tokens, up_to
 from distill_tune.data.conversation import IGNORE_INDEX, Tokens
 from distill_tune.data.sources import RowError
 
@@ -33,11 +33,11 @@ def cut_to_bounds(read: Read, bound: int | None, bound_of_teacher: int | None, o
     Raises:
         RowError: a teacher's prompt is longer than it reads.
     """
-    student, teacher, others = first(read.student, bound), read.teacher, read.others
+    student, teacher, others = first_tokens(read.student, bound), read.teacher, read.others
     while True:
         length = len(student.tokens)
         if read.teacher is not read.student:
-            teacher = first(read.teacher, bound_of_teacher)
+            teacher = first_tokens(read.teacher, bound_of_teacher)
             shared = min(len(supervised(row.labels)) for row in (student, teacher))
             student, teacher = up_to(student, shared), up_to(teacher, shared)
         others = list[tuple[Tokens, RowAlignment]]()
@@ -57,18 +57,6 @@ def cut_to_bounds(read: Read, bound: int | None, bound_of_teacher: int | None, o
     return Read(student, student if read.teacher is read.student else teacher, others)
 
 
-def first(row: Tokens, count: int | None) -> Tokens:
-    """A row's first so many tokens; all of them without a number."""
-    is_text = None if row.is_text is None else row.is_text[:count]
-    return row._replace(tokens=row.tokens[:count], labels=row.labels[:count], is_text=is_text)
-
-
 def supervised(labels: numpy.ndarray) -> numpy.ndarray:
     """The labels that are predicted: a row's first token never is."""
     return labels[1:][labels[1:] != IGNORE_INDEX]
-
-
-def up_to(row: Tokens, count: int) -> Tokens:
-    """A row up to its so manieth supervised token."""
-    places = (row.labels[1:] != IGNORE_INDEX).nonzero()[0]
-    return row if count == len(places) else first(row, int(places[count]) + 1)

@@ -43,6 +43,11 @@ class TokenClasses:
         return _others(self.teacher, self.shared_teacher)
 
     @functools.cached_property
+    def of_teacher_alone(self) -> torch.Tensor:
+        """Ids of the teacher's tokens of classes that no token of the student's is of, int64."""
+        return (torch.bincount(self.student, minlength=self.num_classes)[self.teacher] == 0).nonzero()[:, 0]
+
+    @functools.cached_property
     def of_student(self) -> TokenGroups:
         return TokenGroups.of(self.student, self.num_classes)
 

@@ -20,7 +20,8 @@ class BytePrefixMass:
     A teacher's token t speaks for the longest token of the student's that is a byte-prefix of t, M(t). The tokens M(t)
     are the classes; a student's token that is none of them counts for the longest class that is a byte-prefix of it.
     So a class is the event that the text goes on with its bytes, and, as far as the next token tells, not with those of
-    a longer class. What has no counterpart, such as control tokens, is one more class, the rest.
+    a longer class. What has no counterpart, such as control tokens, is one more class, the rest; of a student without
+    such a token the teacher's are left out, and its other tokens' probabilities renormalised.
 
     y is the student's token in a row, T the teacher's token that holds y's first byte.
 
@@ -65,6 +66,7 @@ class BytePrefixMass:
         positions, moves = word.on_cpu, word.on_cpu.moves
         if moves is None:
             raise ValueError("byte-prefix mass needs the moves of the alignment: VocabularyMap.positions makes them")
+        _leave_out(teacher, word.classes.of_teacher_alone)
         share = _shares(teacher, word, moves)
         owns = (moves.share != NONE) & (moves.to < 0)
         inside = (positions.known & ~positions.boundary).nonzero()[:, 0]
@@ -211,6 +213,14 @@ def _few_at_a_time(moves: ByteMoves, inside: torch.Tensor, most: int) -> Sequenc
     listed = moves.teacher_lists.lengths[lists] + moves.student_lists.lengths[lists]
     group = listed.cumsum(0) // max(1, most)
     return inside.tensor_split((group[1:] != group[:-1]).nonzero()[:, 0] + 1)  # type: ignore[return-value]
+
+
+def _leave_out(teacher: Distribution, tokens: torch.Tensor) -> None:
+    """Gives some tokens no probability, in place, and renormalises the others."""
+    if len(tokens):
+        total = teacher.probs.index_fill_(1, tokens, 0.0).sum(1, keepdim=True).clamp_(min=_TINY)
+        teacher.probs.div_(total)
+        teacher.log_probs.index_fill_(1, tokens, -math.inf).sub_(total.log_())
 
 
 def _shares(teacher: Distribution, word: AlignedWord, moves: ByteMoves) -> torch.Tensor:

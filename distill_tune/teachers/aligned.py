@@ -1,5 +1,6 @@
 """A teacher of another tokenizer: asked about its own rows, which are aligned with the student's byte by byte."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -24,6 +25,7 @@ from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
 from distill_tune.losses import Aligned, Divergence, TokenWeight, unserved
 from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.models.tokenizer_files import open_tokenizer
 from distill_tune.models.vocabulary import ANOTHER, Vocabulary, written_by
 from distill_tune.teachers.several import SeveralTeachers
 from distill_tune.teachers.teacher import Shard, Teacher
@@ -88,7 +90,11 @@ class AlignedTeacher(Teacher):
         for rows in read:
             _require_found(rows)
         used = functools.reduce(numpy.union1d, (rows.used_tokens for rows in read))
-        self._teacher.require_rows(max(int(rows.lengths.max()) for rows in read), used)
+        try:
+            self._teacher.require_rows(max(int(rows.lengths.max()) for rows in read), used)
+        except UserError as error:  # of rows that have no other bound, and tokens of its own
+            told = str(error).replace("dataset: its", f"{KEY}: its").replace("tokenizer.max_", "teacher_max_")
+            raise UserError(told.replace("take the model's own tokenizer", "name the model's own")) from error
         self._teacher.require_signals(read, False, number)
         self._take_over()
 
@@ -224,6 +230,19 @@ class _Rows:
         return sum(mine != its for mine, its in pairs) <= ANOTHER * len(self.bytes_.of)
 
 
+def _is_another(teacher: Teacher, where: Path | None, rows: _Rows) -> bool | None:
+    """Whether a teacher's tokenizer is not that of the rows, as far as its files tell; None where they do not."""
+    its = teacher.vocabulary()
+    if its is None:
+        return None
+    if rows.vocabulary is not None:
+        return rows.vocabulary.is_another(its)
+    opened = None if where is None else open_tokenizer(where)
+    with contextlib.suppress(UserError):  # of tokens whose bytes cannot be told
+        return None if opened is None else not rows.are_written_by(opened)
+    return None
+
+
 def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows) -> _Own | None:
     """None where it has the tokens of the rows, as far as its files tell."""
     where = teacher.folders[0] if teacher.folders else None
@@ -234,8 +253,13 @@ def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows) 
             print(f"{KEY}: has the tokens of the rows, which the teacher reads as they are")
             return None
     else:
-        its = teacher.vocabulary()
-        if its is None or rows.vocabulary is None or not rows.vocabulary.is_another(its):
+        is_another = _is_another(teacher, where, rows)
+        if is_another is None and where is not None:
+            print(
+                f"teacher_model: no tokenizer of {where} can be compared with that of the rows, so it is taken for the "
+                f"same; if it is not, name the teacher's own as {KEY}"
+            )
+        if not is_another:
             return None
     if teacher.record_kind:
         raise UserError(

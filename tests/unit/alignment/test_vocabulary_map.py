@@ -57,6 +57,15 @@ def test_with_one_tokenizer_every_class_is_one_token():
     assert student[-1] == [7, 8]
 
 
+def test_control_tokens_beyond_the_logits_have_no_class():
+    """As a padding token that was added to a tokenizer, and not to its model."""
+    small, large = TokenBytes((b"a", b"b", None), {"<pad>": 2}), TokenBytes((b"a", None, b"b"), {"<pad>": 1})
+    for sides, sizes in (((small, large), (2, 3)), ((large, small), (3, 2))):
+        classes = VocabularyMap(*sides, *sizes, set(), set()).token_classes(torch.device("cpu"))
+        assert (len(classes.student), len(classes.teacher), classes.num_classes) == (*sizes, 3)
+        assert len(classes.shared_student) == 2
+
+
 def test_ends_of_answers_are_one_class_and_specials_of_the_same_text_are_one_each():
     student, teacher = classes_of(
         [b"a"],

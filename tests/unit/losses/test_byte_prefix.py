@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from plain_divergences import DIVERGENCES, kl
 from toy_tokenizers import Toy, masses, written
 
+from distill_tune.alignment.token_bytes import TokenBytes
+from distill_tune.alignment.vocabulary_map import VocabularyMap
 from distill_tune.losses import (
     Aligned,
     BytePrefixMass,
@@ -412,3 +415,27 @@ def test_a_loss_between_tokenizers_is_refused_for_a_teacher_of_the_same_one():
             kd_ratio=1.0,
             divergence=BytePrefixMass(),
         )
+
+
+@pytest.mark.parametrize("name", ["forward", "jsd 0.5", "mse"])
+def test_what_a_student_without_any_rest_cannot_say_is_left_out_of_the_teacher(name):
+    """As a teacher's control tokens, where all tokens of the student have a class."""
+    student = TokenBytes((None, b"a", b"b"), {"<end>": 0})
+    teacher = TokenBytes((None, b"a", b"b", None), {"<end>": 0, "<tool>": 3})
+    vocabulary = VocabularyMap(student, teacher, 3, 4, {0}, {0})
+    positions = vocabulary.positions(numpy.array([[0, 0, 0, 1, 1, 1], [1, 0, 1, 1, 2, 2]]), numpy.array([1, 2]))
+    hidden, logits = torch.randn(2, D, requires_grad=True), torch.randn(2, 4)
+    logits[:, 3] = 2.0
+    divergence, formula = DIVERGENCES[name]
+    signal = Aligned(
+        DenseLogits(logits), torch.tensor([1, 2]), positions, vocabulary.token_classes(torch.device("cpu"))
+    )
+    weight = torch.randn(3, D)
+    found = distillation_loss(
+        hidden, LinearProjection(weight), torch.tensor([1, 2]), signal, kd_ratio=1.0, divergence=divergence
+    )
+    log_q, log_p = (of.double().log_softmax(-1) for of in (hidden @ weight.T, logits[:, :3]))
+    wanted = formula(log_p, log_q).sum()
+    assert found.kd.item() == pytest.approx(wanted.item(), rel=1e-5)
+    gradients = [torch.autograd.grad(of, hidden)[0] for of in (found.loss, wanted)]
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)

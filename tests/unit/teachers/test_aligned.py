@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import ROWS, write_model_of_another_tokenizer
 
 from distill_tune import losses, models, training
@@ -82,6 +83,29 @@ def test_the_same_tokenizer_in_another_folder_goes_the_plain_way(configured, tea
     built = training.build_models(configured(tmp_path / "copied"), CPU)
     assert type(built.teacher) is LiveTeacher
     assert not training.plan_steps(configured(tmp_path / "copied"), built, 0).plan.datasets[0].others
+
+
+def without_tokenizer(folder, to):
+    return shutil.copytree(folder, to, ignore=shutil.ignore_patterns("tokenizer*", "special_tokens*"))
+
+
+@pytest.mark.parametrize("is_another", [True, False])
+def test_where_the_students_folder_has_no_tokenizer_that_of_the_rows_is_compared(
+    configured, student_folder, teacher_folder, tokenizer_file, tmp_path, is_another
+):
+    bare = without_tokenizer(student_folder, tmp_path / "bare")
+    rows = {"_component_": "torchtune.models.llama2.llama2_tokenizer", "path": str(tokenizer_file)}
+    cfg = configured(
+        "a" if is_another else teacher_folder, model={"_component_": HF, "path": str(bare)}, tokenizer=rows
+    )
+    assert isinstance(training.build_models(cfg, CPU).teacher, AlignedTeacher) == is_another
+
+
+def test_a_teacher_whose_tokenizer_is_not_known_is_told_of(configured, others, tmp_path, capsys):
+    bare = without_tokenizer(others["a"], tmp_path / "bare")
+    training.build_models(configured(bare), CPU)
+    told = f"teacher_model: no tokenizer of {bare} can be compared with that of the rows, so it is taken for the same"
+    assert told in capsys.readouterr().out
 
 
 def test_one_that_has_the_tokens_of_the_rows_is_not_needed(configured, teacher_folder, capsys):
@@ -184,6 +208,23 @@ def test_one_that_writes_other_answers_is_refused(configured, changed, tmp_path)
     with pytest.raises(
         UserError, match=r"teacher_tokenizer: \d+% of the answers' bytes are not found in what it writes"
     ):
+        training.plan_steps(cfg, training.build_models(cfg, CPU), 0)
+
+
+def test_rows_of_its_own_that_it_cannot_read_name_its_own_keys(configured, changed):
+    cfg = configured(changed("config.json", max_position_embeddings=20))
+    told = "teacher_tokenizer: its longest sequence .* teacher_model reads 20 at most; cut .* teacher_max_seq_len=20"
+    with pytest.raises(UserError, match=told):
+        training.plan_steps(cfg, training.build_models(cfg, CPU), 0)
+
+
+def test_tokens_of_its_own_that_its_model_has_not_name_its_own_key(configured, changed):
+    folder = changed("config.json", vocab_size=100)
+    weights = load_file(folder / "model.safetensors")
+    few = {name: value[:100].clone() if len(value) == 288 else value for name, value in weights.items()}
+    save_file(few, folder / "model.safetensors", metadata={"format": "pt"})
+    cfg = configured(folder)
+    with pytest.raises(UserError, match=r"teacher_tokenizer: its rows have the token .* 100, .*; name the model's own"):
         training.plan_steps(cfg, training.build_models(cfg, CPU), 0)
 
 
