@@ -13,7 +13,10 @@ TEMPLATE = (
 
 
 def write_tokenizer(
-    folder: Path, vocab_size: int = 400, texts: Sequence[str] = ("user assistant hello there", "你好")
+    folder: Path,
+    vocab_size: int = 400,
+    texts: Sequence[str] = ("user assistant hello there", "你好"),
+    template: str = TEMPLATE,
 ) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -26,5 +29,5 @@ def write_tokenizer(
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": TEMPLATE}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

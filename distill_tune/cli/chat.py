@@ -155,17 +155,17 @@ def _answer(speakers: Sequence[_Speaker], question: str, turn: int, is_first: bo
     """
     from rich.console import Console
 
-    console = Console()
-    if len(speakers) > 1 and console.is_terminal and console.width >= _LEAST_WIDTH:
+    console, is_terminal = Console(), sys.stdout.isatty()  # which FORCE_COLOR is no matter to
+    if len(speakers) > 1 and is_terminal and console.width >= _LEAST_WIDTH:
         with _told():
             _side_by_side(console, speakers, question, turn)
         return
     for speaker in speakers:
-        if not console.is_terminal and not is_first:
+        if not is_terminal and not is_first:
             print()
         is_first = False
         if len(speakers) > 1:
-            print(f"{speaker.name}> " if console.is_terminal else f"{speaker.name}:\n", end="", flush=True)
+            print(f"{speaker.name}> " if is_terminal else f"{speaker.name}:\n", end="", flush=True)
         with _told():
             shown = ""
             try:

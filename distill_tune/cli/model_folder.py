@@ -69,7 +69,11 @@ class ModelFolder:
         from distill_tune import models
 
         if self.checkpoint.folder != writer:
-            models.require_one_tokenizer(writer, self.checkpoint.folder, plan.used_tokens)
+            try:
+                models.require_one_tokenizer(writer, self.checkpoint.folder, plan.used_tokens)
+            except UserError as error:
+                told = "a teacher of another tokenizer than the students' is compared by its config: compare --config"
+                raise UserError(f"{error}; {told}") from error
         models.require_tokens(str(self.path), self.vocab_size, plan.largest_token)
         if plan.longest > self.max_seq_len:
             raise UserError(

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 _LEAST_NUMBERS = 100_000  # of a weight; below, a call of oneDNN takes longer than the product
 _MOST_BYTES = 2**32  # of a model's weights; of a larger one the copies may find no room
 _ROWS = 16  # that the layout is chosen for; it serves any number
+_MOST_ROWS = 64  # of a product: oneDNN keeps code of about a megabyte for each of 1,024 numbers of rows and layers
 
 
 def has_room_for_copies(model: nn.Module) -> bool:
@@ -38,7 +39,7 @@ def prepacked_layers(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for layer in products:
-            del layer.forward
+            vars(layer).pop("forward", None)  # of two at a time the first to end has taken it
 
 
 def prepacked(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product | None:
@@ -47,7 +48,13 @@ def prepacked(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product
         return None
     laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
     multiply = torch.ops.mkldnn._linear_pointwise.default
-    return lambda x: cast(torch.Tensor, multiply(x, laid_out, bias, "none", [], ""))
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        parts = x.reshape(-1, x.shape[-1]).split(_MOST_ROWS)
+        found = [multiply(part, laid_out, bias, "none", [], "") for part in parts]
+        return (found[0] if len(found) == 1 else torch.cat(found)).view(*x.shape[:-1], len(weight))
+
+    return product
 
 
 @torch.no_grad()

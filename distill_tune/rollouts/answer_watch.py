@@ -52,8 +52,8 @@ class AnswerWatch:
             )
         if cut > _MOST_CUT:
             return "cut", (
-                f"{cut:.0%} of the answers are cut at rollouts.sampling.max_new_tokens, so hardly an end is learned: "
-                "raise it, or train on the data's answers first"
+                f"{cut:.0%} of the answers are cut, so hardly an end is learned; where finish_reason in rollouts.jsonl "
+                "is length, raise rollouts.sampling.max_new_tokens, or train on the data's answers first"
             )
         return "", ""
 

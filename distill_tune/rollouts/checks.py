@@ -160,7 +160,7 @@ def _require_fitting_loss(shares: Schedules, steps: Steps) -> None:
         UserError: a step of the student's answers alone with a share of cross-entropy, or with some of them and no
             share of the divergence.
     """
-    for step in range(0, steps.total_steps, max(1, steps.total_steps // 1000)):
+    for step in shares.some_steps:
         share, kd_ratio = shares.at(step)[_SHARE], steps.schedules.at(step)["kd_ratio"]
         if (share > 0 and kd_ratio == 0) or (share == 1 and kd_ratio < 1):
             raise UserError(

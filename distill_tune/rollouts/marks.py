@@ -59,8 +59,9 @@ def marks_of(
     terms = [(share, term) for share, term in terms if not isinstance(term, losses.Aligned)]
     terms = [(share / sum(share for share, _ in terms), term) for share, term in terms]
     v = min([common_vocab_size or head.vocab_size, *(term.vocab_size for _, term in terms)])
+    named = 0 if batch.likeliest is None else batch.likeliest.shape[1]
     parts = [
-        _of_chunk(logits, targets[start : start + len(logits)], terms, start, v)
+        _of_chunk(logits, targets[start : start + len(logits)], terms, start, v, named)
         for start, logits in _logits_of(student, head, batch, sum(term.logits_per_row for _, term in terms))
     ]
     if not parts:
@@ -108,9 +109,13 @@ def _logits_of(
 
 
 def _of_chunk(
-    logits: torch.Tensor, targets: torch.Tensor, terms: list[tuple[float, Any]], start: int, v: int
+    logits: torch.Tensor, targets: torch.Tensor, terms: list[tuple[float, Any]], start: int, v: int, named: int
 ) -> tuple[torch.Tensor, ...]:
-    """The values of :class:`Marks` of some rows."""
+    """The values of :class:`Marks` of some rows.
+
+    Args:
+        named: tokens of a record, its last ones, that are in it because the student holds them likely.
+    """
     whole = logits.log_softmax(-1)  # [c, v]
     log_prob = whole.gather(1, targets[:, None])[:, 0]
     compared = logits[:, :v].log_softmax(-1)
@@ -121,7 +126,7 @@ def _of_chunk(
     if of_teacher is None:
         return log_prob, unknown, _entropy(compared), unknown, unknown
     if isinstance(of_teacher, SparseSignal):
-        its, entropy, likeliest = _of_record(of_teacher, targets)
+        its, entropy, likeliest = _of_record(of_teacher, targets, named)
     else:
         its = of_teacher.gather(1, targets.where(known, 0)[:, None])[:, 0]
         entropy, likeliest = _entropy(of_teacher), of_teacher.topk(min(_LIKELIEST, v)).indices
@@ -143,7 +148,7 @@ def _log_probs(terms: list[tuple[float, Any]], start: int, stop: int, v: int) ->
     return mixed
 
 
-def _of_record(record: Any, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _of_record(record: Any, targets: torch.Tensor, named: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-probability of each target, entropy, and likeliest tokens, as far as a record tells."""
     ids, nothing = record.ids.long(), torch.full_like(targets, torch.nan, dtype=torch.float32)
     if isinstance(record, SampledTokens):
@@ -151,7 +156,8 @@ def _of_record(record: Any, targets: torch.Tensor) -> tuple[torch.Tensor, torch.
     assert isinstance(record, TopTokens)
     is_target = (ids == targets[:, None]) & record.is_token
     found = record.log_probs.float().where(is_target, 0.0).sum(-1)
-    likeliest = ids.gather(1, record.log_probs.topk(min(_LIKELIEST, ids.shape[1])).indices)
+    of_teacher = record.log_probs[:, : max(1, ids.shape[1] - named)]
+    likeliest = ids.gather(1, of_teacher.topk(min(_LIKELIEST, of_teacher.shape[1])).indices)
     return found.where(is_target.any(-1), nothing), nothing, likeliest
 
 

@@ -7,10 +7,13 @@ import torch
 
 from distill_tune.alignment.columns import LAST
 from distill_tune.alignment.rows import align
+from distill_tune.alignment.token_bytes import TokenBytes, token_bytes
 from distill_tune.data.batch import Row
-from distill_tune.data.conversation import IGNORE_INDEX, Tokens
+from distill_tune.data.conversation import IGNORE_INDEX, OTHER_TEXT, Conversation, Tokens, tokenise
 from distill_tune.data.ends import answer_end
 from distill_tune.data.other_tokenizer import OtherTokenizer
+from distill_tune.data.sources import RowError
+from distill_tune.generation.thinking import BEGIN
 from distill_tune.rollouts.prompts import behind, prompt_of
 
 _UNKNOWN = (-1, 0, -1, 0, -1, -1)
@@ -31,6 +34,8 @@ class OtherTokens:
     ) -> None:
         self._tokenizer, self._ends, self._others, self._most = tokenizer, ends, others, most
         self._its_ends = [_end_of(other.tokenizer) for other in others]
+        self._before = written_before(tokenizer, token_bytes(tokenizer)) if others else ""
+        self._its_before = [written_before(other.tokenizer, other.its_bytes) for other in others]
 
     def __call__(self, row: Row, answer: Sequence[int]) -> Row:
         """
@@ -39,10 +44,12 @@ class OtherTokens:
         """
         is_ended = len(answer) > 0 and answer[-1] in self._ends
         text = self._tokenizer.decode(list(answer[:-1] if is_ended else answer)) if len(answer) else ""
+        text = text.removeprefix(self._before)
         student, others = Tokens(row.tokens.numpy(), row.labels.numpy()), []
-        for its, other, end in zip(row.others, self._others, self._its_ends, strict=True):
+        for its, other, end, before in zip(row.others, self._others, self._its_ends, self._its_before, strict=True):
             prompt = prompt_of(its.tokens, its.labels)
-            written = written_behind(prompt.tolist(), text, other) + ([end] if is_ended and end is not None else [])
+            whole = text if BEGIN in text or not text else before + text  # an answer with a thought needs no empty one
+            written = written_behind(prompt.tolist(), whole, other) + ([end] if is_ended and end is not None else [])
             tokens, labels = behind(prompt, written)
             found = align(student, Tokens(tokens.numpy(), labels.numpy()), other.rows_bytes, other.its_bytes)
             alignment, tokens, labels = torch.from_numpy(found.positions), tokens[: self._most], labels[: self._most]
@@ -58,6 +65,19 @@ class OtherTokens:
             alignment = torch.tensor([_UNKNOWN] * num_tokens, dtype=torch.int32).view(-1, len(_UNKNOWN))
             others.append(Row(tokens, labels, alignment=alignment))
         return row._replace(others=tuple(others))
+
+
+def written_before(tokenizer: Any, its_bytes: TokenBytes) -> str:
+    """What a chat template writes of itself before an answer, to be learned with it, as Qwen3's empty thought; without
+    what is white space alone."""
+    turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": OTHER_TEXT})
+    try:
+        labels = tokenise(tokenizer, Conversation(turns, (False, True))).labels
+    except (RowError, ValueError, TypeError, AttributeError, LookupError):  # a tokenizer without conversations
+        return ""
+    learned = b"".join(its_bytes.of[token] or b"" for token in labels[labels != IGNORE_INDEX].tolist())
+    before = learned.partition(OTHER_TEXT.encode())[0].decode(errors="ignore")
+    return before if before.strip() else ""
 
 
 def written_behind(prompt: Sequence[int], text: str, other: OtherTokenizer) -> list[int]:

@@ -33,7 +33,9 @@ from distill_tune.teachers.teacher import Shard, Teacher
 from torchtune.modules import TransformerDecoder
 
 KEY = "teacher_tokenizer"
+_EXAMPLE = f"+{KEY}._component_=distill_tune.data.hf_tokenizer +{KEY}.path=FOLDER"
 _MOST_MASKED = 0.5  # of the answers' bytes
+_PADDING = 0.05  # by so much vocabularies of one tokenizer may differ
 
 
 class AlignedTeacher(Teacher):
@@ -183,11 +185,11 @@ def with_own_tokenizers(
         raise UserError(f"{KEY}: teacher_model is a list of {len(each)}: give a list of as many, null where not needed")
     named = list(component) if isinstance(component, ListConfig) else [component] * len(each)
     rows = _Rows(tokenizer, tokenizer_config, written_by(tokenizer) or Vocabulary.of(folder))
-    found = [_own_tokenizer(one, its, rows) for one, its in zip(each, named, strict=True)]
+    of_student = models.output_head(student).vocab_size
+    found = [_own_tokenizer(one, its, rows, of_student) for one, its in zip(each, named, strict=True)]
     if not any(found):
         return teacher
     is_added_up = isinstance(teacher, SeveralTeachers) and teacher.combination == "sum"
-    of_student = models.output_head(student).vocab_size
     made, with_own = dict[str, OtherTokenizer](), list[Teacher]()
     for one, its in zip(each, found, strict=True):
         is_plain = is_added_up and getattr(one, "vocab_size", of_student) >= of_student
@@ -243,8 +245,12 @@ def _is_another(teacher: Teacher, where: Path | None, rows: _Rows) -> bool | Non
     return None
 
 
-def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows) -> _Own | None:
-    """None where it has the tokens of the rows, as far as its files tell."""
+def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows, of_student: int) -> _Own | None:
+    """None where it has the tokens of the rows, as far as its files tell.
+
+    Args:
+        of_student: tokens that the student knows.
+    """
     where = teacher.folders[0] if teacher.folders else None
     if component is not None:
         with told_of_teacher():
@@ -255,6 +261,13 @@ def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows) 
     else:
         is_another = _is_another(teacher, where, rows)
         if is_another is None and where is not None:
+            its_size = getattr(teacher, "vocab_size", of_student)
+            if abs(its_size - of_student) > _PADDING * max(its_size, of_student):
+                raise UserError(
+                    f"teacher_model: {where} has no tokenizer that can be compared with that of the rows, and knows "
+                    f"{its_size} tokens where the student knows {of_student}: they are others. Complete the folder, or "
+                    f"name what writes them: {_EXAMPLE}"
+                )
             print(
                 f"teacher_model: no tokenizer of {where} can be compared with that of the rows, so it is taken for the "
                 f"same; if it is not, name the teacher's own as {KEY}"
@@ -270,7 +283,7 @@ def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows) 
         if where is None or where.suffix == ".gguf":
             raise UserError(
                 f"{KEY}: teacher_model{f' {where}' if where else ''} has other tokens than the rows; name what writes "
-                f"them: +{KEY}._component_=distill_tune.data.hf_tokenizer +{KEY}.path=FOLDER"
+                f"them: {_EXAMPLE}"
             )
         component = OmegaConf.create({"_component_": "distill_tune.data.hf_tokenizer", "path": str(where)})
         with told_of_teacher():

@@ -121,12 +121,18 @@ class Schedules:
         }
         for name in self._values:
             least, most = _BOUNDS.get(name, (0.0, math.inf))
-            for step in {0, total_steps - 1, *range(0, total_steps, max(1, total_steps // 1000))}:
+            for step in self.some_steps:
                 if not least <= (value := self.at(step)[name]) <= most:
                     raise UserError(
                         f"{name}: its schedule gives {value:g} at step {step}; "
                         f"it must stay from {least:g} to {most:g}: set floor, end or over"
                     )
+
+    @property
+    def some_steps(self) -> list[int]:
+        """Of a run, at which values are looked at beforehand; the first and the last are among them."""
+        every = max(1, self._total_steps // 1000)
+        return sorted({0, max(0, self._total_steps - 1), *range(0, self._total_steps, every)})
 
     def at(self, step: int) -> dict[str, float]:
         """The values that hold for the step after ``step`` steps."""

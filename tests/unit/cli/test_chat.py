@@ -55,7 +55,8 @@ def test_a_conversation_goes_on_until_it_is_begun_anew(talk, student_folder):
     ]
 
 
-def test_a_pipe_gets_the_answers_alone_with_an_empty_line_between(talk, student_folder, teacher_folder):
+def test_a_pipe_gets_the_answers_alone_with_an_empty_line_between(talk, student_folder, teacher_folder, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as where a service runs tests
     answer, _, aside = talk("One?\n")
     assert answer.strip() and answer.count("\n") == 1 and not aside
     assert talk("One?\n/reset\nOne?\n")[0] == f"{answer}\n{answer}"

@@ -1,6 +1,7 @@
 """Products with weights laid out anew, beside float64 and beside the layers' own."""
 
 import copy
+import types
 
 import pytest
 import torch
@@ -45,6 +46,24 @@ def test_a_layer_multiplies_by_its_copy_until_the_end(layer, rows):
     assert layer(x).requires_grad
 
 
+@needs_onednn
+def test_products_are_of_few_numbers_of_rows_for_each_of_which_onednn_keeps_code(monkeypatch):
+    asked, multiply = set(), torch.ops.mkldnn._linear_pointwise.default
+
+    def heard(x, *others):
+        asked.add(len(x))
+        return multiply(x, *others)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", types.SimpleNamespace(default=heard))
+    layer = large(nn.Linear(400, 300))
+    of_rows = [torch.randn(1, rows, 400) for rows in (1, 64, 65, 130, 700)]
+    wanted = [in_float64(layer, x) for x in of_rows]
+    with prepacked.prepacked_layers(layer), torch.no_grad():
+        for x, of_x in zip(of_rows, wanted, strict=True):
+            torch.testing.assert_close(layer(x).double(), of_x, rtol=1e-5, atol=1e-4)
+    assert asked == {1, 64, 2, 60}
+
+
 @pytest.mark.parametrize("size", [40, 400])
 def test_adapters_are_merged(size):
     layer = large(LoRALinear(size, 300, rank=4, alpha=8, dropout=0.5, use_bias=True)).eval()
@@ -55,6 +74,19 @@ def test_adapters_are_merged(size):
         torch.testing.assert_close(layer(x).double(), wanted, rtol=1e-5, atol=1e-4)
         del layer.lora_b.forward
     torch.testing.assert_close(layer(x).double(), wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_two_at_a_time_leave_a_layer_as_it_was():
+    layer = large(LoRALinear(40, 30, rank=4, alpha=8)).eval()
+    x = torch.randn(3, 40)
+    wanted = layer(x)
+    first, second = (prepacked.prepacked_layers(layer) for _ in range(2))
+    first.__enter__()
+    with second:
+        pass
+    torch.testing.assert_close(layer(x), wanted)
+    first.__exit__(None, None, None)
+    assert "forward" not in vars(layer)
 
 
 def test_layers_without_adapters_that_are_small_or_of_another_dtype_stay():

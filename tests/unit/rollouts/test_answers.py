@@ -78,6 +78,7 @@ def test_answers_that_are_all_cut_from_the_start_are_told_of():
     watch = AnswerWatch()
     alarms = [watch.alarm(line(cut=1.0)) for _ in range(12)]
     assert [bool(alarm) for alarm in alarms] == [False] * 9 + [True] + [False] * 2
+    assert "where finish_reason in rollouts.jsonl is length" in alarms[9]  # other bounds may have cut them
 
 
 def test_a_watch_that_is_resumed_goes_on_where_it_was():

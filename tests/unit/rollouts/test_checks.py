@@ -1,14 +1,16 @@
 """What of a config with rollouts is refused before a model loads."""
 
 import json
+import types
 
 import pytest
 import torch
 from tiny import write_model
 
 from distill_tune.errors import UserError
-from distill_tune.rollouts import step_answers
+from distill_tune.rollouts import checks, step_answers
 from distill_tune.teachers import LiveTeacher
+from distill_tune.training.schedules import Linear, Schedules
 
 INSTRUCT = "distill_tune.data.instruct"
 
@@ -44,6 +46,13 @@ def test_a_teacher_that_is_to_tell_of_the_students_tokens_needs_rollouts(rows_of
 @pytest.mark.parametrize(("lmbda", "kd_ratio"), [(0.0, 0.0), (0.0, 0.5), (0.5, 0.1)])
 def test_where_some_answers_are_the_datas_there_may_be_cross_entropy(rows_of, lmbda, kd_ratio):
     rows_of({"lmbda": lmbda}, kd_ratio=kd_ratio)
+
+
+def test_the_last_step_of_a_long_run_is_looked_at_too():
+    falling = Linear(start=1.0, end=0.0, over=2001)
+    shares, ratios = (Schedules(10, 2002, values) for values in ({"rollouts.lmbda": 0.5}, {"kd_ratio": falling}))
+    with pytest.raises(UserError, match="kd_ratio is 0 at step 2001"):
+        checks._require_fitting_loss(shares, types.SimpleNamespace(schedules=ratios))
 
 
 def test_a_row_that_is_learned_from_its_first_token_on_is_named(rows_of, tmp_path):

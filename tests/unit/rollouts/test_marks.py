@@ -1,5 +1,7 @@
 """What student and teacher think of each token, against the plain formulas in float64."""
 
+import dataclasses
+
 import pytest
 import torch
 from tiny import VOCAB_SIZE, model_arguments
@@ -88,6 +90,19 @@ def test_of_a_record_of_likeliest_tokens_it_is_told_what_the_record_tells(pair, 
     torch.testing.assert_close(sparse.log_ratio[told], whole.log_ratio[told], atol=1e-5, rtol=1e-5)
     assert sparse.overlap.tolist() == whole.overlap.tolist()
     assert sparse.teacher_entropy.isnan().all()
+
+
+def test_tokens_that_the_student_has_named_are_not_the_teachers_likeliest(pair, batch):
+    student, head, teacher = pair
+    named = likeliest_of(student, head, batch, 16, None)
+    overlaps = [
+        marks_of(student, head, Recorded(teacher, keep), asked).overlap
+        for keep, asked in (
+            (lambda found: losses.TopTokens.of(found, k=4), batch),
+            (lambda found: losses.TopTokens.of(found, 4, others=named), dataclasses.replace(batch, likeliest=named)),
+        )
+    ]
+    assert torch.equal(*overlaps) and overlaps[0].mean() < 0.25
 
 
 def test_a_batch_without_supervised_tokens_has_none(pair):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from tiny import ROWS
-from tiny_tokenizer import write_tokenizer
+from tiny_tokenizer import TEMPLATE, write_tokenizer
 
 from distill_tune import config, data
 from distill_tune.alignment.token_bytes import token_bytes
@@ -22,10 +22,10 @@ EOS = 2
 def prepared(tmp_path, student_folder, teacher_folder):
     """Rows by the student's tokenizer, and by a byte-level one or that of a folder; the tokenizers."""
 
-    def prepare(other=None):
+    def prepare(other=None, template=TEMPLATE):
         if other is None:
             (other := tmp_path / "other").mkdir()
-            write_tokenizer(other, texts=[row["output"] for row in ROWS])
+            write_tokenizer(other, texts=[row["output"] for row in ROWS], template=template)
         (tmp_path / "rows.json").write_text(json.dumps(ROWS[:8]))
         dataset = OmegaConf.create({"_component_": "distill_tune.data.instruct", "source": str(tmp_path / "rows.json")})
         configs = [
@@ -55,6 +55,39 @@ def test_the_datas_own_answer_is_written_as_in_the_data(prepared, teacher_folder
         assert its.tokens.tolist() == wanted.tokens[:end].tolist()
         assert its.labels.tolist() == wanted.labels[:end].tolist()
         assert torch.equal(its.alignment, wanted.alignment)
+
+
+# As Qwen3's: where an answer has no thought, an empty one is written before it, and learned with it.
+_EMPTY_THOUGHT = TEMPLATE.replace(
+    "{{ message['content'] }}",
+    "{% if message['role'] == 'assistant' and '<think>' not in message['content'] %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ message['content'] }}",
+)
+
+
+def test_an_empty_thought_of_the_teachers_template_stands_before_it_as_in_the_data(prepared):
+    rows, mine, others = prepared(template=_EMPTY_THOUGHT)
+    write = OtherTokens(mine, {EOS}, others, most=None)
+    row = rows[0]
+    answer = row.labels[row.labels != -100].tolist()
+    its, wanted = write(answered(row, answer), answer).others[0], row.others[0]
+    end = int((wanted.labels != -100).nonzero()[-1]) + 1
+    assert "<think>\n\n</think>" in others[0].tokenizer.decode(its.tokens.tolist(), False)
+    assert its.tokens.tolist() == wanted.tokens[:end].tolist()
+    assert torch.equal(its.alignment, wanted.alignment)
+    thought = mine.encode("<think>\n1\n</think>\n\n2", add_bos=False, add_eos=False)
+    its = write(answered(row, thought), thought).others[0]
+    assert others[0].tokenizer.decode(its.tokens.tolist(), False).count("<think>") == 1
+
+
+def test_an_empty_thought_of_the_students_template_is_not_handed_on(tmp_path, prepared):
+    (tmp_path / "thinking").mkdir()
+    write_tokenizer(tmp_path / "thinking", texts=[row["output"] for row in ROWS], template=_EMPTY_THOUGHT)
+    mine = data.hf_tokenizer(str(tmp_path / "thinking"))
+    rows, _, others = prepared()
+    answer = mine.encode("<think>\n\n</think>\n\n1 plus")
+    its = OtherTokens(mine, {1}, others, most=None)(answered(rows[0], answer), answer).others[0]
+    assert others[0].tokenizer.decode(its.tokens[its.labels != -100].tolist(), False) == "1 plus"
 
 
 def test_an_answer_that_is_cut_has_no_end(prepared):

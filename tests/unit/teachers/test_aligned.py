@@ -101,8 +101,14 @@ def test_where_the_students_folder_has_no_tokenizer_that_of_the_rows_is_compared
     assert isinstance(training.build_models(cfg, CPU).teacher, AlignedTeacher) == is_another
 
 
-def test_a_teacher_whose_tokenizer_is_not_known_is_told_of(configured, others, tmp_path, capsys):
-    bare = without_tokenizer(others["a"], tmp_path / "bare")
+def test_a_teacher_whose_tokenizer_is_not_known_is_told_of(configured, others, teacher_folder, tmp_path, capsys):
+    """And refused where it knows more or fewer tokens than padding would make."""
+    bare = without_tokenizer(teacher_folder, tmp_path / "bare")
+    of_other_size = without_tokenizer(others["a"], tmp_path / "other_size")
+    with pytest.raises(
+        UserError, match=r"knows 288 tokens where the student knows 320.*\+teacher_tokenizer\._component"
+    ):
+        training.build_models(configured(of_other_size), CPU)
     training.build_models(configured(bare), CPU)
     told = f"teacher_model: no tokenizer of {bare} can be compared with that of the rows, so it is taken for the same"
     assert told in capsys.readouterr().out
