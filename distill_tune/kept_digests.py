@@ -7,12 +7,11 @@ import os
 import time
 from pathlib import Path
 
-from distill_tune.cache_folder import cache_folder
+from distill_tune.cache_folder import cache_folder, delete_unused
 from distill_tune.disk import digest, write_text
 
 _SMALL = 2**20  # bytes: hashed as fast as looked up
 _JUST_NOW = 2.0  # seconds, in which a file may be changed once more without another time
-_KEPT = 30 * 86_400  # seconds
 
 
 def kept_digest(path: Path) -> str:
@@ -39,10 +38,7 @@ def kept_digest(path: Path) -> str:
 def delete_old_digests() -> None:
     root = cache_folder()
     if root is not None:
-        with contextlib.suppress(OSError):  # another run may delete them, too
-            for path in (root / "digests").iterdir():
-                if time.time() - path.stat().st_mtime > _KEPT:
-                    path.unlink()
+        delete_unused(root / "digests")
 
 
 def _state_of(path: Path) -> list[int]:

@@ -13,7 +13,6 @@ from distill_tune.alignment.token_bytes import TokenBytes, split, token_bytes
 _SAMPLES = ("2024", "3.14159", "a\n    b", "你好世界", "def f(x):")
 _WIDTHS = (18, 36)
 _FEW = 0.25  # common boundaries, of the student's tokens
-_MOST = 0.5
 
 
 def report(
@@ -34,10 +33,7 @@ def report(
     mine, its = sides.values()
     own, others = ({token for token in side.of if token} for side in (mine, its))
     shared = len(own & others)
-    is_aligned = positions[:, AT] >= 0
-    common = int((is_aligned & (positions[:, OFFSET] == 0)).sum())
-    lengths = mine.lengths[student_tokens]
-    masked = _share(lengths[~is_aligned].sum(), lengths.sum())
+    common = int(((positions[:, AT] >= 0) & (positions[:, OFFSET] == 0)).sum())
     lines = [
         _line("tokenizers", *sides),
         _line("ordinary tokens", f"{len(own):,}", f"{len(others):,}"),
@@ -59,13 +55,11 @@ def report(
             if side.notes
         ),
     ]
-    if masked:
-        lines.append(f"{masked:.2%} of the answers' bytes have no counterpart: cross-entropy alone learns their tokens")
     if rest := sum(not any(token[:size] in own for size in range(1, len(token) + 1)) for token in others):
         lines.append(
             f"{rest:,} of the teacher's tokens begin as none of the student's: their probability goes to the rest"
         )
-    return [*lines, _method(_share(common, len(positions)), masked)]
+    return [*lines, _method(_share(common, len(positions)))]
 
 
 def picture(student: Sequence[bytes | None], teacher: Sequence[bytes | None], positions: numpy.ndarray) -> list[str]:
@@ -120,9 +114,7 @@ def _shown(token: bytes | None) -> str:
         return f"<{token.hex().upper()}>"
 
 
-def _method(common: float, masked: float) -> str:
-    if masked > _MOST:
-        return "method: first see in distill-tune data whether both chat templates write the same answers"
+def _method(common: float) -> str:
     if common < _FEW:
         return (
             "method: common boundaries are rare; compare byte-prefix mass, the default, with the likelihood of\n"

@@ -1,7 +1,6 @@
 """The answers of a row in the tokens of student and teacher, matched byte by byte."""
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterator
 from itertools import pairwise
@@ -9,6 +8,7 @@ from itertools import pairwise
 import numpy
 
 from distill_tune.alignment.columns import AT, INTO, LAST, OFFSET, TOKEN_AT, TOKEN_LAST
+from distill_tune.alignment.shared_words import num_same, shared_words
 from distill_tune.alignment.token_bytes import WHITE_SPACE, TokenBytes
 from distill_tune.data.conversation import IGNORE_INDEX, Tokens
 
@@ -179,8 +179,8 @@ def _matches(mine: numpy.ndarray, its: numpy.ndarray) -> Iterator[tuple[int, int
     """
     start, stop, its_start, its_stop = 0, len(mine), 0, len(its)
     for _ in range(2):
-        size = _num_same(mine[start:stop], its[its_start:its_stop])
-        at_end = _num_same(mine[start:stop][::-1], its[its_start:its_stop][::-1])
+        size = num_same(mine[start:stop], its[its_start:its_stop])
+        at_end = num_same(mine[start:stop][::-1], its[its_start:its_stop][::-1])
         if at_end == min(stop - start, its_stop - its_start):
             size = 0  # one of them only has more before it
         yield start, its_start, size
@@ -194,16 +194,9 @@ def _matches(mine: numpy.ndarray, its: numpy.ndarray) -> Iterator[tuple[int, int
         its_start, its_stop = _without_white_space(its, its_start, its_stop)
     words, its_words = _words(mine[start:stop]), _words(its[its_start:its_stop])
     places, its_places = (numpy.cumsum([0, *map(len, found)]).tolist() for found in (words, its_words))
-    for at, its_at, size in difflib.SequenceMatcher(None, words, its_words, autojunk=False).get_matching_blocks():
+    for at, its_at, size in shared_words(words, its_words):
         if (length := places[at + size] - places[at]) >= _SHORTEST:
             yield start + places[at], its_start + its_places[its_at], length
-
-
-def _num_same(mine: numpy.ndarray, its: numpy.ndarray) -> int:
-    """How many symbols are the same from the beginning on."""
-    shorter = min(len(mine), len(its))
-    differ = (mine[:shorter] != its[:shorter]).nonzero()[0]
-    return int(differ[0]) if len(differ) else shorter
 
 
 def _without_white_space(symbols: numpy.ndarray, start: int, stop: int) -> tuple[int, int]:

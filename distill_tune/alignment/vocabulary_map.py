@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Container, Mapping, Sequence, Set
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 from distill_tune.alignment.columns import AT, INTO, LAST, OFFSET, TOKEN_AT, TOKEN_LAST
 from distill_tune.alignment.token_bytes import TokenBytes
-from distill_tune.cache_folder import cache_folder
+from distill_tune.cache_folder import cache_folder, delete_unused
 from distill_tune.losses.aligned import AlignedPositions, TokenClasses
 from distill_tune.losses.byte_moves import CHAIN, NONE, WHOLE, ByteMoves, TokenLists
 
@@ -353,16 +352,23 @@ def _paired_controls(
 
 
 def _kept(place: Path | None, make: Callable[[], dict[str, numpy.ndarray]]) -> dict[str, numpy.ndarray]:
-    """What is kept in a file, or made and kept; a file that cannot be read is made anew."""
-    if place is not None:
-        with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), numpy.load(place) as kept:
-            return dict(kept)
+    """What is kept in a file, or made and kept; a file that cannot be read is made anew, an old one deleted."""
+    if place is None:
+        return make()
+    with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), numpy.load(place) as kept:
+        found = dict(kept)
+        with contextlib.suppress(OSError):  # another's, or on a disk that cannot be written
+            os.utime(place)  # when it was used last
+        return found
     made = make()
-    if place is not None:
-        with contextlib.suppress(OSError):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=place.parent, suffix=".npz")
-            with os.fdopen(handle, "wb") as file:
+    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    with contextlib.suppress(OSError):  # a disk that is full or broken keeps nothing
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
                 numpy.savez(file, **made)  # type: ignore[arg-type]
-            os.replace(name, place)
+            os.replace(partial, place)
+        finally:
+            partial.unlink(missing_ok=True)
+    delete_unused(place.parent)
     return made

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from distill_tune.cache_folder import cache_folder
+from distill_tune.cache_folder import KEPT_UNUSED, cache_folder
 from distill_tune.data.other_tokenizer import OtherTokenizer
 from distill_tune.data.prompts import Reading
 from distill_tune.data.row_identity import identity_of
@@ -28,7 +28,6 @@ from distill_tune.kept_digests import delete_old_digests
 
 _FILE = "rows.safetensors"
 _DAY = 86_400  # seconds
-_KEPT_UNUSED = 30 * _DAY
 _IN_USE = 7 * _DAY  # a run on another machine may still have it mapped
 _MOST_BYTES = 50 * 10**9
 _TENSORS = ("tokens", "labels", "offsets")
@@ -159,5 +158,5 @@ def _delete_old(kept: Path) -> None:
     total = 0
     for when, path in used:
         total += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        if now - when > (_IN_USE if total > _MOST_BYTES else _KEPT_UNUSED):
+        if now - when > (_IN_USE if total > _MOST_BYTES else KEPT_UNUSED):
             shutil.rmtree(path, ignore_errors=True)

@@ -166,10 +166,19 @@ def published_folder(name: str) -> Path | None:
     return _folder_of(known) if known in PUBLISHED else None
 
 
+def is_published(folder: Path) -> bool:
+    """Whether it is one of :func:`published_folder`, of a model that is not here."""
+    return folder.parent in _made
+
+
+_made = set[Path]()  # around the folders
+
+
 @functools.cache
 def _folder_of(name: str) -> Path:
     around = tempfile.TemporaryDirectory()
     atexit.register(around.cleanup)
+    _made.add(Path(around.name))
     folder = Path(around.name) / name
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(PUBLISHED[name]), encoding="utf-8")

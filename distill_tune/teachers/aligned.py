@@ -25,6 +25,7 @@ from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
 from distill_tune.losses import Aligned, Divergence, TokenWeight, unserved
 from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.models.published import is_published
 from distill_tune.models.tokenizer_files import open_tokenizer
 from distill_tune.models.vocabulary import ANOTHER, Vocabulary, written_by
 from distill_tune.teachers.several import SeveralTeachers
@@ -260,7 +261,12 @@ def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows, 
             return None
     else:
         is_another = _is_another(teacher, where, rows)
-        if is_another is None and where is not None:
+        if is_another is None and where is not None and is_published(where):
+            print(
+                f"teacher_model: {where.name} is not here, so its tokenizer was not compared with that of the rows, "
+                "and is taken for the same"
+            )
+        elif is_another is None and where is not None:
             its_size = getattr(teacher, "vocab_size", of_student)
             if abs(its_size - of_student) > _PADDING * max(its_size, of_student):
                 raise UserError(

@@ -59,19 +59,22 @@ def describe_others(
     tokenizer: Any, others: Sequence[OtherTokenizer], datasets: Sequence[TokenisedRows]
 ) -> Iterator[str]:
     """Lines on each tokenizer of a teacher that is not that of the rows: what both have in common, in how they write
-    the first rows.
+    the first rows. How much of all answers is masked is told with the rows.
 
     Args:
         tokenizer: that writes the rows.
         datasets: with ``others`` of these tokenizers.
     """
     first = [rows.first(_REPORTED_ROWS) for rows in datasets]
+    is_part = any(len(rows) > _REPORTED_ROWS for rows in datasets)
     for number, other in enumerate(others):
         if other.tokenizer is tokenizer:
             continue
         read = [rows.others[number] for rows in first]
         positions = numpy.concatenate([its.alignment.positions.numpy() for its in read if its.alignment is not None])
         mine, its_tokens = (numpy.concatenate([rows.learned for rows in of]) for of in (first, read))
+        if is_part:
+            yield f"of the first {_REPORTED_ROWS:,} rows{' of each dataset' * (len(datasets) > 1)}:"
         yield from report(tokenizer, other.tokenizer, positions, mine, its_tokens)
 
 

@@ -1,6 +1,9 @@
 """The map between two vocabularies: classes, what may follow, what is kept."""
 
+import errno
 import itertools
+import os
+import time
 
 import numpy
 import pytest
@@ -144,6 +147,33 @@ def test_it_is_kept_by_what_the_vocabularies_contain(tmp_path, monkeypatch):
     file.write_bytes(file.read_bytes()[:100])
     again = map_of([b"a", b"ab"], [b"a", b"abc"]).token_classes(torch.device("cpu"))
     assert torch.equal(again.student, made.student)
+
+
+def test_one_that_nobody_has_used_for_a_month_is_deleted_when_another_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTILL_TUNE_CACHE", str(tmp_path))
+    month_ago = (time.time() - 31 * 86_400,) * 2
+    for tokens in ([b"a"], [b"b"]):
+        map_of(tokens, tokens)
+    kept = set(tmp_path.glob("vocabularies/*"))
+    left = tmp_path / "vocabularies" / ".of_a_kill.npz.7.partial"
+    left.touch()
+    for file in (*kept, left):
+        os.utime(file, month_ago)
+    map_of([b"a"], [b"a"])  # in use again
+    map_of([b"c"], [b"c"])
+    remaining = set((tmp_path / "vocabularies").iterdir())
+    assert len(remaining) == 2 and len(remaining & kept) == 1
+
+
+def test_a_disk_that_is_full_keeps_nothing_of_it(tmp_path, monkeypatch):
+    def full(file, **arrays):
+        file.write(b"some of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("DISTILL_TUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(numpy, "savez", full)
+    assert classes_of([b"a"], [b"a"]) == [[[0], []], [[0], []]]
+    assert list((tmp_path / "vocabularies").iterdir()) == []
 
 
 def test_it_is_made_where_nothing_can_be_kept(monkeypatch):

@@ -231,7 +231,10 @@ def test_models_of_shipped_configs_are_known_without_their_folders(tmp_path, row
     line = ["--config", "qwen2_5/7B_to_0.5B_lora", f"models_dir={tmp_path}", f"dataset.source={rows_file}"]
     told = plan(capsys, *line, "device=cpu", "--gpu", "H100")
     assert "Qwen2.5-7B-Instruct: is not here; its shape is taken as it is published" in told
+    assert "teacher_model: Qwen2.5-7B-Instruct is not here, so its tokenizer was not compared with that of" in told
     assert part(told, "teacher") == pytest.approx(7.616e9 * 2, rel=0.01)  # 7.61 B, says its card
+    another = plan(capsys, *line, "device=cpu", f"teacher_model.path={tmp_path}/gemma-2-2b-it")
+    assert "gemma-2-2b-it is not here, so its tokenizer was not compared" in another
     with pytest.raises(SystemExit):
         plan(capsys, *line, "teacher_model.path=models/Qwen9-7B")
     assert "teacher_model.path=models/Qwen9-7B: no such folder" in capsys.readouterr().err

@@ -9,10 +9,11 @@ from omegaconf import OmegaConf
 from tiny import ROWS
 from tiny_tokenizer import write_tokenizer
 
-from distill_tune import config, data
+from distill_tune import config, data, training
 from distill_tune.alignment.columns import AT, INTO, LAST, OFFSET, TOKEN_AT
 from distill_tune.alignment.token_bytes import token_bytes
 from distill_tune.data.other_tokenizer import OtherTokenizer
+from distill_tune.training import tokenizer_check
 
 ALPACA = {"_component_": "torchtune.datasets.alpaca_dataset", "source": "json", "split": "train"}
 
@@ -89,6 +90,19 @@ def test_a_row_is_written_by_both_tokenizers_and_aligned(prepared):
     told = f"{aligned.num_masked_bytes} bytes of the answers "
     assert 0 < aligned.num_masked_bytes < aligned.num_bytes / 10
     assert told in data.describe_rows([rows])
+
+
+def test_what_is_told_of_the_first_rows_alone_says_so(prepared, monkeypatch):
+    other, rows = prepared.other(), prepared()
+
+    def told(*datasets):
+        return list(training.describe_others(prepared.tokenizer, [other], datasets))
+
+    whole = told(rows)
+    monkeypatch.setattr(tokenizer_check, "_REPORTED_ROWS", 3)
+    assert told(rows)[0] == "of the first 3 rows:"
+    assert told(rows)[1:] == told(rows.first(3)) != whole
+    assert told(rows, rows.first(3))[0] == "of the first 3 rows of each dataset:"
 
 
 def test_the_alignment_is_kept_and_known_by_both_tokenizers(prepared, capsys):
