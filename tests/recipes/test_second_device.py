@@ -278,7 +278,7 @@ def step(device, divergence):
     of = signal.classes
     tensors = {name: value.to(device) for name, value in vars(of).items() if isinstance(value, torch.Tensor)}
     classes = dataclasses.replace(of, **tensors)
-    classes.of_student, classes.of_teacher  # once in a run
+    classes.of_student, classes.of_teacher, classes.of_teacher_alone  # once in a run
     signal = dataclasses.replace(signal, classes=classes, targets=signal.targets.to(device))
     logits, rows = student.to(device).detach().requires_grad_(), torch.tensor(toy.student_row).to(device)
     output = losses.AutogradProjection(lambda hidden: hidden, student.shape[1])
