@@ -38,6 +38,7 @@ def report(
     common = int((is_aligned & (positions[:, OFFSET] == 0)).sum())
     lengths = mine.lengths[student_tokens]
     masked = _share(lengths[~is_aligned].sum(), lengths.sum())
+    with_space = _share((is_aligned & (positions[:, OFFSET] < 0)).sum(), len(positions))
     lines = [
         _line("tokenizers", *sides),
         _line("ordinary tokens", f"{len(own):,}", f"{len(others):,}"),
@@ -59,6 +60,11 @@ def report(
             if side.notes
         ),
     ]
+    if with_space:
+        lines.append(
+            f"{with_space:.1%} of the answers' tokens begin with a space before the teacher's text: byte-prefix mass "
+            "alone learns them"
+        )
     if masked:
         lines.append(f"{masked:.2%} of the answers' bytes have no counterpart: cross-entropy alone learns their tokens")
     if rest := sum(not any(token[:size] in own for size in range(1, len(token) + 1)) for token in others):
@@ -75,7 +81,7 @@ def picture(student: Sequence[bytes | None], teacher: Sequence[bytes | None], po
         student, teacher: the bytes of the row's supervised tokens, ``[n_s]`` and ``[n_t]``; None of an end.
         positions: the row's alignment, ``[n_s, 6]``.
     """
-    common = ((positions[:, AT] >= 0) & (positions[:, OFFSET] == 0)).nonzero()[0].tolist()
+    common = ((positions[:, AT] >= 0) & (positions[:, OFFSET] <= 0)).nonzero()[0].tolist()
     cuts = [(0, 0), *((at, int(positions[at, AT])) for at in common), (len(student), len(teacher))]
     lines = ["student ", "teacher "]
     for (start, its_start), (stop, its_stop) in pairwise(dict.fromkeys(cuts)):
