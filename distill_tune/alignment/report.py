@@ -61,10 +61,8 @@ def report(
         ),
     ]
     if with_space:
-        lines.append(
-            f"{with_space:.1%} of the answers' tokens begin with a space before the teacher's text: byte-prefix mass "
-            "alone learns them"
-        )
+        told = "of the tokens begin with a space before the teacher's text: byte-prefix mass alone learns them"
+        lines.append(f"{with_space:.1%} {told}")
     if masked:
         lines.append(f"{masked:.2%} of the answers' bytes have no counterpart: cross-entropy alone learns their tokens")
     if rest := sum(not any(token[:size] in own for size in range(1, len(token) + 1)) for token in others):

@@ -69,8 +69,8 @@ def test_what_has_no_counterpart():
 def test_a_student_that_begins_with_a_space():
     lines = of_answers(byte_level("Ġ+a"), byte_level(), (" abcde", "abcde"))
     assert lines[3] == "common boundaries 80.0% of the answers' tokens        80.0%"
-    told = "20.0% of the answers' tokens begin with a space before the teacher's text: byte-prefix mass alone"
-    assert f"{told} learns them" in lines
+    told = "20.0% of the tokens begin with a space before the teacher's text: byte-prefix mass alone learns them"
+    assert told in lines
 
 
 @pytest.mark.parametrize(
