@@ -18,13 +18,17 @@ REST = "the rest"
 
 @dataclasses.dataclass
 class Toy:
-    """Texts of both sides' tokens, None for an end; rows of ids that spell the same bytes."""
+    """Texts of both sides' tokens, None for an end; rows of ids that spell the same bytes.
+
+    With ``space_before`` the student's row spells a space before them.
+    """
 
     student: list[bytes | None]
     teacher: list[bytes | None]
     student_row: list[int]
     teacher_row: list[int]
     masked: tuple[int, ...] = ()
+    space_before: bool = False
 
     def map(self, padding: int = 0) -> VocabularyMap:
         """With so many more logits than tokens on either side."""
@@ -42,11 +46,11 @@ class Toy:
             for number, token in enumerate(self.teacher_row)
             for offset in range(len(self.teacher[token] or b"$"))
         ]
-        rows, begin = [], 0
+        rows, begin = [], -1 if self.space_before else 0
         for number, token in enumerate(self.student_row):
             end = begin + len(self.student[token] or b"$")
-            (at, offset, token_at), (last, before_end, token_last) = holds[begin], holds[end - 1]
-            into = 0 if self.student[token] is None else before_end + 1
+            (at, offset, token_at), (last, before_end, token_last) = holds[max(0, begin)], holds[max(0, end - 1)]
+            offset, into = min(begin, offset), 0 if end == 0 or self.student[token] is None else before_end + 1
             rows.append([-1 if number in self.masked else at, offset, last, into, token_at, token_last])
             begin = end
         return numpy.array(rows, numpy.int32)
@@ -81,17 +85,19 @@ class Row:
         self.toy, self.at, self.last, self.into, self.token_at = toy, at, last, into, token_at
         self.y, self.inside = toy.student_row[number], offset > 0
         self.text = toy.student[self.y]
-        self.read = (toy.teacher[token_at] or b"")[:offset]
+        self.read, self.before = (toy.teacher[token_at] or b"")[: max(0, offset)], b" " if offset < 0 else b""
         self.student_texts = {text for text in toy.student if text is not None}
         begun = [text for text in toy.teacher if text is not None and text.startswith(self.read)]
-        names = {longest(text[offset:], self.student_texts) for text in begun}
+        names = {longest(self.before + text[len(self.read) :], self.student_texts) for text in begun}
         self.columns = names - {None}
 
     def name_of_teacher(self, token):
-        text = (self.toy.teacher + [b"\0padding"] * (token + 1))[token]
+        if token >= len(self.toy.teacher):
+            return REST
+        text = self.toy.teacher[token]
         if text is None:
             return "the end"
-        return longest(text[len(self.read) :], self.student_texts) or REST
+        return longest(self.before + text[len(self.read) :], self.student_texts) or REST
 
     def name_of_student(self, token):
         text = (self.toy.student + [b"\0padding"] * (token + 1))[token]
@@ -151,13 +157,21 @@ class Row:
 
 
 def written(
-    seed: int, letters: bytes = b"abc", length: int = 14, most: tuple[int, int] = (3, 3), extra: int = 4
+    seed: int,
+    letters: bytes = b"abc",
+    length: int = 14,
+    most: tuple[int, int] = (3, 3),
+    extra: int = 4,
+    space_before: bool = False,
 ) -> Toy:
-    """Two vocabularies of random tokens, a random text that each cuts as it likes, and an end."""
+    """Two vocabularies of random tokens, a random text that each cuts as it likes, and an end.
+
+    Where the student has a space before it, it has tokens that begin so.
+    """
     generator = numpy.random.default_rng(seed)
     text = bytes(generator.choice(list(letters), length).tolist())
     sides = []
-    for longest_token in most:
+    for side, longest_token in enumerate(most):
         pieces, begin = [], 0
         while begin < length:
             pieces.append(text[begin : begin + int(generator.integers(1, longest_token + 1))])
@@ -166,8 +180,11 @@ def written(
             bytes(generator.choice(list(letters), generator.integers(1, longest_token + 1)).tolist())
             for _ in range(extra)
         ]
+        if space_before and side == 0:
+            more += [b" " + piece[: int(generator.integers(3))] for piece in (*pieces, *more)]
+            pieces[:1] = [b" ", *pieces[:1]] if generator.random() < 0.3 else [b" " + b"".join(pieces[:1])]
         vocabulary = [None, *sorted({*pieces, *more})]
         vocabulary = [vocabulary[i] for i in generator.permutation(len(vocabulary))]
         sides.append((vocabulary, [vocabulary.index(piece) for piece in [*pieces, None]]))
     (student, student_row), (teacher, teacher_row) = sides
-    return Toy(student, teacher, student_row, teacher_row)
+    return Toy(student, teacher, student_row, teacher_row, space_before=space_before)

@@ -33,7 +33,9 @@ def report(
     mine, its = sides.values()
     own, others = ({token for token in side.of if token} for side in (mine, its))
     shared = len(own & others)
-    common = int(((positions[:, AT] >= 0) & (positions[:, OFFSET] == 0)).sum())
+    is_aligned = positions[:, AT] >= 0
+    common = int((is_aligned & (positions[:, OFFSET] == 0)).sum())
+    with_space = _share((is_aligned & (positions[:, OFFSET] < 0)).sum(), len(positions))
     lines = [
         _line("tokenizers", *sides),
         _line("ordinary tokens", f"{len(own):,}", f"{len(others):,}"),
@@ -55,6 +57,9 @@ def report(
             if side.notes
         ),
     ]
+    if with_space:
+        told = "of the tokens begin with a space before the teacher's text: byte-prefix mass alone learns them"
+        lines.append(f"{with_space:.1%} {told}")
     if rest := sum(not any(token[:size] in own for size in range(1, len(token) + 1)) for token in others):
         lines.append(
             f"{rest:,} of the teacher's tokens begin as none of the student's: their probability goes to the rest"
@@ -69,7 +74,7 @@ def picture(student: Sequence[bytes | None], teacher: Sequence[bytes | None], po
         student, teacher: the bytes of the row's supervised tokens, ``[n_s]`` and ``[n_t]``; None of an end.
         positions: the row's alignment, ``[n_s, 6]``.
     """
-    common = ((positions[:, AT] >= 0) & (positions[:, OFFSET] == 0)).nonzero()[0].tolist()
+    common = ((positions[:, AT] >= 0) & (positions[:, OFFSET] <= 0)).nonzero()[0].tolist()
     cuts = [(0, 0), *((at, int(positions[at, AT])) for at in common), (len(student), len(teacher))]
     lines = ["student ", "teacher "]
     for (start, its_start), (stop, its_stop) in pairwise(dict.fromkeys(cuts)):

@@ -52,6 +52,7 @@ def align(student: Tokens, teacher: Tokens, student_bytes: TokenBytes, teacher_b
     Runs of learned tokens are matched in their order; where the two rows have not equally many, all of them as one.
     What is the same at the beginning and at the end of a run is matched, and of what stands between, the longer parts
     that both have. The control tokens behind an answer's text are the same to each other, others where their texts are.
+    A space that the student alone writes before a text, as tokenizers of SentencePiece do, belongs to what follows it.
 
     A token of the student is masked where it is not matched as a whole, or where it stands within a token of the
     teacher's that begins otherwise than the student's text; but white space that the teacher alone writes may stand
@@ -88,7 +89,9 @@ def cut_alike(
     if kept == len(_supervised(student)) and its_kept == len(_supervised(teacher)):
         return *bounded, alignment
     at = alignment.positions[: kept + 1, AT]
-    boundaries = ((at >= 0) & (at <= its_kept) & (alignment.positions[: kept + 1, OFFSET] == 0)).nonzero()[0]
+    last_before = numpy.concatenate([[-1], alignment.positions[:kept, LAST]])[: len(at)]  # not where a space alone is
+    is_boundary = (alignment.positions[: kept + 1, OFFSET] <= 0) & (last_before < at)
+    boundaries = ((at >= 0) & (at <= its_kept) & is_boundary).nonzero()[0]
     count, its_count = (int(boundaries[-1]), int(at[boundaries[-1]])) if len(boundaries) else (0, 0)
     return up_to(bounded[0], count), up_to(bounded[1], its_count), alignment.first(count)
 
@@ -220,20 +223,22 @@ def _positions(mine: _Learned, its: _Learned, matched: numpy.ndarray) -> numpy.n
     found[:] = (-1, 0, -1, 0, -1, -1)
     if not len(its.tokens):
         return found[mine.num_unpredicted :]
-    first, last = mine.starts[:-1], mine.starts[1:] - 1
-    its_first, its_last = matched[first], matched[last]
+    num_before = _has_space_before(mine, its, matched).astype(numpy.int64)
+    first, last = mine.starts[:-1] + num_before, mine.starts[1:] - 1
+    its_first, its_last = matched[first], matched[numpy.maximum(first, last)]
     before = numpy.concatenate([[0], (matched >= 0).cumsum()])  # symbols matched before each
-    is_whole = (before[last + 1] - before[first] == last + 1 - first) & (its_last - its_first == last - first)
+    is_matched = before[last + 1] - before[first] == last + 1 - first
+    is_whole = is_matched & (its_last - its_first == numpy.maximum(first, last) - first)
 
     at = numpy.searchsorted(its.starts, its_first, "right") - 1
     at_last = numpy.searchsorted(its.starts, its_last, "right") - 1
     is_read = _read_alike(mine, its, matched, first, its.starts[at], its_first)
     is_aligned = is_whole & is_read & (at >= its.num_unpredicted)
 
-    into = numpy.where(mine.lengths == 0, 0, its_last + 1 - its.starts[at_last])
+    into = numpy.where(mine.lengths == num_before, 0, its_last + 1 - its.starts[at_last])
     columns = {
         AT: at - its.num_unpredicted,
-        OFFSET: its_first - its.starts[at],
+        OFFSET: its_first - its.starts[at] - num_before,
         LAST: at_last - its.num_unpredicted,
         INTO: into,
         TOKEN_AT: its.tokens[at],
@@ -242,6 +247,21 @@ def _positions(mine: _Learned, its: _Learned, matched: numpy.ndarray) -> numpy.n
     for column, values in columns.items():
         found[is_aligned, column] = values[is_aligned]
     return found[mine.num_unpredicted :]
+
+
+def _has_space_before(mine: _Learned, its: _Learned, matched: numpy.ndarray) -> numpy.ndarray:
+    """Whether a token of the student's begins a text with a space that the teacher's text has not, ``[l]``, bool.
+
+    What follows the space, in this token or the next, begins a token of the teacher's.
+    """
+    first = mine.starts[:-1]
+    is_behind_control = numpy.concatenate([[False], mine.lengths[:-1] == 0])
+    begins = (numpy.isin(first, mine.runs) | is_behind_control) & (mine.symbols[first] == ord(" "))
+    behind = numpy.minimum(first + 1, len(matched) - 1)
+    follows = matched[behind]
+    is_text = (follows >= 0) & (mine.symbols[behind] >= 0) & (mine.symbols[behind] < _END)
+    is_of_run = ~numpy.isin(first + 1, mine.runs)
+    return begins & (matched[first] < 0) & is_of_run & is_text & numpy.isin(follows, its.starts)
 
 
 def _read_alike(

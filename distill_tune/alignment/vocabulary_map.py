@@ -24,7 +24,7 @@ _KEPT_LISTS = 4096
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Continuations:
-    """What may follow some bytes of a teacher's token.
+    """What may follow some bytes of a teacher's token; or a space before it, see :meth:`VocabularyMap.continuations`.
 
     Attributes:
         teacher: the teacher's tokens that begin with these bytes, by their bytes, ``[k]``, int32.
@@ -33,6 +33,7 @@ class Continuations:
         student: the student's tokens that begin as a column does, ``[m]``, int32.
         student_columns: of each, the longest such column, ``[m]``, int32.
         columns: by the bytes of a student's token.
+        num_columns: these, and those of control tokens.
     """
 
     teacher: torch.Tensor
@@ -40,6 +41,7 @@ class Continuations:
     student: torch.Tensor
     student_columns: torch.Tensor
     columns: dict[bytes, int]
+    num_columns: int
 
 
 class VocabularyMap:
@@ -89,7 +91,12 @@ class VocabularyMap:
         return self._classes_on(device)
 
     def continuations(self, prefix: bytes) -> Continuations:
-        """Of a teacher's token that begins with some bytes."""
+        """Of a teacher's token that begins with some bytes.
+
+        Without any: of any token of the teacher's where the student's text has a space before it. What follows is the
+        space and the token's bytes; control tokens, at the end of the lists, have the columns behind all others as they
+        have classes, and what has no class is of no column.
+        """
         return self._continuations(prefix)
 
     def positions(self, alignment: numpy.ndarray, targets: numpy.ndarray) -> AlignedPositions:
@@ -129,7 +136,7 @@ class VocabularyMap:
             to = int(self._student_class[y]) if self._names_class[y] else -1
         else:
             token = self._teacher.of(aligned[TOKEN_AT])
-            prefix = token[: aligned[OFFSET]]
+            prefix = token[: max(0, aligned[OFFSET])]
             following = self.continuations(prefix)
             to = following.columns.get(self._student.of(y), -1)
             rank = self._teacher.place(aligned[TOKEN_AT]) - self._teacher.range(prefix)[0]
@@ -144,7 +151,8 @@ class VocabularyMap:
 
     def _continue(self, prefix: bytes) -> Continuations:
         low, high = self._teacher.range(prefix)
-        following = [text[len(prefix) :] for text in self._teacher.texts[low:high]]
+        before = b"" if prefix else b" "
+        following = [before + text[len(prefix) :] for text in self._teacher.texts[low:high]]
         longest = [self._student.longest_prefix(text) for text in following]
         # In this order a column comes behind those that are prefixes of it.
         columns = {text: number for number, text in enumerate(sorted({text for text in longest if text}))}
@@ -153,13 +161,18 @@ class VocabularyMap:
             first, end = self._student.range(text)
             of_student[first:end] = number
         listed = numpy.flatnonzero(of_student >= 0)
-        return Continuations(
-            torch.from_numpy(self._teacher.ids[low:high].astype(numpy.int32)),
-            torch.tensor([columns.get(text, -1) for text in longest], dtype=torch.int32),
-            torch.from_numpy(self._student.ids[listed].astype(numpy.int32)),
-            torch.from_numpy(of_student[listed]),
-            columns,
-        )
+        teacher = self._teacher.ids[low:high], numpy.array([columns.get(text, -1) for text in longest], numpy.int64)
+        mine, num_columns = (self._student.ids[listed], of_student[listed]), len(columns)
+        if not prefix:
+            rest = self._classes.num_classes - 1
+            first = rest - len(self._controls)
+            paired = numpy.flatnonzero((self._student_class >= first) & (self._student_class < rest))
+            mine = _behind(mine, paired, self._student_class[paired] - first + num_columns)
+            others = numpy.setdiff1d(numpy.arange(self._teacher.size), teacher[0])
+            of_others = self._teacher_class[others]
+            teacher = _behind(teacher, others, numpy.where(of_others < rest, of_others - first + num_columns, -1))
+            num_columns += len(self._controls)
+        return Continuations(*_tensors(teacher), *_tensors(mine), columns, num_columns)
 
     def _end(self, y: int, into: int, token_last: int, prefix: bytes | None) -> torch.Tensor:
         """The teacher's tokens with which a student's token y may end, so that the text is of no longer column."""
@@ -320,9 +333,20 @@ class _Moves:
             torch.from_numpy(self.tail),
             TokenLists([one.teacher for one in lists], [one.teacher_columns for one in lists]),
             TokenLists([one.student for one in lists], [one.student_columns for one in lists]),
-            torch.tensor([len(one.columns) for one in lists], dtype=torch.int64),
+            torch.tensor([one.num_columns for one in lists], dtype=torch.int64),
             TokenLists(self._tails, [torch.zeros_like(ends) for ends in self._tails]),
         )
+
+
+def _behind(
+    listed: tuple[numpy.ndarray, numpy.ndarray], tokens: numpy.ndarray, columns: numpy.ndarray
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """A list's tokens and columns, and more of them."""
+    return numpy.concatenate([listed[0], tokens]), numpy.concatenate([listed[1], columns])
+
+
+def _tensors(listed: tuple[numpy.ndarray, numpy.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(listed[0].astype(numpy.int32)), torch.from_numpy(listed[1].astype(numpy.int32))
 
 
 def _longest_prefix(text: bytes, tokens: Container[bytes], longest: int) -> bytes:

@@ -32,6 +32,7 @@ _IN_USE = 7 * _DAY  # a run on another machine may still have it mapped
 _MOST_BYTES = 50 * 10**9
 _TENSORS = ("tokens", "labels", "offsets")
 _OPTIONAL_TENSORS = ("teacher_ids", "origins", "is_text")
+_FORM_OF_ALIGNMENT = 2  # grows when tokens are aligned otherwise
 _OF_ALIGNMENT, _COUNTS_OF_ALIGNMENT = ("positions", "offsets"), ("num_bytes", "num_masked_bytes")
 _SETTINGS = (
     "packed",
@@ -76,7 +77,7 @@ def folder_of(
     of_others = [identity_of(arguments, other.config) for other in others]
     if None in of_others:
         return None
-    identity |= {"others": of_others} if others else {}
+    identity |= {"others": of_others, "alignment": _FORM_OF_ALIGNMENT} if others else {}
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     return root / "rows" / name
 

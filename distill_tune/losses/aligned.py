@@ -60,8 +60,9 @@ class TokenClasses:
 class AlignedPositions:
     """What n rows of the student have in common with the teacher's rows, all on one device.
 
-    A row predicts a token y. T is the teacher's token that holds y's first byte. In a part of the rows, teacher's rows
-    are numbered from the part's first one.
+    A row predicts a token y. T is the teacher's token that holds y's first byte; or the byte behind it, where that is a
+    space which the teacher's text has not before T. In a part of the rows, teacher's rows are numbered from the part's
+    first one.
 
     Attributes:
         at: the teacher's row that predicts T, ``[n]``, int64; 0 where it is not known.

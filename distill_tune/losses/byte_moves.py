@@ -68,8 +68,8 @@ class ByteMoves:
             ``CHAIN`` (y goes on beyond T: as much as the teacher gives what follows).
         to: the column of y: its class where the row is at a boundary, else its column among ``teacher_lists``; -1:
             none but its own. ``[n]``, int64.
-        inside: of a row within T, the number of the list of the tokens that begin as T does up to y; else -1. ``[n]``,
-            int64.
+        inside: of a row within T, the number of the list of the tokens that begin as T does up to y; of one with a
+            space before T, that of all tokens; else -1. ``[n]``, int64.
         rank: the place of T in that list, ``[n]``, int64.
         tail: of a ``CHAIN``, the number of the list in ``tails``: the tokens with which y may end. ``[n]``, int64.
         teacher_lists: tokens of the teacher that begin with the same bytes, by the column of what follows these bytes.

@@ -33,6 +33,9 @@ class BytePrefixMass:
     3. T's own probability goes to y wherever M(T) is another class: whole where y ends within T; where y goes on beyond
        T, times the probabilities of the teacher's tokens that y spans, the last one's being that of all its tokens that
        go on with y's bytes, and not with those of a longer class. Where y is no class it is made one, in this row.
+    4. Where y begins with a space before T that the teacher's text has not, as SentencePiece's tokenizers write it
+       before a text, it is as in 2, but nothing is read: all of the teacher's tokens count, each by the longest token
+       of the student's that is a byte-prefix of a space and its bytes. Control tokens have the classes of 1.
 
     What is exact. A class that the teacher spells with one token alone has its true probability. One that it can also
     spell with several of its tokens has a lower bound of it, and the class of the first of them an upper bound. Not so
@@ -156,14 +159,14 @@ class BytePrefixMass:
         share: torch.Tensor,
         rows: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of rows within a teacher's token: a column for each token that may follow, for y's own, for the rest."""
+        """Of rows that are at no boundary: a column for each token that may follow, for y's own, for the rest."""
         device, lists, m = student.probs.device, moves.inside[rows], len(rows)
         most = int(moves.widths[lists].max())
         own, rest, width = most, most + 1, most + 2
         to = moves.to[rows].masked_fill((moves.share[rows] == NONE) | (moves.to[rows] < 0), own)
         owns = ((moves.share[rows] != NONE) & (moves.to[rows] < 0)).nonzero()[:, 0]
 
-        # The teacher's tokens that begin with the bytes read.
+        # The teacher's tokens that begin with the bytes read, if any.
         here = to_device(rows, device)
         owner, ids, columns, starts = moves.teacher_lists.of(lists, device)
         columns = columns.masked_fill_(columns < 0, rest).add_(owner, alpha=width)
@@ -206,7 +209,7 @@ class BytePrefixMass:
 
 
 def _few_at_a_time(moves: ByteMoves, inside: torch.Tensor, most: int) -> Sequence[torch.Tensor]:
-    """Rows within a teacher's token, so many together as list no more tokens than ``most``, or one more row."""
+    """Rows at no boundary, so many together as list no more tokens than ``most``, or one more row."""
     if not len(inside):
         return []
     lists = moves.inside[inside]

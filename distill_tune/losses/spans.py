@@ -32,11 +32,16 @@ class Spans:
 
 
 def spans_of(positions: AlignedPositions, num_teacher_rows: int) -> Spans:
-    """Those of positions on the CPU. A span with a token that is not known is left out."""
+    """Those of positions on the CPU.
+
+    A span is left out where a token of it is not known, or does not go on in the teacher's token where the one before
+    it ends: one that begins with a space before the teacher's text, or of another answer.
+    """
     c = len(positions)
     row = torch.arange(c)
     stop = _next(positions.ends, row)[:-1]  # the row with the span's last token
-    unknown = torch.cat([positions.known.logical_not().cumsum(0), torch.full((1,), c + 1)])
+    goes_on = positions.known & (positions.boundary | (positions.at == positions.last.roll(1)))
+    unknown = torch.cat([goes_on.logical_not().cumsum(0), torch.full((1,), c + 1)])
     is_whole = positions.boundary & (stop < _next(positions.boundary, row)[1:]) & (unknown[stop] == unknown[:-1])
     first = is_whole.nonzero()[:, 0]
     first_of_teacher, stop = positions.at[first], stop[first]

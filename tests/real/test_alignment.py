@@ -114,14 +114,13 @@ def masked_of(student: list[bytes | None], teacher: list[bytes | None], position
             assert (teacher[at], offset, into) == (None, 0, 0)
         else:
             spelled = b"".join(teacher[at : last + 1])
-            assert spelled[offset : len(spelled) - len(teacher[last]) + into] == token
+            before = b" " if offset == -1 else b""
+            assert before + spelled[max(0, offset) : len(spelled) - len(teacher[last]) + into] == token
     return masked
 
 
-def check(student: str, texts: list[bytes | None], masked: list[bytes | None]) -> None:
-    """That nothing is masked but what the student's template or tokenizer puts around an answer."""
-    if masked and student in ("llama 2", "demo") and masked[0] == texts[0]:
-        masked = masked[1:]  # its first word begins with a space
+def check(student: str, masked: list[bytes | None]) -> None:
+    """That nothing is masked but what the student's template puts around an answer."""
     assert b"".join(masked).strip() in (b"", BEFORE.get(student))
 
 
@@ -138,7 +137,9 @@ def test_no_byte_is_lost_between_any_two(tokenizers):
                 found = align(mine, its, of[student], of[teacher])
                 texts = learned(mine, of[student].of)
                 masked = masked_of(texts, learned(its, of[teacher].of), found.positions)
-                check(student, texts, masked)
+                check(student, masked)
+                # Llama 2's and the demo's begin with a space that most teachers' do not have.
+                assert found.positions[0, AT] >= 0 or student in BEFORE
                 assert (found.num_bytes, found.num_masked_bytes) == tuple(
                     sum(len(text) for text in some if text) for some in (texts, masked)
                 )

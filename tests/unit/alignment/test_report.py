@@ -64,6 +64,13 @@ def test_what_has_no_counterpart():
     assert "2 of the teacher's tokens begin as none of the student's: their probability goes to the rest" in lines
 
 
+def test_a_student_that_begins_with_a_space():
+    lines = of_answers(byte_level("Ġ+a"), byte_level(), (" abcde", "abcde"))
+    assert lines[3] == "common boundaries 80.0% of the answers' tokens        80.0%"
+    told = "20.0% of the tokens begin with a space before the teacher's text: byte-prefix mass alone learns them"
+    assert told in lines
+
+
 def test_which_method_they_speak_for():
     merges = ("a+b", "ab+c", "abc+d", "abcd+e", "abcde+f", "abcdef+g", "abcdefg+h")
     assert "common boundaries are rare" in of_answers(byte_level(), byte_level(*merges), ("abcdefgh", "abcdefgh"))[-1]

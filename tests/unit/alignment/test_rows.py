@@ -105,8 +105,9 @@ def test_of_any_two_texts_what_is_aligned_has_the_same_bytes(mine, theirs, share
             continue
         assert END not in teacher[at : last + 1]
         its_bytes = b"".join(teacher[at : last + 1])
-        assert its_bytes[offset : len(its_bytes) - len(teacher[last]) + into] == token
-        assert 1 <= into <= len(teacher[last])
+        before = b" " if offset == -1 else b""
+        assert before + its_bytes[max(0, offset) : len(its_bytes) - len(teacher[last]) + into] == token
+        assert (0 if token == b" " == before else 1) <= into <= len(teacher[last])
     masked = [
         len(token) for token, position in zip(student, positions, strict=True) if position[0] < 0 and token != END
     ]
@@ -145,12 +146,47 @@ def test_white_space_at_the_ends_of_one_side_is_not_what_differs():
     _, positions = aligned([b"?", [b"He", b"llo", b".", END]], [b"?", [b" Hello", b".", b" ", END]])
     assert positions == [(0, 1, 0, 3), (0, 3, 0, 6), (1, 0, 1, 1), (3, 0, 3, 0)]
     found, positions = aligned([b"?", [b" He", b"llo", b".", b"\n", END]], [b"?", [b"Hello", b".", END]])
-    assert positions == [(-1, 0, -1, 0), (0, 2, 0, 5), (1, 0, 1, 1), (-1, 0, -1, 0), (2, 0, 2, 0)]
-    assert found.num_masked_bytes == 4
+    assert positions == [(0, -1, 0, 2), (0, 2, 0, 5), (1, 0, 1, 1), (-1, 0, -1, 0), (2, 0, 2, 0)]
+    assert found.num_masked_bytes == 1
     _, positions = aligned([b"?", [b"x", b"])\n", END]], [b"?", [b"x", b"])", END]])
     assert positions == [(0, 0, 0, 1), (-1, 0, -1, 0), (2, 0, 2, 0)]
     _, positions = aligned([b"?", [b"\n", b"Hello", END, b"\n"]], [b"?", [b" ", b"Hello", b"\n", END]])
     assert positions == [(-1, 0, -1, 0), (1, 0, 1, 5), (3, 0, 3, 0), (-1, 0, -1, 0)]
+
+
+@given(TEXTS, PLACES, PLACES, st.booleans())
+def test_a_space_that_the_student_alone_writes_before_a_text_is_met_by_what_follows(text, places, its_places, is_alone):
+    text = b"a" + text
+    student, teacher = cut(text, places), cut(text, its_places)
+    following = plain(text, student, teacher)
+    if is_alone:
+        student, wanted = [b" ", *student], [(0, -1, 0, 0), *following]
+    else:
+        student, wanted = [b" " + student[0], *student[1:]], [(0, -1, *following[0][2:]), *following[1:]]
+    end = len(teacher)
+    found, positions = aligned([BEGIN, [*student, END]], [b"Q", [*teacher, END]])
+    assert positions == [*wanted, (end, 0, end, 0)]
+    assert (found.num_bytes, found.num_masked_bytes) == (1 + len(text), 0)
+    # In every answer, and behind a control token.
+    mine, its = ([*row, "<tool>", *row, END] for row in (student, teacher))
+    _, positions = aligned([b"?", mine, b"?", mine], [b"?", its, b"?", its])
+    for number in range(4):
+        first = number * (end + 1)
+        shifted = [(at + first, offset, last + first, into) for at, offset, last, into in [*wanted, (end, 0, end, 0)]]
+        assert positions[number * len(shifted) :][: len(shifted)] == shifted
+
+
+def test_a_space_elsewhere_or_before_nothing_is_no_part_of_what_follows():
+    for student, teacher, wanted in (
+        ([b" ", END], [END], [(-1, 0, -1, 0), (0, 0, 0, 0)]),
+        ([b"one", b" two"], [b"one", b"two"], [(0, 0, 0, 3), (-1, 0, -1, 0)]),
+        ([b"  two"], [b"two"], [(-1, 0, -1, 0)]),
+        ([b" two"], [b"\ntwo"], [(-1, 0, -1, 0)]),  # within a token that begins otherwise
+        ([b" two"], [b"\n", b"two"], [(1, -1, 1, 3)]),
+        ([b" two"], [b" two"], [(0, 0, 0, 4)]),
+    ):
+        assert aligned([b"?", student], [b"?", teacher])[1] == wanted
+    assert aligned([b"?", [b" "], b"?", [b"two"]], [b"?", [b"two"]])[1][0] == (-1, 0, -1, 0)
 
 
 def test_a_token_within_one_that_begins_otherwise_is_masked():
@@ -196,12 +232,13 @@ def test_rows_of_other_numbers_of_answers_are_met_as_one():
 
 
 STUDENT = [BEGIN, b"question", [b"one", b" two", b" th", b"ree", END], b"\n"]
+TEACHER = [b"Q", [b"one two", b" three", END]]
 
 
-def bounded(student_bound: int | None, teacher_bound: int | None) -> tuple[int, int, int]:
+def bounded(student_bound: int | None, teacher_bound: int | None, student=STUDENT, teacher=TEACHER):
     """Tokens of either row, and positions, that are left."""
     writer, its = Writer(), Writer()
-    mine, theirs = writer.row(*STUDENT), its.row(b"Q", [b"one two", b" three", END])
+    mine, theirs = writer.row(*student), its.row(*teacher)
     found = align(mine, theirs, writer.bytes, its.bytes)
     mine, theirs, found = cut_alike(mine, theirs, found, student_bound, teacher_bound)
     assert (mine.labels[1:] != IGNORE_INDEX).sum() == len(found.positions)
@@ -226,3 +263,9 @@ def bounded(student_bound: int | None, teacher_bound: int | None) -> tuple[int, 
 )
 def test_rows_are_cut_where_both_begin_a_token(student_bound, teacher_bound, left):
     assert bounded(student_bound, teacher_bound) == left
+
+
+@pytest.mark.parametrize(("student_bound", "left"), [(4, (4, 4, 2)), (5, (4, 4, 2)), (6, (6, 5, 4))])
+def test_rows_are_cut_before_a_space_that_the_student_alone_writes_and_not_behind_it(student_bound, left):
+    student = [b"?", [b" one", END], b"?", [b" ", b"4", END]]
+    assert bounded(student_bound, None, student, [b"?", [b"one", END], b"?", [b"4", END]]) == left

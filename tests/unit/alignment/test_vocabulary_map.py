@@ -101,6 +101,23 @@ def test_what_follows_some_bytes_of_a_teachers_token():
     assert dict(zip(found.student.tolist(), found.student_columns.tolist(), strict=True)) == {1: 0, 2: 1, 3: 1, 4: 2}
 
 
+def test_what_follows_a_space_that_the_students_text_has_before_a_token():
+    found = map_of(
+        [b"a", b" ", b" a", b" ab", b" abc", b"  ", b" b"],
+        [b"ab", b"a", b"x", b" x", b"ax"],
+        ["<eos>", "<mine>", "<tool>"],
+        ["<end>", "<its>", "<tool>"],
+        ends=(["<eos>"], ["<end>"]),
+        padding=1,
+    ).continuations(b"")
+    assert found.columns == {b" ": 0, b"  ": 1, b" a": 2, b" ab": 3}
+    teacher = dict(zip(found.teacher.tolist(), found.teacher_columns.tolist(), strict=True))
+    assert teacher == {0: 3, 1: 2, 2: 0, 3: 1, 4: 2, 5: 4, 6: -1, 7: 5, 8: -1}  # all: ends and <tool> have columns
+    student = dict(zip(found.student.tolist(), found.student_columns.tolist(), strict=True))
+    assert student == {1: 0, 2: 2, 3: 3, 4: 3, 5: 1, 6: 0, 7: 4, 9: 5}
+    assert found.num_columns == 6
+
+
 def test_bytes_of_255_have_a_range_too():
     found = map_of([b"\xff", b"\xffa"], [b"\xff", b"\xff\xff", b"\xff\xffa", b"a"])
     assert sorted(found.continuations(b"\xff").teacher.tolist()) == [0, 1, 2]

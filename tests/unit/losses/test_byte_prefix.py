@@ -88,16 +88,36 @@ def test_of_any_divergence(name, seed):
     compare(written(seed, length=24), name, seed=seed)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_of_a_student_that_begins_with_a_space(seed):
+    compare(written(seed, length=3, most=(3, 1 + seed % 3), space_before=True), seed=seed)
+    compare(written(seed, b"ab ", length=6, extra=0, space_before=True), "jsd 0.5", 2.0, kd_ratio=0.5, seed=seed)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_of_a_student_that_begins_with_a_space_and_any_divergence(name):
+    compare(written(1, length=2, space_before=True), name)
+
+
 @pytest.mark.parametrize("name", ["forward", "jsd 0.5", "mse"])
 @pytest.mark.parametrize("temperature", [0.5, 3.0])
 def test_at_a_temperature_beside_cross_entropy_and_under_caps(name, temperature):
     compare(written(1, length=24), name, temperature, kd_ratio=0.3, caps=(3.0, 5.0))
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 4), st.integers(0, 12), st.integers(0, 30))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(0, 12),
+    st.integers(0, 30),
+    st.booleans(),
+)
 @settings(max_examples=60, deadline=None)
-def test_of_any_two_vocabularies(seed, most, most_of_teacher, extra, length):
-    compare(written(seed, length=length, most=(most, most_of_teacher), extra=extra), seed=seed % 1000)
+def test_of_any_two_vocabularies(seed, most, most_of_teacher, extra, length, space_before):
+    space_before = space_before and length > 0
+    toy = written(seed, length=length, most=(most, most_of_teacher), extra=extra, space_before=space_before)
+    compare(toy, seed=seed % 1000)
 
 
 @pytest.mark.parametrize("masked", [(0,), (3, 4, 5), (9,)])
@@ -236,6 +256,30 @@ def test_where_bytes_have_one_spelling_it_is_the_divergence_from_the_true_probab
         assert (found - exact).norm() < 1e-5
 
 
+def test_a_student_that_writes_the_teachers_texts_behind_a_space_has_no_loss():
+    """Each first token of the teacher's has a counterpart of the student's with a space before it, and each later one
+    itself: " ab", "c", the end."""
+    teacher = [None, *LETTERS, b"ab"]
+    student = [None, *LETTERS, b"ab", *(b" " + text for text in teacher[1:])]
+    toy = Toy(student, teacher, [8, 3, 0], [4, 3, 0], space_before=True)
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
+    agreeing = torch.full((3, 9), -30.0)
+    agreeing[0, [0, 5, 6, 7, 8]] = logits[0]
+    agreeing[1:, :5] = logits[1:]
+
+    def found(hidden):
+        hidden = hidden.clone().requires_grad_()
+        targets = torch.tensor(toy.student_row)
+        sums = distillation_loss(hidden, LinearProjection(torch.eye(9)), targets, toy.signal(logits), kd_ratio=1.0)
+        return sums.kd.item(), torch.autograd.grad(sums.loss, hidden)[0]
+
+    loss, gradient = found(agreeing)
+    assert loss == pytest.approx(0.0, abs=1e-6)
+    assert gradient.norm() < 1e-6
+    agreeing[0, 0] += 3  # the end of an empty answer is told from " a"
+    assert found(agreeing)[0] > 0.01
+
+
 # One tokenizer on both sides: the plain divergence.
 
 
@@ -271,8 +315,9 @@ def test_with_one_tokenizer_it_is_the_divergence_itself(name, temperature, kd_ra
 @pytest.mark.parametrize("rows_of_chunk", [1, 3, 8])
 @pytest.mark.parametrize("rows_of_part", [1, 2, 50])
 @pytest.mark.parametrize("masked", [(), (4, 5, 6, 7)])
-def test_how_rows_are_cut_changes_nothing(rows_of_chunk, rows_of_part, masked, monkeypatch):
-    toy = dataclasses.replace(written(8, length=60), masked=masked)
+@pytest.mark.parametrize("space_before", [False, True])
+def test_how_rows_are_cut_changes_nothing(rows_of_chunk, rows_of_part, masked, space_before, monkeypatch):
+    toy = dataclasses.replace(written(8, length=60, space_before=space_before), masked=masked)
     hidden, weight, teacher = parts(toy)
 
     def results():

@@ -1,10 +1,12 @@
 """The methods between tokenizers through the head, wherever it cuts rows."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 from aligned_rows import SPANS, compared, example
-from toy_tokenizers import Toy
+from toy_tokenizers import Toy, written
 
 from distill_tune.losses import (
     Aligned,
@@ -45,6 +47,24 @@ def test_value_and_gradients_do_not_depend_on_where_rows_are_cut(method, rows_of
     wanted = torch.autograd.grad(0.4 * ce + (0.6 * 2 * gradient * logits).sum(), [hidden, weight])
     for found, right in zip(torch.autograd.grad(sums.loss, [hidden, weight]), wanted, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_a_token_that_begins_with_a_space_before_the_teachers_text_is_left_out(method, seed):
+    toy = written(seed, length=20, space_before=True)
+    hidden = torch.randn(len(toy.student_row), len(toy.student), requires_grad=True)
+    teacher, projection = (
+        torch.randn(len(toy.teacher_row), len(toy.teacher)),
+        LinearProjection(torch.eye(len(toy.student))),
+    )
+    found = []
+    for one in (toy, dataclasses.replace(toy, masked=(0,))):
+        targets = torch.tensor(one.student_row)
+        sums = distillation_loss(hidden, projection, targets, one.signal(teacher), kd_ratio=1.0, divergence=method)
+        found.append((sums.kd.item(), torch.autograd.grad(sums.loss, hidden)[0]))
+    assert found[0][0] == found[1][0] > 0
+    assert torch.equal(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)

@@ -46,6 +46,15 @@ def test_a_span_that_ends_within_a_token_of_the_teacher_is_left_out():
     assert rows_of(positions, 3) == [([0], [0]), ([2], [2])]
 
 
+def test_a_token_that_begins_with_a_space_before_the_teachers_text_is_in_none():
+    positions = positions_of([3, 4, 3, 2], [3, 6, 3, 2])
+    # The second token ends within the teacher's; the third is the first of the next answer.
+    positions.at[2:] = positions.last[2:] = torch.tensor([2, 3])
+    positions.boundary[2:] = torch.tensor([False, True])
+    positions.ends[2:] = True
+    assert rows_of(positions, 4) == [([0], [0]), ([3], [3])]
+
+
 def test_tokens_that_the_teacher_has_beyond_a_span_are_in_none():
     assert rows_of(positions_of([3, 4], [3, 4, 2]), 3) == [([0], [0]), ([1], [1])]
 
