@@ -200,8 +200,9 @@ KEYS = {name: key for section in SECTIONS.values() for name, key in section.item
 READ_TO_GENERATE = frozenset(
     {
         *("model", "checkpointer", "tokenizer", "teacher_model", "teacher_checkpointer", "teacher_combination"),
-        *("teacher_dtype", "teacher_quantizer", "teacher_offload", "dataset", "on_bad_row", "date", "seed"),
-        *("student_prompt_template", "teacher_prompt_template", "teacher_system_prompt"),
+        *("teacher_tokenizer", "teacher_dtype", "teacher_quantizer", "teacher_offload"),
+        *("dataset", "on_bad_row", "date", "seed", "student_prompt_template"),
+        *("teacher_prompt_template", "teacher_system_prompt"),
         *("device", "dtype", "output_dir", "collective_timeout_seconds"),
         *(name for name, key in KEYS.items() if key.recipe == _GEN),
     }

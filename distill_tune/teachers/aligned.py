@@ -174,16 +174,8 @@ def with_own_tokenizers(
             of its word alone; not one tokenizer for each teacher.
     """
     each = teacher.teachers if isinstance(teacher, SeveralTeachers) else [teacher]
-    if isinstance(component, ListConfig) and len(component) != len(each):
-        raise UserError(
-            f"{KEY}: is a list of {len(component)}, and there is {'one teacher' if len(each) == 1 else len(each)} in "
-            "teacher_model: give one for each, null where the folder's own will do"
-        )
-    if isinstance(component, DictConfig) and len(each) > 1:
-        raise UserError(f"{KEY}: teacher_model is a list of {len(each)}: give a list of as many, null where not needed")
-    named = list(component) if isinstance(component, ListConfig) else [component] * len(each)
     rows = _Rows(tokenizer, tokenizer_config, written_by(tokenizer) or Vocabulary.of(folder))
-    found = [_own_tokenizer(one, its, rows) for one, its in zip(each, named, strict=True)]
+    found = _own_of_each(each, component, rows, "the answers are aligned byte by byte")
     if not any(found):
         return teacher
     is_added_up = isinstance(teacher, SeveralTeachers) and teacher.combination == "sum"
@@ -200,6 +192,38 @@ def with_own_tokenizers(
             made[name] = OtherTokenizer(its.tokenizer, its.config, token_bytes(its.tokenizer), rows.bytes_)
         with_own.append(AlignedTeacher(one, made[name], list(made).index(name)))
     return teacher.with_teachers(with_own) if isinstance(teacher, SeveralTeachers) else with_own[0]
+
+
+def own_tokenizers(each: Sequence[Teacher], component: DictConfig | ListConfig | None, tokenizer: Any) -> list[Any]:
+    """The tokenizer of each teacher that writes answers, where it is not that of the rows; None where it is.
+
+    Args:
+        component, tokenizer: as of :func:`with_own_tokenizers`.
+
+    Raises:
+        UserError: as there.
+    """
+    rows = _Rows(tokenizer, OmegaConf.create(), written_by(tokenizer))
+    found = _own_of_each(each, component, rows, "it is asked in its own tokens")
+    return [own and own.tokenizer for own in found]
+
+
+def _own_of_each(
+    each: Sequence[Teacher], component: DictConfig | ListConfig | None, rows: "_Rows", then: str
+) -> "list[_Own | None]":
+    """
+    Args:
+        then: what is told where a tokenizer is not that of the rows.
+    """
+    if isinstance(component, ListConfig) and len(component) != len(each):
+        raise UserError(
+            f"{KEY}: is a list of {len(component)}, and there is {'one teacher' if len(each) == 1 else len(each)} in "
+            "teacher_model: give one for each, null where the folder's own will do"
+        )
+    if isinstance(component, DictConfig) and len(each) > 1:
+        raise UserError(f"{KEY}: teacher_model is a list of {len(each)}: give a list of as many, null where not needed")
+    named = list(component) if isinstance(component, ListConfig) else [component] * len(each)
+    return [_own_tokenizer(one, its, rows, then) for one, its in zip(each, named, strict=True)]
 
 
 class _Own(NamedTuple):
@@ -243,7 +267,7 @@ def _is_another(teacher: Teacher, where: Path | None, rows: _Rows) -> bool | Non
     return None
 
 
-def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows) -> _Own | None:
+def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows, then: str) -> _Own | None:
     """None where it has the tokens of the rows, as far as its files tell."""
     where = teacher.folders[0] if teacher.folders else None
     if component is not None:
@@ -276,5 +300,5 @@ def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows) 
         with told_of_teacher():
             built = instantiate(component)
     told = f"that of {where}" if where else KEY
-    print(f"teacher_model: its tokenizer, {told}, is not that of the rows; the answers are aligned byte by byte")
+    print(f"teacher_model: its tokenizer, {told}, is not that of the rows; {then}")
     return _Own(built, component)
