@@ -79,7 +79,11 @@ RESUME = Kind(_CHECKPOINTS, lambda value: isinstance(value, bool | str), _no_che
 _IN_BRACES = " where the row's own prompt goes, or the name of another column in braces"
 TEMPLATE = like("text with {input}", r".*\{.*\}.*", _IN_BRACES)
 TEACHERS = dataclasses.replace(COMPONENTS, further=lambda value: fault_of_list(value, _of_teachers))
-TOKENIZERS = dataclasses.replace(COMPONENTS, further=lambda value: fault_of_list(value, takes_null=True))
+TOKENIZERS = dataclasses.replace(
+    COMPONENTS,
+    further=lambda value: fault_of_list(value, takes_null=True),
+    hint=", as '{_component_: distill_tune.data.hf_tokenizer, path: FOLDER}'",
+)
 DATASETS = dataclasses.replace(COMPONENTS, further=lambda value: fault_of_list(value, _of_datasets))
 LIST_OF_COMPONENTS = Kind("a list of components", lambda value: isinstance(value, ListConfig), fault_of_list)
 SETTINGS = Kind("a mapping", lambda value: isinstance(value, DictConfig))

@@ -17,6 +17,7 @@ from distill_tune import models
 from distill_tune.alignment.token_bytes import TokenBytes, token_bytes
 from distill_tune.alignment.vocabulary_map import VocabularyMap
 from distill_tune.config.components import instantiate
+from distill_tune.counts import counted
 from distill_tune.data.batch import Batch
 from distill_tune.data.ends import exported_stops
 from distill_tune.data.other_tokenizer import OtherTokenizer, told_of_teacher
@@ -217,8 +218,8 @@ def _own_of_each(
     """
     if isinstance(component, ListConfig) and len(component) != len(each):
         raise UserError(
-            f"{KEY}: is a list of {len(component)}, and there is {'one teacher' if len(each) == 1 else len(each)} in "
-            "teacher_model: give one for each, null where the folder's own will do"
+            f"{KEY}: is a list of {len(component)}, and teacher_model names {counted(len(each), 'teacher')}: give one "
+            "for each, null where the folder's own will do"
         )
     if isinstance(component, DictConfig) and len(each) > 1:
         raise UserError(f"{KEY}: teacher_model is a list of {len(each)}: give a list of as many, null where not needed")
