@@ -1,9 +1,11 @@
 """What recipes/generate.py does besides asking models: which ones, for what, and what it leaves."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -345,4 +347,10 @@ def _told(folder: Path, prepared: Prepared, lacking: int) -> Iterator[str]:
     if lacking:
         yield f"  {lacking:,} samples are not there yet; the same command goes on"
     source = f"dataset={{_component_: distill_tune.data.chat, source: {folder / _ANSWERS}}}"
-    yield f"train from it: distill-tune run kd_single_device --config ... {shlex.quote(source)}"
+    yield f"train from it: distill-tune run kd_single_device --config {_config_given()} \\\n    {shlex.quote(source)}"
+
+
+def _config_given() -> str:
+    """The config of this run, as a command names it."""
+    after = itertools.dropwhile(lambda argument: argument != "--config", sys.argv)
+    return shlex.quote(next(itertools.islice(after, 1, None), "CONFIG"))
