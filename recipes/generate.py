@@ -45,11 +45,11 @@ def main(cfg: DictConfig) -> None:
         training.Progress(sum(map(len, lacking)), unit="answer", file="samples/") as progress,
     ):
         for writer, todo, wanted in zip(prepared.writers, todos, shares, strict=True):
-            generator = writer.load(prepared.sampling, tokenizer, device, cfg) if wanted else None
+            generator = writer.load(prepared.sampling, device, cfg) if wanted else None
             while wanted and not stopped_by:
                 requests = [one.request(seed) for one in wanted]
                 for number, completion in generator.completions(requests):
-                    sample = wanted[number].sample(completion, writer, seed, tokenizer)
+                    sample = wanted[number].sample(completion, writer, seed)
                     samples.add(sample)
                     todo.add(sample)
                     done, num_tokens, expected = counts.add(1, len(completion.tokens), 0)  # on all processes

@@ -97,7 +97,7 @@ def main(cfg: DictConfig) -> None:
             stop.leave(done, stopped_by)
 
     # ---- What the run leaves
-    print(training.finish_cache(folder, manifest, plans))
+    print(training.finish_cache(folder, manifest, plans, built.teacher.other_tokenizers))
     training.leave()
 
 

@@ -18,10 +18,10 @@ _DESCRIPTION = """Talk to a model, or to two side by side, each of which goes on
   distill-tune chat outputs/distilled/model --teacher models/Qwen3-8B
   echo "What does json.dumps do?" | distill-tune chat outputs/distilled/model
 
-MODEL is a model's folder, an adapter's, a run's output_dir, a GGUF file (which needs --tokenizer), or demo:student or
-demo:teacher, which travel with the package. /reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an
-answer. Where the input is no terminal, each other line is a question; where the output is none, it has the answers
-alone, an empty line between them, each of two below its name.
+MODEL is a model's folder, an adapter's, a run's output_dir, a GGUF file (which needs --tokenizer), or demo:student,
+demo:teacher or demo:bpe_teacher, which travel with the package. /reset begins a new conversation, /quit or Ctrl-D
+ends, Ctrl-C stops an answer. Where the input is no terminal, each other line is a question; where the output is none,
+it has the answers alone, an empty line between them, each of two below its name.
 """
 _COMMANDS = "/reset begins a new conversation, /quit ends"
 _LEAST_WIDTH = 60  # columns, for two answers beside each other

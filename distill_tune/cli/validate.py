@@ -47,7 +47,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 # What the steps before loading call: where one of these is from elsewhere, its group is not checked.
 _OF_MODELS = ("model", "teacher_model", "tokenizer", "teacher_tokenizer", "optimizer", "lr_scheduler", "hidden_loss")
-_OF_ANSWERS = ("model", "teacher_model", "tokenizer", "sampling")
+_OF_ANSWERS = ("model", "teacher_model", "tokenizer", "teacher_tokenizer", "sampling")
 _OF_ROWS = ("dataset", "dataset_val", "augmentations", "kd_ratio", "temperature")
 _LOSSES = ("loss", "kd_loss", "kd_token_weight")
 

@@ -15,14 +15,15 @@ _CONFIGS_OF_TORCHTUNE = {
 
 _YAML, _SHOWN = (".yaml", ".yml"), 3
 _PACKAGE = Path(__file__).parent.parent
+_DEMO = "demo:"
 
 
 def local_path(name: str) -> Path:
-    """A path as a user writes it: ``~`` is the home folder, also where no shell has read it; ``demo:teacher`` and
-    ``demo:student`` are the models that travel with the package.
+    """A path as a user writes it: ``~`` is the home folder, also where no shell has read it; ``demo:student`` and
+    its like are the models that travel with the package.
     """
-    if name in ("demo:teacher", "demo:student"):
-        return demo_model_folder(name.removeprefix("demo:"))
+    if name in demo_names():
+        return demo_model_folder(name.removeprefix(_DEMO))
     return Path(os.path.expanduser(name))
 
 
@@ -34,6 +35,8 @@ def is_model_folder(path: str | Path) -> bool:
 def no_model_at(path: str | Path) -> str:
     """What a path is that is no model's folder, and what to name in its place."""
     path = Path(path)
+    if str(path).startswith(_DEMO):
+        return f"no such model travels with the package; there are {', '.join(demo_names())}"
     if is_cache(path):
         return "is a cache of a teacher, which holds no model; name a model's folder"
     if (path / "generation.json").is_file():
@@ -70,8 +73,13 @@ def configs_folder() -> Path:
 
 
 def demo_model_folder(name: str) -> Path:
-    """The folder of a model that travels with the package: ``teacher`` or ``student``."""
+    """The folder of a model that travels with the package."""
     return _PACKAGE / "_demo_models" / name
+
+
+def demo_names() -> list[str]:
+    """What commands call the models that travel with the package: ``demo:student`` and its like."""
+    return [f"{_DEMO}{path.name}" for path in sorted((_PACKAGE / "_demo_models").iterdir()) if is_model_folder(path)]
 
 
 def _shipped(name: str) -> Path:

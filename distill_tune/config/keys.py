@@ -79,7 +79,11 @@ RESUME = Kind(_CHECKPOINTS, lambda value: isinstance(value, bool | str), _no_che
 _IN_BRACES = " where the row's own prompt goes, or the name of another column in braces"
 TEMPLATE = like("text with {input}", r".*\{.*\}.*", _IN_BRACES)
 TEACHERS = dataclasses.replace(COMPONENTS, further=lambda value: fault_of_list(value, _of_teachers))
-TOKENIZERS = dataclasses.replace(COMPONENTS, further=lambda value: fault_of_list(value, takes_null=True))
+TOKENIZERS = dataclasses.replace(
+    COMPONENTS,
+    further=lambda value: fault_of_list(value, takes_null=True),
+    hint=", as '{_component_: distill_tune.data.hf_tokenizer, path: FOLDER}'",
+)
 DATASETS = dataclasses.replace(COMPONENTS, further=lambda value: fault_of_list(value, _of_datasets))
 LIST_OF_COMPONENTS = Kind("a list of components", lambda value: isinstance(value, ListConfig), fault_of_list)
 SETTINGS = Kind("a mapping", lambda value: isinstance(value, DictConfig))
@@ -200,8 +204,9 @@ KEYS = {name: key for section in SECTIONS.values() for name, key in section.item
 READ_TO_GENERATE = frozenset(
     {
         *("model", "checkpointer", "tokenizer", "teacher_model", "teacher_checkpointer", "teacher_combination"),
-        *("teacher_dtype", "teacher_quantizer", "teacher_offload", "dataset", "on_bad_row", "date", "seed"),
-        *("student_prompt_template", "teacher_prompt_template", "teacher_system_prompt"),
+        *("teacher_tokenizer", "teacher_dtype", "teacher_quantizer", "teacher_offload"),
+        *("dataset", "on_bad_row", "date", "seed", "student_prompt_template"),
+        *("teacher_prompt_template", "teacher_system_prompt"),
         *("device", "dtype", "output_dir", "collective_timeout_seconds"),
         *(name for name, key in KEYS.items() if key.recipe == _GEN),
     }

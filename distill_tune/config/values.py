@@ -29,6 +29,7 @@ _LOGGERS = {"WandB": "wandb", "TensorBoard": "tensorboard", "Comet": "comet_ml",
 _PACKAGES = {f"torchtune.training.metric_logging.{name}Logger": package for name, package in _LOGGERS.items()}
 _KINDS_OF_TEACHER = "distill_tune.teachers."
 _STORED = f"{_KINDS_OF_TEACHER}Cached"
+_SORTED = "distill_tune.losses.UniversalLogit"
 _PROMPT_KEYS = ("student_prompt_template", "teacher_prompt_template", "teacher_system_prompt", "teacher_max_seq_len")
 
 # Of the section `cache`: what each may be, and the kinds that heed it.
@@ -106,6 +107,12 @@ def _of_several(config: DictConfig) -> Iterator[str]:
         yield f"teacher_model: missing; {why} needs a teacher (kd_ratio=0 trains without one)"
     if config.get("teacher_quantizer") is not None and config.get("teacher_offload") is True:
         yield "teacher_offload=True: streams plain weights alone; leave teacher_quantizer out"
+    loss, ratio = config.get("kd_loss"), config.get("kd_ratio", KEYS["kd_ratio"].default)
+    if ratio == 1 and isinstance(loss, DictConfig) and loss.get("_component_") == _SORTED:
+        yield (
+            f"kd_ratio={_shown(ratio)}: UniversalLogit compares sorted probabilities, which tell no token from "
+            "another, and needs cross-entropy beside it; set it below 1, as kd_ratio=0.9"
+        )
     if (stored := config.get("teacher_cache")) is not None:
         if hidden_loss is not None:
             yield f"teacher_cache={stored}: hidden_loss compares layers, whose states no cache has; leave one out"

@@ -6,13 +6,24 @@ import decimal
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from distill_tune.data.conversation import Turn
 from distill_tune.data.row_fields import GENERATED
 from distill_tune.generation.thinking import BEGIN, split_thinking
 
 FINISHED = "stop"
+
+
+class Prompt(NamedTuple):
+    """
+    Attributes:
+        tokens: as a model reads them.
+        begins_thought: it ends within a thought that the template has begun.
+    """
+
+    tokens: tuple[int, ...]
+    begins_thought: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +35,7 @@ class Question:
         row: as it was read.
         turns, tools: see :class:`~distill_tune.data.asked.Asked`.
         kept: columns of the row that its answers keep.
-        tokens: of the prompt, as the model reads it.
-        begins_thought: the prompt ends within a thought that the template has begun.
+        prompts: by the name of the model that reads it.
     """
 
     number: int
@@ -34,8 +44,7 @@ class Question:
     turns: tuple[Turn, ...]
     tools: tuple[Mapping[str, Any], ...] | None
     kept: tuple[str, ...]
-    tokens: tuple[int, ...]
-    begins_thought: bool = False
+    prompts: Mapping[str, Prompt]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Sample:
         number: among the samples of its prompt, from 0.
         seed: that its random stream is from.
         finish_reason: ``stop``, or ``length`` or ``repetition`` where it was cut.
-        tokens: with the end, where it has one.
+        tokens: the model's own, with the end, where it has one.
         log_prob: of all of them together, by the model itself; None where it does not tell.
         text: of the tokens, without the end.
     """
@@ -95,9 +104,10 @@ def answer_of(question: Question, sample: Sample, thinking: str) -> Answer:
     Args:
         thinking: ``keep`` it in the text, ``drop`` it, or give it a ``field``.
     """
-    thought, text = split_thinking(sample.text, question.begins_thought)
+    begins_thought = question.prompts[sample.model].begins_thought
+    thought, text = split_thinking(sample.text, begins_thought)
     if thinking == "keep":
-        text = f"{BEGIN}\n{sample.text}" if question.begins_thought else sample.text
+        text = f"{BEGIN}\n{sample.text}" if begins_thought else sample.text
     return Answer(
         question.row,
         question.turns,

@@ -38,8 +38,8 @@ class HiddenLoss:
     ) -> None:
         if isinstance(layers, str) and layers not in ("uniform", "last"):
             raise ValueError(f"layers={layers}: must be uniform, last, or pairs [student layer, teacher layer]")
-        if not isinstance(layers, str) and any(len(pair) != 2 for pair in layers):
-            raise ValueError(f"layers={layers}: must be pairs [student layer, teacher layer]")
+        if not isinstance(layers, str) and not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in layers):
+            raise ValueError(f"layers={layers}: must be pairs [[student layer, teacher layer], ...]")
         if measure not in ("mse", "cosine") or positions not in ("supervised", "all"):
             raise ValueError(f"measure={measure}, positions={positions}: must be mse or cosine, supervised or all")
         self.layers, self.measure, self.positions, self.weight = layers, measure, positions, weight

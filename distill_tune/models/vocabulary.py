@@ -209,8 +209,8 @@ def _check_words(student: Path, tokenizer: Any, whose: str) -> None:
     same = sum(mine == its for mine, its in zip(reversed(found), reversed(wanted), strict=False))
     if 2 * same < len(wanted):  # some differ in how a text begins
         raise UserError(
-            f"tokenizer: {type(tokenizer).__name__} writes {_SENTENCE!r} as {found}, the tokenizer of {whose} "
-            f"{student} as {wanted}; take its own: distill_tune.data.hf_tokenizer with path={student}"
+            f"tokenizer: {type(tokenizer).__name__} writes a sentence in other tokens than the tokenizer of "
+            f"{whose} {student}; take its own: tokenizer=distill_tune.data.hf_tokenizer tokenizer.path={student}"
         )
 
 

@@ -1,6 +1,6 @@
 """Where the teacher's signal comes from."""
 
-from distill_tune.teachers.aligned import AlignedTeacher, with_own_tokenizers
+from distill_tune.teachers.aligned import AlignedTeacher, own_tokenizers, with_own_tokenizers
 from distill_tune.teachers.build import build_teacher
 from distill_tune.teachers.cached import Cached, require_lasting_prompts, require_served_by, what_it_lacks
 from distill_tune.teachers.hf import HuggingFace
@@ -25,6 +25,7 @@ __all__ = [
     "Shard",
     "Teacher",
     "build_teacher",
+    "own_tokenizers",
     "require_lasting_prompts",
     "require_served_by",
     "what_it_lacks",

@@ -17,7 +17,9 @@ from distill_tune import models
 from distill_tune.alignment.token_bytes import TokenBytes, token_bytes
 from distill_tune.alignment.vocabulary_map import VocabularyMap
 from distill_tune.config.components import instantiate
+from distill_tune.counts import counted
 from distill_tune.data.batch import Batch
+from distill_tune.data.conversation import IGNORE_INDEX
 from distill_tune.data.ends import exported_stops
 from distill_tune.data.other_tokenizer import OtherTokenizer, told_of_teacher
 from distill_tune.data.shape import Shape
@@ -91,7 +93,7 @@ class AlignedTeacher(Teacher):
     def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
         read = [rows.read_by(self._number) for rows in datasets]
         for rows in read:
-            _require_found(rows)
+            _require_found(rows, self._own.its_bytes)
         used = functools.reduce(numpy.union1d, (rows.used_tokens for rows in read))
         try:
             self._teacher.require_rows(max(int(rows.lengths.max()) for rows in read), used)
@@ -139,17 +141,26 @@ class AlignedTeacher(Teacher):
         self._teacher.restored()
 
 
-def _require_found(rows: TokenisedRows) -> None:
+def _require_found(rows: TokenisedRows, its_bytes: TokenBytes) -> None:
     """
+    Args:
+        rows: as the teacher reads them.
+
     Raises:
-        UserError: most of the answers are not found in what the teacher's tokenizer writes.
+        UserError: most of the answers are not found in what the teacher's tokenizer writes. What one side's template
+            has beside them, as an empty thought, does not count.
     """
     found = rows.alignment
-    if found is not None and found.num_masked_bytes > _MOST_MASKED * found.num_bytes:
-        share = found.num_masked_bytes / found.num_bytes
+    if found is None:
+        return
+    learned = rows.labels[rows.labels != IGNORE_INDEX].numpy()
+    least = min(found.num_bytes, int(its_bytes.lengths[learned].sum()))
+    missing = least - (found.num_bytes - found.num_masked_bytes)
+    if missing > _MOST_MASKED * least:
         raise UserError(
-            f"{KEY}: {share:.0%} of the answers' bytes are not found in what it writes of the same rows: it, or its "
-            "chat template, writes other texts, and the teacher's word on those teaches nothing; name the teacher's own"
+            f"{KEY}: {missing / least:.0%} of the answers' bytes are not found in what it writes of the same rows: it, "
+            "or its chat template, writes other texts, and the teacher's word on those teaches nothing; name the "
+            "teacher's own"
         )
 
 
@@ -177,17 +188,9 @@ def with_own_tokenizers(
             of its word alone; not one tokenizer for each teacher.
     """
     each = teacher.teachers if isinstance(teacher, SeveralTeachers) else [teacher]
-    if isinstance(component, ListConfig) and len(component) != len(each):
-        raise UserError(
-            f"{KEY}: is a list of {len(component)}, and there is {'one teacher' if len(each) == 1 else len(each)} in "
-            "teacher_model: give one for each, null where the folder's own will do"
-        )
-    if isinstance(component, DictConfig) and len(each) > 1:
-        raise UserError(f"{KEY}: teacher_model is a list of {len(each)}: give a list of as many, null where not needed")
-    named = list(component) if isinstance(component, ListConfig) else [component] * len(each)
-    rows = _Rows(tokenizer, tokenizer_config, written_by(tokenizer) or Vocabulary.of(folder))
     of_student = models.output_head(student).vocab_size
-    found = [_own_tokenizer(one, its, rows, of_student) for one, its in zip(each, named, strict=True)]
+    rows = _Rows(tokenizer, tokenizer_config, written_by(tokenizer) or Vocabulary.of(folder), of_student)
+    found = _own_of_each(each, component, rows, "the answers are aligned byte by byte")
     if not any(found):
         return teacher
     is_added_up = isinstance(teacher, SeveralTeachers) and teacher.combination == "sum"
@@ -205,6 +208,38 @@ def with_own_tokenizers(
     return teacher.with_teachers(with_own) if isinstance(teacher, SeveralTeachers) else with_own[0]
 
 
+def own_tokenizers(each: Sequence[Teacher], component: DictConfig | ListConfig | None, tokenizer: Any) -> list[Any]:
+    """The tokenizer of each teacher that writes answers, where it is not that of the rows; None where it is.
+
+    Args:
+        component, tokenizer: as of :func:`with_own_tokenizers`.
+
+    Raises:
+        UserError: as there.
+    """
+    rows = _Rows(tokenizer, OmegaConf.create(), written_by(tokenizer), getattr(tokenizer, "vocab_size", None))
+    found = _own_of_each(each, component, rows, "it is asked in its own tokens")
+    return [own and own.tokenizer for own in found]
+
+
+def _own_of_each(
+    each: Sequence[Teacher], component: DictConfig | ListConfig | None, rows: "_Rows", then: str
+) -> "list[_Own | None]":
+    """
+    Args:
+        then: what is told where a tokenizer is not that of the rows.
+    """
+    if isinstance(component, ListConfig) and len(component) != len(each):
+        raise UserError(
+            f"{KEY}: is a list of {len(component)}, and teacher_model names {counted(len(each), 'teacher')}: give one "
+            "for each, null where the folder's own will do"
+        )
+    if isinstance(component, DictConfig) and len(each) > 1:
+        raise UserError(f"{KEY}: teacher_model is a list of {len(each)}: give a list of as many, null where not needed")
+    named = list(component) if isinstance(component, ListConfig) else [component] * len(each)
+    return [_own_tokenizer(one, its, rows, then) for one, its in zip(each, named, strict=True)]
+
+
 class _Own(NamedTuple):
     """A teacher's own tokenizer, and what it was made from."""
 
@@ -214,11 +249,16 @@ class _Own(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """The tokenizer that writes the rows, what it was made from, and its vocabulary, where that is known."""
+    """The tokenizer that writes the rows, what it was made from, and its vocabulary, where that is known.
+
+    Attributes:
+        size: tokens that are known to whom the rows are for; None where that is not known.
+    """
 
     tokenizer: Any
     config: DictConfig
     vocabulary: Vocabulary | None
+    size: int | None
 
     @functools.cached_property
     def bytes_(self) -> TokenBytes:
@@ -246,12 +286,8 @@ def _is_another(teacher: Teacher, where: Path | None, rows: _Rows) -> bool | Non
     return None
 
 
-def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows, of_student: int) -> _Own | None:
-    """None where it has the tokens of the rows, as far as its files tell.
-
-    Args:
-        of_student: tokens that the student knows.
-    """
+def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows, then: str) -> _Own | None:
+    """None where it has the tokens of the rows, as far as its files tell."""
     where = teacher.folders[0] if teacher.folders else None
     if component is not None:
         with told_of_teacher():
@@ -267,11 +303,11 @@ def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows, 
                 "and is taken for the same"
             )
         elif is_another is None and where is not None:
-            its_size = getattr(teacher, "vocab_size", of_student)
-            if abs(its_size - of_student) > _PADDING * max(its_size, of_student):
+            its_size = getattr(teacher, "vocab_size", None)
+            if its_size and rows.size and abs(its_size - rows.size) > _PADDING * max(its_size, rows.size):
                 raise UserError(
                     f"teacher_model: {where} has no tokenizer that can be compared with that of the rows, and knows "
-                    f"{its_size} tokens where the student knows {of_student}: they are others. Complete the folder, or "
+                    f"{its_size} tokens where the student knows {rows.size}: they are others. Complete the folder, or "
                     f"name what writes them: {_EXAMPLE}"
                 )
             print(
@@ -295,5 +331,5 @@ def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows, 
         with told_of_teacher():
             built = instantiate(component)
     told = f"that of {where}" if where else KEY
-    print(f"teacher_model: its tokenizer, {told}, is not that of the rows; the answers are aligned byte by byte")
+    print(f"teacher_model: its tokenizer, {told}, is not that of the rows; {then}")
     return _Own(built, component)

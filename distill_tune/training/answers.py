@@ -1,6 +1,7 @@
 """What recipes/generate.py does besides asking models: which ones, for what, and what it leaves."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shlex
@@ -29,7 +30,7 @@ from distill_tune.generation.requests import require_numbers
 from distill_tune.generation.texts import text_of
 from distill_tune.training.distributed import from_main_process, is_main_process, num_ranks, rank, wait_for_all
 from distill_tune.training.output_check import require_writable
-from distill_tune.training.questions import Failed, read_questions
+from distill_tune.training.questions import Failed, Reader, read_questions
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.writers import Writer, open_writers
 
@@ -106,13 +107,13 @@ def prepare_answers(cfg: DictConfig, device: torch.device, tokenizer: Any, runs:
     writers = open_writers(cfg, key, device, tokenizer)
     for writer in writers:
         writer.ends |= frozenset(sampling.stop_token_ids)
-    longest = min((writer.max_seq_len for writer in writers if writer.max_seq_len), default=sys.maxsize)
     check = getattr(choice.score, "check", None) or (lambda row: None)
     by_row = cfg.get("teacher_combination") == "by_row" and key == "teacher_model"
-    questions, failed = read_questions(cfg, tokenizer, _prompt_for(cfg, key), longest, check, by_row)
-    used = numpy.unique(numpy.concatenate([numpy.asarray(question.tokens) for question in questions]))
+    readers = {writer.name: Reader(writer.tokenizer, writer.max_seq_len) for writer in writers}
+    questions, failed = read_questions(cfg, tokenizer, _prompt_for(cfg, key), readers, check, by_row)
     for writer in writers:
-        writer.require_tokens(key, tokenizer, used)
+        tokens = [numpy.asarray(question.prompts[writer.name].tokens) for question in questions]
+        writer.require_tokens(key, numpy.unique(numpy.concatenate(tokens)))
     if by_row:
         _require_names(questions, writers)
     return Prepared(sampling, choice, writers, questions, failed, by_row)
@@ -202,13 +203,14 @@ class Wanted(NamedTuple):
     question: Question
     number: int
     key: str
+    prompt: tuple[int, ...]
 
     def request(self, seed: int) -> generation.Request:
         """With a random stream that the prompt and the sample's number decide on, wherever the row stands."""
-        of_prompt = int(sample_key({}, 0, self.question.tokens, 0)[:15], 16)
-        return generation.Request(self.question.tokens, generation.stream_of(seed, 0, of_prompt, self.number))
+        of_prompt = int(sample_key({}, 0, self.prompt, 0)[:15], 16)
+        return generation.Request(self.prompt, generation.stream_of(seed, 0, of_prompt, self.number))
 
-    def sample(self, completion: generation.Completion, writer: Writer, seed: int, tokenizer: Any) -> Sample:
+    def sample(self, completion: generation.Completion, writer: Writer, seed: int) -> Sample:
         """The answer, as it is recorded.
 
         Raises:
@@ -217,7 +219,7 @@ class Wanted(NamedTuple):
         require_numbers(completion, writer.name)
         tokens = list(completion.tokens)
         has_end = completion.finish_reason == FINISHED and tokens[-1:] and tokens[-1] in writer.ends
-        text = text_of(tokenizer, tokens[:-1] if has_end else tokens)
+        text = text_of(writer.tokenizer, tokens[:-1] if has_end else tokens)
         if completion.finish_reason != FINISHED:
             text = text.rstrip("\ufffd")  # of a character that was cut
         log_prob = round(sum(completion.log_probs), 4) if completion.log_probs else None
@@ -235,14 +237,14 @@ class Todo:
     def __init__(
         self, writer: Writer, prepared: Prepared, record: Record, seed: int, each: int, most: int | None = None
     ) -> None:
-        self._only = writer.name if prepared.by_row else None
+        self._name, self._is_by_row = writer.name, prepared.by_row
         self._identity = {**writer.identity, "sampling": dataclasses.asdict(prepared.sampling)}
         self._choice, self._record, self._seed = prepared.choice, record, seed
         self._each, self._most = each, most or each
         self._made: dict[str, Sample | None] = {}
 
     def key(self, question: Question, number: int) -> str:
-        return sample_key(self._identity, self._seed, question.tokens, number)
+        return sample_key(self._identity, self._seed, self._tokens(question), number)
 
     def add(self, sample: Sample) -> None:
         """One that is there from now on."""
@@ -250,8 +252,9 @@ class Todo:
 
     def of(self, question: Question) -> list[Wanted]:
         """Those that the prompt lacks."""
-        wanted = (Wanted(question, number, self.key(question, number)) for number in range(self._upto(question)))
-        return [one for one in wanted if not self._is_there(one.key)]
+        keys = ((number, self.key(question, number)) for number in range(self._upto(question)))
+        tokens = self._tokens(question)
+        return [Wanted(question, number, key, tokens) for number, key in keys if not self._is_there(key)]
 
     def more(self, wanted: Sequence[Wanted]) -> list[Wanted]:
         """What is lacking of the same prompts by now."""
@@ -265,7 +268,7 @@ class Todo:
 
     def _upto(self, question: Question) -> int:
         """So many samples, and more as long as all of those are there and none is right."""
-        if self._only not in (None, str(question.row.get("teacher_id"))):
+        if self._is_by_row and self._name != str(question.row.get("teacher_id")):
             return 0
         count = self._each
         while count < self._most:
@@ -275,6 +278,10 @@ class Todo:
             count = min(count + self._each, self._most)
         return count
 
+    def _tokens(self, question: Question) -> tuple[int, ...]:
+        """Of the prompt, as the model reads it."""
+        return question.prompts[self._name].tokens
+
     def _is_right(self, question: Question, key: str) -> bool:
         return self._choice.is_right(question, self._sample(key))
 
@@ -282,7 +289,8 @@ class Todo:
         return key in self._made or key in self._record
 
     def _sample(self, key: str) -> Sample:
-        return self._made.get(key) or self._record[key]
+        """By the model's present name."""
+        return dataclasses.replace(self._made.get(key) or self._record[key], model=self._name)
 
 
 def of_this_rank(wanted: Sequence[Wanted]) -> list[Wanted]:
@@ -339,4 +347,10 @@ def _told(folder: Path, prepared: Prepared, lacking: int) -> Iterator[str]:
     if lacking:
         yield f"  {lacking:,} samples are not there yet; the same command goes on"
     source = f"dataset={{_component_: distill_tune.data.chat, source: {folder / _ANSWERS}}}"
-    yield f"train from it: distill-tune run kd_single_device --config ... {shlex.quote(source)}"
+    yield f"train from it: distill-tune run kd_single_device --config {_config_given()} \\\n    {shlex.quote(source)}"
+
+
+def _config_given() -> str:
+    """The config of this run, as a command names it."""
+    after = itertools.dropwhile(lambda argument: argument != "--config", sys.argv)
+    return shlex.quote(next(itertools.islice(after, 1, None), "CONFIG"))

@@ -1,7 +1,8 @@
 """The prompts of a config: read, checked and tokenised before any model loads."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -9,11 +10,11 @@ from distill_tune.config.components import instantiate
 from distill_tune.counts import counted
 from distill_tune.data.asked import Asked, asked_in, asked_tokens
 from distill_tune.data.datasets import ANSWER
-from distill_tune.data.prompts import Prompt
+from distill_tune.data.prompts import Prompt as Template
 from distill_tune.data.row_fields import unread_in
 from distill_tune.data.sources import Row, RowError, origin_of, require_unchanged, use_in_torchtune
 from distill_tune.errors import UserError, one_line
-from distill_tune.generation.answers import Question, line_of
+from distill_tune.generation.answers import Prompt, Question, line_of
 from distill_tune.generation.texts import text_of
 from distill_tune.generation.thinking import BEGIN
 
@@ -24,48 +25,66 @@ _SHOWN_FAULTS = 5
 Failed = dict[str, str]
 
 
+class Reader(NamedTuple):
+    """A model that is asked.
+
+    Attributes:
+        tokenizer: writes its prompts.
+        longest: tokens that it reads, the answer included; None where it does not say.
+    """
+
+    tokenizer: Any
+    longest: int | None = None
+
+
 def read_questions(
     cfg: DictConfig,
     tokenizer: Any,
-    prompt: Prompt,
-    longest: int,
+    template: Template,
+    readers: Mapping[str, Reader],
     check: Callable[[Row], None] = lambda row: None,
     by_row: bool = False,
 ) -> tuple[list[Question], list[Failed]]:
     """What ``prompt`` or ``dataset`` asks, each prompt once, and the rows that cannot be asked.
 
     Args:
-        prompt: that is written around each user turn, of whichever model answers.
-        longest: tokens that all models read, the answer included.
+        tokenizer: that of the rows.
+        template: that is written around each user turn, of whichever model answers.
+        readers: by name.
         check: raises ValueError where answers to a row cannot be scored.
         by_row: a prompt for another ``teacher_id`` is another one.
 
     Raises:
         UserError: a dataset whose rows are not told apart into turns; no prompt; a bad row, unless ``on_bad_row=skip``.
     """
-    bound, tokenizer.max_seq_len = getattr(tokenizer, "max_seq_len", None), None  # it would cut prompts
-    questions: dict[tuple[str, tuple[int, ...]], Question] = {}
+    questions: dict[tuple[str, tuple[Prompt, ...]], Question] = {}
     failed, num_again = list[Failed](), 0
-    try:
+    with _uncut([tokenizer, *(reader.tokenizer for reader in readers.values())]):
         for origin, row, asked, kept in _asked(cfg, tokenizer):
             try:
-                question = _question(len(questions), origin, row, asked, kept, tokenizer, prompt)
-                if len(question.tokens) >= longest:
-                    told = (
-                        f"the prompt has {len(question.tokens)} tokens; the model reads {longest}, an answer included"
-                    )
-                    raise RowError(told)
+                question = _question(len(questions), origin, row, asked, kept, template, readers)
                 check(row)
             except (RowError, TypeError, ValueError, AttributeError, LookupError) as error:
                 failed.append({"row": origin, "error": one_line(error).encode(errors="replace").decode()})
                 continue
-            key = (str(row.get("teacher_id")) if by_row else "", question.tokens)
+            key = (str(row.get("teacher_id")) if by_row else "", tuple(question.prompts.values()))
             num_again += key in questions
             questions.setdefault(key, question)
-    finally:
-        tokenizer.max_seq_len = bound
     _tell(cfg, questions.values(), failed, num_again)
     return list(questions.values()), failed
+
+
+@contextlib.contextmanager
+def _uncut(tokenizers: Sequence[Any]) -> Iterator[None]:
+    """With tokenizers that cut no prompt."""
+    bounds = [getattr(tokenizer, "max_seq_len", None) for tokenizer in tokenizers]
+    for tokenizer in tokenizers:
+        tokenizer.max_seq_len = None
+    try:
+        yield
+    finally:
+        for tokenizer, bound in zip(tokenizers, bounds, strict=True):
+            tokenizer.max_seq_len = bound
 
 
 def _asked(cfg: DictConfig, tokenizer: Any) -> Iterator[tuple[str, Row, Any, tuple[str, ...]]]:
@@ -99,11 +118,17 @@ def _asked(cfg: DictConfig, tokenizer: Any) -> Iterator[tuple[str, Row, Any, tup
 
 
 def _question(
-    number: int, origin: str, row: Row, asked: Asked | RowError, kept: tuple[str, ...], tokenizer: Any, prompt: Prompt
+    number: int,
+    origin: str,
+    row: Row,
+    asked: Asked | RowError,
+    kept: tuple[str, ...],
+    template: Template,
+    readers: Mapping[str, Reader],
 ) -> Question:
     """
     Raises:
-        RowError: nothing is asked, a column cannot be kept, or template or tokenizer refuse it.
+        RowError: nothing is asked, a column cannot be kept, template or tokenizer refuse it, or it is too long.
     """
     if isinstance(asked, RowError):
         raise asked
@@ -113,9 +138,15 @@ def _question(
         except (TypeError, ValueError) as error:
             told = f"{type(error).__name__}: {one_line(error)}".encode(errors="replace").decode()
             raise RowError(f"answers cannot keep its column {name}, which JSON does not know: {told}") from error
-    tokens = tuple(asked_tokens(tokenizer, asked, prompt, row))
-    begins_thought = text_of(tokenizer, tokens[-_OPEN:]).rstrip().endswith(BEGIN)
-    return Question(number, origin, row, asked.turns, asked.tools, kept, tokens, begins_thought)
+    written, prompts = dict[int, Prompt](), dict[str, Prompt]()
+    for name, (tokenizer, longest) in readers.items():
+        if id(tokenizer) not in written:
+            tokens = tuple(asked_tokens(tokenizer, asked, template, row))
+            written[id(tokenizer)] = Prompt(tokens, text_of(tokenizer, tokens[-_OPEN:]).rstrip().endswith(BEGIN))
+        prompts[name] = prompt = written[id(tokenizer)]
+        if longest and len(prompt.tokens) >= longest:
+            raise RowError(f"the prompt has {len(prompt.tokens)} tokens; the model reads {longest}, an answer included")
+    return Question(number, origin, row, asked.turns, asked.tools, kept, prompts)
 
 
 def _tell(cfg: DictConfig, questions: Sequence[Question] | Any, failed: Sequence[Failed], num_again: int) -> None:
@@ -134,7 +165,7 @@ def _tell(cfg: DictConfig, questions: Sequence[Question] | Any, failed: Sequence
         entries = cfg.dataset if isinstance(cfg.dataset, ListConfig) else [cfg.dataset]
         named = ", ".join(str(entry.get("source") or entry["_component_"]) for entry in entries)
         raise UserError(f"dataset: {named} has no prompt{''.join(shown)}{more}")
-    tokens = sum(len(question.tokens) for question in questions)
+    tokens = sum(len(next(iter(question.prompts.values())).tokens) for question in questions)
     told = f"{counted(len(questions), 'prompt')}, {counted(tokens, 'token')}"
     told += f"; {counted(num_again, 'row')} left out that ask what another asks" if num_again else ""
     told += f"; {counted(len(failed), 'row')} left out that cannot be asked" if failed else ""

@@ -143,7 +143,7 @@ class RunFolder:
             "model": (self.model, f"the student{merged}; opens with transformers"),
             "adapter": (self.adapter, "the LoRA factors; opens with peft on the base model"),
             "metrics": (self.metrics, "a line a step"),
-            "rollouts": (self.rollouts, "some of the student's answers, with the teacher's marks"),
+            "rollouts": (self.rollouts, "some of the student's answers"),
         }
         lines += [f"  {path}  {what}" for path, what in written.values() if path.exists()]
         folder = self.model if self.model.exists() else self.adapter

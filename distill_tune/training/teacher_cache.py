@@ -1,12 +1,14 @@
 """What recipes/teacher_cache.py does besides asking the teacher: which cache, of what, and what it leaves."""
 
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+import yaml
+from omegaconf import DictConfig, OmegaConf
 
 import distill_tune
 from distill_tune import cache, data, models, teachers
@@ -14,6 +16,7 @@ from distill_tune.cache.shard import shard_files
 from distill_tune.config.files import local_path
 from distill_tune.counts import counted
 from distill_tune.data.dates import day_of_run
+from distill_tune.data.other_tokenizer import OtherTokenizer
 from distill_tune.errors import UserError, one_line
 from distill_tune.losses import LinearProjection
 from distill_tune.models.vocabulary import Vocabulary, written_by
@@ -265,8 +268,13 @@ def _record_keys(plan: data.StepPlan) -> Iterator[bytes]:
         yield from rows.as_teacher_reads.record_keys
 
 
-def finish_cache(folder: Path, manifest: cache.Manifest, plans: Sequence[data.StepPlan]) -> str:
+def finish_cache(
+    folder: Path, manifest: cache.Manifest, plans: Sequence[data.StepPlan], others: Sequence[OtherTokenizer] = ()
+) -> str:
     """Wait for all ranks' shards and list them; what to tell of the cache, and how to train from it.
+
+    Args:
+        others: the teacher's own tokenizer, where that of the rows is another: a cache has none.
 
     Raises:
         UserError: rows that other processes were to write are not there.
@@ -283,8 +291,14 @@ def finish_cache(folder: Path, manifest: cache.Manifest, plans: Sequence[data.St
         manifest = cache.finish(folder, manifest, fingerprints)
     manifest = from_main_process(manifest)
     each = manifest.num_bytes / max(1, manifest.num_positions)
+    keys = [f"teacher_model={{_component_: distill_tune.teachers.Cached, path: {folder}}}"]
+    for other in others:
+        component = OmegaConf.to_container(other.config, resolve=True)
+        keys.append(
+            f"+teacher_tokenizer={yaml.safe_dump(component, default_flow_style=True, width=sys.maxsize).strip()}"
+        )
     return (
         f"done: {manifest.num_rows:,} rows, {manifest.num_positions:,} supervised tokens, {each:.1f} bytes each\n"
         f"  {folder}  {counted(len(shard_files(folder)), 'shard')} of kind {manifest.kind}\n"
-        f"train from it: {shlex.quote(f'teacher_model={{_component_: distill_tune.teachers.Cached, path: {folder}}}')}"
+        f"train from it: {shlex.join(keys)}"
     )

@@ -1,9 +1,10 @@
 """The models that a config has answer."""
 
+import contextlib
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, ListConfig
 
 from distill_tune import generation, models, teachers
 from distill_tune.config.components import build, find_component
+from distill_tune.data.other_tokenizer import told_of_teacher
 from distill_tune.disk import short_digest
 from distill_tune.errors import UserError
 from distill_tune.teachers.build import Entry, entries_of
@@ -32,6 +34,8 @@ class Writer:
         max_seq_len: tokens of a prompt and its answer; None where it does not say.
         vocab_size: None where it does not say.
         folder: of its tokenizer; None of a server.
+        tokenizer: writes its prompts and reads its answers: that of the rows, or its own.
+        has_own_tokenizer: whether it is its own.
     """
 
     name: str
@@ -41,11 +45,13 @@ class Writer:
     max_seq_len: int | None
     vocab_size: int | None = None
     folder: Path | None = None
+    tokenizer: Any = None
+    has_own_tokenizer: bool = False
 
-    def require_tokens(self, key: str, tokenizer: Any, used: numpy.ndarray) -> None:
+    def require_tokens(self, key: str, used: numpy.ndarray) -> None:
         """
         Args:
-            used: the ids that occur in prompts, sorted.
+            used: the ids that occur in its prompts, sorted.
 
         Raises:
             UserError: they are not this model's.
@@ -53,14 +59,10 @@ class Writer:
         if self.vocab_size is not None:
             models.require_tokens(key, self.vocab_size, int(used[-1]))
         if self.folder is not None:
-            try:
-                models.check_own_tokens(self.folder, tokenizer, used, f"the {key.replace('_', ' ')}")
-            except UserError as error:
-                raise UserError(f"{error}; have its own write the prompts: tokenizer.path={self.folder}") from error
+            with told_of_teacher() if self.has_own_tokenizer else contextlib.nullcontext():
+                models.check_own_tokens(self.folder, self.tokenizer, used, f"the {key.replace('_', ' ')}")
 
-    def load(
-        self, sampling: generation.Sampling, tokenizer: Any, device: torch.device, cfg: DictConfig
-    ) -> generation.Generator:
+    def load(self, sampling: generation.Sampling, device: torch.device, cfg: DictConfig) -> generation.Generator:
         """
         Raises:
             UserError: the weights cannot be read.
@@ -73,7 +75,7 @@ class Writer:
             model,
             self.ends,
             sampling,
-            tokenizer=tokenizer,
+            tokenizer=self.tokenizer,
             cache_bytes=cfg.get("cache_bytes"),
             max_slots=cfg.get("answers_at_once", 64),
         )
@@ -87,6 +89,7 @@ def open_writers(cfg: DictConfig, key: str, device: torch.device, tokenizer: Any
     """
     Args:
         key: ``model`` or ``teacher_model``, which may be a list.
+        tokenizer: that of the rows.
 
     Raises:
         UserError: one cannot be built, does not fit its checkpoint, or does not answer.
@@ -98,13 +101,24 @@ def open_writers(cfg: DictConfig, key: str, device: torch.device, tokenizer: Any
         of_teacher = {"quantizer": cfg.get("teacher_quantizer"), "offload": cfg.get("teacher_offload", False)}
     dtype = find_dtype((of_teacher and cfg.get("teacher_dtype")) or cfg.dtype, device)
     quantizer = plain_config(cfg).get("teacher_quantizer") if of_teacher else None
+    entries = list(entries_of(component, checkpointers, key))
+    each = [
+        teachers.Teacher()  # nothing is known of a server's tokenizer
+        if is_server(entry.component)
+        else teachers.build_teacher(entry.component, checkpointer, dtype=dtype, key=entry_key, **of_teacher)
+        for entry_key, entry, checkpointer in entries
+    ]
+    own: Sequence[Any] = [None] * len(each)
+    if of_teacher:
+        own = teachers.own_tokenizers(each, cfg.get("teacher_tokenizer"), tokenizer)
     found = list[Writer]()
-    for entry_key, entry, checkpointer in entries_of(component, checkpointers, key):
+    for (entry_key, entry, _), teacher, its in zip(entries, each, own, strict=True):
         if is_server(entry.component):
-            writer = _of_server(entry_key, entry, tokenizer)
+            writer = _of_server(entry_key, entry, its or tokenizer)
         else:
-            teacher = teachers.build_teacher(entry.component, checkpointer, dtype=dtype, key=entry_key, **of_teacher)
-            writer = _of_model(entry_key, teacher, tokenizer, {"dtype": dtype_name(dtype), "quantizer": quantizer})
+            settings = {"dtype": dtype_name(dtype), "quantizer": quantizer}
+            writer = _of_model(entry_key, teacher, its or tokenizer, settings)
+        writer.has_own_tokenizer = its is not None
         is_named = isinstance(component, ListConfig) and "name" in component[len(found)]
         found.append(dataclasses.replace(writer, name=entry.name) if is_named else writer)
     again = [name for name, count in Counter(writer.name for writer in found).items() if count > 1]
@@ -133,7 +147,7 @@ def _of_model(key: str, teacher: teachers.Teacher, tokenizer: Any, settings: Map
     content = from_main_process(short_digest(teacher.files) if is_main_process() else "")
     identity = {"content": content, **settings, "ends": sorted(ends)}
     name = folder.resolve().parent.name if folder.name == "model" else folder.name
-    return Writer(name, teacher, ends, identity, teacher.max_seq_len, teacher.vocab_size, folder)
+    return Writer(name, teacher, ends, identity, teacher.max_seq_len, teacher.vocab_size, folder, tokenizer)
 
 
 def _of_server(key: str, entry: Entry, tokenizer: Any) -> Writer:
@@ -141,4 +155,4 @@ def _of_server(key: str, entry: Entry, tokenizer: Any) -> Writer:
     about = server.engines()[0].about
     ends = generation.ends_of(tokenizer, getattr(tokenizer, "folder", None) or Path(os.devnull))
     identity = {"content": about.content or f"{about.engine} {about.model}", "ends": sorted(ends)}
-    return Writer(str(about.model), server, ends, identity, about.most_tokens, about.vocab_size)
+    return Writer(str(about.model), server, ends, identity, about.most_tokens, about.vocab_size, None, tokenizer)

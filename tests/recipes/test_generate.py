@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from stand_in_engines import StandInVLLM
 from stored_teacher import losses_of
-from tiny import ROWS, put_before
+from tiny import ROWS, put_before, write_model_of_another_tokenizer
 
 from distill_tune import models, teachers
 from distill_tune.cli.main import main as command_line
@@ -46,9 +46,9 @@ def asked(config, tmp_path):
     return write
 
 
-def likeliest(folder, turns, count):
+def likeliest(folder, turns, count, tokenizer=None):
     """A model's answer, by a whole forward pass for each token."""
-    tokenizer = llama2_tokenizer(str(folder / "tokenizer.model"))
+    tokenizer = tokenizer or llama2_tokenizer(str(folder / "tokenizer.model"))
     component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(folder)})
     checkpoint = models.open_checkpoint("model", component, None)
     model = models.load_model(component, checkpoint, torch.float32, torch.device("cpu")).eval()
@@ -187,6 +187,23 @@ def test_the_teachers_own_prompt_is_read_by_it_and_not_by_the_student(run, asked
     assert [row["messages"][0] for row in plain] == [row["messages"][0] for row in told]
     asked_otherwise = {"role": "user", "content": f"3: {ASKED[3]['instruction']}"}
     assert told[3]["generated"]["tokens"] == likeliest(tmp_path / "teacher", [asked_otherwise], 8)
+
+
+def test_a_model_of_another_tokenizer_is_asked_and_understood_in_its_own_tokens(run, asked, tmp_path, capsys):
+    path = write_model_of_another_tokenizer(tmp_path / "other", tmp_path / "teacher" / "tokenizer.model", seed=8)
+    from_hf = "distill_tune.models.from_hf"
+    asked(teacher_model=[{"_component_": from_hf, "path": str(one)} for one in (tmp_path / "teacher", path)])
+    run("generate", "output_dir=answers", "+sampling.temperature=0.0")
+    told = f"teacher_model: its tokenizer, that of {path}, is not that of the rows; it is asked in its own tokens"
+    assert told in capsys.readouterr().out
+    rows, own = read(tmp_path / "answers" / "answers.jsonl"), hf_tokenizer(str(path))
+    for row in rows:
+        name, tokens = row["generated"]["model"], row["generated"]["tokens"]
+        wanted = likeliest(tmp_path / name, row["messages"][:1], 8, own if name == "other" else None)
+        assert tokens == wanted
+        if name == "other":
+            assert row["messages"][1]["content"] == own.decode(tokens, skip_special_tokens=False).rstrip("\ufffd")
+    assert [row["generated"]["model"] for row in rows] == ["teacher", "other"] * 8
 
 
 def test_rows_that_cannot_be_asked_are_told_or_listed_and_tried_again(run, asked, tmp_path, capsys):

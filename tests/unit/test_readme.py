@@ -54,3 +54,9 @@ def test_the_readme_shows_every_command_there_is(capsys: pytest.CaptureFixture[s
     assert len(there_are) > 8
     shown = set(re.findall(r"^distill-tune ([a-z-]+)", "\n".join([*commands(ENGLISH), *names(ENGLISH)]), re.MULTILINE))
     assert shown == set(there_are) - {"cat"}
+
+
+def test_both_readmes_name_every_page_of_the_docs():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    for text in (ENGLISH, CHINESE):
+        assert pages <= set(re.findall(r"[a-z_]+\.md", text.strip().rpartition("\n\n")[2]))

@@ -38,7 +38,7 @@ def test_commands_read_the_home_folder(tmp_path, monkeypatch, command, line, nam
 
 
 def test_the_demos_models_have_a_name_on_the_command_line():
-    assert [is_model_folder(local_path(f"demo:{name}")) for name in ("teacher", "student")] == [True, True]
+    assert [is_model_folder(local_path(f"demo:{name}")) for name in ("teacher", "student", "bpe_teacher")] == [True] * 3
     assert local_path("demo:teacher") == demo_model_folder("teacher") and local_path("demo:a") == Path("demo:a")
 
 
@@ -60,6 +60,10 @@ def test_folders_to_compare_are_looked_for_there(tmp_path, monkeypatch, capsys):
         ("killed", "is of a run that has left no model yet; its own command with resume=auto goes on with it"),
         ("cache", "is a cache of a teacher, which holds no model; name a model's folder"),
         ("answers", "holds answers, which generate wrote, and no model; name a model's folder"),
+        (
+            "demo:techer",
+            "no such model travels with the package; there are demo:bpe_teacher, demo:student, demo:teacher",
+        ),
         ("run/checkpoint", "no such folder, or it has no config.json; name a Hugging Face model folder"),
     ],
 )

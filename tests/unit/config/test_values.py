@@ -81,3 +81,17 @@ def test_a_cache_is_told_from_what_is_none(tmp_path, monkeypatch):
     assert told("stored", "nowhere").startswith("teacher_model.path=nowhere: no such folder")
     config = OmegaConf.create({"teacher_model": {"_component_": "stored"}})
     assert check_components(config) == [f"teacher_model=stored: is a cache of a teacher; {so}"]
+
+
+@pytest.mark.parametrize("value", ["/nowhere", {"path": "/nowhere"}])
+def test_what_names_no_tokenizer_is_shown_how_one_is_named(value):
+    (told,) = check_values(OmegaConf.create({"teacher_model": {"_component_": "a.b"}, "teacher_tokenizer": value}))
+    assert "must be a component" in told and "'{_component_: distill_tune.data.hf_tokenizer, path: FOLDER}'" in told
+
+
+def test_a_method_that_tells_no_token_from_another_needs_cross_entropy():
+    method = {"_component_": "distill_tune.losses.UniversalLogit"}
+    config = {"teacher_model": {"_component_": "a.b"}, "kd_loss": method}
+    (told,) = check_values(OmegaConf.create({**config, "kd_ratio": 1}))
+    assert told.startswith("kd_ratio=1: UniversalLogit") and told.endswith("set it below 1, as kd_ratio=0.9")
+    assert not [*check_values(OmegaConf.create({**config, "kd_ratio": 0.9}))]

@@ -9,7 +9,7 @@ import pytest
 
 from distill_tune import generation
 from distill_tune.errors import UserError
-from distill_tune.generation.answers import Answer, Question, Sample, answer_of, row_of
+from distill_tune.generation.answers import Answer, Prompt, Question, Sample, answer_of, row_of
 from distill_tune.generation.choice import Choice
 from distill_tune.generation.thinking import split_thinking
 from distill_tune.generation.words import words
@@ -21,7 +21,7 @@ QUESTION = Question(
     ({"role": "user", "content": "How many?"},),
     None,
     ("id",),
-    (1, 2),
+    {"teacher": Prompt((1, 2))},
 )
 
 

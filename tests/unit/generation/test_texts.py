@@ -10,7 +10,7 @@ import transformers
 from distill_tune.data import hf_tokenizer
 from distill_tune.errors import UserError
 from distill_tune.generation import Completion, Decoder, Request, Sampling
-from distill_tune.generation.answers import Question, answer_of
+from distill_tune.generation.answers import Prompt, Question, answer_of
 from distill_tune.generation.stop_texts import StopTexts
 from distill_tune.generation.texts import text_of
 from distill_tune.training.answers import Wanted
@@ -19,7 +19,7 @@ from distill_tune.training.writers import Writer
 from torchtune.models.llama2 import llama2_tokenizer
 from torchtune.models.llama3_2 import llama3_2
 
-QUESTION = Question(0, "row 1", {}, ({"role": "user", "content": "How?"},), None, (), (1, 2))
+QUESTION = Question(0, "row 1", {}, ({"role": "user", "content": "How?"},), None, (), {"teacher": Prompt((1, 2))})
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,9 @@ def thinking_tokenizer(student_folder, tmp_path_factory):
 
 
 def recorded(tokenizer, tokens, ends=frozenset({2}), log_probs=None):
-    writer = Writer("teacher", None, ends, {}, None)
-    return Wanted(QUESTION, 0, "key").sample(
-        Completion(tuple(tokens), log_probs or (-1.0,) * len(tokens), "stop"), writer, 0, tokenizer
-    )
+    writer = Writer("teacher", None, ends, {}, None, tokenizer=tokenizer)
+    completion = Completion(tuple(tokens), log_probs or (-1.0,) * len(tokens), "stop")
+    return Wanted(QUESTION, 0, "key", (1, 2)).sample(completion, writer, 0)
 
 
 def test_a_thought_in_special_tokens_is_told_from_the_answer(thinking_tokenizer):

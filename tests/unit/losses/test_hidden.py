@@ -61,3 +61,9 @@ def test_what_cannot_be_is_refused():
             HiddenLoss(**arguments)
     with pytest.raises(ValueError, match=r"\[3, 1\]: the student has 2 layers, the teacher 6"):
         HiddenLoss([[3, 1]]).pairs(2, 6)
+
+
+@pytest.mark.parametrize("layers", [[0], [[1]], [[1, 2, 3]]])
+def test_layers_that_are_no_pairs_are_told(layers):
+    with pytest.raises(ValueError, match=r"layers=.*: must be pairs \[\[student layer, teacher layer\], \.\.\.\]"):
+        HiddenLoss(layers)

@@ -175,7 +175,10 @@ def test_a_mixture_is_refused(configured, teacher_folder):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"teacher_tokenizer": [None, None]}, "teacher_tokenizer: is a list of 2, and there is one teacher"),
+        (
+            {"teacher_tokenizer": [None, None]},
+            "teacher_tokenizer: is a list of 2, and teacher_model names 1 teacher: give",
+        ),
         (
             {"kd_token_weight": {"_component_": "distill_tune.losses.TeacherCertainty"}},
             "TeacherCertainty is of a teacher's own tokens",

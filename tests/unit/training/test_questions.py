@@ -11,7 +11,7 @@ from distill_tune import generation
 from distill_tune.data.prompts import Prompt
 from distill_tune.errors import UserError
 from distill_tune.generation.answers import line_of
-from distill_tune.training.questions import read_questions
+from distill_tune.training.questions import Reader, read_questions
 
 from torchtune.models.llama2 import llama2_tokenizer
 
@@ -29,7 +29,8 @@ def questions(student_folder, tmp_path):
         dataset = {"_component_": "distill_tune.data.instruct", "source": str(path)}
         tokenizer = llama2_tokenizer(str(student_folder / "tokenizer.model"))
         cfg = OmegaConf.create({"dataset": dataset, **settings})
-        return read_questions(cfg, tokenizer, Prompt(None, None, "student_prompt_template"), 99, check, by_row)
+        readers = {"student": Reader(tokenizer, 99)}
+        return read_questions(cfg, tokenizer, Prompt(None, None, "student_prompt_template"), readers, check, by_row)
 
     return of
 

@@ -38,7 +38,7 @@ def test_rollouts_are_told_of_where_there_are_some(tmp_path):
     run = RunFolder(tmp_path)
     assert FILE not in run.finish(None)
     (tmp_path / FILE).touch()
-    assert f"{FILE}  some of the student's answers, with the teacher's marks" in run.finish(None)
+    assert f"{FILE}  some of the student's answers\n" in run.finish(None)
 
 
 def test_merged_adapters_are_told_of_where_there_are_some(tmp_path):

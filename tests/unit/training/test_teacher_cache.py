@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from distill_tune import cache
 from distill_tune.data import StepPlan, TokenisedRows
+from distill_tune.data.other_tokenizer import OtherTokenizer
 from distill_tune.disk import release_locks
 from distill_tune.errors import UserError
 from distill_tune.losses import TopTokens
@@ -44,6 +45,9 @@ def test_a_cache_without_the_rows_of_another_machine_is_not_finished(tmp_path):
                 finish_cache(tmp_path, manifest, plans)
             assert not json.loads((tmp_path / cache.MANIFEST).read_text())["finished"]
     assert finish_cache(tmp_path, manifest, plans).startswith("done: 6 rows, 12 supervised tokens")
+    component = OmegaConf.create({"_component_": "distill_tune.data.hf_tokenizer", "path": "its folder"})
+    told = finish_cache(tmp_path, manifest, plans, [OtherTokenizer(None, component, None, None)])
+    assert told.endswith("'+teacher_tokenizer={_component_: distill_tune.data.hf_tokenizer, path: its folder}'")
 
 
 def test_a_cache_that_another_run_is_filling_is_refused_before_rows_are_read(tmp_path):

@@ -78,5 +78,5 @@ def test_a_tokenizer_of_torchtunes_of_another_family_is_refused(llama3, tmp_path
     other = tmp_path / "other"
     other.mkdir()
     write_tokenizer(other)
-    with pytest.raises(UserError, match=f"the tokenizer of the student {other} as .* path={other}"):
+    with pytest.raises(UserError, match=f"of the student {other}; take its own: .* tokenizer.path={other}"):
         models.check_own_tokens(other, tokenizer, numpy.array([1]))

@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 from distill_tune.errors import UserError
-from distill_tune.training.answers import MadeBy, _require_same
+from distill_tune.training.answers import MadeBy, _config_given, _require_same
 from distill_tune.training.writers import open_writers
 
 from torchtune.models.llama2 import llama2_tokenizer
@@ -19,6 +19,14 @@ def test_a_model_that_is_named_twice_is_told(student_folder):
     tokenizer = llama2_tokenizer(str(student_folder / "tokenizer.model"))
     with pytest.raises(UserError, match="teacher_model: a and b are the same model"):
         open_writers(cfg, "teacher_model", torch.device("cpu"), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(["--config", "my own.yaml", "seed=1"], "'my own.yaml'"), ([], "CONFIG")]
+)
+def test_the_config_is_told_as_it_was_given(monkeypatch, arguments, told):
+    monkeypatch.setattr("sys.argv", ["generate", *arguments])
+    assert _config_given() == told
 
 
 def test_answers_of_other_models_are_told(tmp_path, capsys):
