@@ -11,6 +11,7 @@ others took more than a twentieth of the machine's CPU time is repeated.
 """
 
 import argparse
+import functools
 import json
 import math
 import statistics
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--same", type=Path, help="a teacher of the same size with the student's tokenizer")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2, help="of 75 steps of 16 rows")
+    parser.add_argument("--kd-ratio", type=float, default=0.5, help="of all methods; two of them need cross-entropy")
     parser.add_argument("--only", default="", help="names of methods, with commas")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--markdown", type=Path)
@@ -61,9 +63,10 @@ def gain(options: argparse.Namespace) -> None:
     wanted = [name for name in options.only.split(",") if name] or list(METHODS)
     runs = {"fine-tuned": ["--config", "tiny", "kd_ratio=0", "optimizer.lr=3e-4"]}
     for name in wanted:
-        runs[name] = ["--config", "other_tokenizer", f"teacher_model.path={options.teacher.resolve()}", *METHODS[name]]
+        teacher = f"teacher_model.path={options.teacher.resolve()}"
+        runs[name] = ["--config", "other_tokenizer", teacher, *METHODS[name]]
     if options.same:
-        runs["the same tokenizer"] = ["--config", "tiny", f"teacher_model.path={options.same.resolve()}"]
+        runs["the same tokenizer"] = ["--config", "other_tokenizer", f"teacher_model.path={options.same.resolve()}"]
     options.folder.mkdir(parents=True, exist_ok=True)
     lines = ["| student | bits per byte | seconds a step |", "| --- | ---: | ---: |"]
     lines.append(f"| base student | {bits_per_byte(demo_model_folder('student')):.4f} | |")
@@ -71,7 +74,8 @@ def gain(options: argparse.Namespace) -> None:
         found, seconds = [], []
         for seed in range(options.seeds):
             out = options.folder / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
-            train([*run, f"seed={seed}", f"epochs={options.epochs}"], out)
+            share = [] if name == "fine-tuned" else [f"kd_ratio={options.kd_ratio}"]
+            train([*run, *share, f"seed={seed}", f"epochs={options.epochs}"], out)
             found.append(bits_per_byte(out / "model"))
             seconds += seconds_of(out)
         spread = f" +- {statistics.stdev(found):.4f}" if len(found) > 1 else ""
@@ -81,9 +85,9 @@ def gain(options: argparse.Namespace) -> None:
         options.markdown.write_text("\n".join(lines) + "\n")
 
 
-def train(run: list[str], out: Path, *settings: str) -> None:
+def train(run: list[str], out: Path) -> None:
     if not (out / "model").is_dir():
-        command = [sys.executable, "-m", "distill_tune", "run", "kd_single_device", *run, *settings]
+        command = [sys.executable, "-m", "distill_tune", "run", "kd_single_device", *run]
         subprocess.run([*command, f"output_dir={out}"], check=True, stdout=subprocess.DEVNULL)
 
 
@@ -114,14 +118,13 @@ def bits_per_byte(folder: Path) -> float:
 def cost(options: argparse.Namespace) -> None:
     """A step of 16 rows with a teacher of either tokenizer."""
     found: dict[str, list[float]] = {"other": [], "same": []}
-    teachers = {"other": ["--config", "other_tokenizer"], "same": ["--config", "tiny"]}
     folders = {"other": options.teacher, "same": options.same}
     with tempfile.TemporaryDirectory() as name:
         for number in range(options.rounds):
-            for kind, run in teachers.items():
+            for kind, folder in folders.items():
                 out = Path(name) / f"{kind}_{number}"
-                path = f"teacher_model.path={folders[kind].resolve()}"
-                run_alone(kind, lambda run=run, path=path, out=out: train([*run, path], out, "epochs=1"))
+                run = ["--config", "other_tokenizer", f"teacher_model.path={folder.resolve()}", "epochs=1"]
+                run_alone(kind, functools.partial(train, run, out))
                 found[kind].append(statistics.median(seconds_of(out)[5:]))
     ratio = statistics.median(other / same for other, same in zip(found["other"], found["same"], strict=True))
     shown = {kind: statistics.median(seconds) for kind, seconds in found.items()}
