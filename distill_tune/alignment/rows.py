@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy
 
 from distill_tune.alignment.columns import AT, INTO, LAST, OFFSET, TOKEN_AT, TOKEN_LAST
-from distill_tune.alignment.shared_words import num_same, shared_words
+from distill_tune.alignment.shared_words import shared_words
 from distill_tune.alignment.token_bytes import WHITE_SPACE, TokenBytes
-from distill_tune.data.conversation import IGNORE_INDEX, Tokens
+from distill_tune.data.conversation import IGNORE_INDEX, Tokens, first_tokens, num_same
 
 # What a learned run spells, as symbols: its bytes, the ends of an answer in their order, other control tokens.
 _END, _CONTROL = 256, 1024
@@ -99,12 +99,6 @@ def cut_alike(
 def _supervised(row: Tokens) -> numpy.ndarray:
     """Where the tokens stand that are predicted: a row's first never is."""
     return (row.labels[1:] != IGNORE_INDEX).nonzero()[0] + 1
-
-
-def first_tokens(row: Tokens, count: int | None) -> Tokens:
-    """A row's first so many tokens; all of them without a number."""
-    is_text = None if row.is_text is None else row.is_text[:count]
-    return row._replace(tokens=row.tokens[:count], labels=row.labels[:count], is_text=is_text)
 
 
 def up_to(row: Tokens, count: int) -> Tokens:

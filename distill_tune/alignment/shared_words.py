@@ -7,6 +7,8 @@ from collections.abc import Hashable, Iterator, Sequence
 
 import numpy
 
+from distill_tune.data.conversation import num_same
+
 _RUN = 4  # words; of which one that occurs once in each text is taken to be the same place
 _WINDOW = 128  # words that are compared with each other where no such run is
 
@@ -36,13 +38,6 @@ def shared_words(mine: Sequence[Hashable], its: Sequence[Hashable]) -> Iterator[
         at, its_at = place - before, its_place - before
         yield at, its_at, size
         at, its_at = at + size, its_at + size
-
-
-def num_same(mine: numpy.ndarray, its: numpy.ndarray) -> int:
-    """How many are the same from the beginning on."""
-    shorter = min(len(mine), len(its))
-    differ = (mine[:shorter] != its[:shorter]).nonzero()[0]
-    return int(differ[0]) if len(differ) else shorter
 
 
 def _rare_runs(mine: numpy.ndarray, its: numpy.ndarray) -> list[tuple[int, int]]:

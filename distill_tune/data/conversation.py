@@ -1,7 +1,8 @@
 """A row as the turns of a conversation, in the form that chat templates read."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy
@@ -94,11 +95,33 @@ def _up_to_its_cut(tokens: Tokens, tokenizer: Any, conversation: Conversation) -
     name = "content" if last.get("content") or not last.get("reasoning_content") else "reasoning_content"
     turns = [*before, {**last, name: f"{last[name]}{OTHER_TEXT}"}]
     longer = _tokenised(tokenizer, conversation.with_turns(turns, conversation.learned)).tokens
-    shorter = min(len(longer), len(tokens.tokens))
-    differ = (longer[:shorter] != tokens.tokens[:shorter]).nonzero()[0]
-    same = int(differ[0]) if len(differ) else shorter
-    is_text = None if tokens.is_text is None else tokens.is_text[:same]
-    return tokens._replace(tokens=tokens.tokens[:same], labels=tokens.labels[:same], is_text=is_text, is_cut=True)
+    return first_tokens(tokens, num_same(longer, tokens.tokens))._replace(is_cut=True)
+
+
+def first_tokens(row: Tokens, count: int | None) -> Tokens:
+    """A row's first so many tokens; all of them without a number."""
+    is_text = None if row.is_text is None else row.is_text[:count]
+    return row._replace(tokens=row.tokens[:count], labels=row.labels[:count], is_text=is_text)
+
+
+@contextlib.contextmanager
+def without_bounds(tokenizers: Sequence[Any]) -> Iterator[None]:
+    """With tokenizers that cut nothing; torchtune's would put an eos where a cut answer goes on."""
+    bounds = [getattr(tokenizer, "max_seq_len", None) for tokenizer in tokenizers]
+    for tokenizer in tokenizers:
+        tokenizer.max_seq_len = None
+    try:
+        yield
+    finally:
+        for tokenizer, bound in zip(tokenizers, bounds, strict=True):
+            tokenizer.max_seq_len = bound
+
+
+def num_same(one: numpy.ndarray, other: numpy.ndarray) -> int:
+    """How many values are the same from the beginning on."""
+    shorter = min(len(one), len(other))
+    differ = (one[:shorter] != other[:shorter]).nonzero()[0]
+    return int(differ[0]) if len(differ) else shorter
 
 
 def _tokenised(tokenizer: Any, conversation: Conversation) -> Tokens:

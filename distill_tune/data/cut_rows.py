@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy
 
-from distill_tune.alignment.rows import RowAlignment, cut_alike, first_tokens, up_to
-from distill_tune.data.conversation import IGNORE_INDEX, Tokens
+from distill_tune.alignment.rows import RowAlignment, cut_alike, up_to
+from distill_tune.data.conversation import IGNORE_INDEX, Tokens, first_tokens
 from distill_tune.data.sources import RowError
 
 

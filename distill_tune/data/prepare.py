@@ -21,7 +21,7 @@ from distill_tune.counts import counted
 from distill_tune.cpus import usable_cpus
 from distill_tune.data import row_cache
 from distill_tune.data.asked import asked_tokens
-from distill_tune.data.conversation import Tokens
+from distill_tune.data.conversation import Tokens, without_bounds
 from distill_tune.data.cut_rows import Read, cut_to_bounds, supervised
 from distill_tune.data.datasets import IGNORE_INDEX, TokenisedDataset, read_behind
 from distill_tune.data.other_tokenizer import OtherTokenizer, told_of_teacher
@@ -161,11 +161,7 @@ def _shown_faults(rows: TokenisedRows) -> str:
 
 def _tokenise(source: "_Source") -> TokenisedRows:
     dataset, max_seq_len, reading = source.dataset, source.max_seq_len, source.reading
-    # The bound is applied here: torchtune's tokenizers would put an eos where a cut answer goes on.
-    with contextlib.ExitStack() as bounds:
-        for tokenizer in (source.tokenizer, *(other.by.tokenizer for other in source.others)):
-            bounds.callback(setattr, tokenizer, "max_seq_len", getattr(tokenizer, "max_seq_len", None))
-            tokenizer.max_seq_len = None
+    with without_bounds([source.tokenizer, *(other.by.tokenizer for other in source.others)]):  # applied here
         chunks = list(_tokenised(source))
     faults = [fault for chunk in chunks for fault in chunk.faults]
 

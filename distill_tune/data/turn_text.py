@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy
 
-from distill_tune.data.conversation import OTHER_TEXT, Conversation, tokenise
+from distill_tune.data.conversation import OTHER_TEXT, Conversation, num_same, tokenise
 
 
 def text_of_turns(tokenizer: Any, conversation: Conversation, tokens: numpy.ndarray) -> numpy.ndarray:
@@ -32,14 +32,7 @@ def text_of_turns(tokenizer: Any, conversation: Conversation, tokens: numpy.ndar
         other = OTHER_TEXT + text[len(text.rstrip()) :]
         turns = (*conversation.turns[:number], {**turn, "content": other}, *conversation.turns[number + 1 :])
         changed = tokenise(tokenizer, dataclasses.replace(conversation, turns=turns)).tokens
-        start, after = _num_same(tokens, changed), _num_same(tokens[::-1], changed[::-1])
+        start, after = num_same(tokens, changed), num_same(tokens[::-1], changed[::-1])
         if 0 <= len(changed) - start - after <= len(tokenizer.encode(other, add_bos=False, add_eos=False)):
             is_text[start : len(tokens) - after] = True
     return is_text
-
-
-def _num_same(one: numpy.ndarray, other: numpy.ndarray) -> int:
-    """How many first values are the same."""
-    shorter = min(len(one), len(other))
-    differ = (one[:shorter] != other[:shorter]).nonzero()[0]
-    return int(differ[0]) if len(differ) else shorter

@@ -1,6 +1,5 @@
 """The prompts of a config: read, checked and tokenised before any model loads."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from distill_tune.config.components import instantiate
 from distill_tune.counts import counted
 from distill_tune.data.asked import Asked, asked_in, asked_tokens
+from distill_tune.data.conversation import without_bounds
 from distill_tune.data.datasets import ANSWER
 from distill_tune.data.prompts import Prompt as Template
 from distill_tune.data.row_fields import unread_in
@@ -59,7 +59,7 @@ def read_questions(
     """
     questions: dict[tuple[str, tuple[Prompt, ...]], Question] = {}
     failed, num_again = list[Failed](), 0
-    with _uncut([tokenizer, *(reader.tokenizer for reader in readers.values())]):
+    with without_bounds([tokenizer, *(reader.tokenizer for reader in readers.values())]):
         for origin, row, asked, kept in _asked(cfg, tokenizer):
             try:
                 question = _question(len(questions), origin, row, asked, kept, template, readers)
@@ -72,19 +72,6 @@ def read_questions(
             questions.setdefault(key, question)
     _tell(cfg, questions.values(), failed, num_again)
     return list(questions.values()), failed
-
-
-@contextlib.contextmanager
-def _uncut(tokenizers: Sequence[Any]) -> Iterator[None]:
-    """With tokenizers that cut no prompt."""
-    bounds = [getattr(tokenizer, "max_seq_len", None) for tokenizer in tokenizers]
-    for tokenizer in tokenizers:
-        tokenizer.max_seq_len = None
-    try:
-        yield
-    finally:
-        for tokenizer, bound in zip(tokenizers, bounds, strict=True):
-            tokenizer.max_seq_len = bound
 
 
 def _asked(cfg: DictConfig, tokenizer: Any) -> Iterator[tuple[str, Row, Any, tuple[str, ...]]]:
