@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -96,11 +96,22 @@ def write_checksums(folder: Path, sums: Iterable[tuple[str, str]]) -> None:
     (folder / CHECKSUMS).write_text(text, encoding="utf-8")
 
 
-def write_text(path: Path, text: str) -> None:
-    """A small file that is replaced whole, so that nobody reads half of it."""
+@contextlib.contextmanager
+def replaced_whole(path: Path) -> Iterator[Path]:
+    """Where to write what then takes the place of a file, so that nobody reads half of it; nothing is left of a
+    failure."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file, by :func:`replaced_whole`."""
+    with replaced_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:

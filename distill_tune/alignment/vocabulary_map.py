@@ -16,6 +16,7 @@ import torch
 from distill_tune.alignment.columns import AT, INTO, LAST, OFFSET, TOKEN_AT, TOKEN_LAST
 from distill_tune.alignment.token_bytes import TokenBytes
 from distill_tune.cache_folder import cache_folder, delete_unused
+from distill_tune.disk import replaced_whole
 from distill_tune.losses.aligned import AlignedPositions, TokenClasses
 from distill_tune.losses.byte_moves import CHAIN, NONE, WHOLE, ByteMoves, TokenLists
 
@@ -84,7 +85,7 @@ class VocabularyMap:
         self._names_class = made["names_class"]
         self._continuations: Callable[[bytes], Continuations] = functools.lru_cache(_KEPT_LISTS)(self._continue)
         self._ends: Callable[[int, int, int, bytes | None], torch.Tensor] = functools.lru_cache(_KEPT_LISTS)(self._end)
-        self._classes_on: Callable[[torch.device], TokenClasses] = functools.cache(self._move_classes)
+        self._classes_on: Callable[[torch.device], TokenClasses] = functools.cache(self._classes.to)
 
     def token_classes(self, device: torch.device) -> TokenClasses:
         """The same tensors at each call."""
@@ -239,16 +240,6 @@ class VocabularyMap:
             content.update(b"".join(vocabulary.texts))
         return root / "vocabularies" / f"{content.hexdigest()[:32]}.npz"
 
-    def _move_classes(self, device: torch.device) -> TokenClasses:
-        of = self._classes
-        return TokenClasses(
-            of.student.to(device),
-            of.teacher.to(device),
-            of.num_classes,
-            of.shared_student.to(device),
-            of.shared_teacher.to(device),
-        )
-
 
 _FORM = 2  # of what is kept
 
@@ -385,14 +376,9 @@ def _kept(place: Path | None, make: Callable[[], dict[str, numpy.ndarray]]) -> d
             os.utime(place)  # when it was used last
         return found
     made = make()
-    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
     with contextlib.suppress(OSError):  # a disk that is full or broken keeps nothing
         place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                numpy.savez(file, **made)  # type: ignore[arg-type]
-            os.replace(partial, place)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replaced_whole(place) as partial, partial.open("wb") as file:
+            numpy.savez(file, **made)  # type: ignore[arg-type]
     delete_unused(place.parent)
     return made

@@ -11,6 +11,7 @@ import torch
 from distill_tune.alignment.columns import AT, LAST
 from distill_tune.data.datasets import IGNORE_INDEX
 from distill_tune.data.row_digest import record_keys, row_digest
+from distill_tune.data.shape import longest_of_each
 from distill_tune.models.packed_rows import PackedRows
 from distill_tune.to_device import to_device
 
@@ -108,8 +109,7 @@ class Batch:
     @property
     def teacher_lengths(self) -> tuple[int, ...]:
         """The most tokens of each row that a teacher reads."""
-        read = [of.lengths for of in (self.teacher, *self.others) if of is not None]
-        return tuple(map(max, *read)) if len(read) > 1 else read[0] if read else self.lengths
+        return longest_of_each(of.lengths for of in (self.teacher, *self.others) if of is not None) or self.lengths
 
     @functools.cached_property
     def record_keys(self) -> tuple[bytes, ...]:

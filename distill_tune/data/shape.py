@@ -40,8 +40,7 @@ class Shape:
     @property
     def most_read(self) -> tuple[int, ...]:
         """The most tokens of each row that a teacher reads."""
-        read = [lengths for lengths in (self.teacher_lengths, *(its.lengths for its in self.others)) if lengths]
-        return tuple(map(max, *read)) if len(read) > 1 else read[0] if read else self.lengths
+        return longest_of_each([self.teacher_lengths, *(its.lengths for its in self.others)]) or self.lengths
 
     def read_by(self, number: int) -> "Shape":
         """What teachers of one of the other tokenizers read."""
@@ -70,3 +69,12 @@ class Shape:
             taken(self.teacher_ids),
             tuple(read.of_rows(chosen) for read in self.others),
         )
+
+
+def longest_of_each(read: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """Of each row the most tokens that one of its readers has; empty where none has any of its own.
+
+    Args:
+        read: of each reader, tokens of each row, or empty.
+    """
+    return tuple(map(max, zip(*filter(None, read), strict=True)))

@@ -47,6 +47,12 @@ class TokenClasses:
         """Ids of the teacher's tokens of classes that no token of the student's is of, int64."""
         return (torch.bincount(self.student, minlength=self.num_classes)[self.teacher] == 0).nonzero()[:, 0]
 
+    def to(self, device: torch.device) -> "TokenClasses":
+        student, teacher, shared_student, shared_teacher = (
+            tensor.to(device) for tensor in (self.student, self.teacher, self.shared_student, self.shared_teacher)
+        )
+        return TokenClasses(student, teacher, self.num_classes, shared_student, shared_teacher)
+
     @functools.cached_property
     def of_student(self) -> TokenGroups:
         return TokenGroups.of(self.student, self.num_classes)

@@ -19,7 +19,6 @@ from distill_tune.alignment.vocabulary_map import VocabularyMap
 from distill_tune.config.components import instantiate
 from distill_tune.counts import counted
 from distill_tune.data.batch import Batch
-from distill_tune.data.conversation import IGNORE_INDEX
 from distill_tune.data.ends import exported_stops
 from distill_tune.data.other_tokenizer import OtherTokenizer, told_of_teacher
 from distill_tune.data.shape import Shape
@@ -153,8 +152,7 @@ def _require_found(rows: TokenisedRows, its_bytes: TokenBytes) -> None:
     found = rows.alignment
     if found is None:
         return
-    learned = rows.labels[rows.labels != IGNORE_INDEX].numpy()
-    least = min(found.num_bytes, int(its_bytes.lengths[learned].sum()))
+    least = min(found.num_bytes, int(its_bytes.lengths[rows.learned].sum()))
     missing = least - (found.num_bytes - found.num_masked_bytes)
     if missing > _MOST_MASKED * least:
         raise UserError(

@@ -275,9 +275,7 @@ student = torch.randn(len(toy.student_row), len(toy.student), generator=generato
 teacher = torch.randn(len(toy.teacher_row), len(toy.teacher), generator=generator)
 def step(device, divergence):
     signal = toy.signal(teacher.to(device))
-    of = signal.classes
-    tensors = {name: value.to(device) for name, value in vars(of).items() if isinstance(value, torch.Tensor)}
-    classes = dataclasses.replace(of, **tensors)
+    classes = signal.classes.to(torch.device(device))
     classes.of_student, classes.of_teacher, classes.of_teacher_alone  # once in a run
     signal = dataclasses.replace(signal, classes=classes, targets=signal.targets.to(device))
     logits, rows = student.to(device).detach().requires_grad_(), torch.tensor(toy.student_row).to(device)
