@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -46,12 +47,14 @@ class Proxy(LoopbackServer):
     """
 
     def __init__(self, url, fails):
-        self.asked, self.behind, self._fails = 0, url, fails
+        self.asked, self.behind, self._fails, self._counts = 0, url, fails, threading.Lock()
         super().__init__(self._reply)
 
     def _reply(self, method, path, body):
-        self.asked += path.startswith("/score")
-        how = self._fails(path, self.asked)
+        with self._counts:
+            self.asked += path.startswith("/score")
+            asked = self.asked
+        how = self._fails(path, asked)
         if how == "silent":
             time.sleep(1)
         if how in ("hang up", "silent"):
