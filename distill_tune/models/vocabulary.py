@@ -94,7 +94,8 @@ class Vocabulary:
         return len(self._ordinary(other, self.differing(other))) > ANOTHER * len(self.tokens)
 
     def _ordinary(self, other: "Vocabulary", differing: Mapping[int, str]) -> list[int]:
-        return [index for index in differing if index in self.tokens and index not in self.added | other.added]
+        added = self.added | other.added
+        return [index for index in differing if index in self.tokens and index not in added]
 
     def require_same_ordinary(self, other: "Vocabulary", told: str) -> dict[int, str]:
         """:meth:`differing`, where ``other`` is no other tokenizer altogether.
