@@ -122,10 +122,10 @@ def _shown(token: bytes | None) -> str:
 def _method(common: float) -> str:
     if common < _FEW:
         return (
-            "method: common boundaries are rare; compare byte-prefix mass, the default, with the likelihood of\n"
-            "  what stands between them: kd_loss=distill_tune.losses.ChunkLikelihood"
+            "method to take: common boundaries are rare; compare byte-prefix mass, by which kd_loss measures unless it\n"
+            "  names another method, with the likelihood of what stands between: distill_tune.losses.ChunkLikelihood"
         )
-    return "method: byte-prefix mass, the default: there is nothing to set"
+    return "method to take: byte-prefix mass, by which kd_loss measures unless it names another method"
 
 
 def _share(part: float, whole: float) -> float:

@@ -179,4 +179,4 @@ def test_what_is_told_of_a_pair(tokenizers, teacher, student):
     print(f"\n{teacher} -> {student}", *lines, sep="\n")
     assert len(lines) <= 14
     assert max(map(len, lines)) <= 100
-    assert lines[-1] == "method: byte-prefix mass, the default: there is nothing to set"
+    assert lines[-1] == "method to take: byte-prefix mass, by which kd_loss measures unless it names another method"

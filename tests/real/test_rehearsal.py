@@ -214,7 +214,7 @@ def test_what_it_leaves_answers_and_stops(name: str, place: Path, make_models: C
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     make_models(name)
-    (place / "chats.json").write_text(json.dumps(60 * CHATS))  # in one epoch, since each ends with a checkpoint
+    (place / "chats.json").write_text(json.dumps(40 * CHATS))  # in one epoch, since each ends with a checkpoint
     settings = [*of_small_models(name), *of_rows(name, "chats"), "tokenizer.max_seq_len=128", "output_dir=out", *FEW]
     settings += ["batch_size=8", "epochs=1", "max_steps_per_epoch=null", "dtype=fp32", "optimizer.lr=0.005"]
     settings += ["save_every_n_steps=null", "+keep_last_n=1", "+optimizer.fused=True", "shuffle=False"]

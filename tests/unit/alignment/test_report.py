@@ -53,7 +53,7 @@ def test_a_teacher_with_longer_tokens():
     ]
     assert lines[7].split() == ["a\\n····b", *2 * ["a|\\n|·|·|·|·|b"]]
     assert lines[8] == "你好世界          12 tokens                           12 tokens"
-    assert lines[10:] == ["method: byte-prefix mass, the default: there is nothing to set"]
+    assert lines[10:] == ["method to take: byte-prefix mass, by which kd_loss measures unless it names another method"]
 
 
 def test_what_has_no_counterpart():
