@@ -39,6 +39,8 @@ ANSWERING = [
     "llama3_2/8B_finetune_lora",
     "qwen2_5/7B_finetune_lora",
 ]
+# What the others leave is written by the same lines, and tests/recipes runs each of them.
+ON_DEMO_MODELS = ["tiny/tiny", "tiny/tiny_lora", "signals/gguf_teacher", "signals/other_tokenizer", "migrate/trl_gkd"]
 FEW = ["batch_size=2", "+max_tokens_per_batch=null", "gradient_accumulation_steps=1", "max_steps_per_epoch=3"]
 FEW += ["device=cpu", "optimizer.lr=0.01", "~lr_scheduler"]
 CAPITALS = {
@@ -201,11 +203,10 @@ def test_what_runs_on_the_demos_models(
     if name == "signals/earlier_checkpoint":
         told(cli("run", "kd_single_device", "--config", "tiny", *FEW_ROWS, *FEW, "output_dir=before"))
     write_needed(place, ALPACA, tokenizer_file)
-    assert f"{name}: valid for kd_single_device" in told(cli("validate", "--config", name, *settings))
     assert " x 3)" in told(cli("plan", "--config", name, *settings))
-    told(cli("run", "kd_single_device", "--config", name, *settings))
-    base = place / "plain" if name == "signals/gguf_teacher" else demo_model_folder("student")
-    check_what_it_leaves(place, base)
+    if name in ON_DEMO_MODELS:
+        told(cli("run", "kd_single_device", "--config", name, *settings))
+        check_what_it_leaves(place, place / "plain" if "gguf" in name else demo_model_folder("student"))
 
 
 @pytest.mark.parametrize("name", ANSWERING)
@@ -214,7 +215,7 @@ def test_what_it_leaves_answers_and_stops(name: str, place: Path, make_models: C
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     make_models(name)
-    (place / "chats.json").write_text(json.dumps(40 * CHATS))  # in one epoch, since each ends with a checkpoint
+    (place / "chats.json").write_text(json.dumps(60 * CHATS))  # in one epoch, since each ends with a checkpoint
     settings = [*of_small_models(name), *of_rows(name, "chats"), "tokenizer.max_seq_len=128", "output_dir=out", *FEW]
     settings += ["batch_size=8", "epochs=1", "max_steps_per_epoch=null", "dtype=fp32", "optimizer.lr=0.005"]
     settings += ["save_every_n_steps=null", "+keep_last_n=1", "+optimizer.fused=True", "shuffle=False"]
