@@ -1,13 +1,14 @@
 """What a teacher of another tokenizer is worth on the demo's models, and what a step with it costs.
 
-    python benchmarks/other_tokenizer.py gain --folder OUT [--teacher FOLDER] [--same FOLDER] [--markdown GAIN.md]
+    python benchmarks/other_tokenizer.py gain --folder OUT [--teacher FOLDER] [--same FOLDER] [--markdown GAIN.md] [...]
     python benchmarks/other_tokenizer.py cost --same FOLDER [--rounds 5]
 
 gain: plain fine-tuning and each method, the same steps, over several seeds; bits per byte of answers that no model has
 seen, mean and standard deviation over the seeds. ``--same`` is a teacher of the same size with the student's tokenizer,
-the most that can be had (``assets/make_demo_models.py --only bpe_teacher --same-tokens``). Runs that are there already
-are not run again. cost: seconds a step in turn, both teachers of one size, medians and their ratio; a run beside which
-others took more than a twentieth of the machine's CPU time is repeated.
+the most that can be had (``assets/make_demo_models.py --only bpe_teacher --same-tokens``). ``--cached`` asks a large
+teacher once about each row. Runs that are there already are not run again. cost: seconds a step in turn, both teachers
+of one size, medians and their ratio; a run beside which others took more than a twentieth of the machine's CPU time is
+repeated.
 """
 
 import argparse
@@ -47,7 +48,10 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, default=demo_model_folder("bpe_teacher"))
     parser.add_argument("--same", type=Path, help="a teacher of the same size with the student's tokenizer")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=2, help="of 75 steps of 16 rows")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=1200)
+    parser.add_argument("--batch", type=int, default=16, help="rows a step")
+    parser.add_argument("--cached", action="store_true", help="store the teacher's hidden states in OUT/cache")
     parser.add_argument("--kd-ratio", type=float, default=0.5, help="of all methods; two of them need cross-entropy")
     parser.add_argument("--only", default="", help="names of methods, with commas")
     parser.add_argument("--rounds", type=int, default=5)
@@ -61,10 +65,13 @@ def main() -> None:
 
 def gain(options: argparse.Namespace) -> None:
     wanted = [name for name in options.only.split(",") if name] or list(METHODS)
+    size = [f"dataset.num_rows={options.rows}", f"batch_size={options.batch}", f"epochs={options.epochs}"]
+    size += [f"max_steps_per_epoch={options.rows // options.batch}"]
+    teacher = [f"teacher_model.path={options.teacher.resolve()}"]
+    if options.cached:
+        teacher = cached(options, [*teacher, *size])
     runs = {"fine-tuned": ["--config", "tiny", "kd_ratio=0", "optimizer.lr=3e-4"]}
-    for name in wanted:
-        teacher = f"teacher_model.path={options.teacher.resolve()}"
-        runs[name] = ["--config", "other_tokenizer", teacher, *METHODS[name]]
+    runs |= {name: ["--config", "other_tokenizer", *teacher, *METHODS[name]] for name in wanted}
     if options.same:
         runs["the same tokenizer"] = ["--config", "other_tokenizer", f"teacher_model.path={options.same.resolve()}"]
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +82,7 @@ def gain(options: argparse.Namespace) -> None:
         for seed in range(options.seeds):
             out = options.folder / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
             share = [] if name == "fine-tuned" else [f"kd_ratio={options.kd_ratio}"]
-            train([*run, *share, f"seed={seed}", f"epochs={options.epochs}"], out)
+            train([*run, *size, *share, f"seed={seed}"], out)
             found.append(bits_per_byte(out / "model"))
             seconds += seconds_of(out)
         spread = f" +- {statistics.stdev(found):.4f}" if len(found) > 1 else ""
@@ -83,6 +90,18 @@ def gain(options: argparse.Namespace) -> None:
         print("\n".join(lines), flush=True)
     if options.markdown:
         options.markdown.write_text("\n".join(lines) + "\n")
+
+
+def cached(options: argparse.Namespace, of_teacher: list[str]) -> list[str]:
+    """The teacher's hidden states are stored where they are not yet; overrides that train from them."""
+    folder = (options.folder / "cache").resolve()
+    command = [sys.executable, "-m", "distill_tune", "run", "teacher_cache", "--config", "other_tokenizer"]
+    subprocess.run([*command, *of_teacher, "+cache.kind=hidden", f"output_dir={folder}"], check=True)
+    own = f"{{_component_: distill_tune.data.hf_tokenizer, path: {options.teacher.resolve()}}}"
+    return [
+        f"teacher_model={{_component_: distill_tune.teachers.Cached, path: {folder}}}",
+        f"teacher_tokenizer={own}",
+    ]
 
 
 def train(run: list[str], out: Path) -> None:
