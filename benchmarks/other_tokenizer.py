@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="rows a step")
     parser.add_argument("--cached", action="store_true", help="store the teacher's hidden states in OUT/cache")
     parser.add_argument("--kd-ratio", type=float, default=0.5, help="of all methods; two of them need cross-entropy")
+    parser.add_argument("--lr", default="2e-3", help="of all methods; plain fine-tuning has 3e-4, its best")
     parser.add_argument("--only", default="", help="names of methods, with commas")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--markdown", type=Path)
@@ -81,7 +82,7 @@ def gain(options: argparse.Namespace) -> None:
         found, seconds = [], []
         for seed in range(options.seeds):
             out = options.folder / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
-            share = [] if name == "fine-tuned" else [f"kd_ratio={options.kd_ratio}"]
+            share = [] if name == "fine-tuned" else [f"kd_ratio={options.kd_ratio}", f"optimizer.lr={options.lr}"]
             train([*run, *size, *share, f"seed={seed}"], out)
             found.append(bits_per_byte(out / "model"))
             seconds += seconds_of(out)
