@@ -40,7 +40,7 @@ def rouge_l(answer: str, reference: str) -> float:
 
 
 def longest_common_subsequence(first: list[str], second: list[str]) -> int:
-    """Its length. A column of the table is the bits of one number (Hyyrö 2004), so this is quick for long answers, too."""
+    """Its length. A column of the table is the bits of one number (Hyyrö 2004): quick for long answers, too."""
     places: dict[str, int] = {}
     for place, word in enumerate(first):
         places[word] = places.get(word, 0) | 1 << place

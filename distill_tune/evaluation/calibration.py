@@ -27,8 +27,8 @@ def calibration_sums(confidence: Array, correct: NDArray[np.bool_]) -> Array:
 
 
 def calibration(sums: Array) -> dict[str, Any]:
-    """The expected calibration error (Guo et al. 2017): by how much confidence and accuracy differ in a bin, in the mean
-    over tokens.
+    """The expected calibration error (Guo et al. 2017): by how much confidence and accuracy differ, in the mean over
+    tokens, bin by bin.
 
     Args:
         sums: of :func:`calibration_sums`, ``[3, bins]``.

@@ -60,9 +60,7 @@ MEASURES: Mapping[str, Measure] = {
     "supervised.bits_per_byte": Measure("nll", "bytes", scale=_BITS, unit="bits per byte"),
     "all.perplexity": Measure("all_nll", "all_tokens", is_exponential=True),
     "all.bits_per_byte": Measure("all_nll", "all_bytes", scale=_BITS),
-    "to_teacher.forward_kl.mean": Measure(
-        "forward_kl", "compared", unit="nats of forward KL a token", better=_NEARER
-    ),
+    "to_teacher.forward_kl.mean": Measure("forward_kl", "compared", unit="nats of forward KL a token", better=_NEARER),
     "to_teacher.reverse_kl.mean": Measure("reverse_kl", "compared"),
     "to_teacher.total_variation": Measure("total_variation", "compared"),
     "to_teacher.agreement": Measure(
@@ -96,7 +94,7 @@ def intervals(models: Mapping[str, Columns], seed: int = 0) -> dict[str, dict[st
 
 
 def _bounds(measure: Measure, columns: Columns, drawn: Mapping[str, Array]) -> tuple[float, float] | None:
-    num_documents = np.count_nonzero(columns[measure.count])
+    num_documents = int(np.count_nonzero(columns[measure.count]))
     if measure.is_right_or_wrong:
         return statistics.wilson_interval(round(float(columns[measure.total].sum())), num_documents)
     return statistics.interval(measure.of(drawn[measure.total], drawn[measure.count]), num_documents)
@@ -143,7 +141,7 @@ def _compared(name: str, first: str, second: str, one: Columns, other: Columns, 
     bounds = statistics.interval(measure.of(*drawn[:2]) - measure.of(*drawn[2:]), len(a))
     if measure.is_right_or_wrong:
         moved = a[:, 0] - b[:, 0]
-        p = statistics.exact_mcnemar(np.count_nonzero(moved > 0), np.count_nonzero(moved < 0))
+        p = statistics.exact_mcnemar(int((moved > 0).sum()), int((moved < 0).sum()))
     else:
         ours, theirs, is_all = statistics.exchanged_sums(a, b, seed=seed)
         p = statistics.permutation_p(difference, measure.of(*ours.T) - measure.of(*theirs.T), is_all)

@@ -4,6 +4,7 @@ What is drawn anew or exchanged is always a whole document: its tokens depend on
 each of them for a trial of its own finds differences where there are none. Plain numpy, float64, no models.
 """
 
+import functools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -43,9 +44,7 @@ def bootstrap_sums(columns: Array, resamples: int = RESAMPLES, seed: int = 0) ->
     return _weighted_sums(times_drawn, columns, resamples)
 
 
-def exchanged_sums(
-    first: Array, second: Array, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[Array, Array, bool]:
+def exchanged_sums(first: Array, second: Array, resamples: int = RESAMPLES, seed: int = 0) -> tuple[Array, Array, bool]:
     """Two models' sums where chance decides in each document which of them it belongs to.
 
     If neither model is better than the other, these are as likely as the sums that were found.
@@ -54,8 +53,8 @@ def exchanged_sums(
         first, second: sums over each document alone, ``[d, m]`` each.
 
     Returns:
-        the sums of both, ``[r, m]`` each, and whether they are those of all ways to exchange, which they are where there
-        are no more than ``resamples``.
+        the sums of both, ``[r, m]`` each, and whether they are those of all ways to exchange, which they are where
+        there are no more than ``resamples``.
     """
     generator, num_documents = np.random.default_rng(seed), len(first)
     is_all = 2**num_documents <= resamples
@@ -102,6 +101,7 @@ def interval(values: Array, num_documents: int, level: float = LEVEL) -> tuple[f
     return float(low), float(high)
 
 
+@functools.cache
 def student_t_quantile(probability: float, freedom: int) -> float:
     """Of Student's t with so many degrees of freedom: t = sqrt(freedom) tan(a), where a has a density of
     cos(a) ** (freedom - 1)."""
@@ -123,7 +123,8 @@ def wilson_interval(right: int, num_documents: int, level: float = LEVEL) -> tup
     middle = share + z**2 / (2 * num_documents)
     reach = z * math.sqrt(share * (1 - share) / num_documents + (z / (2 * num_documents)) ** 2)
     scale = 1 + z**2 / num_documents
-    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+    low = (middle - reach) / scale if right else 0.0
+    return low, (middle + reach) / scale if right < num_documents else 1.0
 
 
 def permutation_p(difference: float, exchanged: Array, is_all: bool) -> float:
@@ -147,7 +148,10 @@ def exact_mcnemar(first_alone: int, second_alone: int) -> float:
     McNemar's test by the binomial distribution itself, in both directions.
     """
     num = first_alone + second_alone
-    tail = sum(math.comb(num, k) for k in range(min(first_alone, second_alone) + 1))
+    ways = tail = 1  # to choose none of them, then one more each time; whole numbers, so exact
+    for chosen in range(min(first_alone, second_alone)):
+        ways = ways * (num - chosen) // (chosen + 1)
+        tail += ways
     return min(1.0, 2 * tail / 2**num)
 
 
