@@ -117,7 +117,7 @@ def test_one_that_has_the_tokens_of_the_rows_is_not_needed(configured, teacher_f
     built = training.build_models(configured(teacher_folder, teacher_tokenizer=named), CPU)
     assert type(built.teacher) is LiveTeacher
     assert (
-        "teacher_tokenizer: has the tokens of the rows, which the teacher reads as they are" in capsys.readouterr().out
+        "teacher_tokenizer: has the tokens of the rows, which are read as they are" in capsys.readouterr().out
     )
 
 
