@@ -58,7 +58,7 @@ def exchanged_sums(first: Array, second: Array, resamples: int = RESAMPLES, seed
     """
     generator, num_documents = np.random.default_rng(seed), len(first)
     is_all = 2**num_documents <= resamples
-    half_difference, half_sum = (first - second) / 2, (first + second).sum(0) / 2
+    half_difference, half_sum = 0.5 * (first - second), 0.5 * (first + second).sum(0)
     if is_all:
         numbers = np.arange(2**num_documents)[:, None]
         signs = 1.0 - 2.0 * (numbers >> np.arange(num_documents) & 1)
@@ -66,7 +66,7 @@ def exchanged_sums(first: Array, second: Array, resamples: int = RESAMPLES, seed
     else:
 
         def drawn_signs(rows: int) -> Array:
-            return 1.0 - 2.0 * generator.integers(0, 2, (rows, num_documents), dtype=np.int8)
+            return 1.0 - 2.0 * generator.integers(0, 2, (rows, num_documents), dtype=np.int8).astype(np.float64)
 
         moved = _weighted_sums(drawn_signs, half_difference, resamples)
     return half_sum + moved, half_sum - moved, is_all
