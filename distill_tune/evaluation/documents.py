@@ -198,7 +198,9 @@ class _Writer:
         category = row.get(category_column) if category_column else None
         prompt, reference = self._prompt_and_reference(index)
         content = json.dumps([row, prompt, reference], sort_keys=True, default=str)
-        return Document(number, origin, _digest(content), None if category is None else str(category), prompt, reference)
+        return Document(
+            number, origin, _digest(content), None if category is None else str(category), prompt, reference
+        )
 
     def _row(self, index: int) -> Row:
         rows = getattr(self.dataset, "_data", self.dataset)

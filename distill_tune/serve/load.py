@@ -19,6 +19,7 @@ from distill_tune.teachers.several import SeveralTeachers
 
 AnyTeacher = LiveTeacher | HuggingFace | SeveralTeachers
 
+
 def config_of_teacher(name: str, overrides: Sequence[str]) -> DictConfig:
     """A config whose teacher can be served here; its student, tokenizer and rows need not be here.
 
