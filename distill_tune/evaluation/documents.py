@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -74,7 +74,7 @@ class Documents:
     Attributes:
         name: of their dataset.
         documents: in the order of their rows.
-        written: the same, by each tokenizer, in its order.
+        written: the same, in each reading.
         faults: of rows that were left out: where, and why.
         scored: which of their tokens are, in a sentence.
     """
@@ -95,7 +95,7 @@ class Documents:
 
     def told(self) -> str:
         """How many there are, and what was left out."""
-        tokens = [sum(len(written.tokens) for written in of) for of in self.written]
+        tokens = dict.fromkeys(sum(len(written.tokens) for written in of) for of in self.written)
         lines = [f"{self.name}: {counted(len(self), 'document')}, {' or '.join(f'{n:,}' for n in tokens)} tokens"]
         if self.faults:
             lines[0] += f"; {counted(len(self.faults), 'row')} left out"
@@ -103,24 +103,33 @@ class Documents:
         return "\n".join(lines)
 
 
+class Reading(NamedTuple):
+    """How documents become tokens.
+
+    Attributes:
+        tokenizer: :func:`~distill_tune.data.tokenizer.hf_tokenizer`'s, or one of torchtune's.
+        template: written around each user turn.
+    """
+
+    tokenizer: Any
+    template: Prompt = Prompt()
+
+
 def read_documents(
     component: DictConfig | ListConfig,
-    tokenizers: Sequence[Any],
+    readings: Sequence[Reading],
     *,
     key: str = "dataset_test",
-    template: Prompt | None = None,
     category_column: str | None = None,
     most: int | None = None,
 ) -> Documents:
-    """Read a dataset's rows, or those of several, and write each with each tokenizer.
+    """Read a dataset's rows, or those of several, and write each in each reading.
 
-    A row that one of them cannot write is left out for all: they are measured on the same text.
+    A row that one of them cannot write is left out for all: all models are measured on the same text.
 
     Args:
         component: as a config has it; nothing is cut or packed.
-        tokenizers: :func:`~distill_tune.data.tokenizer.hf_tokenizer`'s, or torchtune's.
         key: that names the dataset, for messages.
-        template: written around each user turn.
         category_column: of rows that have it.
         most: so many documents, the first ones.
 
@@ -128,19 +137,19 @@ def read_documents(
         UserError: a dataset that cannot be read, or has no row that can be scored.
     """
     use_in_torchtune()
-    documents, written, faults = list[Document](), [list[Written]() for _ in tokenizers], list[str]()
+    documents, written, faults = list[Document](), [list[Written]() for _ in readings], list[str]()
     entries = list(component) if isinstance(component, ListConfig) else [component]
     for entry in entries:
         arguments = OmegaConf.create({name: value for name, value in entry.items() if name not in _NOT_OF_A_DATASET})
-        datasets = [build_dataset(entry, arguments, tokenizer) for tokenizer in tokenizers]
-        writers = [_Writer(*one, template or Prompt()) for one in zip(tokenizers, datasets, strict=True)]
-        with without_bounds(tokenizers):
+        writers = [_Writer(reading, build_dataset(entry, arguments, reading.tokenizer)) for reading in readings]
+        with without_bounds([reading.tokenizer for reading in readings]):
             for index in range(len(writers[0].dataset)):
                 if most is not None and len(documents) == most:
                     break
                 origin = "{}, row {}".format(*origin_of(writers[0].dataset, index))
                 try:
                     of_each = [writer.written(index) for writer in writers]
+                    _require_same_answer(readings, of_each)
                 except RowError as error:
                     faults.append(f"{origin}: {error}")
                     continue
@@ -152,14 +161,27 @@ def read_documents(
     if not documents:
         told = "".join(f"\n  {fault}" for fault in faults[:_SHOWN_FAULTS])
         raise UserError(f"{key} {name}: has no row that can be scored{told}")
-    return Documents(name, documents, written, faults, _scored(tokenizers, written))
+    return Documents(name, documents, written, faults, _scored(written))
+
+
+def _require_same_answer(readings: Sequence[Reading], written: Sequence[Written]) -> None:
+    """
+    Raises:
+        RowError: a tokenizer writes other tokens for the answer behind another template.
+    """
+    learned = [of.tokens[1:][of.supervised[1:]] for of in written]
+    for number, reading in enumerate(readings):
+        first = next(place for place, other in enumerate(readings) if other.tokenizer is reading.tokenizer)
+        if not numpy.array_equal(learned[number], learned[first]):
+            raise RowError("the answer has other tokens behind the teacher's prompt; both must read the same answer")
 
 
 class _Writer:
-    """A dataset's rows by one tokenizer."""
+    """A dataset's rows in one reading."""
 
-    def __init__(self, tokenizer: Any, dataset: Any, template: Prompt) -> None:
-        self._tokenizer, self.dataset, self._template = tokenizer, dataset, template
+    def __init__(self, reading: Reading, dataset: Any) -> None:
+        self._tokenizer, self._template = reading
+        self.dataset = dataset
 
     @functools.cached_property
     def _bytes(self) -> TokenBytes:
@@ -253,20 +275,21 @@ class _Writer:
         return text_of(self._tokenizer, [token for token in tokens.tolist() if token not in controls])
 
 
-def _scored(tokenizers: Sequence[Any], written: Sequence[Sequence[Written]]) -> str:
-    begin = "every token is predicted from those before it"
-    starts = [{int(one.tokens[0]) for one in of if not one.is_text[0]} for of in written]
-    unpredicted = sum(bool(one.is_text[0]) for of in written for one in of)
-    if unpredicted == 0:
-        begin += ", the first of the text from the control token that begins it, which itself is not scored"
-    elif any(starts):
-        begin += "; a document's first token is scored only where a control token stands before it"
-    else:
-        begin += "; a document's first token has nothing before it, and is not scored"
+def _scored(written: Sequence[Sequence[Written]]) -> str:
+    """How a document's first token is treated, and what counts to which figure."""
+    begins_with_text = [any(bool(one.is_text[0]) for one in of) for of in written]
+    first = "each document begins with a control token, which is read and not scored"
+    if all(begins_with_text):
+        first = "a document's first token has nothing before it: it is read and not scored, its bytes are not counted"
+    elif any(begins_with_text):
+        first = (
+            "a document's first token is read and not scored: of some models a control token, of the others the "
+            "text's own, whose bytes are not counted"
+        )
     return (
-        f"supervised are the tokens that are learned from such rows, ends of answers among them; {begin}. Bits per "
-        "byte are of the tokens that write the document's own text, over its UTF-8 bytes: control tokens and what a "
-        "template writes around a turn count to the perplexity alone"
+        f"Supervised tokens are those that are learned from such rows, ends of answers among them; {first}. Bits per "
+        "byte are of the tokens that write the documents' own text, over its UTF-8 bytes; control tokens, and what "
+        "templates write around turns, count to perplexity alone."
     )
 
 

@@ -1,4 +1,4 @@
-"""The models that are measured, by their labels: each told apart, and all that can be wrong with one, before it loads."""
+"""The models that are measured, by their labels: each told apart, and what is wrong with one, before it loads."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,6 +38,7 @@ class NamedModel:
         parameters: their number.
         file_bytes: of its weights on the disk, with those of an adapter's base.
         shape: what tells models that take as long and as much memory as one another.
+        reading: the number of the documents' reading by which it reads them.
     """
 
     label: str
@@ -50,6 +51,7 @@ class NamedModel:
     parameters: int
     file_bytes: int
     shape: object
+    reading: int = 0
 
     @property
     def folder(self) -> Path | None:
@@ -131,7 +133,9 @@ def _kind_of(key: str, path: Path) -> str:
     return "adapter" if has_adapter(path) else "hugging face folder"
 
 
-def open_teacher(cfg: DictConfig, tokenizer: Any, dtype: torch.dtype, student: Any = None) -> NamedModel:
+def open_teacher(
+    cfg: DictConfig, tokenizer: Any, dtype: torch.dtype, student: tuple[Any, models.Checkpoint] | None = None
+) -> NamedModel:
     """A config's own, one or several, as it teaches.
 
     Args:
@@ -186,7 +190,7 @@ def _of_model(
     model: teachers.Teacher,
     component: DictConfig | None,
     tokenizer: Any,
-    student: Any = None,
+    student: tuple[Any, models.Checkpoint] | None = None,
 ) -> NamedModel:
     of_tokenizer = "teacher_tokenizer" if key == "teacher_model" else f"{key}.tokenizer"
     keys = teachers.KeysOfModel(key, of_tokenizer)

@@ -224,14 +224,13 @@ def samples(
     documents: Documents,
     models: Mapping[str, Measured],
     columns: Mapping[str, Columns],
-    shown: int = 0,
     token_texts: Sequence[Sequence[str]] = (),
 ) -> list[dict[str, Any]]:
     """The lines of samples.jsonl, one a document.
 
     Args:
-        shown: of the first so many also how far models are from the teacher at each supervised token.
-        token_texts: of these documents' supervised tokens.
+        token_texts: of the supervised tokens of the first documents, of which also is told how far models are from
+            the teacher at each of them.
     """
     lines = []
     for number, document in enumerate(documents.documents):
@@ -243,7 +242,7 @@ def samples(
             "reference": document.reference,
             "models": {label: _sample(measured, columns[label], number) for label, measured in models.items()},
         }
-        if number < min(shown, len(token_texts)):
+        if number < len(token_texts):
             line["tokens"] = _shown_tokens(models, number, token_texts[number])
         lines.append(line)
     return lines

@@ -19,7 +19,7 @@ from distill_tune.losses.signals import MixtureOfTeachers, SumOfTeachers, Teache
 from distill_tune.teachers import Teacher
 
 _BATCH_TOKENS = 8192  # of documents that are scored together, and of windows that are read together
-_COPIES = 8  # of a row's logits, in float64 and of both models, that are alive at once
+_COPIES = 4  # of each model's logits of a row, in float64, that are alive at once
 _FIRST = 5  # tokens
 
 
@@ -70,14 +70,12 @@ class Reader(NamedTuple):
         model: called with a batch of windows.
         context: tokens that it reads at most; None for any number.
         stride: see :func:`~distill_tune.evaluation.windows.windows`.
-        vocab_size: tokens that it knows; None where it does not say.
     """
 
     name: str
     model: Teacher
     context: int | None = None
     stride: int | None = None
-    vocab_size: int | None = None
 
     def windows(self, length: int) -> list[Window]:
         return windows(length, self.context, self.stride)
@@ -99,7 +97,11 @@ def batches_of(documents: Sequence[Written]) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def score(
-    reader: Reader, documents: Sequence[Written], device: torch.device, teacher: Reader | None = None
+    reader: Reader,
+    documents: Sequence[Written],
+    device: torch.device,
+    teacher: Reader | None = None,
+    as_teacher_reads: Sequence[Written] | None = None,
 ) -> list[PerToken]:
     """One :class:`PerToken` a document.
 
@@ -109,6 +111,7 @@ def score(
 
     Args:
         teacher: of the same tokens; None compares with none.
+        as_teacher_reads: the same documents, where it reads them behind other prompts.
 
     Raises:
         UserError: the model's logits are no numbers, or it holds a token of a document for impossible.
@@ -116,10 +119,11 @@ def score(
     supervised = numpy.concatenate([document.supervised[1:] for document in documents])
     targets = torch.from_numpy(numpy.concatenate([document.tokens[1:] for document in documents])).to(device)
     said = _Said.of(reader, [(document, numpy.ones_like(document.supervised)) for document in documents], device)
-    its = teacher and _Said.of(teacher, [(document, document.supervised) for document in documents], device)
+    of_teacher = [(document, document.supervised) for document in as_teacher_reads or documents]
+    its = teacher and _Said.of(teacher, of_teacher, device)
     before = [0, *itertools.accumulate(supervised.tolist())]  # supervised rows before each row
     vocabularies = said.vocab_size + (its.vocab_size if its else 0)
-    rows = losses.chunk_rows(len(targets), _COPIES * 8 * vocabularies // 2, device)
+    rows = losses.chunk_rows(len(targets), 8 * _COPIES * vocabularies, device)
     parts = list[dict[str, torch.Tensor]]()
     for start in range(0, len(targets), rows):
         stop = min(start + rows, len(targets))

@@ -57,9 +57,9 @@ _BITS = 1 / math.log(2)
 
 MEASURES: Mapping[str, Measure] = {
     "supervised.perplexity": Measure("nll", "tokens", is_exponential=True),
-    "supervised.bits_per_byte": Measure("nll", "bytes", scale=_BITS, unit="bits per byte"),
+    "supervised.bits_per_byte": Measure("text_nll", "bytes", scale=_BITS, unit="bits per byte"),
     "all.perplexity": Measure("all_nll", "all_tokens", is_exponential=True),
-    "all.bits_per_byte": Measure("all_nll", "all_bytes", scale=_BITS),
+    "all.bits_per_byte": Measure("all_text_nll", "all_bytes", scale=_BITS),
     "to_teacher.forward_kl.mean": Measure("forward_kl", "compared", unit="nats of forward KL a token", better=_NEARER),
     "to_teacher.reverse_kl.mean": Measure("reverse_kl", "compared"),
     "to_teacher.total_variation": Measure("total_variation", "compared"),

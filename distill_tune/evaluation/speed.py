@@ -47,7 +47,7 @@ def loaded_and_timed(
 
 @torch.no_grad()
 def _prefill(model: Teacher, rows: Sequence[torch.Tensor], device: torch.device) -> float:
-    """Tokens that go through the model a second, with logits of the last of each row, as for an answer's first token."""
+    """Tokens that go through the model a second, with the logits of each row's last, as before an answer."""
     labels = [torch.full_like(row, -100) for row in rows]
     for row, of_row in zip(rows, labels, strict=True):
         of_row[-1] = row[-1]

@@ -47,6 +47,9 @@ class KeysOfModel(NamedTuple):
     example: str = f"+{KEY}._component_=distill_tune.data.hf_tokenizer +{KEY}.path=FOLDER"
 
 
+_OF_TEACHER = KeysOfModel()
+
+
 class AlignedTeacher(Teacher):
     """Another teacher, whose word is on rows of its own tokens: as many as these have supervised positions.
 
@@ -217,7 +220,7 @@ def own_tokenizers(
     each: Sequence[Teacher],
     component: DictConfig | ListConfig | None,
     tokenizer: Any,
-    keys: KeysOfModel = KeysOfModel(),
+    keys: KeysOfModel = _OF_TEACHER,
     then: str = "it is asked in its own tokens",
 ) -> list[Any]:
     """The tokenizer of each teacher that is asked by itself, where it is not that of the rows; None where it is.
@@ -239,7 +242,7 @@ def _own_of_each(
     component: DictConfig | ListConfig | None,
     rows: "_Rows",
     then: str,
-    keys: KeysOfModel = KeysOfModel(),
+    keys: KeysOfModel = _OF_TEACHER,
 ) -> "list[_Own | None]":
     if isinstance(component, ListConfig) and len(component) != len(each):
         raise UserError(

@@ -22,7 +22,7 @@ def columns(seed=0, num=NUM, **moved):
     }
     for name, change in moved.items():
         made[name] = change(made)
-    return made
+    return made | {"text_nll": made["nll"]}
 
 
 def pair(models, measure):
@@ -46,7 +46,7 @@ def test_a_long_document_weighs_as_much_as_it_has_tokens():
     other = of | {"nll": np.array([500.0, 2.0, 2.0, 2.0])}
     figure = significance.MEASURES["supervised.perplexity"].of(of["nll"].sum(), of["tokens"].sum())
     assert figure == pytest.approx(np.exp(1003 / 103))
-    both = {"a": of | {"bytes": of["tokens"]}, "b": other | {"bytes": of["tokens"]}}
+    both = {name: one | {"bytes": one["tokens"], "text_nll": one["nll"]} for name, one in (("a", of), ("b", other))}
     row = pair(both, "supervised.bits_per_byte")
     assert row["difference"] == pytest.approx((1003 - 506) / 103 / np.log(2))  # a mean of means has 3.4
 
