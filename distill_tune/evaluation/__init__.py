@@ -5,7 +5,7 @@ from distill_tune.evaluation.answers import answers
 from distill_tune.evaluation.compare import Comparison, Entrant, compare, share_of_gap_closed
 from distill_tune.evaluation.documents import Document, Documents, Reading, Written, read_documents
 from distill_tune.evaluation.finish import finish, so_far
-from distill_tune.evaluation.measuring import Timed, answered, measure, measured, scored_batches
+from distill_tune.evaluation.measuring import Timed, answered, measure, measured, reached_in, scored_batches
 from distill_tune.evaluation.memory import PeakMemory
 from distill_tune.evaluation.named_models import NamedModel, open_named, open_teacher
 from distill_tune.evaluation.preparation import (
@@ -18,6 +18,7 @@ from distill_tune.evaluation.preparation import (
 from distill_tune.evaluation.report import comparison_markdown, comparison_table, few_rows, gap_sentence, other_tokens
 from distill_tune.evaluation.results import Measured, columns_of, results, samples, write_results
 from distill_tune.evaluation.scoring import PerToken, Reader, ToTeacher, score
+from distill_tune.evaluation.tasks import Reached, Tasks, open_tasks, tasks_of
 from distill_tune.evaluation.windows import Window, windows
 
 __all__ = [
@@ -31,8 +32,10 @@ __all__ = [
     "PeakMemory",
     "PerToken",
     "Prepared",
+    "Reached",
     "Reader",
     "Reading",
+    "Tasks",
     "Timed",
     "ToTeacher",
     "Window",
@@ -50,10 +53,12 @@ __all__ = [
     "measure",
     "measured",
     "open_named",
+    "open_tasks",
     "open_teacher",
     "other_tokens",
     "prepare",
     "prepare_evaluation",
+    "reached_in",
     "read_documents",
     "results",
     "samples",
@@ -62,6 +67,7 @@ __all__ = [
     "scored_batches",
     "share_of_gap_closed",
     "so_far",
+    "tasks_of",
     "windows",
     "write_results",
 ]

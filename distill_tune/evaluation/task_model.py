@@ -67,7 +67,7 @@ class TaskModel(TemplateLM):
         asked = [number for number, document in enumerate(documents) if document.supervised.any()]
         for together in batches_of([documents[number] for number in asked]):
             batch = [asked[place] for place in together]
-            scores = score(self._reader, [documents[number] for number in batch], self._device)
+            scores = score(self._reader, [documents[number] for number in batch], self._device, supervised_alone=True)
             for number, of in zip(batch, scores, strict=True):
                 found[number] = -float(of.nll[of.supervised].sum()), bool(of.correct.all())
         return found
