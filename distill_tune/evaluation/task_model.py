@@ -28,7 +28,8 @@ class TaskModel(TemplateLM):
     """Scores and writes with the code that all of an evaluation is measured by, whatever kind the model is of.
 
     To lm-eval it is one process: each rank is given all requests, takes its share, and gets the others' answers.
-    Longer texts than the model reads are cut into windows as lm-eval cuts them.
+    Where the model cannot read a context and what follows it, the context loses its beginning; whole texts are cut
+    into windows. Both as lm-eval does it.
     """
 
     def __init__(self, model: NamedModel, reader: Reader, tokenizer: Any, device: torch.device) -> None:
@@ -54,7 +55,13 @@ class TaskModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **settings: Any
     ) -> list[tuple[float, bool]]:
-        return _shared([_written(context, text) for _, context, text in requests], self._scored)
+        documents = [_written(self._shortened(context, len(text)), text) for _, context, text in requests]
+        return _shared(documents, self._scored)
+
+    def _shortened(self, context: list[int], length: int) -> list[int]:
+        """Without its beginning, where the model cannot read all of it and so many tokens behind it."""
+        room = len(context) if self._reader.context is None else self._reader.context - length
+        return context[-max(1, room) :]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts, nats: all their tokens, and not one that begins every text."""
@@ -91,16 +98,17 @@ class TaskModel(TemplateLM):
         return found
 
     def _prompt(self, text: str, max_new_tokens: int) -> list[int]:
-        """Without its beginning, where it leaves no room for an answer."""
-        tokens = self.tok_encode(text) or [self.prefix_token_id]
-        if self._reader.context is None:
-            return tokens
-        if max_new_tokens >= self._reader.context:
+        """A prompt that leaves room for an answer.
+
+        Raises:
+            UserError: no prompt would.
+        """
+        if self._reader.context is not None and max_new_tokens >= self._reader.context:
             raise UserError(
                 f"{self._model.label}: reads {self._reader.context} tokens, and a task asks for {max_new_tokens}; set "
                 "max_gen_toks in its generation_kwargs"
             )
-        return tokens[max_new_tokens - self._reader.context :]
+        return self._shortened(self.tok_encode(text) or [self.prefix_token_id], max_new_tokens)
 
 
 def _written(context: Sequence[int], text: Sequence[int]) -> Written:
