@@ -177,10 +177,13 @@ def in_words(pair: Mapping[str, Any], measure: Measure, num_pairs: int = 1) -> s
     sign = 1 if (difference > 0) == measure.more_is_better else -1  # of what is better
     better, worse = (pair["first"], pair["second"])[::sign]
     turned = 1 if difference > 0 else -1
-    by = f"{_told(turned * difference * measure.shown)} {measure.unit}"
-    if pair["interval"] is not None:
-        low, high = sorted(turned * bound * measure.shown for bound in pair["interval"])
-        by += f" ({LEVEL:.0%}: {_told(low)} to {_told(high)})"
+    size = turned * difference * measure.shown
+    bounds = sorted(turned * bound * measure.shown for bound in pair["interval"] or ())
+    reach = (bounds[1] - bounds[0]) / 2 if bounds else 0.0
+    decimals = _decimals(max(reach, abs(size) / 100), 2)
+    by = f"{size:.{decimals}f} {measure.unit}"
+    if bounds:
+        by += f" ({LEVEL:.0%}: {bounds[0]:.{decimals}f} to {bounds[1]:.{decimals}f})"
     corrected = f" (Holm, {counted(num_pairs, 'pair')})" if num_pairs > 1 else ""
     p = f"{_told_p(pair['p_holm'])}{corrected}"
     if difference == 0 and pair["p"] == 1:
@@ -196,12 +199,9 @@ def in_words(pair: Mapping[str, Any], measure: Measure, num_pairs: int = 1) -> s
     return f"not significant: {differ}"
 
 
-def _told(number: float) -> str:
-    """Three digits, and no exponent where it can be read without."""
-    if number == 0 or not math.isfinite(number):
-        return f"{number:.0f}"
-    digits = max(0, 2 - math.floor(math.log10(abs(number))))
-    return f"{number:.{digits}f}" if digits <= 6 else f"{number:.2g}"
+def _decimals(size: float, digits: int) -> int:
+    """With which a number about as large as ``size`` has so many digits."""
+    return max(0, digits - 1 - math.floor(math.log10(size))) if 0 < size < math.inf else 0
 
 
 def _told_p(p: float) -> str:

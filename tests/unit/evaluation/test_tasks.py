@@ -55,7 +55,7 @@ def test_two_models_are_compared_in_the_same_rows_of_a_task():
     [pair] = task_pairs(models)
     assert pair["measure"] == "tasks.choice.acc" and pair["test"] == "exact McNemar"
     assert pair["p"] == 2 * (1 + 18) / 2**18  # 17 rows against 1
-    assert pair["words"].startswith("after is better than before by 80.0 points of acc in choice (95%: ")
+    assert pair["words"].startswith("after is better than before by 80 points of acc in choice (95%: ")
 
 
 def test_models_are_told_beside_one_another():
