@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from first_hour.outcome import NotMeasured, Settings
+from held_out import Figures, figures
 from omegaconf import OmegaConf
 
-from distill_tune import cache, config, data, evaluation
+from distill_tune import cache, config, data
 from distill_tune.cli.main import main
-from distill_tune.cli.model_folder import ModelFolder
 from distill_tune.config.files import demo_model_folder, find_config
 from distill_tune.config.load import load_config
 from distill_tune.data import docstring_rows
@@ -60,15 +60,15 @@ def trained(settings: Settings, folder: str, short: str, overrides: list[str], u
     started = time.perf_counter()
     steps = _run(settings, folder, output, overrides)
     seconds = time.perf_counter() - started
-    _, comparison = _measured(output / "model", settings, folder)
+    _, found = _measured(output / "model", settings, folder)
     shutil.rmtree(output)
-    return _figures(comparison) | {"steps": len(steps), "loss": steps[-1]["loss"], "seconds_of_run": seconds}
+    return found | {"steps": len(steps), "loss": steps[-1]["loss"], "seconds_of_run": seconds}
 
 
 def untrained(settings: Settings, folder: str) -> dict[str, Any]:
     """The teacher's own figures, and those of the student before training."""
     teacher, student = _measured(demo_model_folder("student"), settings, folder)
-    return {"teacher": _figures(teacher), "base student": _figures(student)}
+    return {"teacher": teacher, "base student": student}
 
 
 def timed(settings: Settings, folder: str, short: str, overrides: list[str]) -> dict[str, Any]:
@@ -110,13 +110,12 @@ def _run(settings: Settings, folder: str, output: Path, overrides: list[str]) ->
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-def _measured(model: Path, settings: Settings, folder: str) -> list[evaluation.Comparison]:
-    """The demo's teacher and a model, both in fp32, so that no difference is rounding."""
-    device = torch.device(settings.device)
+def _measured(model: Path, settings: Settings, folder: str) -> list[dict[str, float]]:
+    """The demo's teacher and a model."""
     folders = {"teacher": demo_model_folder("teacher"), "student": model}
-    teacher, student = (ModelFolder.open(path).entrant(name, device, torch.float32) for name, path in folders.items())
-    return list(evaluation.compare(teacher, [student], list(rows(Path(folder) / HELD_OUT).epoch()), device))
+    found = figures(folders, _dataset(Path(folder) / HELD_OUT), torch.device(settings.device))
+    return list(map(_told, found.values()))
 
 
-def _figures(found: evaluation.Comparison) -> dict[str, float]:
+def _told(found: Figures) -> dict[str, float]:
     return {"cross_entropy": math.log(found.perplexity), "kl": found.kl, "agreement": found.agreement}

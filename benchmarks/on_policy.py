@@ -22,13 +22,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from held_out import figures, loaded
 from idle import run_alone, share_of_others
 from omegaconf import OmegaConf
 from on_policy_step_of import NEW_TOKENS, ROWS
 
 from distill_tune import config, data, losses
-from distill_tune.cli.compare import compare_folders
-from distill_tune.cli.model_folder import ModelFolder
 from distill_tune.config.files import demo_model_folder, find_config
 from distill_tune.config.load import load_config
 from distill_tune.data.batch import joined
@@ -114,7 +113,7 @@ def gain(options: argparse.Namespace) -> None:
     plan, names = held_out(), list(of_seeds[0])
     folders = {"teacher": demo_model_folder("teacher"), "base student": demo_model_folder("student")}
     folders |= {f"{name} {seed}": found[name][0] for seed, found in enumerate(of_seeds) for name in names}
-    compared = {row.name: row for row in compare_folders(folders, plan)}
+    compared = figures(folders, HELD_OUT)
     own = {name: on_own_answers(folders[name], plan) for name in folders if name != "teacher"}
     lines = [
         "| student | seconds | perplexity | KL, held-out rows | KL, its own answers | tokens of an answer | cut |",
@@ -177,11 +176,7 @@ def held_out() -> data.StepPlan:
 @torch.no_grad()
 def on_own_answers(folder: Path, plan: data.StepPlan) -> tuple[float, float, float, Sequence[str]]:
     """KL(student || teacher) a token of the student's answers, their mean length, the share that is cut, and some."""
-    device = torch.device("cpu")
-    student, teacher = (
-        ModelFolder.open(path).entrant(path.name, device, torch.float32).load()
-        for path in (folder, demo_model_folder("teacher"))
-    )
+    student, teacher = map(loaded, (folder, demo_model_folder("teacher")))
     tokenizer = config.instantiate(load_config(find_config("tiny")).tokenizer)
     rows = [row for step in range(plan.steps_per_epoch) for row in plan.rows(0, step)]
     decoder = Decoder(student.model, {tokenizer.eos_id}, Sampling(max_new_tokens=NEW_TOKENS))

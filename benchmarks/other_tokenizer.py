@@ -13,22 +13,16 @@ others took more than a twentieth of the machine's CPU time is repeated.
 import argparse
 import functools
 import json
-import math
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
+from held_out import figures
 from idle import run_alone
-from omegaconf import OmegaConf
 
-from distill_tune import config, data, losses
-from distill_tune.cli.model_folder import ModelFolder
-from distill_tune.config.files import demo_model_folder, find_config
-from distill_tune.config.load import load_config
-from distill_tune.data import docstring_rows
+from distill_tune.config.files import demo_model_folder
 
 HELD_OUT = {"_component_": "distill_tune.data.docstrings", "num_rows": 300, "held_out": True, "min_characters": 250}
 METHODS = {
@@ -95,21 +89,9 @@ def seconds_of(out: Path) -> list[float]:
     return [json.loads(line)["seconds"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@torch.no_grad()
 def bits_per_byte(folder: Path) -> float:
-    """Of the answers of held-out rows, ends included, by a student of the demo's tokenizer."""
-    cfg = load_config(find_config("tiny"), ["tokenizer.max_seq_len=null"])  # no answer is cut
-    device = torch.device("cpu")
-    rows, _ = data.prepare_rows(OmegaConf.create(HELD_OUT), config.instantiate(cfg.tokenizer), cfg.tokenizer)
-    texts = docstring_rows.collect(HELD_OUT["num_rows"], held_out=True, min_characters=HELD_OUT["min_characters"])
-    model = ModelFolder.open(folder).entrant(folder.name, device, torch.float32).load()
-    nats = 0.0
-    plan = data.StepPlan(rows, batch_size=16, shuffle=False)
-    for batch in plan.epoch():
-        said = model(batch)
-        targets = batch.targets[0, batch.supervised_positions]
-        nats += losses.distillation_loss(said.hidden, said.projection, targets).ce.item()
-    return nats / math.log(2) / sum(len(row["output"].encode()) for row in texts)
+    """Of the answers of held-out rows, by a student of the demo's tokenizer."""
+    return figures({folder.name: folder}, HELD_OUT)[folder.name].bits_per_byte
 
 
 # ---- What it costs

@@ -13,12 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from held_out import figures
 
-from distill_tune import config, data
-from distill_tune.cli.compare import compare_folders
-from distill_tune.config.files import config_names, demo_model_folder, find_config
-from distill_tune.config.load import load_config
+from distill_tune.config.files import config_names, demo_model_folder
 from distill_tune.data import docstring_rows
 
 HELD_OUT = {"_component_": "distill_tune.data.docstrings", "num_rows": 300, "held_out": True, "min_characters": 250}
@@ -60,22 +57,19 @@ def train(folder: Path, name: str, run: list[str], epochs: int) -> None:
 
 
 def table(folder: Path, names: list[str], markdown: Path | None) -> None:
-    cfg = load_config(find_config("tiny"))
-    rows, _ = data.prepare_rows(OmegaConf.create(HELD_OUT), config.instantiate(cfg.tokenizer), cfg.tokenizer)
-    plan = data.StepPlan(rows, batch_size=cfg.batch_size, shuffle=False)
     folders = {"teacher": demo_model_folder("teacher"), "base student": demo_model_folder("student")}
     folders |= {name: folder / name / "model" for name in names}
     lines = [
         "| signal | perplexity | KL from the teacher | agreement | seconds a step |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for row in compare_folders(folders, plan):
-        metrics = folder / row.name / "metrics.jsonl"
+    for name, found in figures(folders, HELD_OUT).items():
+        metrics = folder / name / "metrics.jsonl"
         seconds = (
             [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()] if metrics.is_file() else []
         )
         middle = f"{statistics.median(seconds):.2f}" if seconds else ""
-        lines.append(f"| {row.name} | {row.perplexity:.2f} | {row.kl:.4f} | {row.agreement:.1%} | {middle} |")
+        lines.append(f"| {name} | {found.perplexity:.2f} | {found.kl:.4f} | {found.agreement:.1%} | {middle} |")
     text = "\n".join(lines) + "\n"
     print(text)
     if markdown:

@@ -1,6 +1,6 @@
 """One model of an evaluation after another: loaded and timed, its documents scored, its prompts answered."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -145,18 +145,15 @@ def measured(
     )
 
 
-def measure(
-    prepared: Prepared, device: torch.device, say: Callable[[str], None] = lambda label: None
-) -> dict[str, Measured]:
+def measure(prepared: Prepared, device: torch.device, with_speed: bool = True) -> dict[str, Measured]:
     """All models over all documents, without answers, in this process: what the recipe evaluate does in its own words.
 
     Args:
-        say: is told the label of each model before it loads.
+        with_speed: False times none.
     """
-    timed, found, teacher = Timed(prepared, device), dict[str, Measured](), None
+    timed, found, teacher = Timed(prepared, device, with_speed), dict[str, Measured](), None
     numbers = range(len(prepared.documents))
     for model in prepared.models:
-        say(model.label)
         reader, pace = timed.load(model)
         tokens = dict[int, PerToken]()
         for batch in scored_batches(prepared, model, reader, teacher, numbers, device):

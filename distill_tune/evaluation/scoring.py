@@ -228,11 +228,11 @@ class _Said:
             begin, end = max(start, first) - first, min(stop, last) - first
             if begin < end:
                 found = signal.logits(begin, end, signal.memory(end - begin, slot))
-                parts.append(capped(found, signal.softcap).to(_precise(found.device)))
+                parts.append(capped(found, signal.softcap).to(precise(found.device)))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _precise(device: torch.device) -> torch.dtype:
+def precise(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # which has none
 
 

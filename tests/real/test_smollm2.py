@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from real.folders import write_folder
 from served import started
 
-from distill_tune import data, evaluation, models, teachers
-from distill_tune.cli.model_folder import ModelFolder
+from distill_tune import data, models, teachers
+from distill_tune.generation import Decoder, Request, Sampling
 
 PARTS = Path(__file__).parents[2] / ".real"
 TEACHER = PARTS / "models" / "SmolLM2-135M-Instruct"
@@ -22,7 +22,9 @@ SHORT_ROWS = "tokenizer.max_seq_len=128"  # half of the config's: what 135M para
 
 @pytest.fixture(scope="module")
 def model():
-    return ModelFolder.open(TEACHER).load(torch.device("cpu"), torch.float32).eval()
+    component = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(TEACHER)})
+    checkpoint = models.open_checkpoint("model", component, None)
+    return models.load_model(component, checkpoint, torch.float32, torch.device("cpu")).eval()
 
 
 def test_its_logits_are_those_of_transformers(model):
@@ -58,8 +60,11 @@ def test_its_gguf_file_teaches_the_same(model, tmp_path):
 
 def test_it_knows_the_capital_of_france(model):
     tokenizer = data.hf_tokenizer(str(TEACHER))
-    (found,) = evaluation.answers(model, tokenizer, ["What is the capital of France?"], max_tokens=20)
-    assert "Paris" in found
+    decoder = Decoder(model, {tokenizer.template_end}, Sampling(20, temperature=0))
+    (found,) = decoder.generate(
+        [Request(tokenizer.prompt([{"role": "user", "content": "What is the capital of France?"}]))]
+    )
+    assert "Paris" in tokenizer.decode(found.tokens)
 
 
 @pytest.fixture

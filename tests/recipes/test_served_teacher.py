@@ -68,7 +68,7 @@ def test_compare_measures_beside_served_hidden_states_and_refuses_others(served,
     assert done.returncode == 0, done.stderr
     served(url, changes=rows)
     done = cli("compare", "--config", "config.yaml", student_folder, "--rows", 8)
-    assert "teacher_model.kind=top_k: compare needs whole distributions; take kind=hidden" in done.stderr
+    assert "teacher_model.kind=top_k: whole distributions are needed; take kind=hidden" in done.stderr
 
 
 def test_a_served_teacher_is_stored_from_its_hidden_states(served, run, cli, url):

@@ -26,7 +26,7 @@ FILES = {
         "recipes/test_cuda_branches.py",
         "unit/test_to_device.py",
         "unit/losses/test_chunk_memory.py",
-        "unit/evaluation/test_compare_on_cuda.py",
+        "unit/evaluation/test_speed_on_cuda.py",
         "unit/losses/test_head_on_cuda.py",
         "unit/models/test_flex.py",
         "unit/models/test_packed_flash.py",

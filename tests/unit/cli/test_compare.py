@@ -1,4 +1,4 @@
-"""Held-out rows in every format that the recipes read, and who can read them."""
+"""Held-out rows in every format that the recipes read, and models that are compared on them."""
 
 import argparse
 import json
@@ -10,16 +10,16 @@ import pytest
 import torch
 import transformers
 from architectures import write_architecture
-from tiny import ROWS
+from tiny import ROWS, write_model_of_another_tokenizer
 from tiny_tokenizer import write_tokenizer
 
-from distill_tune.cli.held_out import held_out_plan
+from distill_tune.cli.held_out import dataset_of, named_as_given
 from distill_tune.cli.main import main
-from distill_tune.cli.model_folder import ModelFolder
-from distill_tune.config.files import demo_model_folder, find_recipe
+from distill_tune.config.files import find_recipe
+from distill_tune.data import hf_tokenizer
 from distill_tune.data.datasets import dataset_for
 from distill_tune.errors import UserError
-from distill_tune.models import load_model
+from distill_tune.evaluation import NamedModel, Reading, read_documents
 
 TURNS = [{"role": "user", "content": "Is 7 a prime?"}, {"role": "assistant", "content": "yes"}]
 
@@ -30,28 +30,28 @@ def tokenizer_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def plan_of(folder: Path, rows: list[dict], num_rows: int = 10, max_seq_len: int = 64, dataset: str | None = None):
-    (folder / "rows.json").write_text(json.dumps(rows))
-    source = None if dataset else str(folder / "rows.json")
-    return held_out_plan(
-        folder, argparse.Namespace(source=source, dataset=dataset, rows=num_rows, default_rows=10), max_seq_len
-    )
+def read(folder: Path, rows: list[dict] | None = None, num_rows: int = 10, dataset: str | None = None, source=None):
+    if rows is not None:
+        (folder / "rows.json").write_text(json.dumps(rows))
+        source = None if dataset else str(folder / "rows.json")
+    options = argparse.Namespace(source=source, dataset=dataset, rows=num_rows, default_rows=10)
+    with named_as_given(options):
+        return read_documents(dataset_of(options), [Reading(hf_tokenizer(str(folder)))], key="dataset", most=num_rows)
 
 
 @pytest.mark.parametrize(
     ("given", "wrong"),
     [
         ({"source": "nothere.json"}, "--source nothere.json: no such file or folder"),
-        ({"source": "empty.json"}, "--source empty.json: has no row to train on"),
+        ({"source": "empty.json"}, "--source empty.json: has no row that can be scored"),
         ({"dataset": "{_component_: distill_tune.data.chat, source: no.json}"}, "--dataset no.json: no such file"),
     ],
 )
 def test_what_is_wrong_with_rows_names_the_option_that_gave_them(tokenizer_folder, monkeypatch, given, wrong):
     monkeypatch.chdir(tokenizer_folder)
     Path("empty.json").write_text("[]")
-    options = argparse.Namespace(**{"source": None, "dataset": None, "rows": 4, "default_rows": 4} | given)
     with pytest.raises(UserError) as told:
-        held_out_plan(tokenizer_folder, options, 64)
+        read(tokenizer_folder, **given)
     assert str(told.value).startswith(wrong)
 
 
@@ -78,18 +78,7 @@ def test_the_dataset_is_the_one_that_reads_such_rows(row, kind):
     ids=["chat", "instruct", "text"],
 )
 def test_rows_of_each_format_are_read_up_to_their_number(tokenizer_folder, row):
-    plan = plan_of(tokenizer_folder, [row] * 6, num_rows=5)
-    assert sum(len(batch.lengths) for batch in plan.epoch()) == 5
-
-
-def test_bad_rows_are_left_out_and_named_without_keys_of_a_run(tokenizer_folder, capsys):
-    plan = plan_of(tokenizer_folder, [{"messages": TURNS}, {"messages": 3}])
-    told = capsys.readouterr().out
-    assert "1 row, " in told
-    assert "1 bad row left out" in told
-    assert "rows.json, row 2: " in told
-    assert "on_bad_row" not in told
-    assert sum(len(batch.lengths) for batch in plan.epoch()) == 1
+    assert len(read(tokenizer_folder, [row] * 6, num_rows=5)) == 5
 
 
 def test_a_dataset_of_a_config_is_read_with_its_arguments(tokenizer_folder):
@@ -97,8 +86,7 @@ def test_a_dataset_of_a_config_is_read_with_its_arguments(tokenizer_folder):
         f"{{_component_: distill_tune.data.instruct, source: {tokenizer_folder}/rows.json, "
         "column_map: {prompt: q, response: a}}"
     )
-    plan = plan_of(tokenizer_folder, [{"q": "Is 7 a prime?", "a": "yes"}] * 3, num_rows=2, dataset=dataset)
-    assert sum(len(batch.lengths) for batch in plan.epoch()) == 2
+    assert len(read(tokenizer_folder, [{"q": "Is 7 a prime?", "a": "yes"}] * 3, num_rows=2, dataset=dataset)) == 2
 
 
 @pytest.mark.parametrize(
@@ -111,12 +99,13 @@ def test_a_dataset_of_a_config_is_read_with_its_arguments(tokenizer_folder):
 )
 def test_what_is_no_dataset_is_told(tokenizer_folder, dataset, message):
     with pytest.raises(UserError, match=message):
-        plan_of(tokenizer_folder, [], dataset=dataset)
+        read(tokenizer_folder, [], dataset=dataset)
 
 
-def test_rows_cannot_be_cut_to_nothing(tokenizer_folder):
-    with pytest.raises(UserError, match=r"--max-seq-len 0: must be 1 or more"):
-        plan_of(tokenizer_folder, [{"messages": TURNS}], max_seq_len=0)
+def test_rows_cannot_be_read_by_single_tokens(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "demo:teacher", "demo:student", "--max-seq-len", "1"])
+    assert "--max-seq-len 1: must be 2 or more" in capsys.readouterr().err
 
 
 def model_folder(folder: Path, **config: int) -> Path:
@@ -125,36 +114,39 @@ def model_folder(folder: Path, **config: int) -> Path:
     return folder
 
 
-def test_a_student_that_reads_a_token_of_the_rows_otherwise_is_refused(tmp_path):
+def test_a_student_that_reads_a_token_of_the_rows_otherwise_is_refused(tmp_path, capsys):
     teacher, student = model_folder(tmp_path / "t"), model_folder(tmp_path / "s")
-    plan = plan_of(teacher, [{"messages": TURNS}])
-    ModelFolder.open(student).require_rows(teacher, plan)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (student / name).write_text((student / name).read_text().replace("<|im_end|>", "<|end|>"))
-    with pytest.raises(UserError, match=rf"{student}: its tokenizer is not that of {teacher}.*'<\|end\|>'"):
-        ModelFolder.open(student).require_rows(teacher, plan)
+    (tmp_path / "rows.json").write_text(json.dumps([{"messages": TURNS}]))
+    with pytest.raises(SystemExit):
+        main(["compare", str(teacher), str(student), "--source", str(tmp_path / "rows.json")])
+    told = capsys.readouterr().err
+    assert f"{student}: its tokenizer is not that of {teacher}" in told and "'<|end|>'" in told
 
 
-def test_rows_that_are_too_long_for_a_student_are_told(tmp_path):
+def test_rows_that_are_longer_than_a_student_reads_are_read_in_windows(tmp_path):
     teacher, student = model_folder(tmp_path / "t"), model_folder(tmp_path / "s", max_position_embeddings=8)
-    plan = plan_of(teacher, [{"messages": TURNS}])
-    with pytest.raises(UserError, match=rf"--max-seq-len: .*{student} reads 8 at most"):
-        ModelFolder.open(student).require_rows(teacher, plan)
+    (tmp_path / "rows.json").write_text(json.dumps([{"messages": TURNS}] * 3))
+    of_teacher, of_student = table_of(teacher, student, "--source", tmp_path / "rows.json", output=tmp_path / "t.md")
+    assert of_teacher["perplexity"] != of_student["perplexity"]
+    again, _ = table_of(
+        teacher, student, "--source", tmp_path / "rows.json", "--max-seq-len", 8, output=tmp_path / "t.md"
+    )
+    assert again["perplexity"] == of_student["perplexity"]  # the same weights, so the same windows
 
 
-def test_chats_are_compared_on_a_model_and_its_adapter(tmp_path, capsys):
+def test_a_chat_is_compared_on_a_model_and_its_adapter(tmp_path, capsys):
     base, adapter = model_folder(tmp_path / "base"), tmp_path / "adapter"
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     peft.get_peft_model(
         model, peft.LoraConfig(target_modules=["v_proj"], lora_alpha=256, init_lora_weights=False)
     ).save_pretrained(adapter)
     (tmp_path / "rows.json").write_text(json.dumps([{"messages": TURNS}] * 3))
-    table = tmp_path / "table.md"
-    main(["compare", str(base), str(adapter), "--source", str(tmp_path / "rows.json"), "--output", str(table)])
+    of_base, of_adapter = table_of(base, adapter, "--source", tmp_path / "rows.json", output=tmp_path / "table.md")
     assert capsys.readouterr().out.count("read with its adapter merged") == 1
-    of_base, of_adapter = (line.split(" | ") for line in table.read_text().splitlines()[2:4])
-    assert of_base[4] == "0.000"
-    assert of_adapter[4] != "0.000"
+    assert of_base["KL to teacher"] == "-"
+    assert float(of_adapter["KL to teacher"].split()[0]) > 0
 
 
 @pytest.fixture
@@ -164,19 +156,35 @@ def rows_file_of_six(tmp_path: Path) -> Path:
     return path
 
 
-def table_of(*arguments: object, output: Path) -> list[list[str]]:
-    """The cells of each model."""
+def table_of(*arguments: object, output: Path) -> list[dict[str, str]]:
+    """The cells of each model in the first table, by their headings; of speed and memory nothing is measured."""
     main(["compare", *map(str, arguments), "--output", str(output)])
-    lines = [line for line in output.read_text().splitlines() if line.startswith("| ")]
-    return [line.strip("| ").split(" | ") for line in lines[2:]]
+    lines = output.read_text().partition("\n\n")[2].partition("\n\n")[0].splitlines()
+    headings, _, *rows = [line.strip("| ").split(" | ") for line in lines]
+    return [dict(zip(headings, row, strict=True)) for row in rows]
 
 
-def test_the_models_of_the_demo_are_compared(tmp_path, rows_file_of_six, capsys):
+def quality(row: dict[str, str]) -> list[str]:
+    return [row[name] for name in ("perplexity", "bits per byte", "KL to teacher", "agreement")]
+
+
+def test_the_models_of_the_demo_are_compared(tmp_path, rows_file_of_six):
     """They have tokenizer.model alone."""
-    folders = [demo_model_folder("teacher"), demo_model_folder("student")]
-    teacher, student = table_of(*folders, "--source", rows_file_of_six, output=tmp_path / "table.md")
-    assert (teacher[0], teacher[3], student[0]) == ("teacher", "1.000", "student")
-    assert "On 6 rows alone" in capsys.readouterr().out
+    found = table_of("demo:teacher", "demo:student", "--source", rows_file_of_six, output=tmp_path / "table.md")
+    assert [row["model"] for row in found] == ["teacher", "student"]
+    teacher, student = found
+    assert (teacher["parameters"], student["parameters"]) == ("5.77 M", "0.92 M")
+    assert teacher["KL to teacher"] == "-" and float(student["KL to teacher"].split()[0]) > 0
+    assert float(teacher["bits per byte"].split()[0]) < float(student["bits per byte"].split()[0])
+
+
+def test_a_teacher_of_another_tokenizer_is_compared_by_the_bytes_of_the_text(
+    tmp_path, tokenizer_file, student_folder, rows_file_of_six, capsys
+):
+    teacher = write_model_of_another_tokenizer(tmp_path / "teacher", tokenizer_file, seed=3)
+    found = table_of(student_folder, teacher, "--source", rows_file_of_six, output=tmp_path / "table.md")
+    assert all(float(row["bits per byte"].split()[0]) > 0 for row in found)
+    assert "since the tokenizers differ: teacher" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_config_gives_teacher_tokenizer_rows_and_dtype(
@@ -189,25 +197,24 @@ def test_a_config_gives_teacher_tokenizer_rows_and_dtype(
     recipe.write_text(find_recipe("kd_single_device").read_text() + "\nREAD = 'my_key'\n")
     other = shutil.copytree(student_folder, tmp_path / "other")
     loaded = []
+    load = NamedModel.load
     monkeypatch.setattr(
-        "distill_tune.models.load_model",
-        lambda component, checkpoint, dtype, device: (
-            loaded.append(dtype) or load_model(component, checkpoint, dtype, device)
-        ),
+        NamedModel,
+        "load",
+        lambda self, device: loaded.append(next(self.model.model.parameters()).dtype) or load(self, device),
     )
     in_any_order = [other, "optimizer=torch.optim.SGD", "--config", config, recipe, "+my_key=1"]
     teacher, base, trained = table_of(*in_any_order, output=tmp_path / "table.md")
-    assert [row[0] for row in (teacher, base, trained)] == ["teacher", "base student", "other"]
-    assert base[1:5] == trained[1:5] != teacher[1:5]  # the same weights
-    assert trained[5:] == ["same", "same"]
-    assert loaded == [torch.bfloat16] * 2
+    assert [row.pop("model") for row in (teacher, base, trained)] == ["teacher", "base student", "other"]
+    assert base == trained != teacher  # the same weights, speed and memory measured once of a shape
+    assert loaded == [torch.float32, torch.bfloat16, torch.bfloat16]
     # The same rows in the same tokens, by folders.
     split = f"{{_component_: distill_tune.data.instruct, source: {rows_file}, split: 'train[50:]'}}"
     plain = table_of("--config", config, other, "dtype=fp32", output=tmp_path / "table.md")
     rows = table_of(
         "--config", config, other, "dtype=fp32", "~dataset_val", "--dataset", split, output=tmp_path / "t.md"
     )
-    assert [row[:5] for row in rows] == [row[:5] for row in plain]
+    assert list(map(quality, rows)) == list(map(quality, plain))
 
 
 @pytest.mark.parametrize("how", ["of the config", "as an option"])
@@ -238,9 +245,9 @@ def test_a_quantised_teacher_is_compared_as_it_trains(write_config, tmp_path, st
         "--config", config, student_folder, "+teacher_quantizer._component_=torchao.quantization.Int8WeightOnlyConfig",
         output=tmp_path / "table.md",
     )  # fmt: skip
-    assert quantised[1] == plain[1]  # parameters
-    assert quantised[2] != plain[2]  # perplexity
-    assert float(quantised[2]) == pytest.approx(float(plain[2]), rel=0.05)
+    assert quantised["parameters"] == plain["parameters"]
+    assert quantised["perplexity"] != plain["perplexity"]
+    assert float(quantised["perplexity"].split()[0]) == pytest.approx(float(plain["perplexity"].split()[0]), rel=0.05)
 
 
 @pytest.mark.parametrize(

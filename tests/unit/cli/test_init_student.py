@@ -114,10 +114,10 @@ def test_compare_prints_the_table_and_writes_it(teacher, tmp_path, rows, capsys)
     main(line)
     told = capsys.readouterr().out
     assert "perplexity" in told
-    header, _, first, second, *_ = table.read_text().splitlines()
-    assert header.startswith("| model | parameters | perplexity | agreement")
-    assert first.split(" | ")[3:5] == ["1.000", "0.000"]  # the teacher agrees with itself
-    assert float(second.split(" | ")[4]) > 0
+    _, _, header, _, first, second, *_ = table.read_text().splitlines()
+    assert header.startswith("| model | parameters | perplexity | bits per byte | KL to teacher | agreement |")
+    assert first.split(" | ")[4:6] == ["-", "-"]  # nothing to hold the teacher against
+    assert float(second.split(" | ")[4].split()[0]) > 0
     with pytest.raises(SystemExit):
         main(["compare", str(teacher), str(tmp_path / "nothing")])
     assert "no such folder, or it has no config.json" in capsys.readouterr().err
