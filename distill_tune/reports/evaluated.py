@@ -8,7 +8,7 @@ from distill_tune.reports.run_files import is_figure
 
 _SHOWN_ROLLOUTS = 3
 _MOST_CHARACTERS, _MOST_TOKENS = 500, 120
-_MOST_MODELS = 4  # whose answers stand side by side
+_MOST_MODELS = 5  # whose answers stand side by side
 _MOST_MARKED = 3  # models by which a text is marked
 _LEVELS = (0.1, 0.3, 1.0, 2.0, 4.0)  # nats a token: above each begins another colour
 
