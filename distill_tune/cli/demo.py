@@ -94,6 +94,9 @@ def _evaluate(console: Any, folder: Path) -> None:
         for name, text in answers.items():
             console.print(f"  {name:<20} {text}", highlight=False, markup=False, soft_wrap=True)
         console.print()
+    page = folder / "report.html"
+    _run(console, ["report", *(str(folder / run.folder) for run in _RUNS.values()), "--output", str(page)])
+    console.print(f"Open {page} in a browser: curves, findings and answers of the three runs.", highlight=False)
     console.print("Your own data next:", highlight=False)
     console.print("  distill-tune cp tiny mine.yaml", highlight=False)
     console.print(
