@@ -1,0 +1,114 @@
+"""A run that is looked at again and again: of its metrics only what was appended is read."""
+
+import array
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from distill_tune.reports.run_files import RunFiles, is_figure
+
+_REMEMBERED = 256  # bytes before the place that was read to, by which a file that took this one's place is noticed
+_RECENT = 100  # steps
+
+
+class FollowedRun:
+    """
+    Attributes:
+        files: the run's other files, as they are since the last :meth:`read`.
+        last: the newest line that has a step; empty before the first.
+        not_applied: steps that were not.
+        seconds_silent: since the last line, or, before the first, since the run began.
+    """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self.files = RunFiles.open(path, name)
+        self._metrics = path / "metrics.jsonl"
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.last: Mapping[str, Any] = {}
+        self.not_applied: list[int] = []
+        self.seconds_silent = 0.0
+        self._read_to, self._before = 0, b""
+        self._columns: dict[str, tuple[array.array[float], array.array[float]]] = {}
+
+    def read(self) -> None:
+        """What is new. A file that took the place of the one that was read, as a resumed run's, is read whole."""
+        self.files = RunFiles.open(self.files.path, self.files.name)
+        with contextlib.suppress(OSError), self._metrics.open("rb") as stream:
+            stream.seek(self._read_to - len(self._before))
+            if stream.read(len(self._before)) != self._before:
+                self._begin_anew()
+                stream.seek(0)
+            lines, end, _ = stream.read().rpartition(b"\n")  # what has no end yet comes whole another time
+            self._read_to += len(lines) + len(end)
+            self._before = (self._before + lines + end)[-_REMEMBERED:]
+            for line in _lines_with_step(lines):
+                self._add(line)
+        self.seconds_silent = max(time.time() - self._written(), 0.0)
+
+    def _add(self, line: Mapping[str, Any]) -> None:
+        self.last = line
+        if line.get("applied") is False:
+            self.not_applied.append(line["step"])
+        for name, value in line.items():
+            if is_figure(value):
+                steps, values = self._columns.setdefault(name, (array.array("d"), array.array("d")))
+                steps.append(line["step"])
+                values.append(value)
+
+    def column(self, name: str) -> tuple[Sequence[float], Sequence[float]]:
+        """Steps and a figure of theirs, of the steps that have it; what is not finite is left out."""
+        return self._columns.get(name, ((), ()))
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """By the last steps, with what comes between steps (validation, checkpoints) since the run began or went on."""
+        steps, seconds = self.column("seconds")
+        if not steps:
+            return None
+        recent = statistics.fmean(seconds[1:][-_RECENT:] or seconds)  # in the first one much is done once
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            began = datetime.fromisoformat(self.files.facts["started"]).timestamp()
+            first = self.files.facts.get("resumed_from") or 0
+            between = (self._written() - began) / sum(
+                value for step, value in zip(steps, seconds, strict=True) if step > first
+            )
+            return recent * max(between, 1.0)
+        return recent
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of a run that goes on and says how many steps it takes."""
+        total, each = self.files.total_steps, self.seconds_per_step
+        if self.files.state != "running" or total is None or each is None:
+            return None
+        return each * max(total - self.last["step"], 0)
+
+    @property
+    def began(self) -> float:
+        """Seconds since the epoch; when it went on, of a run that was resumed."""
+        return _changed(self.files.path / "config.yaml") or self._written()
+
+    def _written(self) -> float:
+        """When the last line was, or, before the first, when the run began."""
+        of_line = _changed(self._metrics) if self.last else None
+        return of_line or _changed(self.files.path / "config.yaml") or _changed(self.files.path) or time.time()
+
+
+def _lines_with_step(lines: bytes) -> Iterator[dict[str, Any]]:
+    for line in lines.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):  # cut short, and gone on after
+            if isinstance(values := json.loads(line), dict) and isinstance(values.get("step"), int):
+                yield values
+
+
+def _changed(path: Path) -> float | None:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return None
