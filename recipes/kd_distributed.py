@@ -88,6 +88,7 @@ def main(cfg: DictConfig) -> None:
         training.load_training_state(checkpoint, student, optimizer, cfg.optimizer, teacher)
     lr_scheduler = training.build_lr_scheduler(cfg.get("lr_scheduler"), optimizer, total_steps, done=step)
     checkpoints.begin(step)
+    training.write_facts(run, cfg, device, built, steps, step)
 
     def loss_of(batch: data.Batch, weights: dict[str, float]) -> losses.LossSums:
         """Summed loss of a micro-batch over its supervised positions."""

@@ -11,6 +11,7 @@ import functools
 import itertools
 import json
 import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,6 +93,7 @@ def one_gpu(patch: pytest.MonkeyPatch, name: str = "NVIDIA H100 80GB HBM3") -> l
     answer("set_device", None)
     answer("is_bf16_supported", True)
     answer("get_device_name", name)
+    answer("get_device_properties", types.SimpleNamespace(total_memory=80 * 2**30))
     answer("synchronize", None)
     answer("empty_cache", None)
     answer("reset_peak_memory_stats", None)

@@ -15,6 +15,7 @@ from distill_tune import models
 from distill_tune.data.batch import Batch, Row, joined
 from distill_tune.data.conversation import IGNORE_INDEX
 from distill_tune.data.shape import Shape
+from distill_tune.metrics_file import read_metrics
 from distill_tune.models.cached_rows import KeyValueCache
 from distill_tune.rollouts.answer_watch import AnswerWatch
 from distill_tune.rollouts.answers import measures_of
@@ -26,7 +27,6 @@ from distill_tune.rollouts.written import WrittenRollouts, marked
 from distill_tune.teachers import LiveTeacher
 from distill_tune.training.distributed import is_main_process, on_all_ranks, reduced_over_ranks
 from distill_tune.training.lost_teacher import is_lost
-from distill_tune.training.metrics import read_metrics
 
 from torchtune.modules import TransformerDecoder
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_tune.training.metrics import read_metrics
+from distill_tune.metrics_file import read_metrics
 
 FILE = "rollouts.jsonl"
 

@@ -1,5 +1,6 @@
 """What a run needs besides the algorithm: devices, schedules, checkpoints, metrics, the folder it leaves."""
 
+from distill_tune.metrics_file import read_metrics
 from distill_tune.training.adapters import export_adapter
 from distill_tune.training.answers import (
     Todo,
@@ -35,7 +36,7 @@ from distill_tune.training.flops import Utilisation
 from distill_tune.training.full_weights import full_weights
 from distill_tune.training.loss_watch import LossWatch, name_rows
 from distill_tune.training.lost_teacher import is_lost, lost_teacher
-from distill_tune.training.metrics import Metrics, peak_memory_bytes, read_metrics
+from distill_tune.training.metrics import Metrics, peak_memory_bytes
 from distill_tune.training.optimizer import (
     build_lr_scheduler,
     build_optimizer,
@@ -47,6 +48,7 @@ from distill_tune.training.optimizer import (
 from distill_tune.training.out_of_memory import halved_if_too_large
 from distill_tune.training.preparation import build_models, open_run, plan_steps
 from distill_tune.training.progress import Progress
+from distill_tune.training.run_facts import write_facts
 from distill_tune.training.run_folder import RunFolder
 from distill_tune.training.schedules import Cosine, Exponential, Linear, Schedules
 from distill_tune.training.seed import seed_everything
@@ -142,5 +144,6 @@ __all__ = [
     "use_day",
     "wait_for_all",
     "whole",
+    "write_facts",
     "write_output_layer",
 ]

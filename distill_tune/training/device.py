@@ -1,5 +1,7 @@
 """Device and dtype, with errors that name the config's key."""
 
+import os
+
 import torch
 
 from distill_tune.errors import UserError
@@ -48,6 +50,13 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
 def lacks_bf16(device: torch.device) -> bool:
     """Whether it is a GPU that emulates bf16 at most."""
     return device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def describe_device(device: torch.device) -> tuple[str, int]:
+    """What it is, as its driver or the system calls it, and the bytes of memory that it has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
+    return device.type, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -8,7 +8,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -120,15 +120,6 @@ class Metrics:
             told = hide_secrets(f"{type(error).__name__}: {error}".splitlines()[0])
             print(f"metric_logger: {told}; it is left out from here on, {self._path} has every step", file=sys.stderr)
             self._logger = None
-
-
-def read_metrics(path: Path | None) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.jsonl; none without one."""
-    if path is not None and path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, RecursionError):  # cut short
-                if isinstance(values := json.loads(line), dict):
-                    yield values
 
 
 def peak_memory_bytes(device: torch.device) -> int:

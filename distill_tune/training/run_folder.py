@@ -21,9 +21,9 @@ from distill_tune.config.files import recipes_folder
 from distill_tune.data.dates import day_of_run
 from distill_tune.disk import keep_to_oneself, write_text
 from distill_tune.errors import UserError
+from distill_tune.metrics_file import read_metrics
 from distill_tune.secrets import hide_in_arguments
 from distill_tune.training.distributed import from_main_process, is_main_process
-from distill_tune.training.metrics import read_metrics
 from distill_tune.training.state import changes_between, plain_config
 
 _SECONDS_TO_BE_SEEN = 10  # network file systems show a new file some seconds late
@@ -33,8 +33,8 @@ _SECONDS_TO_BE_SEEN = 10  # network file systems show a new file some seconds la
 class RunFolder:
     """``output_dir`` of a config.
 
-    config.yaml, metrics.jsonl, rollouts.jsonl, checkpoints/step_N/, model/, adapter/ and finished.json are always where
-    they are here.
+    config.yaml, run.json, metrics.jsonl, rollouts.jsonl, checkpoints/step_N/, model/, adapter/ and finished.json are
+    always where they are here.
     """
 
     path: Path
@@ -46,6 +46,10 @@ class RunFolder:
     @property
     def _config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def facts(self) -> Path:
+        return self.path / "run.json"
 
     @property
     def metrics(self) -> Path:
@@ -150,11 +154,15 @@ class RunFolder:
         return "\n".join([*lines, f"try it: distill-tune chat {shlex.quote(str(folder))}"])
 
 
+def recipe_name() -> str:
+    """Of the recipe that is run: a shipped one's name, any other's file."""
+    recipe = Path(sys.argv[0])
+    return recipe.stem if recipe.parent == recipes_folder() else str(recipe)
+
+
 def _header() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchtune", "torchao"))
-    recipe = Path(sys.argv[0])
-    name = recipe.stem if recipe.parent == recipes_folder() else str(recipe)
     return (
-        f"# {shlex.join(['distill-tune', 'run', name, *hide_in_arguments(sys.argv[1:])])}\n"
+        f"# {shlex.join(['distill-tune', 'run', recipe_name(), *hide_in_arguments(sys.argv[1:])])}\n"
         f"# distill-tune {distill_tune.__version__}, {packages}, Python {platform.python_version()}\n"
     )

@@ -83,8 +83,14 @@ def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(folders, c
     for key in ("val_loss", "val_kd_loss"):  # nine rows: the last batch of the second process is empty
         assert two[-1][key] == pytest.approx(one[-1][key], rel=1e-4)
 
+    of_one, of_two = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two"))
+    same = ("student_parameters", "trained_parameters", "teacher_parameters", "total_steps", "data", "data_val")
+    assert [of_two[name] for name in same] == [of_one[name] for name in same]
+    assert (of_one["processes"], of_two["processes"]) == (1, 2)
+
     resume = ["resume_from_checkpoint=two/checkpoints/step_2", "batch_size=8", "output_dir=resumed"]
     ok(cli("run", "kd_single_device", "--config", "config.yaml", *settings, *resume))
+    assert json.loads((tmp_path / "resumed" / "run.json").read_text())["resumed_from"] == 2
     for name in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
         wanted = load_file(tmp_path / "one" / name)
         for other in ("two", "resumed"):

@@ -1,5 +1,6 @@
 """Whole runs of the recipe through the real CLI, on tiny models."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -78,6 +79,14 @@ def test_a_run_leaves_what_it_promises(write_config, cli, tmp_path):
     ]
     assert "out/model" in done.stdout
     assert "step 4/4" in done.stdout
+    facts = json.loads((out / "run.json").read_text())
+    assert (facts["recipe"], facts["total_steps"], facts["processes"]) == ("kd_single_device", 4, 1)
+    student = load_file(out / "model" / "model.safetensors")
+    assert facts["student_parameters"] == facts["trained_parameters"] == sum(map(torch.numel, student.values()))
+    assert facts["teacher_parameters"] > facts["student_parameters"]
+    assert facts["data"][0]["rows"] == 64
+    assert facts["data"][0]["supervised_tokens"] == sum(line["supervised_tokens"] for line in lines)
+    assert facts["data_val"] == []
     assert done.stderr == ""
 
 

@@ -1,0 +1,1 @@
+"""Figures and findings from what runs left."""
