@@ -20,6 +20,7 @@ from distill_tune.cli import (
     run,
     serve,
     validate,
+    watch,
 )
 from distill_tune.cli.caller import left_as_it_was
 from distill_tune.config.nearest import did_you_mean, nearest
@@ -39,6 +40,7 @@ A recipe is a script, a config its settings; both are yours to copy and edit:
   distill-tune cp tiny mine.yaml                           your own config
   distill-tune validate --config mine.yaml                 check it, without running
   distill-tune data --config mine.yaml                     what of the rows is learned
+  distill-tune watch outputs                               how runs are getting on
   distill-tune chat outputs/tiny                           talk to what was trained
   distill-tune cache ls cache                              what a stored teacher holds
   distill-tune plan --config mine.yaml --gpu A100          its memory and hours, without a GPU
@@ -63,7 +65,23 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"distill-tune {distill_tune.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, ls, cp, cat, validate, data, plan, download, init_student, chat, compare, cache, serve, demo):
+    for command in (
+        run,
+        ls,
+        cp,
+        cat,
+        validate,
+        data,
+        plan,
+        download,
+        init_student,
+        chat,
+        compare,
+        cache,
+        serve,
+        watch,
+        demo,
+    ):
         command.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands.choices:

@@ -41,7 +41,9 @@ def plot(title: Text, curves: Sequence[Curve], width: int, height: int) -> list[
     curves = [curve for given in curves if len((curve := given.finite()).steps)]
     title = title.copy()
     title.truncate(width, overflow="ellipsis")
-    steps = (min(curve.steps.min() for curve in curves), max(curve.steps.max() for curve in curves)) if curves else (0, 0)
+    steps = (
+        (min(curve.steps.min() for curve in curves), max(curve.steps.max() for curve in curves)) if curves else (0, 0)
+    )
     high = low = ""
     columns, rows = width, height - 2
     if curves:
@@ -63,10 +65,16 @@ def plot(title: Text, curves: Sequence[Curve], width: int, height: int) -> list[
             canvas.join(dots, heights, curve.style)
     labels = [high, *[""] * (rows - 2), low] if rows > 1 else [high]
     margin = width - columns - 1
-    lines = [Text(f"{label:>{margin}}│", style="dim") + line for label, line in zip(labels, canvas.lines(), strict=True)]
+    lines = [
+        Text(f"{label:>{margin}}│", style="dim") + line for label, line in zip(labels, canvas.lines(), strict=True)
+    ]
     first, last = f"{steps[0]:.0f}", f"{steps[1]:.0f}"
     room = max(columns - len(first), 1)
-    return [title, *lines, Text(f"{'':>{margin + 1}}{first}{last if last != first else '':>{room}}"[:width], style="dim")]
+    return [
+        title,
+        *lines,
+        Text(f"{'':>{margin + 1}}{first}{last if last != first else '':>{room}}"[:width], style="dim"),
+    ]
 
 
 def _drawn(curve: Curve, steps: tuple[float, float], columns: int) -> tuple[np.ndarray, np.ndarray]:

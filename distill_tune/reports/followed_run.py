@@ -10,24 +10,44 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from distill_tune.reports.run_files import RunFiles, is_figure
+from distill_tune.reports.run_files import RunFiles, find_runs, is_figure, opened
 
 _REMEMBERED = 256  # bytes before the place that was read to, by which a file that took this one's place is noticed
 _RECENT = 100  # steps
 
 
+class FollowedRuns:
+    """
+    Args:
+        folders: of a run each, or with runs below them.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = folders
+        self._runs: dict[Path, FollowedRun] = {}
+
+    def read(self) -> "list[FollowedRun]":
+        """All that there are by now, as they are now, the newest first."""
+        there = opened([run for folder in self._folders for run in find_runs(folder)])
+        self._runs = {files.path: self._runs.get(files.path) or FollowedRun(files) for files in there}
+        for files in there:
+            self._runs[files.path].read(files)
+        return sorted(self._runs.values(), key=lambda run: run.began, reverse=True)
+
+
 class FollowedRun:
     """
     Attributes:
-        files: the run's other files, as they are since the last :meth:`read`.
+        files: the run's other files, as they were at the last :meth:`read`.
+        state: as it was then.
         last: the newest line that has a step; empty before the first.
         not_applied: steps that were not.
         seconds_silent: since the last line, or, before the first, since the run began.
     """
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        self.files = RunFiles.open(path, name)
-        self._metrics = path / "metrics.jsonl"
+    def __init__(self, files: RunFiles) -> None:
+        self.files, self.state = files, files.state
+        self._metrics = files.path / "metrics.jsonl"
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -37,9 +57,13 @@ class FollowedRun:
         self._read_to, self._before = 0, b""
         self._columns: dict[str, tuple[array.array[float], array.array[float]]] = {}
 
-    def read(self) -> None:
-        """What is new. A file that took the place of the one that was read, as a resumed run's, is read whole."""
-        self.files = RunFiles.open(self.files.path, self.files.name)
+    def read(self, files: RunFiles) -> None:
+        """What is new. A file that took the place of the one that was read, as a resumed run's, is read whole.
+
+        Args:
+            files: the same folder's, which remember nothing yet.
+        """
+        self.files, self.state = files, files.state
         with contextlib.suppress(OSError), self._metrics.open("rb") as stream:
             stream.seek(self._read_to - len(self._before))
             if stream.read(len(self._before)) != self._before:
@@ -73,7 +97,7 @@ class FollowedRun:
         if not steps:
             return None
         recent = statistics.fmean(seconds[1:][-_RECENT:] or seconds)  # in the first one much is done once
-        with contextlib.suppress(KeyError, TypeError, ValueError):
+        with contextlib.suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
             began = datetime.fromisoformat(self.files.facts["started"]).timestamp()
             first = self.files.facts.get("resumed_from") or 0
             between = (self._written() - began) / sum(
@@ -86,7 +110,7 @@ class FollowedRun:
     def seconds_left(self) -> float | None:
         """Of a run that goes on and says how many steps it takes."""
         total, each = self.files.total_steps, self.seconds_per_step
-        if self.files.state != "running" or total is None or each is None:
+        if self.state != "running" or total is None or each is None:
             return None
         return each * max(total - self.last["step"], 0)
 
