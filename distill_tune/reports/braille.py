@@ -41,44 +41,50 @@ def plot(title: Text, curves: Sequence[Curve], width: int, height: int) -> list[
     curves = [curve for given in curves if len((curve := given.finite()).steps)]
     title = title.copy()
     title.truncate(width, overflow="ellipsis")
-    steps = (
-        (min(curve.steps.min() for curve in curves), max(curve.steps.max() for curve in curves)) if curves else (0, 0)
-    )
-    high = low = ""
-    columns, rows = width, height - 2
-    if curves:
-        # Of what is drawn: a mean of many values is less than the highest of them.
-        drawn = [_drawn(curve, steps, width) for curve in curves]
-        bottom, top = min(values.min() for _, values in drawn), max(values.max() for _, values in drawn)
-        low, high = _number(bottom), _number(top)
-        columns -= max(len(low), len(high)) + 1
-    if not curves or columns < _LEAST_WIDTH or rows < _LEAST_HEIGHT:
+    rows = height - 2
+    margin, drawn = _drawn_beside_labels(curves, width) if curves else (width, [])
+    columns = width - margin - 1
+    if columns < _LEAST_WIDTH or rows < _LEAST_HEIGHT:
         return [title, *(Text() for _ in range(height - 1))]
 
+    bottom, top = _range(drawn)
     canvas = _Canvas(columns, rows)
-    for curve in curves:
-        dots, values = _drawn(curve, steps, columns)
+    for curve, (dots, values) in zip(curves, drawn, strict=True):
         heights = (values - bottom) / (top - bottom) if top > bottom else np.full(len(values), 0.5)
-        if curve.is_marked:
-            canvas.mark(dots, heights, curve.style)
-        else:
-            canvas.join(dots, heights, curve.style)
-    labels = [high, *[""] * (rows - 2), low] if rows > 1 else [high]
-    margin = width - columns - 1
+        draw = canvas.mark if curve.is_marked else canvas.join
+        draw(dots, heights, curve.style)
+    labels = [_number(top), *[""] * (rows - 2), _number(bottom)][:rows]
     lines = [
-        Text(f"{label:>{margin}}│", style="dim") + line for label, line in zip(labels, canvas.lines(), strict=True)
+        Text.assemble((f"{label:>{margin}}│", "dim"), line) for label, line in zip(labels, canvas.lines(), strict=True)
     ]
-    first, last = f"{steps[0]:.0f}", f"{steps[1]:.0f}"
-    room = max(columns - len(first), 1)
-    return [
-        title,
-        *lines,
-        Text(f"{'':>{margin + 1}}{first}{last if last != first else '':>{room}}"[:width], style="dim"),
-    ]
+    first, last = (f"{step:.0f}" for step in _steps(curves))
+    axis = f"{first}{last if last != first else '':>{max(columns - len(first), 1)}}"
+    return [title, *lines, Text(f"{'':>{margin + 1}}{axis}"[:width], style="dim")]
+
+
+def _drawn_beside_labels(curves: Sequence[Curve], width: int) -> tuple[int, list[tuple[np.ndarray, np.ndarray]]]:
+    """How many columns the labels of the range take, and each curve's columns of dots with the value at each.
+
+    The fewer columns are left, the more values are one dot, and the narrower is their range.
+    """
+    margin = 0
+    while True:
+        drawn = [_drawn(curve, _steps(curves), max(width - margin - 1, 1)) for curve in curves]
+        if (needed := max(len(_number(value)) for value in _range(drawn))) <= margin:
+            return margin, drawn
+        margin = needed
+
+
+def _steps(curves: Sequence[Curve]) -> tuple[float, float]:
+    """The first and the last."""
+    return min(curve.steps.min() for curve in curves), max(curve.steps.max() for curve in curves)
+
+
+def _range(drawn: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    return min(values.min() for _, values in drawn), max(values.max() for _, values in drawn)
 
 
 def _drawn(curve: Curve, steps: tuple[float, float], columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Columns of dots and the value at each."""
     span = max(steps[1] - steps[0], 1)
     dots = np.rint((curve.steps - steps[0]) / span * (columns * _ACROSS - 1)).astype(int)
     if curve.is_marked:
