@@ -9,6 +9,7 @@ from typing import Any
 _SHOWN = {
     "length": ("tokens_per_answer", "{:.0f} tokens/answer"),
     "bytes": ("bytes_per_token", "{:.1f} bytes/token"),
+    "perplexity": ("perplexity", "perplexity {:.2f}"),
     "loss": ("loss", "loss {:.3f}"),
     "kd": ("kd_loss", "kd {:.3f}"),
     "ce": ("ce_loss", "ce {:.3f}"),
@@ -19,7 +20,7 @@ _SHOWN = {
 
 
 def shown_metrics(line: Mapping[str, Any]) -> dict[str, str]:
-    """Those that a step has: losses, of answers their length, learning rate, tokens/s and memory.
+    """Those that a step has: losses, of answers their length, of documents perplexity, learning rate, tokens/s, memory.
 
     A part of the loss that has no weight is 0, and left out; what is not finite is null in a file.
     """

@@ -17,6 +17,7 @@ from distill_tune.cli import (
     init_student,
     ls,
     plan,
+    report,
     run,
     serve,
     validate,
@@ -42,6 +43,7 @@ A recipe is a script, a config its settings; both are yours to copy and edit:
   distill-tune data --config mine.yaml                     what of the rows is learned
   distill-tune watch outputs                               how runs are getting on
   distill-tune chat outputs/tiny                           talk to what was trained
+  distill-tune report outputs/tiny                         what became of it, in one file
   distill-tune cache ls cache                              what a stored teacher holds
   distill-tune plan --config mine.yaml --gpu A100          its memory and hours, without a GPU
   distill-tune serve --teacher models/Qwen3-8B --port 8000  a teacher for runs on other machines
@@ -81,6 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
         serve,
         watch,
         demo,
+        report,
     ):
         command.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import dataclasses
 import json
 import statistics
 import time
@@ -10,10 +11,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from distill_tune.reports.findings import Finding, findings_of
 from distill_tune.reports.run_files import RunFiles, find_runs, is_figure, opened
+from distill_tune.shown_metrics import duration
 
 _REMEMBERED = 256  # bytes before the place that was read to, by which a file that took this one's place is noticed
 _RECENT = 100  # steps
+# Rules that are asked while a run goes on, what they look at of a step, and how many more lines make it worth while.
+_RULES = (
+    "steps_not_applied",
+    "divergence_does_not_fall",
+    "cross_entropy_rises_while_the_divergence_falls",
+    "overfits",
+)
+_LOOKED_AT = ("step", "applied", "kd_ratio", "temperature")
+_LOOKED_AT += tuple(f"{prefix}{name}" for prefix in ("", "val_") for name in ("loss", "kd_loss", "ce_loss"))
+_MORE = 1.01
+_SILENT_STEPS, _SILENT_SECONDS = 20, 60  # without a line; both
 
 
 class FollowedRuns:
@@ -38,10 +52,9 @@ class FollowedRuns:
 class FollowedRun:
     """
     Attributes:
-        files: the run's other files, as they were at the last :meth:`read`.
+        files: the run's, as they were at the last :meth:`read`; of a step they have what findings look at.
         state: as it was then.
         last: the newest line that has a step; empty before the first.
-        not_applied: steps that were not.
         seconds_silent: since the last line, or, before the first, since the run began.
     """
 
@@ -52,7 +65,9 @@ class FollowedRun:
 
     def _begin_anew(self) -> None:
         self.last: Mapping[str, Any] = {}
-        self.not_applied: list[int] = []
+        self._lines: list[Mapping[str, Any]] = []
+        self._looked_at = 0
+        self._findings: list[Finding] = []
         self.seconds_silent = 0.0
         self._read_to, self._before = 0, b""
         self._columns: dict[str, tuple[array.array[float], array.array[float]]] = {}
@@ -63,7 +78,7 @@ class FollowedRun:
         Args:
             files: the same folder's, which remember nothing yet.
         """
-        self.files, self.state = files, files.state
+        self.state = files.state
         with contextlib.suppress(OSError), self._metrics.open("rb") as stream:
             stream.seek(self._read_to - len(self._before))
             if stream.read(len(self._before)) != self._before:
@@ -74,12 +89,23 @@ class FollowedRun:
             self._before = (self._before + lines + end)[-_REMEMBERED:]
             for line in _lines_with_step(lines):
                 self._add(line)
+        self.files = _Followed(files.path, files.name, self._lines)
         self.seconds_silent = max(time.time() - self._written(), 0.0)
+        if len(self._lines) > self._looked_at * _MORE:
+            self._looked_at, self._findings = len(self._lines), findings_of(self.files, _RULES)
+
+    @property
+    def alarms(self) -> list[str]:
+        """What is wrong, each in some sentences with its figures."""
+        told = [f"{finding.told} Try {finding.to_try}." for finding in self._findings]
+        each = self.seconds_per_step
+        if self.state == "running" and each and self.seconds_silent > max(_SILENT_STEPS * each, _SILENT_SECONDS):
+            told.append(f"No new line for {duration(self.seconds_silent)}; a step takes {each:.3g} s.")
+        return told
 
     def _add(self, line: Mapping[str, Any]) -> None:
         self.last = line
-        if line.get("applied") is False:
-            self.not_applied.append(line["step"])
+        self._lines.append({name: line[name] for name in _LOOKED_AT if name in line})
         for name, value in line.items():
             if is_figure(value):
                 steps, values = self._columns.setdefault(name, (array.array("d"), array.array("d")))
@@ -123,6 +149,17 @@ class FollowedRun:
         """When the last line was, or, before the first, when the run began."""
         of_line = _changed(self._metrics) if self.last else None
         return of_line or _changed(self.files.path / "config.yaml") or _changed(self.files.path) or time.time()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Followed(RunFiles):
+    """Files of a run whose metrics are read elsewhere."""
+
+    lines: Sequence[Mapping[str, Any]]
+
+    @property
+    def steps(self) -> Sequence[Mapping[str, Any]]:  # type: ignore[override]
+        return self.lines
 
 
 def _lines_with_step(lines: bytes) -> Iterator[dict[str, Any]]:

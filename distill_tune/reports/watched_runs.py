@@ -7,7 +7,6 @@ import numpy as np
 from rich.cells import cell_len
 from rich.text import Text
 
-from distill_tune.reports.alarms import alarms_of
 from distill_tune.reports.braille import Curve, plot
 from distill_tune.reports.followed_run import FollowedRun
 from distill_tune.shown_metrics import duration, shown_metrics
@@ -34,7 +33,7 @@ def plain(run: FollowedRun) -> str:
         lines.append(f"  {_GAP.join(shown_metrics(run.last).values())}")
     if validation := _validation(run):
         lines.append(f"  {validation}")
-    lines += [f"  alarm: {alarm}" for alarm in alarms_of(run)]
+    lines += [f"  alarm: {alarm}" for alarm in run.alarms]
     return "\n".join(lines)
 
 
@@ -42,7 +41,7 @@ def screen(runs: Sequence[FollowedRun], width: int, height: int) -> list[Text]:
     """At most so many lines of so many columns: how far runs are, what is wrong, and their curves."""
     lines = _details(runs[0], width) if len(runs) == 1 else _table(runs, width, max(height // 3, _FEWEST_RUNS))
     for run in runs:
-        for alarm in alarms_of(run):
+        for alarm in run.alarms:
             told = alarm if len(runs) == 1 else f"{run.files.name}: {alarm}"
             lines += [Text(line, style=_ALARM) for line in textwrap.wrap(told, width)]
     return [*lines, *_plots(runs[: len(_COLOURS)], width, height - len(lines))][:height]

@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_LINES = 60
 
 class Progress:
     """Shows loss, kd_loss, ce_loss, learning rate, tokens/s, memory and time left; of a cache bytes in place of losses,
-    of answers their length.
+    of answers their length, of documents the perplexity.
 
     Args:
         total: steps of the run.
