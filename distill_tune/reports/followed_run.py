@@ -24,7 +24,7 @@ _RULES = (
     "cross_entropy_rises_while_the_divergence_falls",
     "overfits",
 )
-_LOOKED_AT = ("step", "applied", "kd_ratio", "temperature")
+_LOOKED_AT: tuple[str, ...] = ("step", "applied", "kd_ratio", "temperature")
 _LOOKED_AT += tuple(f"{prefix}{name}" for prefix in ("", "val_") for name in ("loss", "kd_loss", "ce_loss"))
 _MORE = 1.01
 _SILENT_STEPS, _SILENT_SECONDS = 20, 60  # without a line; both

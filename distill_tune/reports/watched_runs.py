@@ -99,13 +99,14 @@ def _table(runs: Sequence[FollowedRun], width: int, most: int) -> list[Text]:
     """A line a run, with as many of its parts as fit, one below another."""
     shown = runs if len(runs) <= most else runs[: most - 1]
     rows = [_parts(run) for run in shown]
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for row in rows for name, part in row.items() if part))
     widths = {name: max(cell_len(row.get(name, "")) for row in rows) for name in names}
     of_name = widths.pop("name")
     for name in _FIRST_TO_GO:
         if sum(len(_GAP) + taken for taken in widths.values()) + min(of_name, _LEAST_NAME * 2) > width:
             widths.pop(name, None)
-    of_name = max(min(of_name, width - sum(len(_GAP) + taken for taken in widths.values())), _LEAST_NAME)
+    room = width - sum(len(_GAP) + taken for taken in widths.values())
+    of_name = min(of_name, max(room, _LEAST_NAME))
     lines = []
     for number, (run, row) in enumerate(zip(shown, rows, strict=True)):
         line = Text(_end_of(row["name"], of_name), style=_COLOURS[number] if number < len(_COLOURS) else "")
@@ -117,7 +118,9 @@ def _table(runs: Sequence[FollowedRun], width: int, most: int) -> list[Text]:
         line.truncate(width, overflow="ellipsis")
         lines.append(line)
     if len(runs) > len(shown):
-        lines.append(Text(f"and {len(runs) - len(shown)} more, which began earlier", style="dim"))
+        rest = Text(f"and {len(runs) - len(shown)} more, which began earlier", style="dim")
+        rest.truncate(width, overflow="ellipsis")
+        lines.append(rest)
     return lines
 
 
