@@ -6,7 +6,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from distill_tune.reports.findings import Finding, findings_of
 from distill_tune.reports.run_files import RunFiles, find_runs, is_figure, opened
 from distill_tune.shown_metrics import duration
 
-_REMEMBERED = 256  # bytes before the place that was read to, by which a file that took this one's place is noticed
+_REMEMBERED = 256  # bytes of the last line that was read, by which a file that took this one's place is noticed
 _RECENT = 100  # steps
 # Rules that are asked while a run goes on, what they look at of a step, and how many more lines make it worth while.
 _RULES = (
@@ -24,8 +24,9 @@ _RULES = (
     "cross_entropy_rises_while_the_divergence_falls",
     "overfits",
 )
-_LOOKED_AT: tuple[str, ...] = ("step", "applied", "kd_ratio", "temperature")
-_LOOKED_AT += tuple(f"{prefix}{name}" for prefix in ("", "val_") for name in ("loss", "kd_loss", "ce_loss"))
+_LOSSES = tuple(f"{prefix}{name}" for prefix in ("", "val_") for name in ("loss", "kd_loss", "ce_loss"))
+_LOOKED_AT = ("step", "applied", "kd_ratio", "temperature", *_LOSSES)
+_SHOWN = ("seconds", *_LOSSES)
 _MORE = 1.01
 _SILENT_STEPS, _SILENT_SECONDS = 20, 60  # without a line; both
 
@@ -70,7 +71,7 @@ class FollowedRun:
         self._findings: list[Finding] = []
         self.seconds_silent = 0.0
         self._read_to, self._before = 0, b""
-        self._columns: dict[str, tuple[array.array[float], array.array[float]]] = {}
+        self._columns = {name: (array.array("d"), array.array("d")) for name in _SHOWN}
 
     def read(self, files: RunFiles) -> None:
         """What is new. A file that took the place of the one that was read, as a resumed run's, is read whole.
@@ -84,11 +85,13 @@ class FollowedRun:
             if stream.read(len(self._before)) != self._before:
                 self._begin_anew()
                 stream.seek(0)
-            lines, end, _ = stream.read().rpartition(b"\n")  # what has no end yet comes whole another time
-            self._read_to += len(lines) + len(end)
-            self._before = (self._before + lines + end)[-_REMEMBERED:]
-            for line in _lines_with_step(lines):
-                self._add(line)
+            for text in stream:
+                if not text.endswith(b"\n"):
+                    break  # it comes whole another time
+                self._read_to += len(text)
+                self._before = text[-_REMEMBERED:]
+                with contextlib.suppress(ValueError, RecursionError):  # cut short, and gone on after
+                    self._add(json.loads(text))
         self.files = _Followed(files.path, files.name, self._lines)
         self.seconds_silent = max(time.time() - self._written(), 0.0)
         if len(self._lines) > self._looked_at * _MORE:
@@ -103,18 +106,20 @@ class FollowedRun:
             told.append(f"No new line for {duration(self.seconds_silent)}; a step takes {each:.3g} s.")
         return told
 
-    def _add(self, line: Mapping[str, Any]) -> None:
+    def _add(self, line: Any) -> None:
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            return
         self.last = line
         self._lines.append({name: line[name] for name in _LOOKED_AT if name in line})
-        for name, value in line.items():
-            if is_figure(value):
-                steps, values = self._columns.setdefault(name, (array.array("d"), array.array("d")))
+        for name in _SHOWN:
+            if is_figure(line.get(name)):
+                steps, values = self._columns[name]
                 steps.append(line["step"])
-                values.append(value)
+                values.append(line[name])
 
     def column(self, name: str) -> tuple[Sequence[float], Sequence[float]]:
-        """Steps and a figure of theirs, of the steps that have it; what is not finite is left out."""
-        return self._columns.get(name, ((), ()))
+        """Steps and their seconds or one of their losses, of the steps that have it; what is not finite is left out."""
+        return self._columns[name]
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -160,13 +165,6 @@ class _Followed(RunFiles):
     @property
     def steps(self) -> Sequence[Mapping[str, Any]]:  # type: ignore[override]
         return self.lines
-
-
-def _lines_with_step(lines: bytes) -> Iterator[dict[str, Any]]:
-    for line in lines.splitlines():
-        with contextlib.suppress(ValueError, RecursionError):  # cut short, and gone on after
-            if isinstance(values := json.loads(line), dict) and isinstance(values.get("step"), int):
-                yield values
 
 
 def _changed(path: Path) -> float | None:

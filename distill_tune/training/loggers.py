@@ -143,8 +143,7 @@ class MLflowLogger(MetricLoggerInterface):
 
 
 def _numbers(payload: Mapping[str, Scalar]) -> dict[str, float]:
-    """What a step has no value of is left out."""
-    return {name: float(value) for name, value in payload.items() if value is not None}
+    return {name: float(value) for name, value in payload.items()}
 
 
 def _noted(folder: Path, tracker: str) -> str | None:

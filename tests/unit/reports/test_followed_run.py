@@ -49,7 +49,7 @@ def test_only_what_was_appended_is_read_and_half_a_line_when_it_is_whole(tmp_pat
     assert followed.last["step"] == 5
     assert list(followed.column("loss")[0]) == [1, 2, 3, 4]
     assert [list(values) for values in followed.column("val_loss")] == [[5], [2.5]]
-    assert list(followed.column("nothing")[0]) == []
+    assert list(followed.column("val_kd_loss")[0]) == []
 
 
 @pytest.mark.parametrize("steps", [2, 5, 60])
