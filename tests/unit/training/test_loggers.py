@@ -6,6 +6,7 @@ import json
 import math
 import sqlite3
 import sys
+import time
 import types
 
 import pytest
@@ -254,4 +255,7 @@ def test_torchtunes_wandb_logger_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     take_steps(WandBLogger(log_dir=str(tmp_path / "w"), mode="offline"), tmp_path / "a", (1, 2, 3))
     (file,) = (tmp_path / "w").rglob("*.wandb")
+    end = time.monotonic() + 30
+    while b"tokens" not in file.read_bytes() and time.monotonic() < end:
+        time.sleep(0.1)  # another process of wandb's writes it
     assert b"tokens" in file.read_bytes() and SECRET.encode() not in file.read_bytes()
