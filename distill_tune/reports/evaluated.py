@@ -8,7 +8,7 @@ from distill_tune.reports.run_files import is_figure
 
 _SHOWN_ROLLOUTS = 3
 _MOST_CHARACTERS, _MOST_TOKENS = 500, 120
-_MOST_MODELS = 4  # whose answers stand side by side
+_MOST_MODELS = 5  # whose answers stand side by side
 _MOST_MARKED = 3  # models by which a text is marked
 _LEVELS = (0.1, 0.3, 1.0, 2.0, 4.0)  # nats a token: above each begins another colour
 
@@ -27,13 +27,15 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True)
 class MarkedText:
-    """A text whose tokens each have a figure, in nats, and what that is.
+    """A text whose tokens each have a figure, in nats.
 
     Attributes:
+        by: the model whose distance from the teacher the figures are.
         tokens: text and figure; None where there is none.
     """
 
     title: str
+    by: str
     prompt: str
     tokens: Sequence[tuple[str, float | None]]
     is_cut: bool = False
@@ -95,7 +97,9 @@ def marked_rollouts(rollouts: Sequence[Mapping[str, Any]]) -> list[MarkedText]:
     for line in [line for line in rollouts if isinstance(line.get("marks"), list)][-_SHOWN_ROLLOUTS:]:
         marks = [(str(text), -ratio if is_figure(ratio) else None) for text, ratio in line["marks"]]
         title = f"step {line.get('step')}, {line.get('row')}"
-        found.append(MarkedText(title, _cut(str(line.get("prompt", ""))), marks[:_MOST_TOKENS], _is_long(marks)))
+        found.append(
+            MarkedText(title, "student", _cut(str(line.get("prompt", ""))), marks[:_MOST_TOKENS], _is_long(marks))
+        )
     return found
 
 
@@ -114,7 +118,7 @@ def _by(label: str, sample: Mapping[str, Any], tokens: Sequence[Mapping[str, Any
     for token in tokens[:_MOST_TOKENS]:
         figure = (token.get("forward_kl") or {}).get(label)
         marks.append((str(token.get("text", "")), float(figure) if is_figure(figure) else None))
-    return MarkedText(label, _cut(sample.get("prompt") or ""), marks, _is_long(tokens))
+    return MarkedText(_title(sample), label, _cut(sample.get("prompt") or ""), marks, _is_long(tokens))
 
 
 def _is_long(tokens: Sequence[Any]) -> bool:

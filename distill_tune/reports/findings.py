@@ -158,9 +158,10 @@ def _teacher_is_worse(run: RunFiles) -> Found:
     if not teacher or not other:
         return None
     compared = [
-        (nats_a_byte(sample, teacher) - nats_a_byte(sample, other), sample)
+        (of_teacher - of_other, sample)
         for sample in run.samples()
-        if nats_a_byte(sample, teacher) is not None and nats_a_byte(sample, other) is not None
+        if (of_teacher := nats_a_byte(sample, teacher)) is not None
+        and (of_other := nats_a_byte(sample, other)) is not None
     ]
     worse = sorted((pair for pair in compared if pair[0] > 0), key=lambda pair: -pair[0])
     if len(worse) < max(_FEWEST_ROWS, _SHARE_OF_ROWS * len(compared)):

@@ -214,17 +214,14 @@ def _answers(answers: Answers) -> str:
 
 
 def _texts(texts: Sequence[MarkedText]) -> str:
-    """One text by several models, or one alone."""
-    if len(texts) == 1:
-        return f'{_heading(texts[0].title, texts[0].prompt)}<div class="text marked">{_marked(texts[0])}</div>'
-    shown = "".join(f'<div class="text marked"><b>{escape(text.title)}</b>{_marked(text)}</div>' for text in texts)
-    return f'{_heading("", texts[0].prompt)}<div class="side">{shown}</div>'
+    """One text by one or several models."""
+    shown = "".join(f'<div class="text marked"><b>{escape(text.by)}</b>{_marked(text)}</div>' for text in texts)
+    return f'{_heading(texts[0].title, texts[0].prompt)}<div class="side">{shown}</div>'
 
 
 def _heading(title: str, prompt: str) -> str:
-    return (f"<h3>{escape(title)}</h3>" if title else "") + (
-        f'<div class="prompt">{escape(prompt)}</div>' if prompt else ""
-    )
+    asked = f'<div class="prompt">{escape(prompt)}</div>' if prompt else ""
+    return f"<h3>{escape(title)}</h3>{asked}"
 
 
 def _marked(text: MarkedText) -> str:

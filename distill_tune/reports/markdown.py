@@ -40,7 +40,7 @@ def _parts(report: Report, pictures: Mapping[str, Path]) -> Iterator[str]:
             yield _block(f"{answers.prompt}\n\n" + "\n\n".join(f"{who}: {text}" for who, text in answers.texts.items()))
         for texts in evaluation.texts:
             yield "Tokens at which student and teacher differ by 1 nat or more stand in brackets:"
-            yield _block("\n\n".join(f"{text.title}: {_marked(text)}" for text in texts))
+            yield _block("\n\n".join(f"{text.by}: {_marked(text)}" for text in texts))
     if report.made:
         yield "### How it was made"
         yield from map(_table, report.made)
