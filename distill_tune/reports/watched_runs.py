@@ -77,8 +77,11 @@ def _details(run: FollowedRun, width: int) -> list[Text]:
     if cell_len(run.files.name) > (room := width - len(run.state) - len(_GAP)):
         head = Text(_end_of(run.files.name, room), style="bold")
     head.append(_GAP).append(run.state, _STATES[run.state])
-    of_run = [str(run.files.facts[key]) for key in ("recipe", "device") if run.files.facts.get(key)]
-    lines = [*_flowing([head, *of_run], width)]
+    facts = run.files.facts
+    processes = f"{facts['processes']} x " if facts.get("processes", 1) != 1 else ""
+    of_run = [str(facts["recipe"])] if "recipe" in facts else []
+    of_run += [f"{processes}{facts['device']}"] if "device" in facts else []
+    lines = _flowing([head, *of_run], width)
     progress = _progress(run)
     parts: list[str | Text] = [progress.pop("step")]
     if run.last and (total := run.files.total_steps):
