@@ -22,6 +22,7 @@ SHOWN_DIGITS = 16  # of a digest, which are enough to tell the models of a run f
 _locks: dict[Path, int] = {}  # descriptors
 _SAMPLES, _LEAST_SAMPLES, _SAMPLE = 1024, 64, 4096  # blocks, of each file at least, bytes of each
 _WAITS = (1.0, 5.0, 20.0)  # seconds, between attempts
+_LOOKS, _LOOK = 5, 0.02  # attempts, and seconds: one who asks whether a folder is locked has it for an instant himself
 # What a network file system answers while its server is away.
 _PASSING = {errno.EAGAIN, errno.EINTR, errno.EIO, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
 
@@ -162,13 +163,19 @@ def keep_to_oneself(folder: Path) -> bool:
     A file system without locks is trusted.
     """
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        return error.errno not in (errno.EAGAIN, errno.EACCES)
-    _locks[folder] = descriptor
-    return True
+    for _ in range(_LOOKS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                os.close(descriptor)
+                return True
+            time.sleep(_LOOK)
+        else:
+            _locks[folder] = descriptor
+            return True
+    os.close(descriptor)
+    return False
 
 
 def is_kept_by_another(folder: Path) -> bool:

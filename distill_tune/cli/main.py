@@ -21,6 +21,7 @@ from distill_tune.cli import (
     run,
     serve,
     validate,
+    watch,
 )
 from distill_tune.cli.caller import left_as_it_was
 from distill_tune.config.nearest import did_you_mean, nearest
@@ -40,6 +41,7 @@ A recipe is a script, a config its settings; both are yours to copy and edit:
   distill-tune cp tiny mine.yaml                           your own config
   distill-tune validate --config mine.yaml                 check it, without running
   distill-tune data --config mine.yaml                     what of the rows is learned
+  distill-tune watch outputs                               how runs are getting on
   distill-tune chat outputs/tiny                           talk to what was trained
   distill-tune report outputs/tiny                         what became of it, in one file
   distill-tune cache ls cache                              what a stored teacher holds
@@ -79,6 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         compare,
         cache,
         serve,
+        watch,
         demo,
         report,
     ):

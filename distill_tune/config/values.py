@@ -24,9 +24,13 @@ _ARGUMENTS: dict[str, tuple[str | tuple[str, ...], Kind]] = {
     "num_warmup_steps": ("lr_scheduler", WARM_UP),
     "weight": (("dataset", "teacher_model"), ABOVE_0.or_null()),
 }
-# What torchtune's loggers import when they are built.
+# What torchtune's loggers and ours import when they are built.
 _LOGGERS = {"WandB": "wandb", "TensorBoard": "tensorboard", "Comet": "comet_ml", "MLFlow": "mlflow"}
-_PACKAGES = {f"torchtune.training.metric_logging.{name}Logger": package for name, package in _LOGGERS.items()}
+_PACKAGES = {
+    **{f"torchtune.training.metric_logging.{name}Logger": package for name, package in _LOGGERS.items()},
+    "distill_tune.training.loggers.TrackioLogger": "trackio",
+    "distill_tune.training.loggers.MLflowLogger": "mlflow",
+}
 _KINDS_OF_TEACHER = "distill_tune.teachers."
 _STORED = f"{_KINDS_OF_TEACHER}Cached"
 _SORTED = "distill_tune.losses.UniversalLogit"

@@ -6,7 +6,7 @@ A rule looks at one thing, says a sentence or nothing, and would rather say noth
 import collections
 import dataclasses
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from distill_tune.counts import counted
@@ -42,9 +42,15 @@ class Finding:
     to_try: str
 
 
-def findings_of(run: RunFiles) -> list[Finding]:
-    """In the order of the rules: what ends a run or spoils it first."""
-    return [Finding(rule.__name__.strip("_"), *found) for rule in RULES if (found := rule(run)) is not None]
+def findings_of(run: RunFiles, names: Collection[str] | None = None) -> list[Finding]:
+    """In the order of the rules: what ends a run or spoils it first.
+
+    Args:
+        names: of the rules that are asked; default all.
+    """
+    named = [(rule.__name__.strip("_"), rule) for rule in RULES]
+    asked = [(name, rule) for name, rule in named if names is None or name in names]
+    return [Finding(name, *found) for name, rule in asked if (found := rule(run)) is not None]
 
 
 Found = tuple[str, str] | None  # told, to try

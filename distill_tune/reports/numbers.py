@@ -1,8 +1,8 @@
 """Figures as people read them: four digits of what was measured, and a unit."""
 
-from datetime import timedelta
 from typing import Any
 
+from distill_tune import shown_metrics
 from distill_tune.reports.run_files import is_figure
 
 NOTHING = "–"  # where a figure is missing
@@ -35,4 +35,4 @@ def percent(share: Any, digits: int = 1) -> str:
 
 def duration(seconds: Any) -> str:
     """``0:01:05``, ``2 days, 3:00:00``."""
-    return str(timedelta(seconds=round(seconds))) if is_figure(seconds) else NOTHING
+    return shown_metrics.duration(seconds) if is_figure(seconds) else NOTHING

@@ -79,7 +79,10 @@ class Metrics:
             self._or_without_logger(self._logger.close)
 
     def write(self, values: Mapping[str, float]) -> None:
-        """One line; ``values`` has a ``step``. What is not finite becomes null, which every reader of JSON knows."""
+        """One line; ``values`` has a ``step``. What is not finite becomes null, which every reader of JSON knows.
+
+        A logger hears what is not finite as it is, and nothing of what is None.
+        """
         if self._descriptor < 0:
             return
         line = json.dumps({name: _finite(value) for name, value in values.items()}) + "\n"
@@ -87,7 +90,7 @@ class Metrics:
         self._append()
         step = int(values["step"])
         if self._logger is not None and step % self._every == 0:
-            heard = {name: value for name, value in values.items() if name not in self._unheard}
+            heard = {name: value for name, value in values.items() if name not in self._unheard and value is not None}
             self._or_without_logger(lambda: self._logger.log_dict(heard, step=step))
 
     def _append(self) -> None:

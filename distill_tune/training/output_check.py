@@ -15,6 +15,7 @@ from distill_tune.errors import CollectedFaults, UserError
 from distill_tune.training.distributed import is_main_process
 
 _FOLDERS = ("output_dir", "metric_logger.log_dir", "profiler.output_dir", "teacher_cache")
+_OURS = "distill_tune.training.loggers"
 _CALLED = ("log_config", "log_dict", "close")  # of a logger
 
 
@@ -70,4 +71,4 @@ def _require_logger(name: str) -> None:
     found = find_component(name)
     if inspect.isclass(found) and not all(hasattr(found, method) for method in _CALLED):
         told = f"is no logger, which has {', '.join(_CALLED)}"
-        raise UserError(f"metric_logger={name}: {told}; name one of torchtune.training.metric_logging")
+        raise UserError(f"metric_logger={name}: {told}; name one of torchtune.training.metric_logging, or of {_OURS}")

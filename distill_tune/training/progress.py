@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
+
+from distill_tune.shown_metrics import duration, shown_metrics
 
 _WIDE = 120  # columns; a narrower terminal gets the numbers without the bar
 _BAR = 20  # columns
@@ -56,15 +57,15 @@ class Progress:
     def update(self, metrics: Mapping[str, float]) -> None:
         """After each step."""
         step, now = int(metrics["step"]), time.monotonic()
-        left = f"{_duration(self._seconds_left(step, now))} left"
+        left = f"{duration(self._seconds_left(step, now))} left"
         if self._console.is_terminal:
             room = self._console.width - len(self._step(step)) - (_BAR + 1 if self._has_bar else 0) - 1
-            shown = _fitting(_parts(metrics) | {"left": left}, room)
+            shown = _fitting(shown_metrics(metrics) | {"left": left}, room)
             self._bar.update(self._task, completed=step, step=self._step(step), shown=shown)
         elif step - self._done <= _FIRST_STEPS or step == self._total or now - self._told >= _SECONDS_BETWEEN_LINES:
             self._told = now
-            times = f"{_duration(now - self._started)} elapsed  {left}"
-            self.say(f"{self._step(step)}  {'  '.join(_parts(metrics).values())}  {times}")
+            times = f"{duration(now - self._started)} elapsed  {left}"
+            self.say(f"{self._step(step)}  {'  '.join(shown_metrics(metrics).values())}  {times}")
             are_quick = now - self._first_ended < _SECONDS_BETWEEN_LINES
             if step - self._done == _FIRST_STEPS and step < self._total and are_quick:
                 self.say(f"from here on a line comes at most once a minute; {self._file} has every {self._unit}")
@@ -90,26 +91,6 @@ class Progress:
         return (now - self._first_ended) / (taken - 1) * (self._total - step)
 
 
-def _parts(metrics: Mapping[str, float]) -> dict[str, str]:
-    if "tokens_per_answer" in metrics:
-        parts = {"length": f"{metrics['tokens_per_answer']:.0f} tokens/answer"}
-    elif "bytes_per_token" in metrics:
-        parts = {"bytes": f"{metrics['bytes_per_token']:.1f} bytes/token"}
-    elif "perplexity" in metrics:
-        parts = {"perplexity": f"perplexity {metrics['perplexity']:.2f}"}
-    else:
-        parts = {"loss": f"loss {metrics['loss']:.3f}"}
-        parts |= {name: f"{name} {metrics[f'{name}_loss']:.3f}" for name in ("kd", "ce") if metrics[f"{name}_loss"]}
-        if "rollout_length" in metrics:
-            length, cut = metrics["rollout_length"], metrics["rollout_cut"]
-            parts |= {"rollouts": f"{length:.0f} tokens/answer, {cut:.0%} cut"}
-        parts |= {"lr": f"lr {metrics['lr']:.1e}"}
-    return parts | {
-        "speed": f"{metrics['tokens_per_second']:,.0f} tokens/s",
-        "memory": f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB",
-    }
-
-
 def _fitting(parts: Mapping[str, str], width: int) -> str:
     """As many of the parts as fit into so many columns."""
     parts = dict(parts)
@@ -118,8 +99,3 @@ def _fitting(parts: Mapping[str, str], width: int) -> str:
             break
         parts.pop(name, None)
     return "  ".join(parts.values())
-
-
-def _duration(seconds: float) -> str:
-    """``0:01:05``, ``2 days, 3:00:00``."""
-    return str(timedelta(seconds=round(seconds)))

@@ -1,12 +1,14 @@
-"""Files put in place: who may read them, and by what two of them are told apart."""
+"""Files put in place: who may read them, by what two of them are told apart, and who has a folder to himself."""
 
+import fcntl
 import os
+import threading
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from distill_tune.disk import keep_to_oneself, put_in_place, sampled_digest
+from distill_tune.disk import keep_to_oneself, put_in_place, release_lock, sampled_digest
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
@@ -27,6 +29,16 @@ def test_files_have_the_mode_of_the_umask_whatever_library_wrote_them(tmp_path, 
     modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
     assert modes.pop("original") == 0o777 & ~umask
     assert modes == dict.fromkeys(["model.safetensors", "config.json", ".lock"], 0o666 & ~umask)
+
+
+def test_who_asks_at_that_instant_whether_a_folder_is_locked_keeps_no_run_from_it(tmp_path):
+    with (tmp_path / ".lock").open("w") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        threading.Timer(0.03, fcntl.flock, (asking, fcntl.LOCK_UN)).start()
+        assert keep_to_oneself(tmp_path)
+        release_lock(tmp_path)
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        assert not keep_to_oneself(tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4_095, 4_097, 1_000_000, 4 * 2**20])

@@ -79,4 +79,4 @@ def test_a_log_has_the_first_steps_the_last_and_at_most_a_line_a_minute(shown, s
         "step 3/1000",
         "step 1000/1000",
     ]
-    assert told[1].endswith(f"{progress._duration(2 * seconds)} elapsed  {progress._duration(998 * seconds)} left")
+    assert told[1].endswith(f"{progress.duration(2 * seconds)} elapsed  {progress.duration(998 * seconds)} left")
