@@ -22,7 +22,7 @@ _DESCRIPTION = """Run a recipe with several values of some keys, and compare wha
   distill-tune sweep kd_single_device --config mine.yaml optimizer.lr=1e-5..1e-3 --search 20
 
 A key with several values varies, and every combination is a trial; other overrides hold for all. A comma outside of
-brackets, braces and quotes parts values: kd_loss='{...},{...}' has two, as has custom_sharded_layers=[output],[]. A text
+brackets, braces and quotes parts values: kd_loss='{...},{...}' has two, custom_sharded_layers=[output],[] too. A text
 with a comma is quoted in YAML's way, once more than for the shell: 'key="a, b",c'. low..high is a range, for --random
 and --search: on a log scale where an end is written with an exponent (1e-5..1e-3), of whole numbers where both ends
 are (8..64), else evenly.

@@ -65,6 +65,11 @@ class AskedSweep:
         return cls(objective=found, folder=folder, axes=axes, config=config, num_repeated=repeated, **asked)
 
     @property
+    def recipe_name(self) -> str:
+        """As a command line names it."""
+        return self.recipe.stem if self.recipe.parent == recipes_folder() else str(self.recipe)
+
+    @property
     def seed(self) -> int:
         """Of all trials, but those that repeat one."""
         return int(self.config.get("seed") or 0)
@@ -89,7 +94,7 @@ class AskedSweep:
         if self.num_repeated:
             best = "the best" if self.num_repeated == 1 else f"the best {min(self.num_repeated, self.num_settings)}"
             seeds = " and ".join(map(str, self.other_seeds))
-            lines.append(f"then {best} again with seeds {seeds}: {self.num_runs} runs in all")
+            lines.append(f"then {best} again with seeds {seeds}, until none is better: {self.num_runs} runs or more")
         return "\n".join(lines)
 
     @property
@@ -112,9 +117,7 @@ class AskedSweep:
     def commands_of(self, trials: Trials, trial: Trial) -> list[list[str]]:
         """Of `distill-tune`, one after the other."""
         folder = trials.folder_of(trial)
-        is_shipped = self.recipe.parent == recipes_folder()
-        recipe = self.recipe.stem if is_shipped else str(self.recipe)
-        train = ["run", *self.launch, recipe, "--config", self.name, *self.overrides_of(folder, trial)]
+        train = ["run", *self.launch, self.recipe_name, "--config", self.name, *self.overrides_of(folder, trial)]
         return [train, evaluation_command(folder)] if self.objective.by_evaluation else [train]
 
 

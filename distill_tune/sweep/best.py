@@ -1,6 +1,6 @@
 """best.yaml of a sweep: the config of its best trial, whole, for a run of its own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from distill_tune.errors import UserError
 OF_THE_SWEEP = ("resume", "resume_from_checkpoint", "keep_last_n", "output_dir")
 
 
-def write_best(file: Path, trial: Path, base: Mapping[str, Any], output_dir: Path, told: str) -> None:
+def write_best(file: Path, trial: Path, base: Mapping[str, Any], output_dir: Path, head: Sequence[str]) -> None:
     """
     Args:
         trial: the best one's folder.
         base: the config that the trials share.
         output_dir: where a run with the config writes.
-        told: why it is the best, for the head of the file.
+        head: lines that the file begins with.
 
     Raises:
         UserError: the trial's config.yaml is not there, or the file cannot be written.
@@ -34,9 +34,10 @@ def write_best(file: Path, trial: Path, base: Mapping[str, Any], output_dir: Pat
         config.pop(key, None)
         if key in base:
             config[key] = base[key]
-    head = "".join(f"# {line}\n" for line in (told, f"distill-tune run RECIPE --config {file}", f"from {source}"))
     try:
-        write_text(file, head + yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_text(
+            file, "".join(f"# {line}\n" for line in head) + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        )
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror}") from error
 

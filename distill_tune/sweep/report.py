@@ -4,7 +4,8 @@ from rich.console import Console
 
 from distill_tune.disk import write_text
 from distill_tune.sweep.asked import AskedSweep
-from distill_tune.sweep.table import last_lines, markdown, results_of, sentences, terminal_table
+from distill_tune.sweep.results import results_of
+from distill_tune.sweep.table import last_lines, markdown, sentences, terminal_table
 from distill_tune.sweep.trials import Trial, Trials
 
 

@@ -1,5 +1,6 @@
 """A sweep from its first trial to its table."""
 
+import functools
 import shlex
 from collections.abc import Mapping
 
@@ -12,8 +13,9 @@ from distill_tune.sweep.best import write_best
 from distill_tune.sweep.folder import LABEL, claim
 from distill_tune.sweep.objective import figures_of_metrics, figures_of_results
 from distill_tune.sweep.report import write_table
+from distill_tune.sweep.results import to_repeat
 from distill_tune.sweep.running import TrialProcess
-from distill_tune.sweep.schedule import Schedule, next_planned, next_searched, to_repeat
+from distill_tune.sweep.schedule import Schedule, next_planned, next_searched
 from distill_tune.sweep.trials import Trial, Trials
 from distill_tune.training.stop import StopSignals
 
@@ -49,17 +51,25 @@ def run_sweep(asked: AskedSweep) -> None:
         with status:
             if search is not None:
                 most = asked.most_searched
-                schedule.run(lambda: next_searched(search, most, trials, objective, schedule.tried), stop, search)
+                propose = functools.partial(next_searched, search, most, trials, objective, schedule.tried)
+                schedule.run(propose, stop, search)
             else:
                 planned = [(point, asked.seed) for point in asked.points]
-                schedule.run(lambda: next_planned(planned, trials, objective, schedule.tried), stop)
-            again = to_repeat(trials, objective, asked.seed, asked.num_repeated, asked.other_seeds)
-            if not stop.number:
-                schedule.run(lambda: next_planned(again, trials, objective, schedule.tried), stop)
+                schedule.run(functools.partial(next_planned, planned, trials, objective, schedule.tried), stop)
+            before = -1
+            while not stop.number and before < len(schedule.tried):  # else what is left has failed
+                before = len(schedule.tried)
+                again = to_repeat(trials, objective, asked.num_repeated, asked.other_seeds)
+                schedule.run(functools.partial(next_planned, again, trials, objective, schedule.tried), stop)
         if best := write_table(asked, trials, console):
             file = asked.folder / "best.yaml"
-            write_best(file, trials.folder_of(best), asked.config, asked.folder / "best", f"{best.title}: the best")
-            say(f"  {file}  the best's config: distill-tune run {asked.recipe.stem} --config {shlex.quote(str(file))}")
+            command = f"distill-tune run {asked.recipe_name} --config {shlex.quote(str(file))}"
+            head = [
+                command,
+                f"{best.title}: the best of a sweep by {objective.name}, as {trials.folder_of(best)} was run",
+            ]
+            write_best(file, trials.folder_of(best), asked.config, asked.folder / "best", head)
+            say(f"  {file}  the best's config, whole: {command}")
         if stop.number:
             stop.leave(sum(trial.state == "finished" for trial in trials), stop.number)
     if not best:

@@ -2,14 +2,14 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from distill_tune.counts import counted
 from distill_tune.sweep.follow import MetricsFollower
 from distill_tune.sweep.objective import Objective
 from distill_tune.sweep.search import Search
-from distill_tune.sweep.trials import Trial, Trials, identity
+from distill_tune.sweep.trials import Trial, Trials
 from distill_tune.sweep.values import Settings
 
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -198,23 +198,6 @@ def next_searched(search: Search, most: int, trials: Trials, objective: Objectiv
             return trial
     settings = search.propose(trials) if len(known) < most else None
     return None if settings is None else trials.add(settings, search.seed)
-
-
-def to_repeat(
-    trials: Trials, objective: Objective, seed: int, num_settings: int, seeds: Sequence[int]
-) -> list[tuple[Settings, int]]:
-    """The settings with the best figures at ``seed``, each with other seeds."""
-    finished = [trial for trial in trials if trial.seed == seed and trial.has(objective.name)]
-    best = sorted(finished, key=lambda trial: objective.cost(trial.figures[objective.name]))[:num_settings]
-    return [(trial.settings, other) for trial in best for other in seeds]
-
-
-def by_settings(trials: Trials) -> Iterator[list[Trial]]:
-    """Trials that differ in their seeds alone."""
-    found: dict[tuple[object, ...], list[Trial]] = {}
-    for trial in trials:
-        found.setdefault(identity(trial.settings, 0), []).append(trial)
-    yield from found.values()
 
 
 def duration(seconds: float) -> str:

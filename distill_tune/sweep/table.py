@@ -11,7 +11,8 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from distill_tune.sweep.objective import Objective
-from distill_tune.sweep.schedule import by_settings, duration
+from distill_tune.sweep.results import Result
+from distill_tune.sweep.schedule import duration
 from distill_tune.sweep.trials import Trial, Trials
 from distill_tune.sweep.values import Axis, Values
 
@@ -25,41 +26,6 @@ _T = (
     *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 _T_OF_MANY = 1.96
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Trials of one setting that have come to their end, one a seed.
-
-    Attributes:
-        values: the objective of each.
-    """
-
-    trials: Sequence[Trial]
-    values: Sequence[float]
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
-
-    @property
-    def spread(self) -> float | None:
-        """Their standard deviation; None of one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    @property
-    def title(self) -> str:
-        return self.trials[0].title
-
-
-def results_of(trials: Trials, objective: Objective) -> list[Result]:
-    """The best first. Settings that were run with several seeds come before those with one, whose luck is not known."""
-    found = []
-    for of_setting in by_settings(trials):
-        finished = [trial for trial in of_setting if trial.has(objective.name)]
-        if finished:
-            found.append(Result(finished, [trial.figures[objective.name] for trial in finished]))
-    return sorted(found, key=lambda result: (len(result.values) == 1, objective.cost(result.mean)))
 
 
 @dataclasses.dataclass(frozen=True)
