@@ -224,14 +224,14 @@ def _opened(options: argparse.Namespace, paths: dict[str, Path]) -> list[_Speake
     from distill_tune import data, generation, training
     from distill_tune.cli.compare import dtype_for
     from distill_tune.generation.requests import require_numbers
-    from distill_tune.serve.load import open_teacher
+    from distill_tune.teachers.from_path import open_model
 
     sampling = generation.Sampling(options.max_new_tokens, options.temperature, top_p=options.top_p)
     device = training.find_device(options.device)
     dtype = training.find_dtype(options.dtype, device) if options.dtype else dtype_for(device)
     teachers, speakers = {}, []
     for name, path in paths.items():
-        teacher: Any = open_teacher(path, dtype, None, False, options.trust_remote_code)
+        teacher: Any = open_model("--teacher", path, dtype, trust_remote_code=options.trust_remote_code)
         tokenizer = data.hf_tokenizer(str(options.tokenizer or teacher.folders[0]))
         teachers[name] = teacher, tokenizer, generation.ends_of(tokenizer, teacher.folders[0], teacher.vocab_size)
     before = [{"role": "system", "content": options.system}] if options.system is not None else []

@@ -43,8 +43,8 @@ def _default(key: Key) -> str:
 
 def _said(key: Key) -> str:
     beside = " or ".join(key.beside)
-    if key.recipe:
-        return f"{key.meaning}; {key.recipe}" + (f", or others with {beside}" if beside else "")
+    if key.recipes:
+        return f"{key.meaning}; {', '.join(key.recipes)}" + (f", or others with {beside}" if beside else "")
     return key.meaning + (f" (with {beside})" if beside else "")
 
 

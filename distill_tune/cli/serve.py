@@ -111,12 +111,14 @@ def _application(options: argparse.Namespace, token: str | None) -> tuple[Any, s
 
 def _of_model(options: argparse.Namespace) -> "_Opened":
     from distill_tune.cli.compare import dtype_for
-    from distill_tune.serve.load import open_teacher
+    from distill_tune.teachers.from_path import open_model
     from distill_tune.training import find_device, find_dtype
 
     device = find_device(options.device or "auto")
     dtype = find_dtype(options.dtype, device) if options.dtype else dtype_for(device)
-    teacher = open_teacher(options.teacher, dtype, options.quantizer, options.offload, options.trust_remote_code)
+    teacher = open_model(
+        "--teacher", options.teacher, dtype, options.quantizer, options.offload, options.trust_remote_code
+    )
     return teacher, device, dtype, options.teacher.name, f"{options.quantizer}"
 
 

@@ -74,7 +74,7 @@ def require_training(command: str, recipe: Path) -> None:
     Raises:
         UserError: the recipe trains nothing.
     """
-    if Recipe(recipe).generates:
+    if Recipe(recipe).reads_as:
         raise UserError(
             f"{command} {recipe.stem}: it trains nothing; name a recipe that does, or see what it is asked "
             f"with distill-tune validate {recipe.stem}"
@@ -98,7 +98,7 @@ def validated(recipe: Path, name: str, overrides: Sequence[str], num_processes: 
     path = find_config(name)
     where = f"config {path}" + (" and the command line" if overrides else "")
     of_config, of_parts = CollectedFaults(where), CollectedFaults(where)
-    generates = Recipe(recipe).generates
+    reads_as = Recipe(recipe).reads_as
     cfg = None
     with of_config:
         cfg = checked_config(recipe, name, overrides, "known")
@@ -107,10 +107,13 @@ def validated(recipe: Path, name: str, overrides: Sequence[str], num_processes: 
     if told := [*outside(cfg, folders_of_own_modules(recipe))]:
         print("a run would run code from elsewhere, which is not checked here:\n  " + "\n  ".join(told))
     if all(isinstance(fault, MissingFile) for fault in of_config):  # sizes need none
-        _print_sizes(cfg, num_processes, trains=not generates)
+        _print_sizes(cfg, num_processes, trains=reads_as is None)
     keys = set(map(_key_in, of_config))
     try:
-        _prepare_answers(cfg, of_parts) if generates else _build_and_prepare(cfg, num_processes, of_parts)
+        if reads_as:
+            (_prepare_answers if reads_as == "generate" else _prepare_evaluation)(cfg, of_parts)
+        else:
+            _build_and_prepare(cfg, num_processes, of_parts)
     except Exception:
         if not keys:  # else it may follow from what is told
             raise
@@ -186,6 +189,25 @@ def _prepare_answers(cfg: DictConfig, faults: CollectedFaults) -> None:
             training.prepare_answers(cfg, torch.device("cpu"), tokenizer, runs=False)
         except data.RowsOnHub as told:
             print(f"dataset: {told}: its rows are checked by the run, before it loads a model")
+
+
+def _prepare_evaluation(cfg: DictConfig, faults: CollectedFaults) -> None:
+    """As :func:`_build_and_prepare`, for the recipe evaluate."""
+    import torch
+
+    from distill_tune import config, data, evaluation, training
+
+    training.use_day(cfg.get("date"))
+    if _has_foreign(cfg, (*_OF_ANSWERS, "dataset_test", "dataset_val"), "models and documents"):
+        return
+    with faults, data.local_files_alone():
+        try:
+            tokenizer = config.build("tokenizer", cfg.tokenizer)
+            prepared = evaluation.prepare_evaluation(cfg, torch.device("cpu"), tokenizer)
+            evaluation.sampling_of(cfg)
+            print(prepared.documents.told())
+        except data.RowsOnHub as told:
+            print(f"dataset_test: {told}: its rows are checked by the run, before it loads a model")
 
 
 def _build_profiler(component: DictConfig | None) -> None:

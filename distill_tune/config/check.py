@@ -48,7 +48,7 @@ def checked_config(
         for line in [*dropped, *unread]:
             print(line)
     faults += check_components(config, may_import)
-    faults += check_values(config, read.reads_otherwise, trains=not read.generates)
+    faults += check_values(config, read.reads_otherwise, read.reads_as)
     faults += missing_outside(config, folders_of_own_modules(recipe)) if imports == "known" else []
     faults += [
         file

@@ -17,8 +17,9 @@ from distill_tune.config.nearest import components_meant, did_you_mean, has_no, 
 from distill_tune.config.nodes import components_of, is_component, is_model
 from distill_tune.errors import UserError, one_line
 
+_DATASETS = ("dataset", "dataset_val", "dataset_test")
 # Arguments that the recipe itself passes, by top-level key: the first so many positional ones, and these by name.
-_PASSED_BY_PLACE = {"dataset": 1, "dataset_val": 1, "optimizer": 1, "lr_scheduler": 1}
+_PASSED_BY_PLACE = {**dict.fromkeys(_DATASETS, 1), "optimizer": 1, "lr_scheduler": 1}
 # Functions that the recipe calls itself, later, with one argument; classes it builds, to call what they make.
 _FUNCTIONS = ("score", "filters")
 _PASSED_BY_NAME = {"lr_scheduler": {"num_training_steps", "last_epoch"}}
@@ -27,7 +28,7 @@ _PASSED_BY_NAME = {"lr_scheduler": {"num_training_steps", "last_epoch"}}
 _MORE_HERE = {"lr_scheduler.num_warmup_steps"}
 
 # Keys of an entry in a list that the recipe reads itself.
-ENTRY_KEYS = {"dataset": {"weight"}, "dataset_val": {"weight"}, "teacher_model": {"name", "weight"}}
+ENTRY_KEYS = {**dict.fromkeys(_DATASETS, {"weight"}), "teacher_model": {"name", "weight"}}
 
 # What a torchtune component asks for and the recipes can do without.
 _OPTIONAL_HERE = {"FullModelHFCheckpointer": {"checkpoint_files", "model_type", "output_dir"}}

@@ -27,14 +27,14 @@ class Key(NamedTuple):
         default: what holds where a config does not have it.
         meaning: in a line.
         beside: keys of which one has to be set as well for this one to be heeded.
-        recipe: the shipped one that reads it, where not all do; the others read it beside those of ``beside`` alone.
+        recipes: the shipped ones that read it, where not all do; the others read it beside those of ``beside`` alone.
     """
 
     kind: Kind
     default: Any
     meaning: str
     beside: tuple[str, ...] = ()
-    recipe: str | None = None
+    recipes: tuple[str, ...] = ()
 
     @property
     def values(self) -> Kind:
@@ -63,6 +63,12 @@ def _of_teachers(entries: ListConfig) -> str | None:
     return "two teachers have one name" if len(names) < len(entries) else None
 
 
+def _no_named_model(value: Any) -> str | None:
+    path = value.get("path") if isinstance(value, DictConfig) else value
+    others = set(value) - {"path", "tokenizer"} if isinstance(value, DictConfig) else ()
+    return None if isinstance(path, str) and path and not others else "must be a path, or {path: ..., tokenizer: ...}"
+
+
 def _of_datasets(entries: ListConfig) -> str | None:
     weighted = sum("weight" in entry for entry in entries)
     return "give every dataset in the list a weight, or none" if 0 < weighted < len(entries) else None
@@ -87,6 +93,12 @@ TOKENIZERS = dataclasses.replace(
 DATASETS = dataclasses.replace(COMPONENTS, further=lambda value: fault_of_list(value, _of_datasets))
 LIST_OF_COMPONENTS = Kind("a list of components", lambda value: isinstance(value, ListConfig), fault_of_list)
 SETTINGS = Kind("a mapping", lambda value: isinstance(value, DictConfig))
+NAMED_MODELS = Kind(
+    "a mapping of labels to paths",
+    lambda value: isinstance(value, DictConfig),
+    lambda value: next((f"{label}: {fault}" for label, one in value.items() if (fault := _no_named_model(one))), None),
+    ", as {distilled: outputs/mine, shipped: student.gguf}",
+)
 LAYERS = Kind(
     "a list of tok_embeddings, output",
     lambda value: isinstance(value, ListConfig) and all(item in ("tok_embeddings", "output") for item in value),
@@ -99,7 +111,8 @@ MEASURES = one_of("val_loss", "val_ce_loss", "val_kd_loss")
 _STORED = "what is stored: cache.kind=sampled, top_k or hidden; draws (50), proposal_temperature, k (50), temperature"
 # Beside which keys others are heeded, and which recipe alone reads them.
 _VALIDATION, _TEACHER, _LOGGER = ("dataset_val",), ("teacher_model",), ("metric_logger",)
-_SEVERAL, _GEN = "kd_distributed", "generate"
+_SEVERAL, _GEN, _EVAL = ("kd_distributed",), ("generate",), ("evaluate",)
+_ANSWERS = (*_GEN, *_EVAL)
 _CHECKPOINTING, _RESUMED = ("enable_activation_checkpointing",), ("resume", "resume_from_checkpoint")
 
 SECTIONS: dict[str, dict[str, Key]] = {
@@ -119,7 +132,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "teacher_quantizer": Key(COMPONENT, None, "torchao's config, or NF4, for a teacher's weights", _TEACHER),
         "teacher_offload": Key(FLAG, False, "keep a teacher's layers in host memory and copy each in time", _TEACHER),
         "teacher_cache": Key(FOLDER_TO_WRITE, None, "a cache; the teacher is asked only for rows it lacks", _TEACHER),
-        "cache": Key(SETTINGS, Needed(), _STORED, ("teacher_cache",), recipe="teacher_cache"),
+        "cache": Key(SETTINGS, Needed(), _STORED, ("teacher_cache",), recipes=("teacher_cache",)),
     },
     "Data": {
         "dataset": Key(DATASETS, Needed("plan_steps"), "one dataset or several, each with a weight"),
@@ -136,18 +149,31 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "date": Key(DAY, None, "the day that a chat template writes; default teacher_cache's, else when the run began"),
     },
     "Answers": {
-        "generate_with": Key(WRITERS, None, "who answers; default teacher_model, or model", recipe=_GEN),
-        "prompt": Key(TEXT, None, "what is asked, in place of dataset", recipe=_GEN),
-        "sampling": Key(COMPONENT, None, "how tokens are chosen, and how many", recipe=_GEN),
-        "samples_per_prompt": Key(whole(1), 1, "answers to each prompt, of each model", recipe=_GEN),
-        "score": Key(COMPONENT, None, "a function of an answer, the more the better", recipe=_GEN),
-        "best_per_prompt": Key(whole(1), 1, "with score: so many answers of each prompt are kept", recipe=_GEN),
-        "min_score": Key(NUMBER, None, "with score: an answer below is wrong, and left out", recipe=_GEN),
-        "max_samples_per_prompt": Key(whole(1), None, "with min_score: ask again until one is right", recipe=_GEN),
-        "filters": Key(LIST_OF_COMPONENTS, None, "functions that say of an answer whether it is kept", recipe=_GEN),
-        "thinking": Key(THINKING, "keep", "<think>: in the answer, left out, or as reasoning_content", recipe=_GEN),
-        "answers_at_once": Key(whole(1), 64, "rows that are decoded together at most", recipe=_GEN),
-        "cache_bytes": Key(whole(1), None, "of keys and values; default 1 GiB, on a GPU half of the rest", recipe=_GEN),
+        "generate_with": Key(WRITERS, None, "who answers; default teacher_model, or model", recipes=_GEN),
+        "prompt": Key(TEXT, None, "what is asked, in place of dataset", recipes=_GEN),
+        "sampling": Key(COMPONENT, None, "how tokens are chosen, and how many", recipes=_ANSWERS),
+        "samples_per_prompt": Key(whole(1), 1, "answers to each prompt, of each model", recipes=_GEN),
+        "score": Key(COMPONENT, None, "a function of an answer, the more the better", recipes=_GEN),
+        "best_per_prompt": Key(whole(1), 1, "with score: so many answers of each prompt are kept", recipes=_GEN),
+        "min_score": Key(NUMBER, None, "with score: an answer below is wrong, and left out", recipes=_GEN),
+        "max_samples_per_prompt": Key(whole(1), None, "with min_score: ask again until one is right", recipes=_GEN),
+        "filters": Key(LIST_OF_COMPONENTS, None, "functions that say of an answer whether it is kept", recipes=_GEN),
+        "thinking": Key(THINKING, "keep", "<think>: in the answer, left out, or as reasoning_content", recipes=_GEN),
+        "answers_at_once": Key(whole(1), 64, "rows that are decoded together at most", recipes=_ANSWERS),
+        "cache_bytes": Key(
+            whole(1), None, "of keys and values; default 1 GiB, on a GPU half the rest", recipes=_ANSWERS
+        ),
+    },
+    "Evaluation": {
+        "models": Key(NAMED_MODELS, None, "paths by label, measured beside teacher, before and after", recipes=_EVAL),
+        "dataset_test": Key(DATASETS, None, "documents to measure on; default dataset_val", recipes=_EVAL),
+        "category_column": Key(TEXT, "category", "of rows: figures are also told by it", recipes=_EVAL),
+        "window": Key(whole(2), None, "tokens of a longer document read at once; default max_seq_len", recipes=_EVAL),
+        "stride": Key(whole(1), None, "by which windows move on; default half of one", recipes=_EVAL),
+        "num_answers": Key(whole(0), 100, "so many documents' prompts are answered", recipes=_EVAL),
+        "measure_speed": Key(FLAG, True, "time reading and writing, and measure memory", recipes=_EVAL),
+        "shown_documents": Key(whole(0), 5, "of so many, samples.jsonl has each token", recipes=_EVAL),
+        "evaluation_folder": Key(FOLDER_TO_WRITE, None, "default output_dir/evaluation", recipes=_EVAL),
     },
     "Loss": {
         "kd_ratio": Key(number(0, 1).or_schedule(), 0.5, "the teacher's part of the loss; 0 trains without a teacher"),
@@ -176,11 +202,11 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "compile": Key(FLAG, False, "torch.compile for the layers of both models"),
         "enable_activation_checkpointing": Key(FLAG, False, "keep a layer's input alone and compute the rest again"),
         "enable_activation_offloading": Key(FLAG, False, "keep what is kept in host memory; CUDA", _CHECKPOINTING),
-        "fsdp_cpu_offload": Key(FLAG, False, "weights, gradients and optimizer on the CPU", recipe=_SEVERAL),
-        "fsdp_reshard_after_forward": Key(FLAG, True, "free a layer's whole weights until backward", recipe=_SEVERAL),
-        "custom_sharded_layers": Key(LAYERS, None, "gathered only while they are used", recipe=_SEVERAL),
-        "data_parallel_replicate_dim": Key(whole(1), 1, "copies of the models, each sharded", recipe=_SEVERAL),
-        "collective_timeout_seconds": Key(number(1), 600, "after which a rank gives up on another", recipe=_SEVERAL),
+        "fsdp_cpu_offload": Key(FLAG, False, "weights, gradients and optimizer on the CPU", recipes=_SEVERAL),
+        "fsdp_reshard_after_forward": Key(FLAG, True, "free a layer's whole weights until backward", recipes=_SEVERAL),
+        "custom_sharded_layers": Key(LAYERS, None, "gathered only while they are used", recipes=_SEVERAL),
+        "data_parallel_replicate_dim": Key(whole(1), 1, "copies of the models, each sharded", recipes=_SEVERAL),
+        "collective_timeout_seconds": Key(number(1), 600, "after which a rank gives up on another", recipes=_SEVERAL),
     },
     "What is written": {
         "output_dir": Key(FOLDER_TO_WRITE, Needed("open_run"), "the run's folder"),
@@ -200,14 +226,15 @@ SECTIONS: dict[str, dict[str, Key]] = {
     },
 }
 KEYS = {name: key for section in SECTIONS.values() for name, key in section.items()}
-# Those of training that the recipe generate reads as well.
-READ_TO_GENERATE = frozenset(
-    {
-        *("model", "checkpointer", "tokenizer", "teacher_model", "teacher_checkpointer", "teacher_combination"),
-        *("teacher_tokenizer", "teacher_dtype", "teacher_quantizer", "teacher_offload"),
-        *("dataset", "on_bad_row", "date", "seed", "student_prompt_template"),
-        *("teacher_prompt_template", "teacher_system_prompt"),
-        *("device", "dtype", "output_dir", "collective_timeout_seconds"),
-        *(name for name, key in KEYS.items() if key.recipe == _GEN),
-    }
+# What recipes that train nothing read.
+_ALL_READ = (
+    *("model", "checkpointer", "tokenizer", "teacher_model", "teacher_checkpointer", "teacher_combination"),
+    *("teacher_tokenizer", "teacher_dtype", "teacher_quantizer", "teacher_offload"),
+    *("date", "seed", "student_prompt_template", "teacher_prompt_template", "teacher_system_prompt"),
+    *("device", "dtype", "output_dir", "collective_timeout_seconds"),
 )
+_ALSO_READ = {"generate": ("dataset", "on_bad_row"), "evaluate": ("dataset_val",)}
+READ_BY = {
+    recipe: frozenset((*_ALL_READ, *others, *(name for name, key in KEYS.items() if recipe in key.recipes)))
+    for recipe, others in _ALSO_READ.items()
+}

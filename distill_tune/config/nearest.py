@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 _MODULES = {
     "torch.optim": "optimizer",
     "torch.optim.lr_scheduler": "lr_scheduler",
-    "distill_tune.data": "dataset dataset_val augmentations tokenizer teacher_tokenizer",
+    "distill_tune.data": "dataset dataset_val dataset_test augmentations tokenizer teacher_tokenizer",
     "distill_tune.generation": "sampling score filters",
     "distill_tune.losses": "loss kd_loss kd_token_weight hidden_loss",
     "distill_tune.models": "model teacher_model",
@@ -19,7 +19,7 @@ _MODULES = {
     "distill_tune.training": "kd_ratio temperature",
     "torchao.optim": "optimizer",
     "torchao.quantization": "teacher_quantizer",
-    "torchtune.datasets": "dataset dataset_val",
+    "torchtune.datasets": "dataset dataset_val dataset_test",
     "torchtune.training": "checkpointer teacher_checkpointer",
     "torchtune.training.lr_schedulers": "lr_scheduler",
     "torchtune.training.metric_logging": "metric_logger",

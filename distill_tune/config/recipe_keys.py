@@ -14,7 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from distill_tune.config.files import config_names, folders_of_own_modules, recipes_folder
-from distill_tune.config.keys import KEYS, READ_TO_GENERATE, Needed
+from distill_tune.config.keys import KEYS, READ_BY, Needed
 from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.config.nodes import nodes_of
 from distill_tune.config.other_tools import OURS, WITHOUT_A_KEY
@@ -27,6 +27,7 @@ _NAMES = re.compile(r"""\.([A-Za-z_]\w*)\b(?!\s*\()|["']([A-Za-z_]\w*)(?:[.\[][^
 _READ_OF_CFG = re.compile(r"""\bcfg(?:\.get\(\s*["']|\[["']|\.)([A-Za-z_]\w*)""")
 _IMPORTED = re.compile(r"^\s*(?:from|import)\s+([A-Za-z_]\w*)", re.MULTILINE)
 _READ_OR_KNOWN = KNOWN | sys.stdlib_module_names | {"numpy", "omegaconf"}  # packages that read no key
+_TRAIN_NOTHING = {"prepare_answers": "generate", "prepare_evaluation": "evaluate"}  # by what they call
 _PATHS = "models_dir"  # of shipped configs, for others to refer to
 _LIKE = 0.75  # of difflib, where nothing else can be meant: adapter and date have 0.73
 _ALMOST = 0.8  # of difflib: kd_raito and kd_ratio have 0.88, mode and model 0.89, my_model and model 0.77
@@ -38,7 +39,7 @@ class Recipe:
     Attributes:
         is_shipped: whether it is no copy.
         is_distributed: whether it joins other processes: whether it calls ``init_distributed``.
-        generates: whether it has models answer, and trains none: whether it calls ``prepare_answers``.
+        reads_as: the shipped recipe that trains nothing which it is, or is a copy of, by what it calls; None of others.
         names: all in a copy, and in the modules of its folder that it may import; known keys in a shipped one.
         reads: those of them that are read of ``cfg``.
         imports_unread: whether it, or such a module, imports one that is not read here and may read any key.
@@ -59,7 +60,8 @@ class Recipe:
         self.text = content.decode("utf-8-sig", errors="replace")
         self.is_shipped = path.resolve().parent == recipes_folder().resolve()
         self.is_distributed = re.search(r"\binit_distributed\b", self.text) is not None
-        self.generates = re.search(r"\bprepare_answers\b", self.text) is not None
+        called = (name for name, recipe in _TRAIN_NOTHING.items() if re.search(rf"\b{name}\b", self.text))
+        self.reads_as = next((_TRAIN_NOTHING[name] for name in called), None)
         self.names = _names_in([self.text]) & set(KEYS)
         self.reads, self.reads_otherwise, self.imports_unread = set[str](), set[str](), False
         if self.is_shipped:
@@ -80,8 +82,8 @@ class Recipe:
 
     def needs(self, key: str) -> bool:
         """Whether it fails without a key for sure: it reads it plainly, or calls what does, and nowhere asks for it."""
-        if self.is_shipped and not self.generates:
-            return KEYS[key].recipe in (None, self.path.stem)
+        if self.is_shipped and not self.reads_as:
+            return not KEYS[key].recipes or self.path.stem in KEYS[key].recipes
         by = KEYS[key].default.by
         reads = re.search(rf"\bcfg\.{key}\b", self.text) or (by and re.search(rf"\b{by}\(", self.text))
         asks_or_sets = re.search(rf"""["']{key}["']|\bcfg\.{key}\s*=[^=]""", self.text)
@@ -106,11 +108,13 @@ def check_keys(
             continue
         if key in KEYS:
             known = KEYS[key]
-            is_of_other = known.recipe not in (None, recipe.path.stem) and not any(map(config.get, known.beside))
+            is_for_some = bool(known.recipes) and recipe.path.stem not in known.recipes
+            is_of_other = is_for_some and not any(map(config.get, known.beside))
             if key in asked and is_of_other and not recipe.imports_unread:
                 without = f" without {' or '.join(known.beside)}" if known.beside else ""
-                faults.append(f"{key}: {recipe.path.stem} does not read it{without}; the recipe {known.recipe} does")
-            elif key in asked and recipe.is_shipped and recipe.generates and key not in READ_TO_GENERATE:
+                others = " or ".join(known.recipes)
+                faults.append(f"{key}: {recipe.path.stem} does not read it{without}; the recipe {others} does")
+            elif key in asked and recipe.is_shipped and recipe.reads_as and key not in READ_BY[recipe.reads_as]:
                 faults.append(f"{key}: {recipe.path.stem} does not read it; recipes that train do")
             if key in asked and key == recipe.path.stem:
                 faults.append(f"{key}: the recipe {recipe.path.stem} does not read it; it writes to output_dir")

@@ -42,16 +42,16 @@ _CACHE: dict[str, tuple[Kind, tuple[str, ...]]] = {
 }
 
 
-def check_values(config: DictConfig, read_otherwise: Set[str] = frozenset(), trains: bool = True) -> list[str]:
+def check_values(config: DictConfig, read_otherwise: Set[str] = frozenset(), reads_as: str | None = None) -> list[str]:
     """Faults of the values that are there, as ``key=value: what it must be``.
 
     Args:
         read_otherwise: keys that a user's recipe reads in lines of its own, and may heed where ours do not.
-        trains: False of the recipe generate.
+        reads_as: ``generate`` or ``evaluate``, of recipes that train nothing.
     """
     of_parts = (*_of_keys(config), *_of_cache(config.get("cache")), *_of_arguments(config))
-    of_several = _of_several(config) if trains else _of_answers(config)
-    return [*of_parts, *of_several, *_without_effect(config, read_otherwise)]
+    of_several = {"generate": _of_answers, "evaluate": _of_evaluation}.get(reads_as or "", _of_several)
+    return [*of_parts, *of_several(config), *_without_effect(config, read_otherwise)]
 
 
 def needs_teacher(config: DictConfig) -> bool:
@@ -143,10 +143,24 @@ def _of_answers(config: DictConfig) -> Iterator[str]:
         yield f"max_samples_per_prompt={most}: must be at least samples_per_prompt, {each}"
 
 
+def _of_evaluation(config: DictConfig) -> Iterator[str]:
+    """What one key's value asks of another's in the recipe evaluate."""
+    if config.get("dataset_test") is None and config.get("dataset_val") is None:
+        yield (
+            "dataset_test: missing; name rows that no model was trained on, as "
+            "'+dataset_test={_component_: distill_tune.data.instruct, source: unseen.json}'"
+        )
+    if not any(config.get(key) for key in ("model", "teacher_model", "models")):
+        yield "models: missing; name what is measured, as models={distilled: outputs/mine}"
+    window, stride = config.get("window"), config.get("stride")
+    if isinstance(window, int) and isinstance(stride, int) and stride >= window:
+        yield f"stride={stride}: must be below window, {window}: a token is predicted from those before it"
+
+
 def _without_effect(config: DictConfig, read_otherwise: Set[str]) -> Iterator[str]:
     """Settings that nothing would heed beside the others."""
     for key, entry in KEYS.items():
-        needs_another = entry.beside and not entry.recipe and key not in read_otherwise
+        needs_another = entry.beside and not entry.recipes and key not in read_otherwise
         is_heeded = not needs_another or any(config.get(name) for name in entry.beside)
         if not is_heeded and config.get(key) not in (None, entry.default or False):
             yield f"{key}={_shown(config[key])}: nothing heeds it without {' or '.join(entry.beside)}; leave it out"

@@ -87,7 +87,7 @@ def _prepare(
     is_packed = bool(arguments.get("packed", False))
     if "packed" in arguments:
         arguments["packed"] = False  # packing is the plan's, once lengths are known
-    dataset = _dataset(entry, arguments, tokenizer)
+    dataset = build_dataset(entry, arguments, tokenizer)
     max_seq_len = getattr(dataset, "max_seq_len", None) or getattr(tokenizer, "max_seq_len", None)
     if is_packed and max_seq_len is None:
         raise UserError("dataset.packed=True: needs a length to pack to; set tokenizer.max_seq_len")
@@ -103,7 +103,7 @@ def _prepare(
     if rows is None:
         of_others = [
             _Other(
-                _of_other(dataset, _dataset(entry, arguments, other.tokenizer)),
+                _of_other(dataset, build_dataset(entry, arguments, other.tokenizer)),
                 other,
                 reading.teacher_max_seq_len or getattr(other.tokenizer, "max_seq_len", None),
             )
@@ -131,8 +131,12 @@ def _prepare(
     return dataclasses.replace(rows, packed=is_packed).with_fingerprint(rows.fingerprint)
 
 
-def _dataset(entry: DictConfig, arguments: DictConfig, tokenizer: Any) -> Any:
+def build_dataset(entry: DictConfig, arguments: DictConfig, tokenizer: Any) -> Any:
     """
+    Args:
+        entry: of a config.
+        arguments: those of the component in it.
+
     Raises:
         UserError: it refuses its arguments, or has no rows.
     """
@@ -408,7 +412,7 @@ def _read(index: int, prompt: Prompt, dataset: Any, tokenizer: Any) -> Tokens:
     Raises:
         RowError: the row cannot be used.
     """
-    try:
+    with row_errors():
         row = read_behind(prompt, dataset, tokenizer, index)
         tokens, labels = (numpy.asarray(row[name], numpy.int32) for name in ("tokens", "labels"))
         is_text = row.get("is_text") if _source.reading.augmented else None
@@ -417,6 +421,17 @@ def _read(index: int, prompt: Prompt, dataset: Any, tokenizer: Any) -> Tokens:
             is_text = text_of_turns(tokenizer, conversation, tokens)
         dropped, num_empty = tuple(row.get("dropped", ())), int(row.get("num_empty", 0))
         return Tokens(tokens, labels, is_text, dropped, num_empty, bool(row.get("is_cut", False)))
+
+
+@contextlib.contextmanager
+def row_errors() -> Iterator[None]:
+    """Have what a component or a tokenizer raises of a row tell that the row cannot be used.
+
+    Raises:
+        RowError: it cannot.
+    """
+    try:
+        yield
     except KeyError as error:
         raise RowError(f"no field {error.args[0]}") from error
     except (TypeError, ValueError, AttributeError, AssertionError, LookupError, RuntimeError, OverflowError) as error:

@@ -64,11 +64,17 @@ class Match:
         if self.by == "math":
             parse, verify = _math_verify()
             return float(verify(parse(wanted), parse(found)))
-        wanted, found = _final(wanted), _final(found)
         if self.by == "exact":
-            return float(_plain(wanted) == _plain(found))
+            return float(is_same_answer(wanted, found))
+        wanted, found = _final(wanted), _final(found)
         number, other = _last_number(wanted), _last_number(found)
         return float(number is not None and other is not None and abs(number - other) <= _CLOSE * abs(number))
+
+
+def is_same_answer(text: str, other: str) -> bool:
+    r"""Whether two answers are the same words: case, runs of white space, and spaces and full stops at both ends do not
+    count; of an answer with ``\boxed{}`` nothing but what stands in the last of these does."""
+    return _plain(_final(text)) == _plain(_final(other))
 
 
 def _final(text: str) -> str:

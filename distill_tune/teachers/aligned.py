@@ -35,9 +35,19 @@ from distill_tune.teachers.teacher import Shard, Teacher
 from torchtune.modules import TransformerDecoder
 
 KEY = "teacher_tokenizer"
-_EXAMPLE = f"+{KEY}._component_=distill_tune.data.hf_tokenizer +{KEY}.path=FOLDER"
 _MOST_MASKED = 0.5  # of the answers' bytes
 _PADDING = 0.05  # by so much vocabularies of one tokenizer may differ
+
+
+class KeysOfModel(NamedTuple):
+    """What messages call a model and its tokenizer, and how the latter is named."""
+
+    model: str = "teacher_model"
+    tokenizer: str = KEY
+    example: str = f"+{KEY}._component_=distill_tune.data.hf_tokenizer +{KEY}.path=FOLDER"
+
+
+_OF_TEACHER = KeysOfModel()
 
 
 class AlignedTeacher(Teacher):
@@ -206,27 +216,34 @@ def with_own_tokenizers(
     return teacher.with_teachers(with_own) if isinstance(teacher, SeveralTeachers) else with_own[0]
 
 
-def own_tokenizers(each: Sequence[Teacher], component: DictConfig | ListConfig | None, tokenizer: Any) -> list[Any]:
-    """The tokenizer of each teacher that writes answers, where it is not that of the rows; None where it is.
+def own_tokenizers(
+    each: Sequence[Teacher],
+    component: DictConfig | ListConfig | None,
+    tokenizer: Any,
+    keys: KeysOfModel = _OF_TEACHER,
+    then: str = "it is asked in its own tokens",
+) -> list[Any]:
+    """The tokenizer of each teacher that is asked by itself, where it is not that of the rows; None where it is.
 
     Args:
         component, tokenizer: as of :func:`with_own_tokenizers`.
+        keys: for messages.
+        then: what is told where a tokenizer is not that of the rows.
 
     Raises:
         UserError: as there.
     """
     rows = _Rows(tokenizer, OmegaConf.create(), written_by(tokenizer), getattr(tokenizer, "vocab_size", None))
-    found = _own_of_each(each, component, rows, "it is asked in its own tokens")
-    return [own and own.tokenizer for own in found]
+    return [own and own.tokenizer for own in _own_of_each(each, component, rows, then, keys)]
 
 
 def _own_of_each(
-    each: Sequence[Teacher], component: DictConfig | ListConfig | None, rows: "_Rows", then: str
+    each: Sequence[Teacher],
+    component: DictConfig | ListConfig | None,
+    rows: "_Rows",
+    then: str,
+    keys: KeysOfModel = _OF_TEACHER,
 ) -> "list[_Own | None]":
-    """
-    Args:
-        then: what is told where a tokenizer is not that of the rows.
-    """
     if isinstance(component, ListConfig) and len(component) != len(each):
         raise UserError(
             f"{KEY}: is a list of {len(component)}, and teacher_model names {counted(len(each), 'teacher')}: give one "
@@ -235,7 +252,7 @@ def _own_of_each(
     if isinstance(component, DictConfig) and len(each) > 1:
         raise UserError(f"{KEY}: teacher_model is a list of {len(each)}: give a list of as many, null where not needed")
     named = list(component) if isinstance(component, ListConfig) else [component] * len(each)
-    return [_own_tokenizer(one, its, rows, then) for one, its in zip(each, named, strict=True)]
+    return [_own_tokenizer(one, its, rows, then, keys) for one, its in zip(each, named, strict=True)]
 
 
 class _Own(NamedTuple):
@@ -284,50 +301,53 @@ def _is_another(teacher: Teacher, where: Path | None, rows: _Rows) -> bool | Non
     return None
 
 
-def _own_tokenizer(teacher: Teacher, component: DictConfig | None, rows: _Rows, then: str) -> _Own | None:
+def _own_tokenizer(
+    teacher: Teacher, component: DictConfig | None, rows: _Rows, then: str, keys: KeysOfModel
+) -> _Own | None:
     """None where it has the tokens of the rows, as far as its files tell."""
+    key, of_tokenizer, example = keys
     where = teacher.folders[0] if teacher.folders else None
     if component is not None:
         with told_of_teacher():
             built = instantiate(component)
         if rows.are_written_by(built):
-            print(f"{KEY}: has the tokens of the rows, which the teacher reads as they are")
+            print(f"{of_tokenizer}: has the tokens of the rows, which are read as they are")
             return None
     else:
         is_another = _is_another(teacher, where, rows)
         if is_another is None and where is not None and is_published(where):
             print(
-                f"teacher_model: {where.name} is not here, so its tokenizer was not compared with that of the rows, "
+                f"{key}: {where.name} is not here, so its tokenizer was not compared with that of the rows, "
                 "and is taken for the same"
             )
         elif is_another is None and where is not None:
             its_size = getattr(teacher, "vocab_size", None)
             if its_size and rows.size and abs(its_size - rows.size) > _PADDING * max(its_size, rows.size):
                 raise UserError(
-                    f"teacher_model: {where} has no tokenizer that can be compared with that of the rows, and knows "
+                    f"{key}: {where} has no tokenizer that can be compared with that of the rows, and knows "
                     f"{its_size} tokens where the student knows {rows.size}: they are others. Complete the folder, or "
-                    f"name what writes them: {_EXAMPLE}"
+                    f"name what writes them: {example}"
                 )
             print(
-                f"teacher_model: no tokenizer of {where} can be compared with that of the rows, so it is taken for the "
-                f"same; if it is not, name the teacher's own as {KEY}"
+                f"{key}: no tokenizer of {where} can be compared with that of the rows, so it is taken for the "
+                f"same; if it is not, name its own as {of_tokenizer}"
             )
         if not is_another:
             return None
     if teacher.record_kind:
         raise UserError(
-            f"teacher_model: gives records of kind {teacher.record_kind}, of tokens that are not those of the rows; "
+            f"{key}: gives records of kind {teacher.record_kind}, of tokens that are not those of the rows; "
             "take the teacher itself, or records of kind hidden"
         )
     if component is None:
         if where is None or where.suffix == ".gguf":
             raise UserError(
-                f"{KEY}: teacher_model{f' {where}' if where else ''} has other tokens than the rows; name what writes "
-                f"them: {_EXAMPLE}"
+                f"{of_tokenizer}: {key}{f' {where}' if where else ''} has other tokens than the rows; name what writes "
+                f"them: {example}"
             )
         component = OmegaConf.create({"_component_": "distill_tune.data.hf_tokenizer", "path": str(where)})
         with told_of_teacher():
             built = instantiate(component)
-    told = f"that of {where}" if where else KEY
-    print(f"teacher_model: its tokenizer, {told}, is not that of the rows; {then}")
+    told = f"that of {where}" if where else of_tokenizer
+    print(f"{key}: its tokenizer, {told}, is not that of the rows; {then}")
     return _Own(built, component)

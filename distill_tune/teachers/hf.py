@@ -86,8 +86,8 @@ class HuggingFace(Teacher):
 
     @property
     def num_parameters(self) -> int:
-        """As stored."""
-        return sum(weight.numel() for weight in self._folder.weights_of_decoder().values())
+        """However they are stored."""
+        return self._folder.num_parameters
 
     def num_active_weights(self) -> float:
         """That a token is multiplied by, between embeddings and output layer: of experts those that it is sent to."""

@@ -73,15 +73,23 @@ class HuggingFaceFolder:
         headers = WeightFiles(_KEY, weight_files(_KEY, self.base)).headers()
         return {name: weight for name, weight in headers.items() if not not_of_the_decoder(name)}
 
+    @property
+    def num_parameters(self) -> int:
+        """Of the model as transformers builds it of its config, however its weights are stored."""
+        return sum(parameter.numel() for parameter in self._on_meta().parameters())
+
     def unquantised_shapes(self) -> dict[str, torch.Tensor]:
         """Of the model as transformers builds it of its config: what lies between embeddings and output layer."""
-        from transformers import AutoModelForCausalLM
-
-        with self._told(), _silent(bar=False), torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(self.config, trust_remote_code=self._trust)
+        model = self._on_meta()
         parts = model.get_input_embeddings(), model.get_output_embeddings()
         ends = [part.weight for part in parts if part is not None]
         return {name: p for name, p in model.named_parameters() if all(p is not end for end in ends)}
+
+    def _on_meta(self) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        with self._told(), _silent(bar=False), torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.config, trust_remote_code=self._trust)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> Any:
         """The model in eval mode, frozen.

@@ -54,6 +54,11 @@ class LiveTeacher(Teacher):
     def max_seq_len(self) -> int:
         return self.model.max_seq_len
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its weights lie on the device as they are: not quantised, not in blocks, not streamed."""
+        return not (self._quantizer or self._offload or isinstance(self.checkpoint, GGUFCheckpoint))
+
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> int | None:
         if self.checkpoint is not None:
             self.other_tokens = models.check_tokenizers(checkpoint.folder, self.checkpoint.folder, tokenizer)

@@ -20,7 +20,7 @@ _SECONDS_BETWEEN_LINES = 60
 
 class Progress:
     """Shows loss, kd_loss, ce_loss, learning rate, tokens/s, memory and time left; of a cache bytes in place of losses,
-    of answers their length.
+    of answers their length, of documents the perplexity.
 
     Args:
         total: steps of the run.
@@ -95,6 +95,8 @@ def _parts(metrics: Mapping[str, float]) -> dict[str, str]:
         parts = {"length": f"{metrics['tokens_per_answer']:.0f} tokens/answer"}
     elif "bytes_per_token" in metrics:
         parts = {"bytes": f"{metrics['bytes_per_token']:.1f} bytes/token"}
+    elif "perplexity" in metrics:
+        parts = {"perplexity": f"perplexity {metrics['perplexity']:.2f}"}
     else:
         parts = {"loss": f"loss {metrics['loss']:.3f}"}
         parts |= {name: f"{name} {metrics[f'{name}_loss']:.3f}" for name in ("kd", "ce") if metrics[f"{name}_loss"]}

@@ -116,9 +116,7 @@ def test_one_that_has_the_tokens_of_the_rows_is_not_needed(configured, teacher_f
     named = {"_component_": TOKENIZER, "path": str(teacher_folder)}
     built = training.build_models(configured(teacher_folder, teacher_tokenizer=named), CPU)
     assert type(built.teacher) is LiveTeacher
-    assert (
-        "teacher_tokenizer: has the tokens of the rows, which the teacher reads as they are" in capsys.readouterr().out
-    )
+    assert "teacher_tokenizer: has the tokens of the rows, which are read as they are" in capsys.readouterr().out
 
 
 def test_one_of_torchtunes_is_known_by_the_bytes_of_its_tokens(configured, teacher_folder, student_folder):

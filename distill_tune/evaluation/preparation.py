@@ -1,0 +1,218 @@
+"""What comes before the first weight of an evaluation is read: which models, and the documents as each reads them."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from omegaconf import DictConfig
+
+from distill_tune import generation, models
+from distill_tune.config.components import build
+from distill_tune.config.files import is_model_folder, local_path
+from distill_tune.data.prompts import Prompt
+from distill_tune.errors import CollectedFaults, UserError
+from distill_tune.evaluation.documents import Documents, Reading, Written, read_documents
+from distill_tune.evaluation.named_models import AFTER, BEFORE, TEACHER, NamedModel, open_named, open_teacher
+from distill_tune.evaluation.scoring import Reader
+from distill_tune.evaluation.windows import require_stride
+from distill_tune.models.vocabulary import written_by
+from distill_tune.training.device import find_dtype
+from distill_tune.training.output_check import require_writable
+from distill_tune.training.run_folder import RunFolder
+
+_FOLDER = "evaluation"  # of a run's
+_PLAIN = Prompt()
+_DEFAULT_TOKENS = 128  # of an answer
+_RUN_FIRST = "has no model yet, and is left out; distill-tune run kd_single_device with this config makes it"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """
+    Attributes:
+        models: in the order in which they are measured: the one that others are held against comes first.
+        readings: by which models read the documents; the first is that of the rows' tokenizer.
+        documents: in all of them.
+        teacher, base: labels of the one that others are held against, and of the student before training, if any.
+        context, stride: of windows; context None for each model's own.
+    """
+
+    models: Sequence[NamedModel]
+    readings: Sequence[Reading]
+    documents: Documents
+    teacher: str | None = None
+    base: str | None = None
+    context: int | None = None
+    stride: int | None = None
+
+    def written(self, model: NamedModel) -> Sequence[Written]:
+        """The documents as a model reads them."""
+        return self.documents.written[model.reading]
+
+    def reader(self, model: NamedModel, loaded: Any) -> Reader:
+        limits = [limit for limit in (self.context, model.context) if limit is not None]
+        return Reader(model.label, loaded, min(limits, default=None), self.stride)
+
+    def is_compared(self, model: NamedModel) -> bool:
+        """Whether there is a teacher of the same tokens."""
+        first = self.models[0]
+        is_another = self.teacher is not None and model is not first
+        return is_another and model.tokenizer is None and first.tokenizer is None
+
+
+def prepare(
+    named: Sequence[NamedModel],
+    dataset: Any,
+    tokenizer: Any,
+    *,
+    teacher: str | None = None,
+    base: str | None = None,
+    template: Prompt = _PLAIN,
+    template_of_teacher: Prompt | None = None,
+    key: str = "dataset_test",
+    category_column: str | None = None,
+    context: int | None = None,
+    stride: int | None = None,
+    most: int | None = None,
+) -> Prepared:
+    """Read the documents for all models, and have what is wrong between them and the models told.
+
+    Args:
+        named: the one that ``teacher`` is the label of comes first.
+        dataset: a component, or a list of them.
+        tokenizer: of all models that have none of their own.
+        template: around user turns; of the teacher ``template_of_teacher``, where that is another.
+
+    Raises:
+        UserError: two models have one label; documents that cannot be read, or have tokens that a model lacks.
+    """
+    labels = [model.label for model in named]
+    if again := next((label for label in labels if labels.count(label) > 1), None):
+        raise UserError(f"models.{again}: two models have this label; give one another")
+    readings = [Reading(tokenizer, template)]
+    for model in named:
+        its = template_of_teacher if model.label == teacher and template_of_teacher else template
+        reading = Reading(model.tokenizer or tokenizer, its)
+        if reading not in readings:
+            readings.append(reading)
+        model.reading = readings.index(reading)
+    documents = read_documents(dataset, readings, key=key, category_column=category_column, most=most)
+    prepared = Prepared(named, readings, documents, teacher, base, context, stride)
+    own = [model for model in named if model.tokenizer is None and model.folder is not None]
+    base_folder = own[0].folder if own else None
+    writer = getattr(tokenizer, "folder", None) if written_by(tokenizer) else base_folder
+    for model in named:
+        used = numpy.unique(numpy.concatenate([written.tokens for written in prepared.written(model)]))
+        model.require_tokens(writer if model.tokenizer is None else None, used)
+        if (limit := prepared.reader(model, None).context) is not None:
+            longest = max(len(written.tokens) for written in prepared.written(model))
+            if longest > limit:
+                require_stride(limit, stride)
+    return prepared
+
+
+def prepare_evaluation(cfg: DictConfig, device: torch.device, tokenizer: Any) -> Prepared:
+    """A config's teacher, its student before and after training, and what ``models`` names besides.
+
+    What is not there yet of a run is left out, in a line.
+
+    Args:
+        device: on which models will be, which decides on their dtypes.
+
+    Raises:
+        UserError: all that can be wrong; no documents.
+    """
+    require_writable("output_dir", str(evaluation_folder(cfg)))
+    dataset = cfg.get("dataset_test") if cfg.get("dataset_test") is not None else cfg.get("dataset_val")
+    if dataset is None:
+        raise UserError(
+            "dataset_test: missing; name rows that no model was trained on, as "
+            "'+dataset_test={_component_: distill_tune.data.instruct, source: unseen.json}'"
+        )
+    named, teacher, base = open_models(cfg, device, tokenizer)
+    own_prompts = cfg.get("teacher_prompt_template") is not None or cfg.get("teacher_system_prompt") is not None
+    of_teacher = Prompt(cfg.get("teacher_prompt_template"), cfg.get("teacher_system_prompt"), "teacher_prompt_template")
+    return prepare(
+        named,
+        dataset,
+        tokenizer,
+        teacher=teacher,
+        base=base,
+        template=Prompt(cfg.get("student_prompt_template"), None, "student_prompt_template"),
+        template_of_teacher=of_teacher if own_prompts else None,
+        key="dataset_val" if cfg.get("dataset_test") is None else "dataset_test",
+        category_column=cfg.get("category_column", "category"),
+        context=cfg.get("window") or getattr(tokenizer, "max_seq_len", None),
+        stride=cfg.get("stride"),
+    )
+
+
+def evaluation_folder(cfg: DictConfig) -> Path:
+    """Where a config's results are written."""
+    return local_path(cfg.get("evaluation_folder") or str(RunFolder.of(cfg.output_dir).path / _FOLDER))
+
+
+def open_models(
+    cfg: DictConfig, device: torch.device, tokenizer: Any
+) -> tuple[list[NamedModel], str | None, str | None]:
+    """The models of a config, and the labels of teacher and base; see :func:`prepare_evaluation`.
+
+    Raises:
+        UserError: what is wrong with each, together; there is none.
+    """
+    named: Mapping[str, Any] = cfg.get("models") or {}
+    dtype = find_dtype(cfg.dtype, device)
+    faults, found = CollectedFaults("models"), list[NamedModel]()
+    student: tuple[Any, models.Checkpoint] | None = None
+    if cfg.get("model") is not None:
+        with faults:
+            checkpoint = models.open_checkpoint("model", cfg.model, cfg.get("checkpointer"))
+            student = models.checked_on_meta("model", cfg.model, checkpoint, dtype), checkpoint
+    if TEACHER in named:
+        with faults:
+            found.append(open_named(TEACHER, named[TEACHER], tokenizer, dtype))
+    elif cfg.get("teacher_model") is not None:
+        with faults:
+            of_teacher = find_dtype(cfg.get("teacher_dtype") or cfg.dtype, device)
+            found.append(open_teacher(cfg, tokenizer, of_teacher, student))
+    for label, one, key in _students(cfg, named, student and student[1]):
+        with faults:
+            found.append(open_named(label, one, tokenizer, dtype, key))
+    faults.tell()
+    if not found:
+        raise UserError("models: missing; name what is measured, as models={distilled: outputs/mine}")
+    labels = {model.label for model in found}
+    return found, TEACHER if TEACHER in labels else None, BEFORE if BEFORE in labels else None
+
+
+def _students(
+    cfg: DictConfig, named: Mapping[str, Any], checkpoint: models.Checkpoint | None
+) -> Iterator[tuple[str, Any, str]]:
+    """Label, path and key of each but the teacher."""
+    if BEFORE in named:
+        yield BEFORE, named[BEFORE], ""
+    elif checkpoint is not None:
+        yield BEFORE, _folder_of(checkpoint), "model"
+    run = RunFolder.of(cfg.output_dir)
+    if AFTER in named:
+        yield AFTER, named[AFTER], ""
+    elif cfg.get("model") is not None:
+        if is_model_folder(run.model) or is_model_folder(run.adapter):
+            yield AFTER, str(run.path), "output_dir"
+        else:
+            print(f"{AFTER}: output_dir={run.path} {_RUN_FIRST}")
+    for label, one in named.items():
+        if label not in (TEACHER, BEFORE, AFTER):
+            yield str(label), one, ""
+
+
+def _folder_of(checkpoint: models.Checkpoint) -> str:
+    return str(checkpoint.adapter.folder if checkpoint.adapter else checkpoint.folder)
+
+
+def sampling_of(cfg: DictConfig) -> generation.Sampling:
+    """How models answer: by default with the likeliest tokens, some hundred at most."""
+    return build("sampling", cfg.get("sampling"), generation.Sampling(_DEFAULT_TOKENS, temperature=0))
