@@ -127,6 +127,7 @@ def main(cfg: DictConfig) -> None:
 
     @torch.no_grad()
     def validate(plan_val: data.StepPlan, weights: dict[str, float]) -> dict[str, float]:
+        started = time.perf_counter()
         student.eval()
         sums, num_tokens = losses.LossSums.zero(device), 0
         teacher.expect(plan_val.epoch())
@@ -138,7 +139,8 @@ def main(cfg: DictConfig) -> None:
             num_tokens += data.num_supervised([batch])
         student.train()
         (*totals, num_tokens), _ = training.reduced_over_ranks((*sums.values(), num_tokens))
-        return losses.per_token(totals, num_tokens, prefix="val_")
+        means = losses.per_token(totals, num_tokens, prefix="val_")
+        return means | {"val_seconds": time.perf_counter() - started}
 
     def save(line: dict[str, Any]) -> None:
         """A checkpoint of the run as it stands after the step whose metrics are ``line``."""

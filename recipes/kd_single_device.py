@@ -108,6 +108,7 @@ def main(cfg: DictConfig) -> None:
 
     @torch.no_grad()
     def validate(plan_val: data.StepPlan, weights: dict[str, float]) -> dict[str, float]:
+        started = time.perf_counter()
         student.eval()
         sums, num_tokens = losses.LossSums.zero(device), 0
         teacher.expect(plan_val.epoch())
@@ -118,7 +119,8 @@ def main(cfg: DictConfig) -> None:
             sums += loss_of(batch, weights)
             num_tokens += data.num_supervised([batch])
         student.train()
-        return losses.per_token(torch.stack(sums.values()).tolist(), num_tokens, prefix="val_")
+        means = losses.per_token(torch.stack(sums.values()).tolist(), num_tokens, prefix="val_")
+        return means | {"val_seconds": time.perf_counter() - started}
 
     def save(line: dict[str, Any]) -> None:
         """A checkpoint of the run as it stands after the step whose metrics are ``line``."""

@@ -17,7 +17,7 @@ from torchtune.models.llama3_2 import llama3_2
 
 VOCAB_SIZE = 320
 # Of a step's metrics what depends on the clock and the machine, not on the run.
-MEASURED = {"tokens_per_second", "supervised_tokens_per_second", "peak_memory_bytes", "seconds"}
+MEASURED = {"tokens_per_second", "supervised_tokens_per_second", "peak_memory_bytes", "seconds", "val_seconds"}
 MEASURED |= {"rollout_tokens_per_second", "rollout_seconds"}
 ROWS = [
     {

@@ -92,9 +92,8 @@ class RunFiles:
 
     def column(self, name: str, against: str = "step") -> tuple[list[float], list[float]]:
         """``against`` and a figure, of the steps that have both; what is not finite is left out."""
-        found = [(line.get(against), line.get(name)) for line in self.steps]
-        both = [(float(at), float(value)) for at, value in found if is_figure(at) and is_figure(value)]
-        return [at for at, _ in both], [value for _, value in both]
+        found = [line for line in self.steps if is_figure(line.get(against)) and is_figure(line.get(name))]
+        return [float(line[against]) for line in found], [float(line[name]) for line in found]
 
     @property
     def names(self) -> list[str]:

@@ -85,7 +85,7 @@ def test_a_run_leaves_what_it_promises(write_config, cli, tmp_path):
     assert facts["student_parameters"] == facts["trained_parameters"] == sum(map(torch.numel, student.values()))
     assert facts["teacher_parameters"] > facts["student_parameters"]
     assert facts["data"][0]["rows"] == 64
-    assert facts["data"][0]["supervised_tokens"] == sum(line["supervised_tokens"] for line in lines)
+    assert facts["data"][0]["supervised_tokens"] > sum(line["supervised_tokens"] for line in lines)  # of 16 rows
     assert facts["data_val"] == []
     assert done.stderr == ""
 
