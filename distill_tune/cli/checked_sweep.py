@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from distill_tune.cli.plan import CONTEXT, DEFAULT_GPUS, named_gpu
-from distill_tune.cli.validate import missing_on_this_machine, validated
+from distill_tune.cli.validate import missing_on_this_machine, prepare_evaluation, validated
 from distill_tune.cli.without_weights import config_without_weights
 from distill_tune.config.check import checked_config
 from distill_tune.config.files import find_config
@@ -45,6 +45,8 @@ def check(asked: AskedSweep, runs: bool) -> None:
         told = contextlib.nullcontext() if number == 0 else contextlib.redirect_stdout(io.StringIO())
         with parts, told:
             cfg = validated(asked.recipe, asked.name, _overrides(asked, settings), asked.num_processes)
+            if number == 0 and asked.objective.by_evaluation:
+                _check_evaluation(cfg, parts)
             if runs and (missing := missing_on_this_machine(cfg)):
                 raise UserError(missing)
     _raise(asked, parts)
@@ -56,10 +58,11 @@ def _overrides(asked: AskedSweep, settings: Settings) -> list[str]:
 
 
 def _require_rows(asked: AskedSweep, cfg: DictConfig) -> None:
-    if cfg.get("dataset_val") is None:
+    by_evaluation = asked.objective.by_evaluation
+    if cfg.get("dataset_val") is None and (cfg.get("dataset_test") is None or not by_evaluation):
         raise UserError(
             "dataset_val: missing; trials are compared on its rows, which none is trained on: add it to the config, or "
-            "'+dataset_val={_component_: ..., source: held_out.json}'"
+            "'+dataset_val={_component_: distill_tune.data.instruct, source: held_out.json}'"
         )
     if asked.objective.name in ("kl", "val_kd_loss") and (cfg.get("teacher_model") is None):
         raise UserError(
@@ -67,6 +70,17 @@ def _require_rows(asked: AskedSweep, cfg: DictConfig) -> None:
         )
     if asked.objective.name == "val_kd_loss" and not needs_teacher(cfg):
         raise UserError("kd_ratio=0: asks no teacher, so there is no val_kd_loss; take --objective kl")
+
+
+def _check_evaluation(cfg: DictConfig, faults: CollectedFaults) -> None:
+    if cfg.get("dataset_val") is not None:
+        cfg.pop("dataset_test", None)
+    else:
+        print(
+            "dataset_val: missing, so trials are compared on dataset_test, where the best will look a little too good"
+        )
+    with contextlib.redirect_stdout(io.StringIO()):  # of models that are not there yet
+        prepare_evaluation(cfg, faults)
 
 
 def _raise(asked: AskedSweep, faults: CollectedFaults) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from distill_tune.cli.run import torchrun_options
-from distill_tune.cli.validate import read_arguments
+from distill_tune.cli.validate import read_arguments, require_training
 from distill_tune.config.files import local_path
 from distill_tune.config.recipe_keys import Recipe
 from distill_tune.errors import UserError
@@ -28,9 +28,9 @@ and --search: on a log scale where an end is written with an exponent (1e-5..1e-
 are (8..64), else evenly.
 
 Each trial is an ordinary run in a folder below --folder and in a process of its own, then evaluated on the rows of
-dataset_val: what ends one leaves the others. Every key is checked before the first begins. Ctrl-C ends the trials under
-way with a checkpoint, and the same command goes on; with more values it runs what is new. The best settings are run
-again with two other seeds, so that one sees what luck is worth.
+dataset_val, or without one of dataset_test: what ends one leaves the others. Every key is checked before the first
+begins. Ctrl-C ends the trials under way with a checkpoint, and the same command goes on; with more values it runs what
+is new. The best settings are run again with two other seeds, so that one sees what luck is worth.
 """
 _REPEATED = 2
 
@@ -108,8 +108,9 @@ def _asked(options: argparse.Namespace, arguments: list[str]) -> "AskedSweep":
     from distill_tune.sweep.folder import require_free
 
     recipe, name, overrides, num_processes = read_arguments(arguments)
-    if "build_optimizer" not in Recipe(recipe).text:
-        raise UserError(f"sweep {recipe.stem}: it trains nothing; name a recipe that does")
+    require_training("sweep", recipe)
+    if recipe.stem == "teacher_cache":
+        raise UserError("sweep teacher_cache: it trains nothing; name a recipe that does")
     shared, axes = values.read_axes(overrides)
     if not axes:
         raise UserError("sweep: no key has several values; name some, as kd_ratio=0.1,0.5,0.9")

@@ -111,7 +111,7 @@ def validated(recipe: Path, name: str, overrides: Sequence[str], num_processes: 
     keys = set(map(_key_in, of_config))
     try:
         if reads_as:
-            (_prepare_answers if reads_as == "generate" else _prepare_evaluation)(cfg, of_parts)
+            (_prepare_answers if reads_as == "generate" else prepare_evaluation)(cfg, of_parts)
         else:
             _build_and_prepare(cfg, num_processes, of_parts)
     except Exception:
@@ -191,7 +191,7 @@ def _prepare_answers(cfg: DictConfig, faults: CollectedFaults) -> None:
             print(f"dataset: {told}: its rows are checked by the run, before it loads a model")
 
 
-def _prepare_evaluation(cfg: DictConfig, faults: CollectedFaults) -> None:
+def prepare_evaluation(cfg: DictConfig, faults: CollectedFaults) -> None:
     """As :func:`_build_and_prepare`, for the recipe evaluate."""
     import torch
 

@@ -11,7 +11,7 @@ from distill_tune.config.files import find_config, local_path, recipes_folder
 from distill_tune.config.load import load_config
 from distill_tune.counts import counted
 from distill_tune.secrets import without_secrets
-from distill_tune.sweep.folder import LABEL, training_overrides
+from distill_tune.sweep.folder import training_overrides
 from distill_tune.sweep.objective import Objective, find_objective
 from distill_tune.sweep.search import Search
 from distill_tune.sweep.trials import Trial, Trials
@@ -118,9 +118,10 @@ class AskedSweep:
         """Of `distill-tune`, one after the other."""
         folder = trials.folder_of(trial)
         train = ["run", *self.launch, self.recipe_name, "--config", self.name, *self.overrides_of(folder, trial)]
-        return [train, evaluation_command(folder)] if self.objective.by_evaluation else [train]
+        return [train, self._evaluation(folder)] if self.objective.by_evaluation else [train]
 
-
-def evaluation_command(folder: Path) -> list[str]:
-    """Measures what a trial has left on the rows of its own dataset_val."""
-    return ["run", "evaluate", "--config", str(folder / "config.yaml"), f"models={{{LABEL}: {folder}}}"]
+    def _evaluation(self, folder: Path) -> list[str]:
+        """Of what a trial has left; on dataset_val, so that dataset_test stays what no choice was made by."""
+        command = ["run", "evaluate", "--config", str(folder / "config.yaml"), "num_answers=0", "measure_speed=False"]
+        has_both = None not in (self.config.get("dataset_val"), self.config.get("dataset_test"))
+        return [*command, "~dataset_test"] if has_both else command

@@ -12,7 +12,6 @@ from distill_tune.sweep.best import OF_THE_SWEEP
 from distill_tune.sweep.trials import Trial
 from distill_tune.sweep.values import overrides_of
 
-LABEL = "student"  # of a trial in its own evaluation
 _MAY_CHANGE = SECTIONS["What is written"].keys() - {"keep_best"}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.errors import UserError
 
-_ROWS = {"dataset_val": "trials would be measured on different rows"}
+_ROWS = dict.fromkeys(("dataset_val", "dataset_test"), "trials would be measured on different rows")
 _TOKENS = {"tokenizer": "one token is not as much text as another's", "loss": "it is what is measured"}
 _TEACHER = {
     "teacher_model": "trials would be held against different teachers",

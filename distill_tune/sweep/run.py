@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from rich.console import Console
 
 from distill_tune.errors import UserError
+from distill_tune.evaluation.named_models import AFTER
 from distill_tune.reports.run_files import RunFiles
 from distill_tune.sweep.asked import AskedSweep
 from distill_tune.sweep.best import write_best
-from distill_tune.sweep.folder import LABEL, claim
+from distill_tune.sweep.folder import claim
 from distill_tune.sweep.objective import figures_of_metrics, figures_of_results
 from distill_tune.sweep.report import write_table
 from distill_tune.sweep.results import to_repeat
@@ -44,7 +45,7 @@ def run_sweep(asked: AskedSweep) -> None:
     def measure(trial: Trial) -> dict[str, float]:
         run = RunFiles.open(trials.folder_of(trial))
         figures = figures_of_metrics(run.steps, run.config.get("keep_best"))
-        return figures | (figures_of_results(run.evaluation, LABEL) if objective.by_evaluation else {})
+        return figures | (figures_of_results(run.evaluation, AFTER) if objective.by_evaluation else {})
 
     schedule = Schedule(trials, objective, start, measure, asked.devices, say, show, asked.num_runs)
     with StopSignals("trials end their step, with a checkpoint", "the same command goes on", "trial") as stop:

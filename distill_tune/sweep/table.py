@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from distill_tune.evaluation.statistics import student_t_quantile
 from distill_tune.sweep.objective import Objective
 from distill_tune.sweep.results import Result
 from distill_tune.sweep.schedule import duration
@@ -20,12 +21,6 @@ _BESIDE = {"perplexity": "{:.2f}", "kl": "{:.4f}", "agreement": "{:.3f}"}  # tol
 _HEADINGS = {"bits_per_byte": "bits/byte", "kl": "KL", "perplexity": "perplexity"}
 _LONGEST = 28  # characters of a value
 _UNBOUNDED = 10_000
-# Student's t, two-sided 95 %, at 1, 2, ... degrees of freedom.
-_T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
-    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-_T_OF_MANY = 1.96
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +51,7 @@ def difference(first: Result, second: Result, results: Iterable[Result], objecti
         return None
     variance = sum((len(result.values) - 1) * statistics.variance(result.values) for result in repeated) / freedom
     error = math.sqrt(variance * (1 / len(first.values) + 1 / len(second.values)))
-    half = error * (_T[freedom - 1] if freedom <= len(_T) else _T_OF_MANY)
+    half = error * student_t_quantile(0.975, freedom)
     by = objective.cost(second.mean) - objective.cost(first.mean)
     return Difference(by, by - half, by + half)
 
