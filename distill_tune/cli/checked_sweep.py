@@ -5,14 +5,14 @@ import io
 import shlex
 from collections.abc import Sequence
 
-from omegaconf import DictConfig
-
 from distill_tune.cli.plan import CONTEXT, DEFAULT_GPUS, named_gpu
 from distill_tune.cli.validate import missing_on_this_machine, prepare_evaluation, validated
 from distill_tune.cli.without_weights import config_without_weights
 from distill_tune.config.check import checked_config
-from distill_tune.config.files import find_config
+from distill_tune.config.files import find_config, find_recipe
+from distill_tune.config.load import load_config
 from distill_tune.config.recipe_keys import Recipe
+from distill_tune.config.trust import is_known
 from distill_tune.config.values import needs_teacher
 from distill_tune.counts import counted
 from distill_tune.errors import CollectedFaults, Faults, UserError
@@ -34,19 +34,22 @@ def check(asked: AskedSweep, runs: bool) -> None:
     Raises:
         UserError: with the faults of all trials, each once.
     """
+    _require_rows(asked)
     each = to_check(asked.axes)
     keys, parts = CollectedFaults(""), CollectedFaults("")
     with contextlib.redirect_stdout(io.StringIO()):
         for settings in [*asked.points, *each]:
             with keys:
-                _require_rows(asked, checked_config(asked.recipe, asked.name, _overrides(asked, settings), "known"))
+                cfg = checked_config(asked.recipe, asked.name, _overrides(asked, settings), "known")
+                if asked.objective.name == "val_kd_loss" and not needs_teacher(cfg):
+                    raise UserError("kd_ratio=0: asks no teacher, so there is no val_kd_loss; take --objective kl")
     _raise(asked, keys)
     for number, settings in enumerate(each):
         told = contextlib.nullcontext() if number == 0 else contextlib.redirect_stdout(io.StringIO())
         with parts, told:
             cfg = validated(asked.recipe, asked.name, _overrides(asked, settings), asked.num_processes)
             if number == 0 and asked.objective.by_evaluation:
-                _check_evaluation(cfg, parts)
+                _check_evaluation(asked, settings, parts)
             if runs and (missing := missing_on_this_machine(cfg)):
                 raise UserError(missing)
     _raise(asked, parts)
@@ -57,22 +60,27 @@ def _overrides(asked: AskedSweep, settings: Settings) -> list[str]:
     return asked.overrides_of(asked.folder / "trial_0", Trial(0, dict(settings), asked.seed))
 
 
-def _require_rows(asked: AskedSweep, cfg: DictConfig) -> None:
-    by_evaluation = asked.objective.by_evaluation
-    if cfg.get("dataset_val") is None and (cfg.get("dataset_test") is None or not by_evaluation):
+def _require_rows(asked: AskedSweep) -> None:
+    """
+    Raises:
+        UserError: there is nothing to compare trials on, or no teacher that the objective asks for.
+    """
+    test = asked.config.get("dataset_test") if asked.objective.by_evaluation else None
+    if asked.config.get("dataset_val") is None and test is None:
         raise UserError(
             "dataset_val: missing; trials are compared on its rows, which none is trained on: add it to the config, or "
             "'+dataset_val={_component_: distill_tune.data.instruct, source: held_out.json}'"
         )
-    if asked.objective.name in ("kl", "val_kd_loss") and (cfg.get("teacher_model") is None):
+    if asked.objective.name in ("kl", "val_kd_loss") and asked.config.get("teacher_model") is None:
         raise UserError(
             f"teacher_model: missing; --objective {asked.objective.name} measures how far a trial is from it"
         )
-    if asked.objective.name == "val_kd_loss" and not needs_teacher(cfg):
-        raise UserError("kd_ratio=0: asks no teacher, so there is no val_kd_loss; take --objective kl")
 
 
-def _check_evaluation(cfg: DictConfig, faults: CollectedFaults) -> None:
+def _check_evaluation(asked: AskedSweep, settings: Settings, faults: CollectedFaults) -> None:
+    """Of what the recipe evaluate is given for each trial."""
+    checked_config(find_recipe("evaluate"), asked.name, asked.measuring, "known")
+    cfg = load_config(find_config(asked.name), [*_overrides(asked, settings), *asked.measuring], is_known)
     if cfg.get("dataset_val") is not None:
         cfg.pop("dataset_test", None)
     else:

@@ -1,6 +1,7 @@
 """What a sweep was asked for: its trials, what they are run with, and what they are compared by."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from distill_tune.config.files import find_config, local_path, recipes_folder
+from distill_tune.config.keys import KEYS
 from distill_tune.config.load import load_config
 from distill_tune.counts import counted
 from distill_tune.secrets import without_secrets
@@ -26,6 +28,7 @@ class AskedSweep:
     Attributes:
         launch: torchrun's options, before the recipe.
         shared: overrides that hold for all trials.
+        measuring: those that their evaluation alone reads.
         points: settings of the trials; none of a search, which proposes them.
         most_searched: how many a search proposes; 0 where there is none.
         num_repeated: how many of the best settings are run again.
@@ -37,6 +40,7 @@ class AskedSweep:
     launch: Sequence[str]
     name: str
     shared: Sequence[str]
+    measuring: Sequence[str]
     axes: Sequence[Axis]
     points: Sequence[Settings]
     most_searched: int
@@ -49,20 +53,38 @@ class AskedSweep:
 
     @classmethod
     def of(
-        cls, *, objective: str, folder: Path | None, axes: Sequence[Axis], num_repeated: int, **asked: Any
+        cls,
+        *,
+        objective: str,
+        folder: Path | None,
+        axes: Sequence[Axis],
+        num_repeated: int,
+        shared: Sequence[str],
+        **asked: Any,
     ) -> "AskedSweep":
         """
         Raises:
             UserError: the config cannot be read; an objective that there is not, or by which trials cannot be compared.
         """
         keys = [axis.key.lstrip("+") for axis in axes]
-        overrides = [*asked["shared"], *overrides_of(to_check(axes)[0])]
+        overrides = [*shared, *overrides_of(to_check(axes)[0])]
         config: Any = OmegaConf.to_container(without_secrets(load_config(find_config(asked["name"]), overrides)))
         found = find_objective(objective, [*map(str, config.get("tasks") or [])])
         found.require_comparable(keys)
         folder = folder or local_path(f"{config.get('output_dir', 'outputs')}_sweep")
         repeated = 0 if "seed" in keys else num_repeated
-        return cls(objective=found, folder=folder, axes=axes, config=config, num_repeated=repeated, **asked)
+        measuring = [override for override in shared if _is_of_evaluation(override)]
+        training = [override for override in shared if override not in measuring]
+        return cls(
+            objective=found,
+            folder=folder,
+            axes=axes,
+            config=config,
+            num_repeated=repeated,
+            shared=training,
+            measuring=measuring,
+            **asked,
+        )
 
     @property
     def recipe_name(self) -> str:
@@ -124,4 +146,9 @@ class AskedSweep:
         """Of what a trial has left; on dataset_val, so that dataset_test stays what no choice was made by."""
         command = ["run", "evaluate", "--config", str(folder / "config.yaml"), "num_answers=0", "measure_speed=False"]
         has_both = None not in (self.config.get("dataset_val"), self.config.get("dataset_test"))
-        return [*command, "~dataset_test"] if has_both else command
+        return [*command, *self.measuring, *(["~dataset_test"] if has_both else [])]
+
+
+def _is_of_evaluation(override: str) -> bool:
+    key = KEYS.get(re.split(r"[.=]", override.lstrip("+~"))[0])
+    return key is not None and "evaluate" in key.recipes
