@@ -63,7 +63,8 @@ class Range:
         """A number of it as YAML, of so many digits as matter."""
         if self.is_whole:
             return str(round(value))
-        return repr(min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high))
+        rounded = float(f"{value:.{_DIGITS}g}")
+        return repr(rounded if self.low <= rounded <= self.high else value)
 
     def draw(self, generator: random.Random) -> str:
         if self.is_whole:
