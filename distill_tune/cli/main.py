@@ -20,6 +20,7 @@ from distill_tune.cli import (
     report,
     run,
     serve,
+    sweep,
     validate,
     watch,
 )
@@ -46,6 +47,8 @@ A recipe is a script, a config its settings; both are yours to copy and edit:
   distill-tune report outputs/tiny                         what became of it, in one file
   distill-tune cache ls cache                              what a stored teacher holds
   distill-tune plan --config mine.yaml --gpu A100          its memory and hours, without a GPU
+  distill-tune sweep kd_single_device --config mine.yaml kd_ratio=0.5,0.9
+                                                           several settings, compared
   distill-tune serve --teacher models/Qwen3-8B --port 8000  a teacher for runs on other machines
 """
 
@@ -58,7 +61,13 @@ _MEANT = {
     "generate": "run generate --config teacher_answers",
     "teacher_cache": "run teacher_cache --config cached_teacher cache.kind=sampled output_dir=outputs/cache",
 }
-_READ_THEMSELVES = ("run", "validate", "data", "plan", "compare", "cache", "serve")
+_READ_THEMSELVES = ("run", "validate", "data", "plan", "compare", "cache", "serve", "sweep")
+
+
+_COMMANDS = (
+    *(run, ls, cp, cat, validate, data, plan, sweep, download, init_student, chat, compare, cache, serve),
+    *(watch, report, demo),
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -67,24 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"distill-tune {distill_tune.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (
-        run,
-        ls,
-        cp,
-        cat,
-        validate,
-        data,
-        plan,
-        download,
-        init_student,
-        chat,
-        compare,
-        cache,
-        serve,
-        watch,
-        demo,
-        report,
-    ):
+    for command in _COMMANDS:
         command.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands.choices:

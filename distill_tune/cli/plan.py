@@ -37,7 +37,7 @@ even config.json: what they are is known.
 """
 CONTEXT = 1.0 * 2**30  # what CUDA's own context and the allocator's gaps take
 _OF_CACHE = "teacher_cache"
-_DEFAULT_GPUS = ("4090", "A10", "A100", "H100", "H200")
+DEFAULT_GPUS = ("4090", "A10", "A100", "H100", "H200")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -56,9 +56,9 @@ def _plan(options: argparse.Namespace) -> None:
     recipe, name, overrides, num_processes = read_arguments(arguments)
     require_training("plan", recipe)
     faults, gpus = CollectedFaults("the command line and the config"), []
-    for named in names or _DEFAULT_GPUS:
+    for named in names or DEFAULT_GPUS:
         with faults:
-            gpus.append(_find_gpu(named))
+            gpus.append(named_gpu(named))
     with faults:
         cfg = config_without_weights(recipe, name, overrides)
     faults.tell()
@@ -112,7 +112,11 @@ def _take_gpus(arguments: list[str]) -> tuple[list[str], list[str]]:
     return rest, gpus
 
 
-def _find_gpu(name: str) -> "Gpu":
+def named_gpu(name: str) -> "Gpu":
+    """
+    Raises:
+        UserError: it is not known.
+    """
     from distill_tune.training.gpus import find_gpu, gpu_names
 
     gpu = find_gpu(name)

@@ -83,6 +83,18 @@ def require_training(command: str, recipe: Path) -> None:
 
 def _validate(options: argparse.Namespace) -> None:
     recipe, name, overrides, num_processes = read_arguments(list(options.arguments))
+    cfg = validated(recipe, name, overrides, num_processes)
+    if missing := missing_on_this_machine(cfg):
+        print(f"not on this machine: {missing}")
+    print(f"{name}: valid for {recipe.stem}" + (" on a machine that has it" if missing else ""))
+
+
+def validated(recipe: Path, name: str, overrides: Sequence[str], num_processes: int) -> DictConfig:
+    """A config that passes all checks but those of this machine; what they find besides faults is printed.
+
+    Raises:
+        UserError: with all faults.
+    """
     path = find_config(name)
     where = f"config {path}" + (" and the command line" if overrides else "")
     of_config, of_parts = CollectedFaults(where), CollectedFaults(where)
@@ -99,7 +111,7 @@ def _validate(options: argparse.Namespace) -> None:
     keys = set(map(_key_in, of_config))
     try:
         if reads_as:
-            (_prepare_answers if reads_as == "generate" else _prepare_evaluation)(cfg, of_parts)
+            (_prepare_answers if reads_as == "generate" else prepare_evaluation)(cfg, of_parts)
         else:
             _build_and_prepare(cfg, num_processes, of_parts)
     except Exception:
@@ -108,9 +120,7 @@ def _validate(options: argparse.Namespace) -> None:
     further = dict.fromkeys(fault for fault in of_parts if _key_in(fault) not in keys)  # rows may be read twice
     if faults := [*of_config, *further]:
         raise Faults(where, faults)
-    if missing := _missing_on_this_machine(cfg):
-        print(f"not on this machine: {missing}")
-    print(f"{name}: valid for {recipe.stem}" + (" on a machine that has it" if missing else ""))
+    return cfg
 
 
 def _key_in(fault: str) -> str:
@@ -181,7 +191,7 @@ def _prepare_answers(cfg: DictConfig, faults: CollectedFaults) -> None:
             print(f"dataset: {told}: its rows are checked by the run, before it loads a model")
 
 
-def _prepare_evaluation(cfg: DictConfig, faults: CollectedFaults) -> None:
+def prepare_evaluation(cfg: DictConfig, faults: CollectedFaults) -> None:
     """As :func:`_build_and_prepare`, for the recipe evaluate."""
     import torch
 
@@ -229,7 +239,7 @@ def _read_rows(cfg: DictConfig, teacher_names: Sequence[str], faults: CollectedF
                 print(f"{key}: {told}: its rows are checked by the run, before it loads a model")
 
 
-def _missing_on_this_machine(cfg: DictConfig) -> str | None:
+def missing_on_this_machine(cfg: DictConfig) -> str | None:
     """What a run here would be refused for, and another machine may have: the device, its dtype, a compiler."""
     from distill_tune import models, training
 

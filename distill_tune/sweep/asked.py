@@ -1,0 +1,154 @@
+"""What a sweep was asked for: its trials, what they are run with, and what they are compared by."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from distill_tune.config.files import find_config, local_path, recipes_folder
+from distill_tune.config.keys import KEYS
+from distill_tune.config.load import load_config
+from distill_tune.counts import counted
+from distill_tune.secrets import without_secrets
+from distill_tune.sweep.folder import training_overrides
+from distill_tune.sweep.objective import Objective, find_objective
+from distill_tune.sweep.search import Search
+from distill_tune.sweep.trials import Trial, Trials
+from distill_tune.sweep.values import Axis, Settings, grid_size, overrides_of, to_check
+
+NUM_OTHER_SEEDS = 2  # with which the best settings are run again
+
+
+@dataclasses.dataclass(frozen=True)
+class AskedSweep:
+    """
+    Attributes:
+        launch: torchrun's options, before the recipe.
+        shared: overrides that hold for all trials.
+        measuring: those that their evaluation alone reads.
+        points: settings of the trials; none of a search, which proposes them.
+        most_searched: how many a search proposes; 0 where there is none.
+        num_repeated: how many of the best settings are run again.
+        devices: CUDA_VISIBLE_DEVICES of trials that run at one time; None leaves it as it is.
+        config: that the trials share but for what varies, without secrets.
+    """
+
+    recipe: Path
+    launch: Sequence[str]
+    name: str
+    shared: Sequence[str]
+    measuring: Sequence[str]
+    axes: Sequence[Axis]
+    points: Sequence[Settings]
+    most_searched: int
+    objective: Objective
+    num_repeated: int
+    devices: Sequence[str | None]
+    folder: Path
+    config: Mapping[str, Any]
+    num_processes: int
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        objective: str,
+        folder: Path | None,
+        axes: Sequence[Axis],
+        num_repeated: int,
+        shared: Sequence[str],
+        **asked: Any,
+    ) -> "AskedSweep":
+        """
+        Raises:
+            UserError: the config cannot be read; an objective that there is not, or by which trials cannot be compared.
+        """
+        keys = [axis.key.lstrip("+") for axis in axes]
+        overrides = [*shared, *overrides_of(to_check(axes)[0])]
+        config: Any = OmegaConf.to_container(without_secrets(load_config(find_config(asked["name"]), overrides)))
+        found = find_objective(objective, [*map(str, config.get("tasks") or [])])
+        found.require_comparable(keys)
+        folder = folder or local_path(f"{config.get('output_dir', 'outputs')}_sweep")
+        repeated = 0 if "seed" in keys else num_repeated
+        measuring = [override for override in shared if _is_of_evaluation(override)]
+        training = [override for override in shared if override not in measuring]
+        return cls(
+            objective=found,
+            folder=folder,
+            axes=axes,
+            config=config,
+            num_repeated=repeated,
+            shared=training,
+            measuring=measuring,
+            **asked,
+        )
+
+    @property
+    def recipe_name(self) -> str:
+        """As a command line names it."""
+        return self.recipe.stem if self.recipe.parent == recipes_folder() else str(self.recipe)
+
+    @property
+    def seed(self) -> int:
+        """Of all trials, but those that repeat one."""
+        return int(self.config.get("seed") or 0)
+
+    @property
+    def other_seeds(self) -> list[int]:
+        return [self.seed + number for number in range(1, NUM_OTHER_SEEDS + 1)]
+
+    @property
+    def num_settings(self) -> int:
+        return len(self.points) or int(min(self.most_searched, grid_size(self.axes)))
+
+    @property
+    def num_runs(self) -> int:
+        return self.num_settings + min(self.num_repeated, self.num_settings) * NUM_OTHER_SEEDS
+
+    @property
+    def described(self) -> str:
+        """What is about to come."""
+        lines = [f"{counted(self.num_settings, 'trial')}, in {self.folder}, by {self.objective.name}:"]
+        lines += [f"  {axis}" for axis in self.axes]
+        if self.num_repeated:
+            best = "the best" if self.num_repeated == 1 else f"the best {min(self.num_repeated, self.num_settings)}"
+            seeds = " and ".join(map(str, self.other_seeds))
+            lines.append(f"then {best} again with seeds {seeds}, until none is better: {self.num_runs} runs or more")
+        return "\n".join(lines)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether a search may end trials early: by ``val_ce_loss``, where it can be compared and comes in time."""
+        by = find_objective("val_ce_loss", ())
+        return bool(self.config.get("run_val_every_n_steps")) and not any(by.unlike(axis.key) for axis in self.axes)
+
+    def search(self) -> Search | None:
+        """
+        Raises:
+            UserError: one is asked for, and Optuna is not there.
+        """
+        return Search(self.axes, self.objective, self.seed, self.prunes) if self.most_searched else None
+
+    def overrides_of(self, folder: Path, trial: Trial) -> list[str]:
+        """All that a trial in ``folder`` is run with."""
+        return [*self.shared, *training_overrides(folder, trial, self.config)]
+
+    def commands_of(self, trials: Trials, trial: Trial) -> list[list[str]]:
+        """Of `distill-tune`, one after the other."""
+        folder = trials.folder_of(trial)
+        train = ["run", *self.launch, self.recipe_name, "--config", self.name, *self.overrides_of(folder, trial)]
+        return [train, self._evaluation(folder)] if self.objective.by_evaluation else [train]
+
+    def _evaluation(self, folder: Path) -> list[str]:
+        """Of what a trial has left; on dataset_val, so that dataset_test stays what no choice was made by."""
+        command = ["run", "evaluate", "--config", str(folder / "config.yaml"), "num_answers=0", "measure_speed=False"]
+        has_both = None not in (self.config.get("dataset_val"), self.config.get("dataset_test"))
+        return [*command, *self.measuring, *(["~dataset_test"] if has_both else [])]
+
+
+def _is_of_evaluation(override: str) -> bool:
+    key = KEYS.get(re.split(r"[.=]", override.lstrip("+~"))[0])
+    return key is not None and "evaluate" in key.recipes

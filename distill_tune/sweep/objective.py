@@ -1,0 +1,133 @@
+"""What trials are compared by: a figure that means the same in each of them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill_tune.config.nearest import did_you_mean, nearest
+from distill_tune.errors import UserError
+
+_ROWS = dict.fromkeys(("dataset_val", "dataset_test"), "trials would be measured on different rows")
+_TOKENS = {"tokenizer": "one token is not as much text as another's", "loss": "it is what is measured"}
+_TEACHER = {
+    "teacher_model": "trials would be held against different teachers",
+    "teacher_checkpointer": "trials would be held against different teachers",
+    "teacher_system_prompt": "the teacher would read different prompts",
+    "teacher_prompt_template": "the teacher would read different prompts",
+}
+_DIVERGENCE = {
+    "kd_loss": "divergences have different sizes",
+    "kd_token_weight": "divergences have different sizes",
+    "temperature": "the divergence of softer distributions is smaller",
+    "temperature_squared": "it scales the divergence",
+}
+_MIXTURE = {
+    "kd_ratio": "it weighs cross-entropy against the divergence, so that another ratio alone makes another loss",
+    "hidden_loss": "it is a part of the loss",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """
+    Attributes:
+        unit: what it counts.
+        larger_is_better: which way it is better.
+        not_with: keys by which, where they vary, figures of two trials cannot be compared, and why.
+        by_evaluation: whether the recipe `evaluate` measures it, or the run itself in validation.
+    """
+
+    name: str
+    unit: str
+    larger_is_better: bool = False
+    not_with: Mapping[str, str] = dataclasses.field(default_factory=lambda: _ROWS)
+    by_evaluation: bool = True
+
+    def require_comparable(self, keys: Sequence[str]) -> None:
+        """
+        Args:
+            keys: that vary.
+
+        Raises:
+            UserError: one of them makes the figures of trials incomparable.
+        """
+        for key in keys:
+            if why := self.unlike(key):
+                others = ", ".join(name for name, other in OBJECTIVES.items() if not any(map(other.unlike, keys)))
+                instead = f"take --objective {others}" if others else "keep it as it is"
+                raise UserError(f"--objective {self.name}: cannot compare trials where {key} varies: {why}; {instead}")
+
+    def unlike(self, key: str) -> str | None:
+        """Why a key that varies makes figures incomparable; None where it does not."""
+        key = key.lstrip("+")
+        return next((why for one, why in self.not_with.items() if key == one or key.startswith(f"{one}.")), None)
+
+    def is_better(self, value: float, than: float) -> bool:
+        return value > than if self.larger_is_better else value < than
+
+    def cost(self, value: float) -> float:
+        """What is lower the better it is."""
+        return -value if self.larger_is_better else value
+
+
+OBJECTIVES = {
+    one.name: one
+    for one in (
+        Objective("bits_per_byte", "bits per byte"),
+        Objective("kl", "nats of KL", not_with=_ROWS | _TEACHER),
+        Objective("val_ce_loss", "nats a token", not_with=_ROWS | _TOKENS, by_evaluation=False),
+        Objective("val_kd_loss", "val_kd_loss", not_with=_ROWS | _TOKENS | _TEACHER | _DIVERGENCE, by_evaluation=False),
+        Objective(
+            "val_loss", "val_loss", not_with=_ROWS | _TOKENS | _TEACHER | _DIVERGENCE | _MIXTURE, by_evaluation=False
+        ),
+    )
+}
+
+
+def find_objective(name: str, tasks: Sequence[str]) -> Objective:
+    """
+    Args:
+        tasks: of the config, whose accuracy is an objective, too.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    if name in tasks:
+        return Objective(name, "accuracy", larger_is_better=True)
+    names = [*OBJECTIVES, *tasks]
+    if f"val_{name}" in OBJECTIVES:
+        raise UserError(f"--objective {name}: is of the rows that a trial learns; take bits_per_byte, or val_{name}")
+    near = did_you_mean(nearest(name, names), f"; there are {', '.join(names)}, and tasks that the key tasks names")
+    raise UserError(f"--objective {name}: no such figure{near}")
+
+
+def figures_of_metrics(lines: Sequence[Mapping[str, Any]], keep_best: str | None) -> dict[str, float]:
+    """``val_...`` of the model that a run has left: those of the last validation, or of the best one.
+
+    Args:
+        lines: of metrics.jsonl.
+        keep_best: the config's key, which has the best checkpoint exported.
+    """
+    validated = [line for line in lines if line.get("val_ce_loss") is not None]
+    if not validated:
+        return {}
+    measured = [line for line in validated if keep_best and line.get(keep_best) is not None]
+    line = min(measured, key=lambda line: line[str(keep_best)]) if measured else validated[-1]
+    return {name: float(line[name]) for name in OBJECTIVES if line.get(name) is not None}
+
+
+def figures_of_results(results: Mapping[str, Any], label: str) -> dict[str, float]:
+    """Of results.json what is told of a trial: bits_per_byte, perplexity, kl, agreement, accuracy of tasks."""
+    model = results["models"][label]
+    to_teacher = model.get("to_teacher") or {}
+    found = {
+        "bits_per_byte": model["supervised"]["bits_per_byte"],
+        "perplexity": model["supervised"]["perplexity"],
+        "kl": (to_teacher.get("forward_kl") or {}).get("mean"),
+        "agreement": to_teacher.get("agreement"),
+    }
+    for task, by_label in (results.get("tasks") or {}).items():
+        found[task] = by_label.get(label, {}).get("acc")
+    return {name: float(value) for name, value in found.items() if value is not None}

@@ -1,0 +1,75 @@
+"""By what trials can be compared, and where the figures come from."""
+
+import pytest
+
+from distill_tune.errors import UserError
+from distill_tune.sweep.objective import OBJECTIVES, figures_of_metrics, figures_of_results, find_objective
+
+
+@pytest.mark.parametrize("key", ["kd_ratio", "temperature", "kd_loss", "kd_loss._component_", "temperature_squared"])
+def test_the_mixed_loss_is_refused_where_its_parts_are_weighed_otherwise(key):
+    with pytest.raises(UserError, match="--objective val_loss: cannot compare trials where") as error:
+        OBJECTIVES["val_loss"].require_comparable([key])
+    assert "take --objective bits_per_byte, kl, val_ce_loss" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("objective", "key", "is_comparable"),
+    [
+        ("val_loss", "optimizer.lr", True),
+        ("val_kd_loss", "kd_ratio", True),
+        ("val_kd_loss", "temperature", False),
+        ("val_ce_loss", "temperature", True),
+        ("val_ce_loss", "loss", False),
+        ("val_ce_loss", "tokenizer.max_seq_len", False),
+        ("bits_per_byte", "tokenizer.path", True),
+        ("bits_per_byte", "dataset_val.source", False),
+        ("bits_per_byte", "dataset_test", False),
+        ("bits_per_byte", "teacher_model", True),
+        ("kl", "teacher_model.path", False),
+        ("kl", "kd_loss", True),
+    ],
+)
+def test_figures_are_comparable_where_they_mean_the_same(objective, key, is_comparable):
+    assert (OBJECTIVES[objective].unlike(key) is None) is is_comparable
+
+
+def test_an_unknown_objective_is_told_with_those_that_there_are():
+    with pytest.raises(UserError, match="did you mean bits_per_byte"):
+        find_objective("bit_per_byte", [])
+    with pytest.raises(UserError, match="of the rows that a trial learns"):
+        find_objective("loss", [])
+    assert find_objective("piqa", ["piqa"]).larger_is_better
+
+
+def test_figures_of_validation_are_those_of_the_model_that_the_run_leaves():
+    lines = [
+        {"step": 1, "val_ce_loss": 2.0, "val_kd_loss": 0.1, "val_loss": 1.0},
+        {"step": 2, "val_ce_loss": 1.0, "val_kd_loss": 0.2, "val_loss": 0.5},
+        {"step": 3, "val_ce_loss": 3.0, "val_kd_loss": 0.3, "val_loss": 2.0},
+        {"step": 4, "ce_loss": 1.0},
+    ]
+    assert figures_of_metrics(lines, None) == {"val_ce_loss": 3.0, "val_kd_loss": 0.3, "val_loss": 2.0}
+    assert figures_of_metrics(lines, "val_ce_loss")["val_kd_loss"] == 0.2
+    assert figures_of_metrics(lines[3:], None) == {}
+
+
+def test_figures_of_an_evaluation_are_read_from_its_results():
+    results = {
+        "models": {
+            "after": {
+                "supervised": {"bits_per_byte": 1.5, "perplexity": 20.0},
+                "to_teacher": {"forward_kl": {"mean": 0.4}, "agreement": 0.6},
+            },
+            "before": {"supervised": {"bits_per_byte": 2.0, "perplexity": 30.0}, "to_teacher": None},
+        },
+        "tasks": {"piqa": {"after": {"acc": 0.7}}},
+    }
+    assert figures_of_results(results, "after") == {
+        "bits_per_byte": 1.5,
+        "perplexity": 20.0,
+        "kl": 0.4,
+        "agreement": 0.6,
+        "piqa": 0.7,
+    }
+    assert figures_of_results(results, "before") == {"bits_per_byte": 2.0, "perplexity": 30.0}
