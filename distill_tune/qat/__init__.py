@@ -1,4 +1,4 @@
-"""Quantisation-aware training: the student trains with its weights rounded as the format that it ships in rounds them."""
+"""Quantisation-aware training: the student trains rounded as the format that it ships in rounds it."""
 
 from distill_tune.qat.layers import FakeQuantized, begin_step, fake_quantized_layers, prepare, scheme_of, unquantized
 from distill_tune.qat.note import NOTE, trained_for, write_note

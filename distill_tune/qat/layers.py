@@ -39,8 +39,8 @@ class FakeQuantized(nn.Module):
     """A linear layer that :func:`prepare` has changed; its parameters are what they were."""
 
     quantization: _Quantization
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Any
+    bias: Any
 
     @property
     def is_quantized(self) -> bool:
@@ -71,7 +71,7 @@ class _LoRALinear(FakeQuantized, LoRALinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._product(x) if self.is_quantized else LoRALinear.forward(self, x)
 
-    def _adapter(self) -> tuple[torch.Tensor | None, torch.Tensor | None, float]:
+    def _adapter(self: Any) -> tuple[torch.Tensor | None, torch.Tensor | None, float]:
         if self.disabled:
             return None, None, 1.0
         return self.lora_a.weight, self.lora_b.weight, self.alpha / self.rank

@@ -1,7 +1,7 @@
 """How a format rounds weights, and activations where it does: each value becomes the one that the format gives back.
 
-Each scheme is the arithmetic of the tool that writes the format, operation by operation, so that its values are those of
-the shipped file bit for bit.
+Each scheme is the arithmetic of the tool that writes the format, operation by operation, so that its values are those
+of the shipped file bit for bit.
 """
 
 import dataclasses
@@ -46,8 +46,8 @@ class _WeightOnly:
 class Int8DynActInt4Weight:
     """Weights in int4, activations in int8 token by token: torchao's ``Int8DynamicActivationIntxWeightConfig``.
 
-    A group's scale s is its largest magnitude over 7.5, its values s * -8 to s * 7. A token's int8 values reach from its
-    least to its largest number, and zero is one of them. All of it is computed in the dtype of what is quantised.
+    A group's scale s is its largest magnitude over 7.5, its values s * -8 to s * 7. A token's int8 values reach from
+    its least to its largest number, and zero is one of them. All of it is computed in the dtype of what is rounded.
 
     Args:
         groupsize: weights that share a scale.
@@ -109,7 +109,7 @@ class Int4WeightOnly(_WeightOnly):
 
 
 @dataclasses.dataclass(frozen=True)
-class Q4_0(_WeightOnly):  # noqa: N801  (ggml's name)
+class Q4_0(_WeightOnly):
     """ggml's Q4_0, as llama.cpp and Ollama run it: 4.5 bits a weight.
 
     A block's scale is that number of it which is furthest from zero, with its sign, over -8, kept in float16; what is
@@ -133,7 +133,7 @@ class Q4_0(_WeightOnly):  # noqa: N801  (ggml's name)
 
 
 @dataclasses.dataclass(frozen=True)
-class Q8_0(_WeightOnly):  # noqa: N801  (ggml's name)
+class Q8_0(_WeightOnly):
     """ggml's Q8_0: 8.5 bits a weight, a block's scale its largest magnitude over 127, kept in float16."""
 
     @property
