@@ -1,6 +1,6 @@
 """What quantisation costs a distilled student, and how much less where it was trained for it, on the demo's models.
 
-    python benchmarks/qat.py --folder OUT [--seeds 3] [--epochs 2] [--only Q4_0,Int8DynActInt4Weight] [--markdown QAT.md]
+    python benchmarks/qat.py --folder OUT [--seeds 3] [--epochs 2] [--only Q4_0,Q8_0] [--markdown QAT.md]
 
 Students that have taken equally many steps of KD, without a quantizer and with each; KL from the teacher and perplexity
 of their weights, and activations, as each format gives them back, on rows of modules that no model has seen; mean and
