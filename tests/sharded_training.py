@@ -33,7 +33,7 @@ SCENARIOS: dict[str, dict] = {
     "replicated": {"replicate": 2},
     "qlora": {"lora": True, "quantize_base": True, "student": "wide", "steps": 5, "generates": True},
     "quantised": {"scheme": qat.Q4_0(), "generates": True},
-    "quantised_lora": {"scheme": qat.Int8DynActInt4Weight(32), "lora": True, "checkpointed": True},
+    "quantised_lora": {"scheme": qat.Q4_0(), "lora": True, "checkpointed": True},
     "bf16": {"dtype": torch.bfloat16, "accumulation": 2, "steps": 8},
     "bf16_untied": {"dtype": torch.bfloat16, "student": "untied", "custom_sharded_layers": ["output"], "steps": 8},
     "bf16_lora": {"dtype": torch.bfloat16, "lora": True, "accumulation": 2, "steps": 8},
