@@ -50,7 +50,7 @@ def write_gguf(folder, path, kind, more=None):
         writer.add_key_value(f"{arch}.{name}", value, gguf.GGUFValueType.get_type(value))
     for name, value in load_file(folder / "model.safetensors").items():
         value = value.float().numpy()
-        layer, module, last = _parts(name)
+        layer, module = _parts(name)
         if module in ("self_attn.q_proj", "self_attn.k_proj") and arch == "llama":
             heads = config["num_attention_heads" if "q_proj" in module else "num_key_value_heads"]
             value = value.reshape(heads, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
@@ -82,5 +82,4 @@ def _parts(name):
     layer = ""
     if name.startswith("model.layers."):
         _, _, layer, name = name.split(".", 3)
-    module, _, last = name.rpartition(".")
-    return layer, module, last
+    return layer, name.rpartition(".")[0]

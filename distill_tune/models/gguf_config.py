@@ -99,6 +99,8 @@ def gguf_config(path: Path) -> dict[str, Any]:
         "rope_scaling": None if kind == "phi3" else _rope_scaling(settings),
         "tie_word_embeddings": "output.weight" not in tensors,
     }
+    if kind == "llama":
+        config |= {"attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_up.bias" in tensors}
     if kind in _LAYERS_OF_27B:
         config |= _of_gemma(settings, kind, config)
     if kind == "phi3":
