@@ -72,8 +72,8 @@ class LlamaCpp:
                 return told
             if self.quantiser is None:
                 raise UserError(
-                    f"gguf:{kind}: is made by {_QUANTISER}, which {self.converter.parent} has not built: cmake -B build "
-                    f"&& cmake --build build --target {_QUANTISER}"
+                    f"gguf:{kind}: is made by {_QUANTISER}, which {self.converter.parent} has not built: cmake -B "
+                    f"build && cmake --build build --target {_QUANTISER}"
                 )
             whole = partial.with_suffix(".whole")
             try:

@@ -196,8 +196,8 @@ def _scores(
     found = scores(state["model"]["vocab"], merges)
     if found is None:
         raise UserError(
-            f"{folder}: its tokenizer was trained on merges, which llama.cpp does with bytes alone: its pieces would be "
-            f"joined in another way; {_ELSEWHERE}"
+            f"{folder}: its tokenizer was trained on merges, which llama.cpp does with bytes alone: its pieces would "
+            f"be joined in another way; {_ELSEWHERE}"
         )
     found = (found + [0.0] * vocab_size)[:vocab_size]
     apart = (CONTROL, USER_DEFINED, UNUSED)

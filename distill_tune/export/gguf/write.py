@@ -118,7 +118,8 @@ def _plan(tensors: Tensors, shape: DecoderConfig) -> list[Tensor]:
     rows = next((tensor.shape[0] for tensor in described if tensor.name == "token_embd.weight"), None)
     if rows != shape.vocab_size:
         raise UserError(
-            f"{tensors.checkpoint.folder}: config.json says vocab_size={shape.vocab_size}, the embeddings have {rows} rows"
+            f"{tensors.checkpoint.folder}: config.json says vocab_size={shape.vocab_size}, the embeddings have "
+            f"{rows} rows"
         )
     return described
 
