@@ -65,6 +65,8 @@ def _export(options: argparse.Namespace) -> None:
         print(f"  {check.name:{width}}  {'ok' if check.passed else 'FAILED':6}  {check.found}")
     for name, size in result.files.items():
         print(f"  {binary(size):>12}  {name}")
+    if result.bits_per_weight is not None:
+        print(f"{result.bits_per_weight:.2f} bits a weight")
     if not result.passed:
         print(f"distill-tune: export {options.to}: not as its source; left in {result.folder}", file=sys.stderr)
         sys.exit(1)

@@ -10,6 +10,7 @@ from distill_tune.data.ends import exported_stops, named, stops_of
 from distill_tune.disk import require_space
 from distill_tune.errors import UserError
 from distill_tune.export.beside import write_beside
+from distill_tune.export.hf_folder import SAME
 from distill_tune.export.opened import Opened, logits_of, quiet_transformers, tool
 from distill_tune.export.settings import Settings
 from distill_tune.export.source import Source
@@ -73,5 +74,9 @@ def open_written(source: Source, folder: Path, settings: Settings, device: torch
         base = AutoModelForCausalLM.from_pretrained(
             source.checkpoint.folder, local_files_only=True, dtype=torch.float32
         )
-    model = PeftModel.from_pretrained(base, str(folder)).to(device).eval()
+        model = PeftModel.from_pretrained(base, str(folder)).to(device).eval()
     return Opened(tool("peft", "transformers"), logits_of(model, device), tokenizer)
+
+
+def max_kl(source: Source, settings: Settings) -> float:
+    return SAME

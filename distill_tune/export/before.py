@@ -59,8 +59,8 @@ def _rope(source: Source) -> Iterator[str]:
         if kind != "default":
             factor = f" by {parameters['factor']:g}" if "factor" in parameters else ""
             yield (
-                f"positions are scaled{factor} ({kind}): a program that does not know this kind of rope answers worse "
-                "the longer a text is; the comparison below is on short rows"
+                f"rope scaling {kind}{factor}: a program that does not know it answers worse the longer a text is; the "
+                "comparison is on short rows"
             )
 
 

@@ -55,19 +55,22 @@ _USE = {
     "hf": """python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("THIS")
-model = AutoModelForCausalLM.from_pretrained("THIS")""",
+name = "..."  # of this repository, or its folder
+tokenizer = AutoTokenizer.from_pretrained(name)
+model = AutoModelForCausalLM.from_pretrained(name)""",
     "adapter": """python
 from peft import AutoPeftModelForCausalLM
 
-model = AutoPeftModelForCausalLM.from_pretrained("THIS")""",
+name = "..."  # of this repository, or its folder
+model = AutoPeftModelForCausalLM.from_pretrained(name)""",
     "torchtune": """
 torchtune.yaml has the keys `model` and `checkpointer` of a torchtune config.""",
     "torchao": """python
 from transformers import AutoModelForCausalLM, AutoTokenizer  # with torchao installed
 
-tokenizer = AutoTokenizer.from_pretrained("THIS")
-model = AutoModelForCausalLM.from_pretrained("THIS", dtype="auto")""",
+name = "..."  # of this repository, or its folder
+tokenizer = AutoTokenizer.from_pretrained(name)
+model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")""",
     "gguf": """
 ollama create mine -f Modelfile
 llama-cli -m *.gguf""",
@@ -104,8 +107,9 @@ def _summary(source: Source, to: str, settings: Settings, base: Ancestor | None,
     made = f"made from {base.name}" if base else "a language model"
     taught = f", distilled from {' and '.join(teacher.name for teacher in teachers)}" if teachers else ""
     size = f"{source.num_parameters / 1e6:,.1f} million parameters"
+    dtype = "" if to == "adapter" else f", {dtype_name(settings.dtype)}"
     return (
-        f"{source.decoder.architecture} of {size}, {made}{taught}. Format: {to}, {dtype_name(settings.dtype)}. "
+        f"{source.decoder.architecture} of {size}, {made}{taught}. Format: {to}{dtype}. "
         f"Written by distill-tune {distill_tune.__version__}."
     )
 

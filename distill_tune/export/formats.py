@@ -61,7 +61,7 @@ FORMATS = (
         check=adapter.check,
         write=adapter.write,
         open=adapter.open_written,
-        max_kl=hf_folder.max_kl,
+        max_kl=adapter.max_kl,
         holds_factors=True,
     ),
     Format(

@@ -1,5 +1,6 @@
 """A GGUF file in a folder of its own, as the table of formats has it: written by :func:`write_gguf`."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -30,9 +31,12 @@ def write(source: Source, folder: Path, settings: Settings) -> None:
     from distill_tune.export.gguf import write_gguf
 
     merged = folder.with_name(f"{folder.name}.merged")
-    hf_folder.write(source, merged, settings)
-    folder.mkdir(parents=True)
-    write_gguf(merged, folder / _name(source, settings), settings.kind)
+    try:
+        hf_folder.write(source, merged, settings)
+        folder.mkdir(parents=True)
+        write_gguf(merged, folder / _name(source, settings), settings.kind)
+    finally:
+        shutil.rmtree(merged, ignore_errors=True)
 
 
 def open_written(source: Source, folder: Path, settings: Settings, device: torch.device) -> Opened:

@@ -10,7 +10,7 @@ from distill_tune.export.source import Source
 from distill_tune.training.export import write_model_folder
 
 # Nats a token: what is left of rounding in float32, and what bf16 or fp16 take from weights of more digits.
-_SAME, _ROUNDED = 1e-5, 5e-3
+SAME, _ROUNDED = 1e-5, 5e-3
 _BITS = {torch.float32: 23, torch.float16: 10, torch.bfloat16: 7}
 
 
@@ -37,4 +37,4 @@ def open_written(source: Source, folder: Path, settings: Settings, device: torch
 def max_kl(source: Source, settings: Settings) -> float:
     """A merged adapter has more digits than its base."""
     own = torch.float32 if source.checkpoint.adapter else source.dtype
-    return _SAME if _BITS[settings.dtype] >= _BITS.get(own, 0) else _ROUNDED
+    return SAME if _BITS[settings.dtype] >= _BITS.get(own, 0) else _ROUNDED

@@ -37,6 +37,7 @@ class Result:
         tool: by which.
         agreement: with the source.
         files: sizes in bytes, by name.
+        bits_per_weight: of the files of weights; None of an adapter, which has but some.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class Result:
     tool: str
     agreement: Agreement
     files: Mapping[str, int]
+    bits_per_weight: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -101,8 +103,11 @@ def export(
         put_in_place(partial, result.folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    sizes = {file.name: file.stat().st_size for file in sorted(result.folder.rglob("*")) if file.is_file()}
-    return dataclasses.replace(result, files=sizes)
+    files = [file for file in sorted(result.folder.rglob("*")) if file.is_file()]
+    sizes = {file.relative_to(result.folder).as_posix(): file.stat().st_size for file in files}
+    of_weights = sum(size for name, size in sizes.items() if name.endswith((".safetensors", ".gguf")))
+    bits = None if form.holds_factors else 8 * of_weights / source.num_parameters
+    return dataclasses.replace(result, files=sizes, bits_per_weight=bits)
 
 
 def _dtype(form: Format, source: Source, to: str, name: str | None) -> torch.dtype:

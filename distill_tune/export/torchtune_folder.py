@@ -1,5 +1,6 @@
 """One file of weights by torchtune's names, with the keys of a config that builds and reads it by torchtune alone."""
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,16 +76,11 @@ def open_written(source: Source, folder: Path, settings: Settings, device: torch
     """By torchtune's checkpointer and builder, as the written file names them."""
     from transformers import AutoTokenizer
 
-    from torchtune.training import FullModelTorchTuneCheckpointer
-
     config = OmegaConf.load(folder / _CONFIG)
-    checkpointer = FullModelTorchTuneCheckpointer(
-        checkpoint_dir=str(folder),
-        checkpoint_files=list(config.checkpointer.checkpoint_files),
-        model_type=config.checkpointer.model_type,
-        output_dir=str(folder.with_name(f"{folder.name}.torchtune")),
-    )
-    weights = checkpointer.load_checkpoint()["model"]
+    with tempfile.TemporaryDirectory() as output_dir:
+        of_this_folder = {"checkpoint_dir": str(folder), "output_dir": output_dir}
+        checkpointer = instantiate(OmegaConf.merge(config.checkpointer, of_this_folder))
+        weights = checkpointer.load_checkpoint()["model"]
     with torch.device("meta"):
         model = instantiate(config.model)
     model.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True, assign=True)
