@@ -66,10 +66,11 @@ def compare(
         logits: the source's, of ``rows``.
         max_kl: beyond this mean divergence it has not passed.
     """
-    measured = agreement(logits, map(opened.logits, rows.tokens))
+    read = [row[: opened.longest] for row in rows.tokens]
+    measured = agreement([of_row[: opened.longest] for of_row in logits], map(opened.logits, read))
     checks = [*_of_tokenizer(source, opened), *_of_stops(stops, opened)]
     within = measured.kl <= max_kl  # not for what is no number
-    told = f"mean KL {measured.kl:.2g} nats a token (bound {max_kl:g}), on {rows.num_tokens:,} tokens of {rows.told}"
+    told = f"mean KL {measured.kl:.2g} nats a token (bound {max_kl:g}), on {measured.tokens:,} tokens of {rows.told}"
     checks.append(Check("distributions", told, within))
     told = f"differ by {measured.max_difference:.2g} at most; the likeliest token is the same at {measured.top:.1%}"
     checks.append(Check("logits", told, within))

@@ -21,12 +21,14 @@ class Opened:
         logits: of a row of tokens ``[s, v]``, float32, on the CPU.
         tokenizer: transformers', as the tool makes it of the folder.
         stops: the tokens at which the tool ends an answer; None where the folder does not name them.
+        longest: row that it can read, where that is less than the source can.
     """
 
     tool: str
     logits: Logits
     tokenizer: Any
     stops: frozenset[int] | None = None
+    longest: int | None = None
 
 
 def open_with_transformers(folder: Path, device: torch.device, **settings: Any) -> Opened:

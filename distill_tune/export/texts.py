@@ -41,10 +41,6 @@ class Rows:
     tokens: Sequence[Sequence[int]]
     told: str
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(map(len, self.tokens))
-
 
 def rows_for(source: Source) -> Rows:
     """Some rows of the run's dataset_val, where the run is known and its rows can be read; else :data:`TEXTS`."""

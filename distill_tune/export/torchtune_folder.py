@@ -1,7 +1,7 @@
 """One file of weights by torchtune's names, with the keys of a config that builds and reads it by torchtune alone."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,12 @@ _BUILDERS = {
     "LlamaForCausalLM": ("LLAMA3_2", "torchtune.models.llama3_2.llama3_2"),
     "MistralForCausalLM": ("MISTRAL", "torchtune.models.mistral.mistral"),
     "Qwen2ForCausalLM": ("QWEN2", "torchtune.models.qwen2.qwen2"),
-    "Gemma2ForCausalLM": ("GEMMA2", "torchtune.models.gemma2.gemma2"),
     "Phi3ForCausalLM": ("PHI3_MINI", "torchtune.models.phi3.phi3"),
+}
+# Whose builder computes something else than transformers.
+_OTHERWISE = {
+    "Gemma2ForCausalLM": "torchtune 0.6's builder caps Gemma 2's last hidden states, and not its logits: it answers "
+    "otherwise than what was trained",
 }
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -87,7 +91,8 @@ def open_written(source: Source, folder: Path, settings: Settings, device: torch
     fill_rotary_tables(model, torch.device("cpu"))
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return Opened(tool("torchtune"), logits_of(model.to(device).eval(), device), tokenizer)
+    logits = logits_of(model.to(device).eval(), device)
+    return Opened(tool("torchtune"), logits, tokenizer, longest=model.max_seq_len)
 
 
 def _model(source: Source) -> dict[str, Any]:
@@ -97,32 +102,14 @@ def _model(source: Source) -> dict[str, Any]:
         UserError: it cannot make this model.
     """
     decoder = source.decoder
-    if decoder.architecture not in _BUILDERS:
-        raise UserError(
-            f"--to torchtune: torchtune 0.6 has no builder for {decoder.architecture}; there are "
-            f"{', '.join(_BUILDERS)}; --to hf is read by distill_tune.models.from_hf in any config"
-        )
-    model_type, builder = _BUILDERS[decoder.architecture]
-    is_gemma, rope = model_type == "GEMMA2", _rope(source.config())
-    windows = {window for window in decoder.windows if window is not None}
-    lacking = [
-        f"a rope scaling of the kind {rope['rope_type']}" * (rope["rope_type"] not in ("default", "llama3")),
-        "biases" * (decoder.mlp_bias or decoder.output_bias or (decoder.qkv_bias and model_type != "QWEN2")),
-        f"heads of {decoder.head_dim} dimensions"
-        * (not is_gemma and decoder.head_dim != decoder.embed_dim // decoder.num_heads),
-        "tied embeddings" * (decoder.tied_embeddings and model_type in ("MISTRAL", "PHI3_MINI")),
-        "an output layer of its own" * (is_gemma and not decoder.tied_embeddings),
-        "rope on a part of a head" * (2 * len(decoder.ropes[0].frequencies) != decoder.head_dim),
-        "rope scaling with other bounds than Llama 3's"
-        * (rope["rope_type"] == "llama3" and any(rope.get(key) != value for key, value in _LLAMA3_ROPE.items())),
-    ]
-    if rope["rope_type"] == "llama3" and model_type != "LLAMA3_2":
-        lacking.append("Llama 3's rope scaling")
-    if lacking := list(filter(None, lacking)):
-        raise UserError(
-            f"--to torchtune: {builder} has no place for {' or '.join(lacking)}; --to hf is read by "
-            "distill_tune.models.from_hf in any config"
-        )
+    architecture, elsewhere = decoder.architecture, "--to hf is read by distill_tune.models.from_hf in any config"
+    if architecture not in _BUILDERS:
+        lacking = f"torchtune 0.6 has no builder for {architecture}; there are those of {', '.join(_BUILDERS)}"
+        raise UserError(f"--to torchtune: {_OTHERWISE.get(architecture, lacking)}; {elsewhere}")
+    model_type, builder = _BUILDERS[architecture]
+    if lacking := " or ".join(_lacking(source, model_type)):
+        raise UserError(f"--to torchtune: {builder} has no place for {lacking}; {elsewhere}")
+    rope = _rope(source.config())
     arguments: dict[str, Any] = {
         "_component_": builder,
         "vocab_size": decoder.vocab_size,
@@ -131,7 +118,7 @@ def _model(source: Source) -> dict[str, Any]:
         "num_kv_heads": decoder.num_kv_heads,
         "embed_dim": decoder.embed_dim,
         "intermediate_dim": decoder.intermediate_dim,
-        "max_seq_len": decoder.max_seq_len if is_gemma else min({decoder.max_seq_len, *windows}),
+        "max_seq_len": min([decoder.max_seq_len, *(window for window in decoder.windows if window is not None)]),
         "norm_eps": decoder.norm_eps,
         "rope_base": rope["rope_theta"],
     }
@@ -139,15 +126,24 @@ def _model(source: Source) -> dict[str, Any]:
         arguments["tie_word_embeddings"] = decoder.tied_embeddings
     if model_type == "LLAMA3_2":
         arguments["scale_factor"] = rope["factor"] if rope["rope_type"] == "llama3" else 1
-    if is_gemma:
-        arguments |= {
-            "head_dim": decoder.head_dim,
-            "hidden_capping_value": decoder.attention_softcap,
-            "final_capping_value": decoder.logit_softcap,
-            "sliding_window_size": next(iter(windows), decoder.max_seq_len),
-            "query_pre_attn_scalar": round(decoder.attention_scale**-2),
-        }
     return arguments
+
+
+def _lacking(source: Source, model_type: str) -> Iterator[str]:
+    """What of a model its builder has no place for."""
+    decoder, rope = source.decoder, _rope(source.config())
+    if rope["rope_type"] not in ("default", *(["llama3"] if model_type == "LLAMA3_2" else [])):
+        yield f"a rope scaling of the kind {rope['rope_type']}"
+    elif rope["rope_type"] == "llama3" and any(rope.get(key) != value for key, value in _LLAMA3_ROPE.items()):
+        yield "rope scaling with other bounds than Llama 3's"
+    if 2 * len(decoder.ropes[0].frequencies) != decoder.head_dim:
+        yield "rope on a part of a head"
+    if decoder.mlp_bias or decoder.output_bias or decoder.qkv_bias != (model_type == "QWEN2"):
+        yield "biases" if model_type != "QWEN2" or decoder.qkv_bias else "projections without biases"
+    if decoder.head_dim != decoder.embed_dim // decoder.num_heads:
+        yield f"heads of {decoder.head_dim} dimensions"
+    if decoder.tied_embeddings and model_type not in ("LLAMA3_2", "QWEN2"):
+        yield "tied embeddings"
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
