@@ -5,9 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from distill_tune.errors import UserError
+from distill_tune.models.gguf_names import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS
 
 # general.architecture, and config.json's model_type. Mistral's files are Llama's.
-_MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3": "gemma3_text"}
+_MODEL_TYPES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+    "phi3": "phi3",
+}
 # The size whose scores are scaled by embed_dim / heads and not by head_dim, known by its layers.
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 # Settings of a head that all have its dimension; a file may leave each of them out.
@@ -72,6 +80,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
     if not (isinstance(heads, int) and heads >= 1):
         raise settings.refuse("attention.head_count", heads)
     head_dim = settings.take("attention.key_length") or width // heads
+    turned = settings.take("rope.dimension_count", head_dim) if kind == "phi3" else head_dim
     for name in _OF_A_HEAD:
         if (found := settings.take(name, head_dim)) != head_dim:
             raise settings.refuse(name, found)
@@ -87,15 +96,19 @@ def gguf_config(path: Path) -> dict[str, Any]:
         "max_position_embeddings": settings.needed("context_length"),
         "rms_norm_eps": settings.needed("attention.layer_norm_rms_epsilon"),
         "rope_theta": settings.take("rope.freq_base", 10_000.0),
-        "rope_scaling": _rope_scaling(settings),
+        "rope_scaling": None if kind == "phi3" else _rope_scaling(settings),
         "tie_word_embeddings": "output.weight" not in tensors,
     }
+    if kind == "llama":
+        config |= {"attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_up.bias" in tensors}
     if kind in _LAYERS_OF_27B:
         config |= _of_gemma(settings, kind, config)
-    if "rope_freqs.weight" in tensors:
+    if kind == "phi3":
+        config |= _of_phi3(settings, tensors, turned / head_dim)
+    if ROPE_FACTORS in tensors:
         if kind != "llama" or config["rope_scaling"]:
-            raise UserError(f"path={path}: rope_freqs.weight beside {kind} with a scaling of its own is not supported")
-        config["rope_scaling"] = _llama3_scaling(tensors["rope_freqs.weight"].data.tolist())
+            raise UserError(f"path={path}: {ROPE_FACTORS} beside {kind} with a scaling of its own is not supported")
+        config["rope_scaling"] = _llama3_scaling(tensors[ROPE_FACTORS].data.tolist())
     settings.require_nothing_left()
     return config
 
@@ -134,11 +147,40 @@ def _llama3_scaling(factors: list[float]) -> dict[str, Any]:
     }
 
 
+def score_scalar(kind: str, layers: int, width: int, heads: int, head_dim: int) -> int:
+    """By the root of what scores are divided in a file of this architecture, which none of its settings says.
+
+    Args:
+        kind: general.architecture.
+    """
+    return width // heads if layers == _LAYERS_OF_27B.get(kind) else head_dim
+
+
+def _of_phi3(settings: _Settings, tensors: dict[str, Any], turned: float) -> dict[str, Any]:
+    """
+    Args:
+        turned: which part of a head rope turns.
+    """
+    rope: dict[str, Any] = {"rope_type": "default", "partial_rotary_factor": turned}
+    original, factor = settings.take("rope.scaling.original_context_length"), settings.take("rope.scaling.attn_factor")
+    if LONG_FACTORS in tensors:
+        rope |= {
+            "rope_type": "longrope",
+            "short_factor": tensors[SHORT_FACTORS].data.tolist(),
+            "long_factor": tensors[LONG_FACTORS].data.tolist(),
+            "original_max_position_embeddings": original,
+            "attention_factor": factor,
+        }
+    elif factor not in (None, 0.0, 1.0):
+        raise settings.refuse("rope.scaling.attn_factor", factor)
+    return {"rope_scaling": rope, "sliding_window": settings.take("attention.sliding_window") or None}
+
+
 def _of_gemma(settings: _Settings, kind: str, config: dict[str, Any]) -> dict[str, Any]:
     """What llama.cpp knows of Gemma 2 and 3 without a file's saying it."""
-    gemma2, scalar = kind == "gemma2", config["head_dim"]
-    if config["num_hidden_layers"] == _LAYERS_OF_27B[kind]:
-        scalar = config["hidden_size"] // config["num_attention_heads"]
+    gemma2 = kind == "gemma2"
+    sizes = (config[name] for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim"))
+    scalar = score_scalar(kind, *sizes)
     window = settings.take("attention.sliding_window", 4096 if gemma2 else None) or None
     more = {
         "query_pre_attn_scalar": scalar,
@@ -150,12 +192,10 @@ def _of_gemma(settings: _Settings, kind: str, config: dict[str, Any]) -> dict[st
     else:
         more["rope_local_base_freq"] = settings.take("rope.freq_base_swa", 10_000.0)
     pattern = settings.take("attention.sliding_window_pattern", 2 if gemma2 else 6)
-    if isinstance(pattern, list | tuple):
-        kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern]
-        return more | {"layer_types": kinds}
-    if gemma2 and pattern != 2:
-        raise settings.refuse("attention.sliding_window_pattern", pattern)
-    return more | {"sliding_window_pattern": pattern if window else 1}
+    if not isinstance(pattern, list | tuple):
+        pattern = [pattern == 0 or layer % pattern < pattern - 1 for layer in range(config["num_hidden_layers"])]
+    kinds = ["sliding_attention" if slides and window else "full_attention" for slides in pattern]
+    return more | {"layer_types": kinds}
 
 
 def gguf_reader(path: Path) -> Any:
@@ -163,11 +203,13 @@ def gguf_reader(path: Path) -> Any:
     Raises:
         UserError: the package gguf is not there, or the file is not of its kind.
     """
-    return _opened(path.resolve())
+    path = path.resolve()
+    found = path.stat() if path.exists() else None
+    return _opened(path, found and (found.st_ino, found.st_size, found.st_mtime_ns))
 
 
 @functools.cache
-def _opened(path: Path) -> Any:
+def _opened(path: Path, contents: tuple[int, int, int] | None) -> Any:
     try:
         from gguf import GGUFReader
     except ImportError as error:
