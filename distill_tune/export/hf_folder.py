@@ -1,5 +1,6 @@
 """A Hugging Face folder: adapters merged, in shards, with everything that its readers look for."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from distill_tune.export.opened import Opened, open_with_transformers
 from distill_tune.export.settings import Settings
 from distill_tune.export.source import Source
+from distill_tune.qat.note import NOTE
 from distill_tune.training.export import write_model_folder
 
 # Nats a token: what is left of rounding in float32, and what bf16 or fp16 take from weights of more digits.
@@ -26,8 +28,10 @@ def write(source: Source, folder: Path, settings: Settings) -> None:
         source.checkpoint.folder,
         settings.dtype,
         source.tokenizer,
-        settings.max_shard_size,
+        max_shard_size=settings.max_shard_size,
     )
+    if (note := source.folder / NOTE).is_file():
+        shutil.copyfile(note, folder / NOTE)
 
 
 def open_written(source: Source, folder: Path, settings: Settings, device: torch.device) -> Opened:
