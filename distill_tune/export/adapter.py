@@ -52,7 +52,7 @@ def check(source: Source, settings: Settings) -> list[str]:
     return told
 
 
-def write(source: Source, folder: Path, settings: Settings) -> None:
+def write(source: Source, folder: Path, settings: Settings) -> list[str]:
     adapter = source.checkpoint.adapter
     assert adapter is not None
     file = adapter_file("SOURCE", adapter.folder)
@@ -63,6 +63,7 @@ def write(source: Source, folder: Path, settings: Settings) -> None:
     config = {**adapter.config, BASE: settings.base_model or str(source.checkpoint.folder.resolve())}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_beside(source, folder)
+    return []
 
 
 def open_written(source: Source, folder: Path, settings: Settings, device: torch.device) -> Opened:

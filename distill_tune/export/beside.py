@@ -11,6 +11,11 @@ from distill_tune.training.exported_tokenizer import write_tokenizer
 
 def write_beside(source: Source, folder: Path) -> None:
     """Licence files of the base, and the source's tokenizer with its chat template in both places."""
+    write_terms(source, folder)
+    write_tokenizer(folder, source.tokenizer, source.checkpoint.folder)
+
+
+def write_terms(source: Source, folder: Path) -> None:
+    """Licence files of the base."""
     for terms in files_of(source.checkpoint.folder, TERMS):
         shutil.copyfile(terms, folder / terms.name)
-    write_tokenizer(folder, source.tokenizer, source.checkpoint.folder)

@@ -9,6 +9,7 @@ import torch
 from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.errors import UserError
 from distill_tune.export import adapter, gguf_file, hf_folder, torchao_folder, torchtune_folder
+from distill_tune.export.gguf import KINDS
 from distill_tune.export.opened import Opened
 from distill_tune.export.settings import Settings
 from distill_tune.export.source import Source
@@ -23,7 +24,7 @@ class Format:
         says: what it is, in a line.
         check: what is told of a source before anything is written; it raises :class:`UserError` for one that this
             format cannot hold.
-        write: into a folder that is not there yet.
+        write: into a folder that is not there yet; returns what is to be told of it.
         open: by the tool that it is for.
         max_kl: the mean KL(source || exported), nats a token, beyond which it fails.
         dtype: of the weights where the user names none; None for the source's own.
@@ -34,7 +35,7 @@ class Format:
     kinds: Sequence[str]
     says: str
     check: Callable[[Source, Settings], list[str]]
-    write: Callable[[Source, Path, Settings], None]
+    write: Callable[[Source, Path, Settings], list[str]]
     open: Callable[[Source, Path, Settings, torch.device], Opened]
     max_kl: Callable[[Source, Settings], float]
     dtype: torch.dtype | None = None
@@ -85,7 +86,7 @@ FORMATS = (
     ),
     Format(
         name="gguf",
-        kinds=gguf_file.KINDS,
+        kinds=KINDS,
         says="one file for llama.cpp, Ollama and LM Studio, with a Modelfile",
         check=gguf_file.check,
         write=gguf_file.write,
@@ -95,8 +96,11 @@ FORMATS = (
 )
 
 
-def find_format(named: str) -> tuple[Format, str]:
+def find_format(named: str, any_gguf: bool = False) -> tuple[Format, str]:
     """The format that ``--to`` names, and its kind, ``""`` where it has none.
+
+    Args:
+        any_gguf: whether kinds of GGUF that are not among ours are taken as well: llama.cpp knows more.
 
     Raises:
         UserError: there is none; the near ones are listed.
@@ -109,5 +113,7 @@ def find_format(named: str) -> tuple[Format, str]:
             return found, by_case[kind.lower()]
         if not found.kinds and not colon:
             return found, ""
+        if name == "gguf" and kind and any_gguf:
+            return found, kind.lower()
     spelled = [text for one in FORMATS for text in one.spelled()]
     raise UserError(f"--to {named}: no such format{did_you_mean(nearest(named, spelled))}; {', '.join(spelled)}")

@@ -20,7 +20,7 @@ def check(source: Source, settings: Settings) -> list[str]:
     return []
 
 
-def write(source: Source, folder: Path, settings: Settings) -> None:
+def write(source: Source, folder: Path, settings: Settings) -> list[str]:
     write_model_folder(
         folder,
         source.weights(settings.dtype),
@@ -32,6 +32,7 @@ def write(source: Source, folder: Path, settings: Settings) -> None:
     )
     if (note := source.folder / NOTE).is_file():
         shutil.copyfile(note, folder / NOTE)
+    return []
 
 
 def open_written(source: Source, folder: Path, settings: Settings, device: torch.device) -> Opened:

@@ -37,7 +37,7 @@ class Result:
         tool: by which.
         agreement: with the source.
         files: sizes in bytes, by name.
-        bits_per_weight: of the files of weights; None of an adapter, which has but some.
+        bits_per_weight: of the files of weights; None of an adapter, which has but some, and of GGUF, which says so.
     """
 
     folder: Path
@@ -76,7 +76,7 @@ def export(
     Raises:
         UserError: before anything is written: there is no such format or model, or the format cannot hold it.
     """
-    form, kind = find_format(to)
+    form, kind = find_format(to, any_gguf=llama_cpp is not None)
     source = open_source(path, as_adapter=form.holds_factors)
     settings = Settings(kind, _dtype(form, source, to, dtype), max_shard_size, base_model, llama_cpp)
     output = output or Path("exports") / f"{source.name}-{to.replace(':', '-')}"
@@ -90,7 +90,8 @@ def export(
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        form.write(source, partial, settings)
+        for line in form.write(source, partial, settings):
+            print(line)
         opened = form.open(source, partial, settings, device)
         stops = exported_stops(source.tokenizer, source.checkpoint.folder, source.vocab_size)
         checks, agreement = compare(source, stops, logits, rows, opened, bound)
@@ -105,8 +106,8 @@ def export(
         shutil.rmtree(partial, ignore_errors=True)
     files = [file for file in sorted(result.folder.rglob("*")) if file.is_file()]
     sizes = {file.relative_to(result.folder).as_posix(): file.stat().st_size for file in files}
-    of_weights = sum(size for name, size in sizes.items() if name.endswith((".safetensors", ".gguf")))
-    bits = None if form.holds_factors else 8 * of_weights / source.num_parameters
+    of_weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
+    bits = None if form.holds_factors or not of_weights else 8 * of_weights / source.num_parameters
     return dataclasses.replace(result, files=sizes, bits_per_weight=bits)
 
 

@@ -73,7 +73,7 @@ def _require_int4() -> None:
         )
 
 
-def write(source: Source, folder: Path, settings: Settings) -> None:
+def write(source: Source, folder: Path, settings: Settings) -> list[str]:
     """The merged folder first, from which transformers quantises, then its files beside the quantised weights."""
     from transformers import AutoModelForCausalLM, GenerationConfig, TorchAoConfig
 
@@ -98,6 +98,7 @@ def write(source: Source, folder: Path, settings: Settings) -> None:
             if file.is_file() and not is_written:
                 place.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, place)
+        return []
     finally:
         shutil.rmtree(merged, ignore_errors=True)
 

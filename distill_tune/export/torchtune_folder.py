@@ -55,7 +55,7 @@ def check(source: Source, settings: Settings) -> list[str]:
     return told
 
 
-def write(source: Source, folder: Path, settings: Settings) -> None:
+def write(source: Source, folder: Path, settings: Settings) -> list[str]:
     model_type, _ = _BUILDERS[source.decoder.architecture]
     weights = TorchtuneConversion(model_type, source.config()).to_torchtune(source.weights(settings.dtype))
     require_space("--output", folder, sum(value.numel() * value.element_size() for value in weights.values()))
@@ -74,6 +74,7 @@ def write(source: Source, folder: Path, settings: Settings) -> None:
     text = yaml.safe_dump(config, sort_keys=False)
     (folder / _CONFIG).write_text(f"{_HEADER}{text}", encoding="utf-8")
     write_beside(source, folder)
+    return []
 
 
 def open_written(source: Source, folder: Path, settings: Settings, device: torch.device) -> Opened:
