@@ -1,11 +1,14 @@
 """The settings in a GGUF file, llama.cpp's, as config.json would say them."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from distill_tune.errors import UserError
-from distill_tune.models.gguf_names import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS
+from distill_tune.models.gguf_names import LONG_FACTORS, OF_ROPE, ROPE_FACTORS, SHORT_FACTORS
 
 # general.architecture, and config.json's model_type. Mistral's files are Llama's.
 _MODEL_TYPES = {
@@ -33,10 +36,8 @@ _WITHOUT_EFFECT = ("vocab_size", "pooling_type", "tensor_data_layout", "attentio
 class _Settings:
     """The keys of the file's architecture. Each is taken once; what is left over must not change a number."""
 
-    def __init__(self, path: Path, kind: str, reader: Any) -> None:
-        self._path, self._kind = path, kind
-        fields = {name: field for name, field in reader.fields.items() if name.startswith(f"{kind}.")}
-        self._left = {name.removeprefix(f"{kind}."): field.contents() for name, field in fields.items()}
+    def __init__(self, path: Path, kind: str, values: Mapping[str, Any]) -> None:
+        self._path, self._kind, self._left = path, kind, dict(values)
 
     def take(self, name: str, default: Any = None) -> Any:
         return self._left.pop(name, default)
@@ -67,15 +68,37 @@ def gguf_config(path: Path) -> dict[str, Any]:
         UserError: the file cannot be read, has an architecture that is not supported, or a setting that is not.
     """
     reader = gguf_reader(path)
+    tables = {tensor.name: tensor.data.tolist() for tensor in reader.tensors if tensor.name in OF_ROPE}
+    shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
     kind = gguf_field(reader, "general.architecture", "")
+    fields = {name: field for name, field in reader.fields.items() if name.startswith(f"{kind}.")}
+    values = {name.removeprefix(f"{kind}."): field.contents() for name, field in fields.items()}
+    return config_of(path, kind, values, shapes, tables)
+
+
+def config_of(
+    path: Path,
+    kind: str,
+    values: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    tables: Mapping[str, list[float]],
+) -> dict[str, Any]:
+    """:func:`gguf_config` of what a file says.
+
+    Args:
+        path: for messages.
+        kind: general.architecture.
+        values: of its keys, without its name.
+        shapes: of all tensors, ``[out, in]``.
+        tables: those of rope.
+    """
     if kind not in _MODEL_TYPES:
         raise UserError(
             f"path={path}: GGUF of the architecture {kind} is not read; there are {', '.join(_MODEL_TYPES)}"
         )
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    if "token_embd.weight" not in tensors:
+    if "token_embd.weight" not in shapes:
         raise UserError(f"path={path}: the file has no token_embd.weight; is it one part of several?")
-    settings = _Settings(path, kind, reader)
+    settings = _Settings(path, kind, values)
     width, heads = settings.needed("embedding_length"), settings.needed("attention.head_count")
     if not (isinstance(heads, int) and heads >= 1):
         raise settings.refuse("attention.head_count", heads)
@@ -86,7 +109,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
             raise settings.refuse(name, found)
     config = {
         "model_type": _MODEL_TYPES[kind],
-        "vocab_size": int(tensors["token_embd.weight"].shape[1]),
+        "vocab_size": shapes["token_embd.weight"][0],
         "num_hidden_layers": settings.needed("block_count"),
         "hidden_size": width,
         "intermediate_size": settings.needed("feed_forward_length"),
@@ -97,18 +120,18 @@ def gguf_config(path: Path) -> dict[str, Any]:
         "rms_norm_eps": settings.needed("attention.layer_norm_rms_epsilon"),
         "rope_theta": settings.take("rope.freq_base", 10_000.0),
         "rope_scaling": None if kind == "phi3" else _rope_scaling(settings),
-        "tie_word_embeddings": "output.weight" not in tensors,
+        "tie_word_embeddings": "output.weight" not in shapes,
     }
     if kind == "llama":
-        config |= {"attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_up.bias" in tensors}
+        config |= {"attention_bias": "blk.0.attn_q.bias" in shapes, "mlp_bias": "blk.0.ffn_up.bias" in shapes}
     if kind in _LAYERS_OF_27B:
         config |= _of_gemma(settings, kind, config)
     if kind == "phi3":
-        config |= _of_phi3(settings, tensors, turned / head_dim)
-    if ROPE_FACTORS in tensors:
+        config |= _of_phi3(settings, tables, turned / head_dim)
+    if ROPE_FACTORS in tables:
         if kind != "llama" or config["rope_scaling"]:
             raise UserError(f"path={path}: {ROPE_FACTORS} beside {kind} with a scaling of its own is not supported")
-        config["rope_scaling"] = _llama3_scaling(tensors[ROPE_FACTORS].data.tolist())
+        config["rope_scaling"] = _llama3_scaling(tables[ROPE_FACTORS])
     settings.require_nothing_left()
     return config
 
@@ -156,18 +179,18 @@ def score_scalar(kind: str, layers: int, width: int, heads: int, head_dim: int) 
     return width // heads if layers == _LAYERS_OF_27B.get(kind) else head_dim
 
 
-def _of_phi3(settings: _Settings, tensors: dict[str, Any], turned: float) -> dict[str, Any]:
+def _of_phi3(settings: _Settings, tables: Mapping[str, list[float]], turned: float) -> dict[str, Any]:
     """
     Args:
         turned: which part of a head rope turns.
     """
     rope: dict[str, Any] = {"rope_type": "default", "partial_rotary_factor": turned}
     original, factor = settings.take("rope.scaling.original_context_length"), settings.take("rope.scaling.attn_factor")
-    if LONG_FACTORS in tensors:
+    if LONG_FACTORS in tables:
         rope |= {
             "rope_type": "longrope",
-            "short_factor": tensors[SHORT_FACTORS].data.tolist(),
-            "long_factor": tensors[LONG_FACTORS].data.tolist(),
+            "short_factor": tables[SHORT_FACTORS],
+            "long_factor": tables[LONG_FACTORS],
             "original_max_position_embeddings": original,
             "attention_factor": factor,
         }
@@ -214,8 +237,21 @@ def _opened(path: Path, contents: tuple[int, int, int] | None) -> Any:
         from gguf import GGUFReader
     except ImportError as error:
         raise UserError(f"path={path}: GGUF files are read by gguf; pip install 'distill-tune[gguf]'") from error
+
+    class Reader(GGUFReader):
+        """As it is, but that each of a vocabulary's words is not a memmap of its own, which takes it three times as
+        long."""
+
+        @property
+        def data(self) -> Any:
+            return self._mapped
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._mapped = mapped.view(numpy.ndarray)
+
     try:
-        return GGUFReader(path)
+        return Reader(path)
     except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
         raise UserError(f"path={path}: cannot be read as GGUF: {error}; is the download complete?") from error
 

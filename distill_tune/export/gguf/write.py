@@ -12,7 +12,7 @@ import numpy
 from distill_tune.disk import replaced_whole, require_space
 from distill_tune.errors import UserError
 from distill_tune.export.gguf.metadata import add_description, architecture_of, context_length, rope_tensors, settings
-from distill_tune.export.gguf.read_back import require_same_model
+from distill_tune.export.gguf.said import require_same_model
 from distill_tune.export.gguf.tensors import KINDS, Tensor, Tensors, file_type
 from distill_tune.export.gguf.tokenizer import Tokenizer
 from distill_tune.models.checkpoint import Checkpoint
@@ -96,6 +96,7 @@ def write_gguf(folder: Path, file: Path, kind: str) -> Written:
     tensors = Tensors(checkpoint, shape, kind)
     described = _plan(tensors, shape)
     of_rope = rope_tensors(checkpoint.config, shape)
+    require_same_model(values, {tensor.name: tensor.shape for tensor in described}, of_rope, shape)
     require_space("output", file, sum(tensor.num_bytes for tensor in described))
     parameters = sum(math.prod(tensor.shape) for tensor in described)
     with replaced_whole(file) as partial:
@@ -105,7 +106,6 @@ def write_gguf(folder: Path, file: Path, kind: str) -> Written:
         writer.add_file_type(file_type(kind))
         tokenizer.add_to(writer)
         _write(writer, tensors, described, of_rope)
-        require_same_model(partial, shape)
     longest = max(shape.max_seq_len, checkpoint.config.get("max_position_embeddings") or 0)
     return Written(file, kind, described, context_length(checkpoint.config, shape), longest, tokenizer)
 

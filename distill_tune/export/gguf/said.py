@@ -1,28 +1,39 @@
-"""Whether a written file says the model that it was written of."""
+"""Whether a file will say the model that it is written of."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from distill_tune.errors import UserError
 from distill_tune.models.decoder_config import DecoderConfig, decoder_config
-from distill_tune.models.gguf_config import gguf_config
+from distill_tune.models.gguf_config import config_of
+from distill_tune.models.gguf_names import ARCHITECTURES
 from distill_tune.models.rope import RopeConfig
 
 # Llama's file does not say which of the classes it was that compute the same. Scores are scaled by the weights.
 _UNSAID = ("architecture", "max_seq_len", "windows", "attention_scale")
 
 
-def require_same_model(file: Path, shape: DecoderConfig) -> None:
-    """That our own reader makes of the file's settings what it makes of config.json: sizes, windows, rope.
+def require_same_model(
+    values: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    tables: Mapping[str, numpy.ndarray],
+    shape: DecoderConfig,
+) -> None:
+    """That our own reader makes of a file's settings what it makes of config.json: sizes, windows, rope.
 
     Args:
+        values, shapes, tables: what the file is to say, as of :func:`~distill_tune.models.gguf_config.config_of`.
         shape: of config.json.
 
     Raises:
         UserError: it does not; the setting that differs.
     """
-    read = decoder_config(gguf_config(file))
+    of_rope = {name: table.tolist() for name, table in tables.items()}
+    read = decoder_config(config_of(Path("the file"), ARCHITECTURES[shape.architecture], values, shapes, of_rope))
     pairs = {name: (getattr(shape, name), getattr(read, name)) for name in vars(shape) if name not in _UNSAID}
     pairs["windows"] = (_within(shape, read.max_seq_len), _within(read, read.max_seq_len))
     for name, (own, said) in pairs.items():
