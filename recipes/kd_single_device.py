@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from distill_tune import config, data, losses, models, rollouts, training
+from distill_tune import config, data, losses, models, qat, rollouts, training
 
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import OffloadActivations, set_activation_checkpointing
@@ -148,6 +148,7 @@ def main(cfg: DictConfig) -> None:
                     checkpoints.wait(progress.say)
                 raise training.lost_teacher(step, reason)
             weights = schedules.at(step)
+            qat.begin_step(student, step)
 
             batches, sums = training.halved_if_too_large(
                 accumulate, batches, weights, num_tokens, plan=plan, optimizer=optimizer, say=progress.say

@@ -14,6 +14,7 @@ from distill_tune.cli import (
     data,
     demo,
     download,
+    export,
     init_student,
     ls,
     plan,
@@ -63,7 +64,23 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"distill-tune {distill_tune.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, ls, cp, cat, validate, data, plan, download, init_student, chat, compare, cache, serve, demo):
+    for command in (
+        run,
+        ls,
+        cp,
+        cat,
+        validate,
+        data,
+        plan,
+        download,
+        init_student,
+        chat,
+        compare,
+        cache,
+        serve,
+        export,
+        demo,
+    ):
         command.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands.choices:

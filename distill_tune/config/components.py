@@ -44,6 +44,11 @@ _SERVED_BY = dict.fromkeys(("torch.nn.CrossEntropyLoss", *_CROSS_ENTROPIES), "di
     for name in ("ForwardKL", "ReverseKL", "SymmetricKL")
     for of_chunks in ("", "WithChunkedOutput")
 }
+# Its QAT quantizers, by the formats that they train for.
+_QUANTIZERS = {
+    "torchtune.training.quantization.Int8DynActInt4WeightQATQuantizer": "distill_tune.qat.Int8DynActInt4Weight",
+    "torchtune.training.quantization.Int4WeightOnlyQATQuantizer": "distill_tune.qat.Int4WeightOnly",
+}
 _SERVED_LOSS_ARGUMENTS = {"ignore_index", "mask_ignored_tokens", "num_output_chunks", "reduction", "tp_enabled"}
 
 # Of an argument that no signature has.
@@ -121,7 +126,7 @@ def find_component(name: str) -> Callable[..., Any]:
     if "" in name.split("."):
         raise UserError(f"{name}: must be the dotted name of what to call")
     try:
-        found = _found(_SERVED_BY.get(name, name))
+        found = _found((_SERVED_BY | _QUANTIZERS).get(name, name))
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     if not callable(found):

@@ -106,6 +106,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
     "Models": {
         "model": Key(COMPONENT, Needed("build_models"), "the student"),
         "checkpointer": Key(COMPONENT, None, "the student's folder, where `model` does not name one"),
+        "quantizer": Key(COMPONENT, None, "the format that the student trains for, rounded so: distill_tune.qat"),
+        "fake_quant_after_n_steps": Key(whole(0), None, "steps before it is; default from the start", ("quantizer",)),
         "tokenizer": Key(
             COMPONENT, Needed("build_models"), "writes the rows, the student's; its max_seq_len cuts them"
         ),

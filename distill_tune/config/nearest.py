@@ -15,6 +15,7 @@ _MODULES = {
     "distill_tune.generation": "sampling score filters",
     "distill_tune.losses": "loss kd_loss kd_token_weight hidden_loss",
     "distill_tune.models": "model teacher_model",
+    "distill_tune.qat": "quantizer",
     "distill_tune.teachers": "teacher_model teacher_quantizer",
     "distill_tune.training": "kd_ratio temperature",
     "torchao.optim": "optimizer",

@@ -26,6 +26,7 @@ _BUILDERS = (
     "distill_tune.generation.",
     "distill_tune.losses.",
     "distill_tune.models.",
+    "distill_tune.qat.",
     "distill_tune.rollouts.",
     "distill_tune.teachers.",
     "distill_tune.training.schedules",

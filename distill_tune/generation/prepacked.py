@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune import qat
 
 from torchtune.modules.peft import LoRALinear
 
@@ -33,6 +34,32 @@ def prepacked_layers(module: nn.Module) -> Iterator[None]:
     DoRA layers stay as they are.
     """
     products = {layer: product for layer in module.modules() if (product := _product_of(layer))}
+    with _multiplying_by(products):
+        yield
+
+
+@contextlib.contextmanager
+def quantized_once(module: nn.Module, prepack: bool) -> Iterator[None]:
+    """Have fake-quantised layers multiply by their weights as they are now, rounded here, not for each product.
+
+    Args:
+        prepack: by copies as :func:`prepacked_layers` makes them.
+    """
+    with torch.no_grad():
+        products = {layer: _quantized_product(layer, prepack) for layer in qat.fake_quantized_layers(module)}
+    with _multiplying_by(products):
+        yield
+
+
+def _quantized_product(layer: qat.FakeQuantized, prepack: bool) -> Product:
+    weight, activations = layer.quantized_weight(), layer.quantization.scheme.activations
+    multiply = prepacked(weight, layer.bias) if prepack else None
+    multiply = multiply or functools.partial(F.linear, weight=weight, bias=layer.bias)
+    return lambda x: multiply(activations(x))
+
+
+@contextlib.contextmanager
+def _multiplying_by(products: Mapping[Any, Product]) -> Iterator[None]:
     for layer, product in products.items():
         layer.forward = product
     try:

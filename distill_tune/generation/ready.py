@@ -8,7 +8,13 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune.generation.prepacked import Product, has_room_for_copies, prepacked, prepacked_layers
+from distill_tune.generation.prepacked import (
+    Product,
+    has_room_for_copies,
+    prepacked,
+    prepacked_layers,
+    quantized_once,
+)
 from distill_tune.losses.projection import LinearProjection
 from distill_tune.losses.signals import capped
 from distill_tune.models.cached_rows import FilledRows, GrownRows
@@ -40,7 +46,9 @@ def ready_to_generate(model: TransformerDecoder, rows: int) -> "Iterator[ReadyMo
         with contextlib.ExitStack() as stack:
             if hasattr(model, "computes_in"):
                 stack.enter_context(cast_throughout(model))
-            if copies := rows > 1 and has_room_for_copies(model):
+            copies = rows > 1 and has_room_for_copies(model)
+            stack.enter_context(quantized_once(model.layers, copies))
+            if copies:
                 stack.enter_context(prepacked_layers(model.layers))
             yield ReadyModel(model, bool(sharded), copies)
     finally:

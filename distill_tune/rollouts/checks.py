@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune import models
+from distill_tune import models, qat
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
@@ -123,6 +123,11 @@ def check_rollouts(
         raise UserError(
             f"rollouts.server: it may answer with each of the student's {student_tokens} tokens, teacher_model knows "
             f"the first {built.common_vocab_size}; leave it out, so that the student answers here with these alone"
+        )
+    if settings.server is not None and qat.scheme_of(built.student) is not None:
+        raise UserError(
+            "rollouts.server: it would answer with the student's weights as they are, not rounded as `quantizer` has "
+            "them; leave it out, so that the student answers here"
         )
     writing = teachers_that_write(built.teacher) if settings.seq_kd else []
     max_new_tokens = _sampling(settings).max_new_tokens

@@ -10,7 +10,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune import models
+from distill_tune import models, qat
 from distill_tune.data.batch import Batch
 from distill_tune.disk import CHECKSUMS
 from distill_tune.errors import UserError
@@ -189,7 +189,7 @@ class BaseModel(Teacher):
         was_training, kept = student.training, getattr(student, "kept_layers", ())
         student.eval()
         models.keep_hidden_states(student, self._layers)
-        with disable_adapter(student):
+        with qat.unquantized(student), disable_adapter(student):
             hidden, layers = models.hidden_states(student, batch.tokens, batch.attention())
         models.keep_hidden_states(student, kept)
         student.train(was_training)

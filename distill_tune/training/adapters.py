@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from distill_tune import qat
 from distill_tune.disk import put_in_place
 from distill_tune.models.adapters import adapter_names, lora_shape
 from distill_tune.models.checkpoint import Checkpoint
@@ -60,5 +61,6 @@ def export_adapter(model: nn.Module, base: Checkpoint, folder: Path, tokenizer: 
         save_file(tensors, partial / "adapter_model.safetensors")
         (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_tokenizer(partial, tokenizer, base.folder)
+        qat.write_note(partial, qat.scheme_of(model))
         put_in_place(partial, folder)
     return True

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune import data, losses, models, teachers
+from distill_tune import data, losses, models, qat, teachers
 from distill_tune.config.components import build
 from distill_tune.config.values import needs_teacher
 from distill_tune.disk import SHOWN_DIGITS, short_digest
@@ -139,6 +139,8 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
     with faults:
         hidden_loss = build("hidden_loss", cfg.get("hidden_loss"), losses.HiddenLoss([], weight=0))
     with faults:
+        scheme = _build_scheme(cfg)
+    with faults:
         student_checkpoint = models.open_checkpoint("model", cfg.model, cfg.get("checkpointer"), needs_weights)
         student = models.checked_on_meta("model", cfg.model, student_checkpoint, find_dtype(cfg.dtype, device))
     with faults:
@@ -167,7 +169,25 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
         built = built._replace(teacher=behind_cache(cfg, built))
         _require_loss(cfg, built.teacher)
     models.match_layers(student, built.teacher, hidden_loss)
+    if scheme is not None:  # last: a teacher that is a copy of the student is to be as it is
+        qat.prepare(student, scheme, cfg.get("fake_quant_after_n_steps") or 0)
     return built
+
+
+def _build_scheme(cfg: DictConfig) -> qat.Scheme | None:
+    """How the student's weights are rounded while it trains.
+
+    Raises:
+        UserError: the component refuses its arguments, or is none that does that.
+    """
+    scheme = build("quantizer", cfg.get("quantizer"))
+    if scheme is None or isinstance(scheme, qat.Scheme):
+        return scheme
+    there_are = ", ".join(f"distill_tune.qat.{name}" for name in ("Q4_0", "Q8_0", "Int8DynActInt4Weight"))
+    raise UserError(
+        f"quantizer: {cfg.quantizer['_component_']}: is none that a student trains with; take {there_are} or "
+        "Int4WeightOnly (of a teacher's weights it is teacher_quantizer)"
+    )
 
 
 def _require_loss(cfg: DictConfig, teacher: teachers.Teacher) -> None:
