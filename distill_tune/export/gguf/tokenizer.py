@@ -75,7 +75,8 @@ class Tokenizer:
                 f"{folder}: its tokenizer is {state['model']['type']}, not written as GGUF but BPE; {_ELSEWHERE}"
             )
         model = _model(state, folder)
-        tokens, types = _tokens(own.backend_tokenizer, state, model, vocab_size)
+        unknown = own.unk_token if model == SENTENCEPIECE else None
+        tokens, types = _tokens(own.backend_tokenizer, model, unknown, vocab_size)
         merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in _merges(state)]
         add_bos, add_eos, ids, ends = _marks(own, folder, vocab_size)
         of_pieces = None
@@ -159,9 +160,8 @@ def _merges(state: Mapping[str, Any]) -> Sequence[Any]:
     return state["model"].get("merges") or ()
 
 
-def _tokens(tokenizer: Any, state: Mapping[str, Any], model: str, vocab_size: int) -> tuple[list[str], list[int]]:
+def _tokens(tokenizer: Any, model: str, unknown: str | None, vocab_size: int) -> tuple[list[str], list[int]]:
     added = tokenizer.get_added_tokens_decoder()
-    unknown = state["model"].get("unk_token") if model == SENTENCEPIECE else None
     tokens, types = [""] * vocab_size, [UNUSED] * vocab_size
     for text, token in tokenizer.get_vocab().items():
         if token >= vocab_size:

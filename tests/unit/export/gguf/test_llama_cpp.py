@@ -70,11 +70,11 @@ def test_what_a_tool_says_is_passed_on(sources, tmp_path, model, kind, said):
 
 
 def test_a_folder_without_the_converter_is_told(tmp_path):
-    with pytest.raises(UserError, match="has no convert_hf_to_gguf.py; name the folder of llama.cpp's sources"):
+    with pytest.raises(UserError, match=r"has no convert_hf_to_gguf.py; name the folder of llama.cpp's sources"):
         LlamaCpp.find(tmp_path)
 
 
 def test_a_quantiser_that_was_not_built_is_told(sources, tmp_path):
     (sources / "build" / "bin" / "llama-quantize").unlink()
-    with pytest.raises(UserError, match="gguf:q6_k: is made by llama-quantize, which .* has not built: cmake"):
+    with pytest.raises(UserError, match=r"gguf:q6_k: is made by llama-quantize, which .* has not built: cmake"):
         LlamaCpp.find(sources).write(Path("student"), tmp_path / "model.gguf", "q6_k")

@@ -58,5 +58,5 @@ def test_a_quote_in_an_end_is_quoted(folder):
 def test_a_broken_generation_config_is_told(folder, tmp_path):
     tokenizer = Tokenizer.of_folder(folder, 400)
     (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(UserError, match="generation_config.json: is broken"):
+    with pytest.raises(UserError, match=r"generation_config.json: is broken"):
         write_modelfile(tmp_path / "model.gguf", tmp_path, tokenizer)

@@ -20,13 +20,17 @@ TEXTS = (
     "a  b   c\t\td    \n\n\ne  ",
     "Grüße 🦙 привет",
 )
+SIZES = {"embedding_length": 64, "attention.head_count": 4}
 CORPUS = ["the river rose and the fields were under water", "def mean(values): return sum(values)", "你好 世界"] * 20
 
 
 def write_file(folder: Path, size: int = 500, architecture: str = "llama") -> OfFile:
-    """The tokenizer alone, as a file without weights."""
+    """The tokenizer alone, as a file without weights in a folder of its own."""
     found = OfFile.of_folder(folder, size)
-    writer = gguf.GGUFWriter(folder / "model.gguf", architecture)
+    (folder / "gguf").mkdir()
+    writer = gguf.GGUFWriter(folder / "gguf" / "model.gguf", architecture)
+    for name, value in SIZES.items():
+        writer.add_uint32(f"{architecture}.{name}", value)
     found.add_to(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -61,12 +65,12 @@ def byte_level(tmp_path_factory):
 
 def test_transformers_reads_the_same_byte_level_tokenizer(byte_level):
     folder, _ = byte_level
-    own, read = (AutoTokenizer.from_pretrained(folder, **arguments) for arguments in ({}, {"gguf_file": "model.gguf"}))
+    own = AutoTokenizer.from_pretrained(folder)
+    read = AutoTokenizer.from_pretrained(folder / "gguf", gguf_file="model.gguf")
     chat = [{"role": "user", "content": "hello there"}]
     for text in (*TEXTS, own.apply_chat_template(chat, tokenize=False), "a<think>b</think><|tool|>"):
         assert read(text)["input_ids"] == own(text)["input_ids"], text
-    said = gguf.GGUFReader(folder / "model.gguf").get_field("tokenizer.chat_template")
-    assert said.contents() == own.chat_template == TEMPLATE
+    assert read.chat_template == own.chat_template == TEMPLATE
 
 
 def test_types_ends_and_flags_are_said(byte_level):
@@ -136,7 +140,8 @@ def test_the_scores_join_pieces_as_the_merges_do(pieces):
 
 def test_transformers_reads_the_same_pieces(pieces):
     folder, found = pieces
-    own, read = (AutoTokenizer.from_pretrained(folder, **arguments) for arguments in ({}, {"gguf_file": "model.gguf"}))
+    own = AutoTokenizer.from_pretrained(folder)
+    read = AutoTokenizer.from_pretrained(folder / "gguf", gguf_file="model.gguf")
     for text in TEXTS:
         assert read(text)["input_ids"] == own(text)["input_ids"], text
     assert (found.model, found.pre, found.merges) == ("llama", "default", None)
@@ -193,7 +198,7 @@ def test_a_text_without_an_end_is_refused(tmp_path):
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     del settings["eos_token"], settings["chat_template"]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match='set "eos_token_id" in generation_config.json'):
+    with pytest.raises(UserError, match=r'set "eos_token_id" in generation_config.json'):
         OfFile.of_folder(tmp_path, 400)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
     assert OfFile.of_folder(tmp_path, 400).ids["eos"] == 7

@@ -196,7 +196,7 @@ def test_what_a_file_cannot_say_is_refused_by_name(tmp_path, name, changes, said
 
 
 def test_a_kind_that_is_not_written_here_is_refused():
-    with pytest.raises(UserError, match="gguf:q4_k_m: no such kind, there are f32, .*--llama-cpp DIR"):
+    with pytest.raises(UserError, match=r"gguf:q4_k_m: no such kind, there are f32, .*--llama-cpp DIR"):
         write_gguf(Path("nowhere"), Path("model.gguf"), "q4_k_m")
 
 
