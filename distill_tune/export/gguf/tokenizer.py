@@ -40,7 +40,7 @@ class Tokenizer:
         ids: of ``bos``, ``eos``, ``eot``, ``eom``, ``unk``, ``pad``.
         ends: all that end an answer, in the order in which the student's folder names them.
         add_bos, add_eos: whether every text is put between them.
-        add_space_prefix: whether a text begins with a space, of SentencePiece.
+        add_space_prefix: whether a text begins with a space.
         chat_template: one, several by name, or None.
         left_out: tokens for which the model has no row.
     """
@@ -55,7 +55,7 @@ class Tokenizer:
     ends: list[int]
     add_bos: bool
     add_eos: bool
-    add_space_prefix: bool | None
+    add_space_prefix: bool
     chat_template: str | dict[str, str] | None
     left_out: int
 
@@ -95,7 +95,7 @@ class Tokenizer:
             ends=ends,
             add_bos=add_bos,
             add_eos=add_eos,
-            add_space_prefix=_begins_with_space(state) if model == SENTENCEPIECE else None,
+            add_space_prefix=_begins_with_space(state),
             chat_template=own.chat_template or None,
             left_out=sum(token >= vocab_size for token in own.backend_tokenizer.get_vocab().values()),
         )
@@ -117,8 +117,7 @@ class Tokenizer:
             getattr(writer, f"add_{name}_token_id")(token)
         writer.add_add_bos_token(self.add_bos)
         writer.add_add_eos_token(self.add_eos)
-        if self.add_space_prefix is not None:
-            writer.add_add_space_prefix(self.add_space_prefix)
+        writer.add_add_space_prefix(self.add_space_prefix)
         if isinstance(self.chat_template, dict):
             named = [{"name": name, "template": text} for name, text in self.chat_template.items()]
             writer.add_chat_template(named)
