@@ -168,10 +168,11 @@ def _tokens(tokenizer: Any, model: str, unknown: str | None, vocab_size: int) ->
         types[token] = NORMAL
         if text == unknown:
             types[token] = UNKNOWN
-        elif token in added:
-            is_control = added[token].special or _CONTROL.fullmatch(text)
-            types[token] = CONTROL if is_control else USER_DEFINED
-            if model == SENTENCEPIECE and not is_control:  # looked for in the text as it was given
+        elif token in added and (added[token].special or _CONTROL.fullmatch(text)):
+            types[token] = CONTROL
+        elif token in added and not _is_never_met(text, added[token], model):
+            types[token] = USER_DEFINED
+            if model == SENTENCEPIECE:  # looked for in the text as it was given
                 text = text.replace(_SPACE, " ")
         elif model == SENTENCEPIECE and _BYTE.fullmatch(text):
             types[token] = BYTE
@@ -187,6 +188,12 @@ def _tokens(tokenizer: Any, model: str, unknown: str | None, vocab_size: int) ->
         twice = next(text for text in tokens if tokens.count(text) > 1)
         raise UserError(f"tokenizer.json: {twice!r} is written by two tokens, with which llama.cpp opens no file")
     return tokens, types
+
+
+def _is_never_met(text: str, added: Any, model: str) -> bool:
+    """Of an added token with marks of spaces that is looked for before they are put in: it is joined from pieces, as
+    Gemma's runs of spaces are."""
+    return model == SENTENCEPIECE and _SPACE in text and not added.normalized
 
 
 def _scores(

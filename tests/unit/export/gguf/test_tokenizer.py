@@ -20,8 +20,9 @@ TEXTS = (
     "a  b   c\t\td    \n\n\ne  ",
     "Grüße 🦙 привет",
 )
+RUN = "\u2581\u2581"
 SIZES = {"embedding_length": 64, "attention.head_count": 4}
-CORPUS = ["the river rose and the fields were under water", "def mean(values): return sum(values)", "你好 世界"] * 20
+CORPUS = ["the river rose and the fields were under water", "def mean(values):    return sum(values)", "你好 世界"] * 20
 
 
 def write_file(folder: Path, size: int = 500, architecture: str = "llama") -> OfFile:
@@ -109,11 +110,17 @@ def pieces(tmp_path_factory):
     folder.mkdir()
     settings = {"model_type": "bpe", "byte_fallback": True, "vocab_size": 380, "character_coverage": 1.0}
     settings |= {"minloglevel": 2, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    settings |= {"allow_whitespace_only_pieces": True}
     SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_prefix=str(folder / "tokenizer"), **settings)
     own = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     own |= {"legacy": True, "add_bos_token": True, "add_eos_token": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(own))
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    state = json.loads((folder / "tokenizer.json").read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    run = {"id": state["model"]["vocab"][RUN], "content": RUN, **flags}  # as Gemma has its runs of spaces
+    state["added_tokens"].append(run)
+    (folder / "tokenizer.json").write_text(json.dumps(state))
     (folder / "tokenizer.model").unlink()
     (folder / "tokenizer.vocab").unlink()
     return folder, write_file(folder)
@@ -149,6 +156,14 @@ def test_transformers_reads_the_same_pieces(pieces):
     assert found.ids == {"bos": 1, "eos": 2, "unk": 0}
     assert [found.types[token] for token in (0, 1, 2, 3)] == [2, 3, 3, 6]
     assert found.types[450] == 5
+
+
+def test_a_run_of_spaces_is_joined_of_pieces(pieces):
+    """Where the tokenizer looks for it among the marks that are put in later, and so never meets it."""
+    folder, found = pieces
+    token = found.tokens.index(RUN)
+    assert token in AutoTokenizer.from_pretrained(folder).added_tokens_decoder
+    assert found.types[token] == 1
 
 
 def save(folder: Path, tokenizer: Tokenizer, **settings: str) -> Path:
