@@ -69,7 +69,7 @@ class Written:
         return told
 
 
-def write_gguf(folder: Path, file: Path, kind: str) -> Written:
+def write_gguf(folder: Path, file: Path, kind: str, name: str | None = None) -> Written:
     """Write the model of a folder, its tokenizer and its chat template into one file.
 
     Norms and biases stay float32; embeddings and output layer are at least q8_0; rows that blocks of 32 do not divide
@@ -79,6 +79,7 @@ def write_gguf(folder: Path, file: Path, kind: str) -> Written:
         folder: config.json, weights and tokenizer, as transformers reads them; an adapter is merged.
         file: replaced whole.
         kind: one of :data:`KINDS`.
+        name: of the model; by default the folder's.
 
     Raises:
         UserError: the package gguf is not there; a model, a tokenizer or a setting that GGUF cannot say.
@@ -101,7 +102,7 @@ def write_gguf(folder: Path, file: Path, kind: str) -> Written:
     parameters = sum(math.prod(tensor.shape) for tensor in described)
     with replaced_whole(file) as partial:
         writer = gguf.GGUFWriter(partial, architecture_of(shape))
-        add_description(writer, folder, parameters, "</s>" in tokenizer.tokens)
+        add_description(writer, folder, name or folder.resolve().name, parameters, "</s>" in tokenizer.tokens)
         _add_settings(writer, values)
         writer.add_file_type(file_type(kind))
         tokenizer.add_to(writer)
