@@ -19,6 +19,11 @@ from distill_tune.models.tokenizer_files import read_tokenizer
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SENTENCEPIECE, BYTE_LEVEL = "llama", "gpt2"
 _SPACE = "\u2581"
+# What puts the mark in the place of a space.
+_WITH_MARKS = (
+    {"type": "Prepend", "prepend": _SPACE},
+    {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
+)
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 # Added tokens that no text has, whatever a tokenizer.json says of them.
 _CONTROL = re.compile(r"<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]")
@@ -144,15 +149,19 @@ def _model(state: Mapping[str, Any], folder: Path) -> str:
     steps = [*parts(state["pre_tokenizer"], "pretokenizers"), *parts(state["decoder"], "decoders")]
     if any(step["type"] == "ByteLevel" for step in steps):
         return BYTE_LEVEL
-    normalisers = parts(state["normalizer"], "normalizers")
-    changed = [step["type"] for step in normalisers if step["type"] not in ("Prepend", "Replace")]
-    cut = [step["type"] for step in parts(state["pre_tokenizer"], "pretokenizers")]
-    if not state["model"].get("byte_fallback") or changed or not set(cut) <= {"Metaspace", "Split"}:
+    changes = [step for step in parts(state["normalizer"], "normalizers") if step not in _WITH_MARKS]
+    cuts = [step for step in parts(state["pre_tokenizer"], "pretokenizers") if not _is_of_spaces(step)]
+    if changes or cuts or not state["model"].get("byte_fallback"):
+        others = ", ".join(dict.fromkeys(step["type"] for step in [*changes, *cuts]))
         raise UserError(
-            f"{folder}: its tokenizer ({', '.join([*changed, *cut]) or 'without bytes'}) is neither one of bytes nor "
-            f"SentencePiece's, and not written as GGUF; {_ELSEWHERE}"
+            f"{folder}: its tokenizer ({others or 'without bytes'}) is neither one of bytes nor SentencePiece's, and "
+            f"not written as GGUF; {_ELSEWHERE}"
         )
     return SENTENCEPIECE
+
+
+def _is_of_spaces(step: Mapping[str, Any]) -> bool:
+    return step["type"] == "Metaspace" or (step["type"] == "Split" and step["pattern"] == {"String": " "})
 
 
 def _merges(state: Mapping[str, Any]) -> Sequence[Any]:

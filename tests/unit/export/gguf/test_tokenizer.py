@@ -200,7 +200,7 @@ def lower_case() -> Tokenizer:
     [
         (trained_on_merges, "was trained on merges, which llama.cpp does with bytes alone"),
         (word_level, "its tokenizer is WordLevel, not written as GGUF but BPE"),
-        (lower_case, "Lowercase, Metaspace. is neither one of bytes nor SentencePiece's"),
+        (lower_case, "Lowercase. is neither one of bytes nor SentencePiece's"),
     ],
 )
 def test_a_tokenizer_that_llama_cpp_does_not_compute_is_refused(tmp_path, make, said):
