@@ -6,7 +6,7 @@ import gguf
 import numpy
 from safetensors.torch import load_file
 
-from distill_tune.models.gguf import _NAMES, _NAMES_OF_GEMMA
+from distill_tune.models.gguf_names import gguf_name
 
 
 def write_gguf(folder, path, kind, more=None):
@@ -48,20 +48,18 @@ def write_gguf(folder, path, kind, more=None):
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     for name, value in (more or {}).items():
         writer.add_key_value(f"{arch}.{name}", value, gguf.GGUFValueType.get_type(value))
-    names = {theirs: ours for ours, theirs in (_NAMES_OF_GEMMA if arch.startswith("gemma") else _NAMES).items()}
     for name, value in load_file(folder / "model.safetensors").items():
         value = value.float().numpy()
-        layer, module, last = _parts(name)
+        layer, module = _parts(name)
         if module in ("self_attn.q_proj", "self_attn.k_proj") and arch == "llama":
             heads = config["num_attention_heads" if "q_proj" in module else "num_key_value_heads"]
             value = value.reshape(heads, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
         if arch.startswith("gemma") and name.endswith("norm.weight"):
             value = value + 1
-        full = f"{f'blk.{layer}.' if layer else ''}{names[module]}.{last}"
         quantised = value.ndim == 2 and layer
         of_kind = gguf.GGMLQuantizationType[kind if quantised else "F32"]
         raw = gguf.quants.quantize(value.astype(numpy.float32), of_kind)
-        writer.add_tensor(full, raw, raw_dtype=of_kind)
+        writer.add_tensor(gguf_name(name, arch), raw, raw_dtype=of_kind)
     if rope.get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", _rope_factors(config, rope))
     writer.write_header_to_file()
@@ -84,5 +82,4 @@ def _parts(name):
     layer = ""
     if name.startswith("model.layers."):
         _, _, layer, name = name.split(".", 3)
-    module, _, last = name.rpartition(".")
-    return layer, module, last
+    return layer, name.rpartition(".")[0]

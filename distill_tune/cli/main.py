@@ -14,6 +14,7 @@ from distill_tune.cli import (
     data,
     demo,
     download,
+    export,
     init_student,
     ls,
     plan,
@@ -66,7 +67,7 @@ _READ_THEMSELVES = ("run", "validate", "data", "plan", "compare", "cache", "serv
 
 _COMMANDS = (
     *(run, ls, cp, cat, validate, data, plan, sweep, download, init_student, chat, compare, cache, serve),
-    *(watch, report, demo),
+    *(watch, report, export, demo),
 )
 
 

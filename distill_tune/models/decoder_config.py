@@ -165,6 +165,19 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         raise UserError(f"config.json: {told}") from error
 
 
+def rope_parameters(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rope settings of each kind of layer that :func:`decoder_config` has read: ``rope_type``, ``rope_theta``...
+
+    Args:
+        config: config.json.
+    """
+    text = language_model_config(config)
+    with _quiet_transformers():
+        _, read = _as_transformers_reads(text["architectures"][0], text)
+    declared = {field.name: getattr(read, field.name) for field in dataclasses.fields(read)}
+    return {kind: dict(_rope_parameters(read, kind)) for kind in set(_layer_types(declared))}
+
+
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Without its remarks on keys that its class does not read."""

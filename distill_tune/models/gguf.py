@@ -4,7 +4,6 @@ The numbers of the block formats are those of ggml: 32 weights share a float16 s
 """
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,30 +15,9 @@ from torch import nn
 from distill_tune.errors import UserError
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.gguf_config import gguf_config, gguf_field, gguf_reader
+from distill_tune.models.gguf_names import OF_ROPE, adds_one_to, hf_name, in_halves, turned_heads
 from distill_tune.models.hf_names import Weights
 
-_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_NAMES_OF_GEMMA = _NAMES | {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-_TENSOR = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
 _ADDED = (3, 4)  # llama.cpp's types of tokens: control, user-defined
 _BLOCK = 32  # weights
 _BLOCK_BYTES = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20}
@@ -72,9 +50,7 @@ class GGUFCheckpoint(Checkpoint):
 
         for name, tensor in self._tensors():
             values = torch.tensor(quants.dequantize(tensor.data, tensor.tensor_type))
-            # Gemma's norms weigh by 1 + w, and the file has the sum.
-            values = values - 1 if self._gemma and name.endswith("norm.weight") else values
-            yield name, self._in_hf_order(name, values)
+            yield name, self._in_hf_order(name, values - 1 if adds_one_to(name, self._architecture) else values)
 
     def blocks(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         """Name, format and raw blocks ``[out, bytes]``, uint8, of the weights that :class:`BlockLinear` can hold."""
@@ -90,26 +66,21 @@ class GGUFCheckpoint(Checkpoint):
                 yield int(tensor.n_elements), int(tensor.n_bytes)
 
     @property
-    def _gemma(self) -> bool:
-        return self.config["model_type"].startswith("gemma")
+    def _architecture(self) -> str:
+        return gguf_field(gguf_reader(self.folder), "general.architecture", "")
 
     def _tensors(self) -> Iterator[tuple[str, Any]]:
-        names = _NAMES_OF_GEMMA if self._gemma else _NAMES
         for tensor in gguf_reader(self.folder).tensors:
-            found = _TENSOR.fullmatch(tensor.name)
-            if tensor.name == "rope_freqs.weight":
+            if tensor.name in OF_ROPE:
                 continue
-            if found is None or found[2] not in names:
+            name = hf_name(tensor.name, self._architecture)
+            if name is None:
                 raise UserError(f"{self.key}: {self.folder}: {tensor.name} is no weight of a known architecture")
-            layer = f"model.layers.{found[1]}." if found[1] else ""
-            yield f"{layer}{names[found[2]]}.{found[3]}", tensor
+            yield name, tensor
 
     def _in_hf_order(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """Of Llama's q and k the rows of a head stand in pairs; Hugging Face has halves."""
-        if self.config["model_type"] != "llama" or not re.search(r"self_attn\.[qk]_proj", name):
-            return rows
-        heads = self.config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
-        return rows.view(heads, len(rows) // heads // 2, 2, -1).transpose(1, 2).reshape(rows.shape)
+        heads = turned_heads(name, self._architecture, self.config)
+        return rows if heads is None else in_halves(rows, heads)
 
 
 def gguf_tokens(path: Path) -> tuple[dict[int, str], frozenset[int]]:
@@ -122,7 +93,7 @@ def gguf_tokens(path: Path) -> tuple[dict[int, str], frozenset[int]]:
 def gguf_ends(path: Path) -> list[int]:
     """The tokens at which a file's text ends, or a turn."""
     reader = gguf_reader(path)
-    ends = (gguf_field(reader, f"tokenizer.ggml.{kind}_token_id", None) for kind in ("eos", "eot"))
+    ends = (gguf_field(reader, f"tokenizer.ggml.{kind}_token_id", None) for kind in ("eos", "eot", "eom"))
     return [int(token) for token in ends if token is not None]
 
 

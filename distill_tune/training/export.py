@@ -29,7 +29,7 @@ from torchtune.modules.peft import get_merged_lora_ckpt
 
 _DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float16: "float16"}
 # What of the base model's folder goes along besides its tokenizer.
-_TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 # What a config.json says of weights that are not these, or of Python files that its own architecture does not need.
 _NOT_EXPORTED = ("torch_dtype", "quantization_config", "auto_map")
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -84,6 +84,7 @@ def write_model_folder(
     dtype: torch.dtype,
     tokenizer: Any = None,
     scheme: qat.Scheme | None = None,
+    max_shard_size: str = "5GB",
 ) -> None:
     """A Hugging Face folder: weights by its names, config.json, generation_config.json and the tokenizer.
 
@@ -93,12 +94,13 @@ def write_model_folder(
         base: the folder that the model was made from.
         tokenizer: that the rows were written with; ``base``'s where it is None or not of transformers.
         scheme: that the weights were trained for, which is noted beside them.
+        max_shard_size: of a file of weights; of several, an index says which weight is where.
     """
     require_space("output_dir", folder, sum(value.numel() * value.element_size() for value in weights.values()))
     final, folder = folder, folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for file in files_of(base, _TERMS):
+    for file in files_of(base, TERMS):
         shutil.copyfile(file, folder / file.name)
     stops = exported_stops(tokenizer, base, config.get("vocab_size", sys.maxsize))
     ends = {"eos_token_id": stops if len(stops) > 1 else stops[0]} if stops else {}
@@ -108,7 +110,10 @@ def write_model_folder(
     write_tokenizer(folder, tokenizer, base)
     qat.write_note(folder, scheme)
     save_torch_state_dict(
-        {name: value.contiguous() for name, value in weights.items()}, folder, metadata={"format": "pt"}
+        {name: value.contiguous() for name, value in weights.items()},
+        folder,
+        max_shard_size=max_shard_size,
+        metadata={"format": "pt"},
     )
     put_in_place(folder, final)
 

@@ -1,0 +1,81 @@
+"""A GGUF file with its Modelfile in a folder of its own, as the table of formats has it."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import torch
+
+from distill_tune.errors import UserError
+from distill_tune.export import hf_folder
+from distill_tune.export.beside import write_terms
+from distill_tune.export.gguf import KINDS, LlamaCpp, write_gguf, write_modelfile
+from distill_tune.export.gguf.metadata import settings as metadata
+from distill_tune.export.gguf.tokenizer import Tokenizer
+from distill_tune.export.opened import Opened, open_with_transformers
+from distill_tune.export.settings import Settings
+from distill_tune.export.source import Source
+from distill_tune.models.gguf_config import gguf_config
+
+_ROUNDED = 0.005
+_MAX_KL = {"q8_0": 0.02, "q5_1": 0.1, "q5_0": 0.1, "q4_1": 0.5, "q4_0": 0.5}
+_OTHERS = 1.0  # of llama.cpp's own kinds
+
+
+def check(source: Source, settings: Settings) -> list[str]:
+    """
+    Raises:
+        UserError: gguf is not installed, or the model or its tokenizer is none that GGUF can say.
+    """
+    try:
+        import gguf  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError("--to gguf: GGUF is written by gguf; pip install 'distill-tune[gguf]'") from error
+    if settings.llama_cpp is not None:
+        LlamaCpp.find(settings.llama_cpp)
+        return []
+    metadata(source.config(), source.decoder)
+    return []
+
+
+def write(source: Source, folder: Path, settings: Settings) -> list[str]:
+    merged = folder.with_name(f"{folder.name}.merged")
+    try:
+        hf_folder.write(source, merged, settings)
+        folder.mkdir(parents=True)
+        file = folder / _name(source, settings)
+        if settings.llama_cpp is not None:
+            told = LlamaCpp.find(settings.llama_cpp).write(merged, file, settings.kind)
+            tokenizer = Tokenizer.of_folder(merged, source.vocab_size)
+        else:
+            written = write_gguf(merged, file, settings.kind, source.name)
+            told, tokenizer = written.lines(), written.tokenizer
+        write_modelfile(file, merged, tokenizer)
+        write_terms(source, folder)
+        return [line.replace(f"{folder}/", "") for line in told]
+    finally:
+        shutil.rmtree(merged, ignore_errors=True)
+
+
+def open_written(source: Source, folder: Path, settings: Settings, device: torch.device) -> Opened:
+    """Weights, tokenizer and chat template by transformers' reader; the ends beyond the first stand in the Modelfile.
+
+    Not the settings, of which its reader leaves out rope's scaling, biases, caps and more: those of the source are
+    taken. That the file has them is compared when it is written.
+    """
+    from transformers import CONFIG_MAPPING
+
+    name, config = _name(source, settings), source.config()
+    of_source = CONFIG_MAPPING[config["model_type"]].from_dict(config)
+    opened = open_with_transformers(folder, device, gguf_file=name, config=of_source)
+    longest = gguf_config(folder / name)["max_position_embeddings"]
+    return dataclasses.replace(opened, stops=None, longest=longest)
+
+
+def max_kl(source: Source, settings: Settings) -> float:
+    plain = _ROUNDED if settings.kind in KINDS else _OTHERS
+    return _MAX_KL.get(settings.kind, plain)
+
+
+def _name(source: Source, settings: Settings) -> str:
+    return f"{source.name}-{settings.kind}.gguf"

@@ -1,0 +1,153 @@
+"""One export from its first check to the folder under its name."""
+
+import dataclasses
+import datetime
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import distill_tune
+from distill_tune.data.ends import exported_stops
+from distill_tune.disk import put_in_place
+from distill_tune.errors import UserError
+from distill_tune.export.before import remarks
+from distill_tune.export.card import model_card
+from distill_tune.export.compared import Agreement, Check, compare
+from distill_tune.export.formats import Format, find_format
+from distill_tune.export.settings import Settings
+from distill_tune.export.source import Source, open_source
+from distill_tune.export.texts import rows_for
+from distill_tune.training.device import dtype_name, find_device
+
+RECORD = "export.json"
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """
+    Attributes:
+        folder: where it lies: under a name that ends in ``.failed`` where a check has not passed.
+        remarks: what was told before it was written.
+        checks: what was found when it was opened again.
+        tool: by which.
+        agreement: with the source.
+        files: sizes in bytes, by name.
+        bits_per_weight: of the files of weights; None of an adapter, which has but some, and of GGUF, which says so.
+    """
+
+    folder: Path
+    remarks: Sequence[str]
+    checks: Sequence[Check]
+    tool: str
+    agreement: Agreement
+    files: Mapping[str, int]
+    bits_per_weight: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+def export(
+    path: Path,
+    to: str,
+    output: Path | None = None,
+    *,
+    dtype: str | None = None,
+    max_shard_size: str = "5GB",
+    base_model: str | None = None,
+    llama_cpp: Path | None = None,
+    max_kl: float | None = None,
+) -> Result:
+    """Write a model in a format, open it by the tool that it is for, compare both, and give it its name.
+
+    Args:
+        path: a run's output_dir, a Hugging Face folder, or an adapter's.
+        to: ``hf``, ``torchao:int8``, ...; see :data:`~distill_tune.export.formats.FORMATS`.
+        output: by default exports/ and the names of source and format. An earlier export there is replaced.
+        dtype: of the weights, bf16, fp32 or fp16; by default the source's own, of torchao's formats bf16.
+        max_kl: of the exported model from its source, nats a token; by default the format's.
+
+    Raises:
+        UserError: before anything is written: there is no such format or model, or the format cannot hold it.
+    """
+    form, kind = find_format(to, any_gguf=llama_cpp is not None)
+    source = open_source(path, as_adapter=form.holds_factors)
+    settings = Settings(kind, _dtype(form, source, to, dtype), max_shard_size, base_model, llama_cpp)
+    output = output or Path("exports") / f"{source.name}-{to.replace(':', '-')}"
+    _require_place(output, source)
+    told = [*remarks(source, form.holds_factors), *form.check(source, settings)]
+    for line in told:
+        print(line)
+    bound = form.max_kl(source, settings) if max_kl is None else max_kl
+    rows, device = rows_for(source), find_device("auto")
+    logits = source.logits(rows.tokens, device)
+    partial = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        for line in form.write(source, partial, settings):
+            print(line)
+        opened = form.open(source, partial, settings, device)
+        stops = exported_stops(source.tokenizer, source.checkpoint.folder, source.vocab_size)
+        checks, agreement = compare(source, stops, logits, rows, opened, bound)
+        result = Result(output, told, checks, opened.tool, agreement, {})
+        if not result.passed:
+            result = dataclasses.replace(result, folder=output.with_name(f"{output.name}.failed"))
+        _write_json(partial / RECORD, _record(source, to, settings, result))
+        (partial / "README.md").write_text(model_card(source, to, settings, result), encoding="utf-8")
+        del opened
+        put_in_place(partial, result.folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    files = [file for file in sorted(result.folder.rglob("*")) if file.is_file()]
+    sizes = {file.relative_to(result.folder).as_posix(): file.stat().st_size for file in files}
+    of_weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
+    bits = None if form.holds_factors or not of_weights else 8 * of_weights / source.num_parameters
+    return dataclasses.replace(result, files=sizes, bits_per_weight=bits)
+
+
+def _dtype(form: Format, source: Source, to: str, name: str | None) -> torch.dtype:
+    """
+    Raises:
+        UserError: the format has another.
+    """
+    if name is not None and form.holds_factors:
+        raise UserError(f"--dtype {name}: {to} keeps its weights as they are; leave it out")
+    if name is not None:
+        return DTYPES[name]
+    chosen = form.dtype or source.dtype
+    return chosen if chosen in DTYPES.values() else torch.float32
+
+
+def _require_place(output: Path, source: Source) -> None:
+    """
+    Raises:
+        UserError: something else lies there than an earlier export.
+    """
+    if output.exists() and (not (output / RECORD).is_file() or output.resolve() == source.folder.resolve()):
+        raise UserError(f"--output {output}: is there already, and no earlier export; name another folder")
+
+
+def _record(source: Source, to: str, settings: Settings, result: Result) -> dict[str, Any]:
+    """What the folder says of itself, for `upload` and for whoever finds it."""
+    return {
+        "version": 1,
+        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "made_by": f"distill-tune {distill_tune.__version__}",
+        "source": source.name,
+        "format": to,
+        "dtype": dtype_name(settings.dtype),
+        "opened_by": result.tool,
+        "passed": result.passed,
+        "checks": [dataclasses.asdict(check) for check in result.checks],
+        "agreement": dataclasses.asdict(result.agreement),
+    }
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

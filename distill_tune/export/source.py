@@ -1,0 +1,122 @@
+"""What is exported: the model of a run, of a Hugging Face folder, or of an adapter on its base."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
+from distill_tune import models
+from distill_tune.config.files import is_model_folder, no_model_at
+from distill_tune.data.tokenizer import HFTokenizer, hf_tokenizer
+from distill_tune.errors import UserError
+from distill_tune.models.adapter_folder import has_adapter
+from distill_tune.models.checkpoint import Checkpoint
+from distill_tune.models.conversion import Conversion, conversion_of
+from distill_tune.models.decoder_config import DecoderConfig
+from distill_tune.models.tokenizer_files import VOCABULARIES, files_of
+
+_KEY = "SOURCE"
+_MODEL, _ADAPTER = "model", "adapter"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """
+    Attributes:
+        name: what its exports are called.
+        folder: the model's, or the adapter's.
+        run: output_dir of the run that made it; None where it lies in none.
+        checkpoint: its weights, an adapter's merged.
+        tokenizer: the folder's own; of an adapter without one, its base's.
+        decoder: the architecture; tied or not is as the weights have it.
+    """
+
+    name: str
+    folder: Path
+    run: Path | None
+    checkpoint: Checkpoint
+    tokenizer: HFTokenizer
+    decoder: DecoderConfig
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder.vocab_size
+
+    @functools.cached_property
+    def dtype(self) -> torch.dtype:
+        """In which most of the weights are kept."""
+        return self.checkpoint.dtype()
+
+    @functools.cached_property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self._on_meta.parameters())
+
+    def weights(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """By Hugging Face's names. Adapters are merged in fp32 whatever the dtype is."""
+        conversion = self._conversion
+        found = {name: value.to(dtype) for name, value in self.checkpoint.weights()}
+        return conversion.to_hf(conversion.to_torchtune(found))
+
+    def config(self) -> dict[str, Any]:
+        """config.json of these weights."""
+        return self._conversion.exported_config()
+
+    @torch.no_grad()
+    def logits(self, rows: Sequence[Sequence[int]], device: torch.device) -> list[torch.Tensor]:
+        """Of each row ``[s, v]``, float32, on the CPU, computed in float32 by the decoder that trains."""
+        model = models.load_model(_component_of(self.folder), self.checkpoint, torch.float32, device).eval()
+        return [model(torch.tensor([row], device=device))[0].float().cpu() for row in rows]
+
+    @functools.cached_property
+    def _conversion(self) -> Conversion:
+        return conversion_of(self._on_meta, None, self.checkpoint.config)
+
+    @functools.cached_property
+    def _on_meta(self) -> nn.Module:
+        return models.build_on_meta(_KEY, _component_of(self.folder))
+
+
+def open_source(path: Path, as_adapter: bool = False) -> Source:
+    """
+    Args:
+        path: a run's output_dir, a Hugging Face folder, or an adapter's.
+        as_adapter: of a run take adapter/ and not model/.
+
+    Raises:
+        UserError: there is no such model, it cannot be read, or has no tokenizer.
+    """
+    folder, run = _folder_and_run(path, as_adapter)
+    if not is_model_folder(folder):
+        raise UserError(f"export {path}: {no_model_at(path)}")
+    checkpoint = Checkpoint.read(_KEY, _KEY, folder)
+    model = models.checked_on_meta(_KEY, _component_of(folder), checkpoint)
+    has_own = bool(files_of(folder, VOCABULARIES))
+    tokenizer = hf_tokenizer(str(folder if has_own else checkpoint.folder))
+    name = run.name if run else folder.name
+    return Source(name, folder, run, checkpoint, tokenizer, model.decoder_config)
+
+
+def _folder_and_run(path: Path, as_adapter: bool) -> tuple[Path, Path | None]:
+    """Where the model lies, and the run that it is of."""
+    path = Path(path)
+    if not is_model_folder(path) and (path / "config.yaml").is_file():
+        kinds = (_ADAPTER,) if as_adapter else (_MODEL, _ADAPTER)
+        there = [path / kind for kind in kinds if is_model_folder(path / kind)]
+        return (there[0] if there else path), path
+    is_of_run = path.name in (_MODEL, _ADAPTER) and (path.parent / "config.yaml").is_file()
+    return path, path.parent if is_of_run else None
+
+
+def _component_of(folder: Path) -> DictConfig:
+    return OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(folder)})
+
+
+def has_factors(source: Source) -> bool:
+    """Whether it is an adapter's folder, not a whole model's."""
+    return has_adapter(source.folder)

@@ -1,0 +1,248 @@
+"""Exports from the first check to the folder: written, opened by their tools, compared, kept or set aside."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from export_folders import write_base
+from safetensors.torch import load_file, save_file
+from tiny_tokenizer import TEMPLATE
+
+from distill_tune.cli.main import main
+from distill_tune.errors import UserError
+from distill_tune.export import export
+from distill_tune.export.formats import find_format
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+FOR_TORCHTUNE = {
+    "llama3": {"rope_parameters": LLAMA3_ROPE},
+    "mistral": {"sliding_window": 24},  # it then reads no more
+    "phi3": {"sliding_window": None},
+}
+TOKENS = torch.arange(5, 45).view(2, 20)
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model(TOKENS).logits.float()
+
+
+def by_transformers(folder, **settings):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, **{"dtype": torch.float32} | settings)
+
+
+def read(file) -> dict:
+    return json.loads(file.read_text())
+
+
+def writing(damage):
+    """In place of find_format: the folder of transformers, which ``damage`` changes once it is written."""
+    form, _ = find_format("hf")
+
+    def write(source, folder, settings):
+        form.write(source, folder, settings)
+        damage(folder)
+
+    return lambda name: (dataclasses.replace(form, write=write), "")
+
+
+@pytest.mark.parametrize(("dtype", "loss"), [("fp32", 0.0), ("bf16", 0.3), ("fp16", 0.05)])
+def test_a_merged_folder_in_each_dtype(run, tmp_path, dtype, loss):
+    result = export(run, "hf", tmp_path / "out", dtype=dtype)
+    assert result.passed
+    assert {check.name for check in result.checks} == {
+        "token ids", "chat template", "end tokens", "distributions", "logits",
+    }  # fmt: skip
+    names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {names[dtype]}
+    found, wanted = logits(by_transformers(tmp_path / "out")), logits(by_transformers(run / "model"))
+    assert (found - wanted).abs().max() <= loss + 1e-4
+    assert result.agreement.max_difference <= loss + 1e-4
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
+    assert read(tmp_path / "out" / "tokenizer_config.json")["chat_template"] == TEMPLATE
+    assert read(tmp_path / "out" / "generation_config.json")["eos_token_id"] == 1
+    assert read(tmp_path / "out" / "export.json")["passed"]
+
+
+def test_shards_have_an_index_and_open(run, tmp_path):
+    result = export(run, "hf", tmp_path / "out", max_shard_size="100KB")
+    shards = [name for name in result.files if name.startswith("model-")]
+    assert len(shards) > 2
+    assert max(result.files[name] for name in shards) < 120_000
+    assert torch.equal(logits(by_transformers(tmp_path / "out")), logits(by_transformers(run / "model")))
+
+
+def test_an_adapter_opens_with_peft_on_its_base(base, run, tmp_path):
+    from peft import PeftModel
+
+    result = export(run, "adapter", tmp_path / "out", base_model="maker/Base")
+    assert result.passed
+    assert result.tool.startswith("peft ")
+    assert read(tmp_path / "out" / "adapter_config.json")["base_model_name_or_path"] == "maker/Base"
+    found = logits(PeftModel.from_pretrained(by_transformers(base), tmp_path / "out"))
+    torch.testing.assert_close(found, logits(by_transformers(run / "model")), rtol=0, atol=1e-4)
+
+
+def test_of_a_whole_model_there_are_no_factors(base, tmp_path):
+    with pytest.raises(UserError, match="is a whole model, without factors"):
+        export(base, "adapter", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name", ["llama2", "llama3", "mistral", "qwen2", "phi3"]
+)  # those that torchtune has a builder for
+def test_torchtunes_own_builder_and_checkpointer_read_it(tmp_path, name):
+    folder = write_base(tmp_path / name, name, **FOR_TORCHTUNE.get(name, {}))
+    result = export(folder, "torchtune", tmp_path / "out")
+    assert result.passed, result.checks
+    assert result.tool.startswith("torchtune ")
+    assert result.agreement.max_difference < 1e-3
+    assert not [file for file in tmp_path.iterdir() if file.name not in (name, "out")]
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [
+        ("qwen3", "torchtune 0.6 has no builder for Qwen3ForCausalLM"),
+        ("gemma2", "caps Gemma 2's last hidden states, and not its logits"),
+        ("qwen2_yarn", "no place for a rope scaling of the kind yarn"),
+        ("llama_with_biases", "no place for a rope scaling of the kind linear or biases"),
+        ("llama3", "no place for rope scaling with other bounds than Llama 3's"),
+        ("phi3_partly_turned", "no place for rope on a part of a head"),
+    ],
+)
+def test_what_torchtunes_builders_cannot_hold_is_refused(tmp_path, name, lacking):
+    folder = write_base(tmp_path / name, name)
+    with pytest.raises(UserError, match=lacking):
+        export(folder, "torchtune", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.torchao
+@pytest.mark.parametrize(
+    ("kind", "most", "tensor"),
+    [("int8", 1e-3, "Int8Tensor"), ("fp8", 1e-2, "Float8Tensor"), ("int8-int4", 0.3, "IntxUnpackedToInt8Tensor")],
+)
+def test_torchao_folders_are_what_transformers_loads(tmp_path, kind, most, tensor):
+    folder = write_base(tmp_path / "model", "llama3", intermediate_size=96)
+    with torch.no_grad():  # such weights as trained models have
+        model = by_transformers(folder)
+        for parameter in model.parameters():
+            parameter.mul_(0.3)
+        model.save_pretrained(folder)
+    result = export(folder, f"torchao:{kind}", tmp_path / "out", dtype="fp32")
+    assert result.passed, result.checks
+    assert 0 < result.agreement.kl < most
+    opened = by_transformers(tmp_path / "out", dtype="auto")
+    assert type(opened.model.layers[1].mlp.down_proj.weight).__name__ == tensor
+    assert type(opened.lm_head.weight).__name__ == "Parameter"
+    assert opened.lm_head.weight is opened.model.embed_tokens.weight
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
+    assert not (tmp_path / "out.partial.merged").exists()
+
+
+@pytest.mark.torchao
+def test_rows_that_no_group_divides_stay_whole_and_are_told(base, tmp_path, capsys):
+    result = export(base, "torchao:int8-int4", tmp_path / "out", max_kl=100)  # its MLP is 112 wide
+    out = capsys.readouterr().out
+    assert "down_proj stay in 16 bits: rows of 112 weights, no multiple of 32" in out
+    opened = by_transformers(tmp_path / "out", dtype="auto")
+    assert type(opened.model.layers[0].mlp.down_proj.weight).__name__ == "Parameter"
+    assert type(opened.model.layers[0].mlp.up_proj.weight).__name__ == "IntxUnpackedToInt8Tensor"
+    assert result.passed
+    narrow = write_base(tmp_path / "narrow", "qwen2", hidden_size=48, intermediate_size=80, num_key_value_heads=2)
+    with pytest.raises(UserError, match="no row of this model is a multiple of 32 weights"):
+        export(narrow, "torchao:int8-int4", tmp_path / "other")
+
+
+def test_int4_is_refused_where_its_kernels_are_not(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="this machine has no CUDA device"):
+        export(base, "torchao:int4", tmp_path / "out")
+
+
+def test_what_is_not_as_its_source_is_set_aside_and_ends_with_1(base, tmp_path, monkeypatch, capsys):
+    def broken(folder):
+        weights = load_file(folder / "model.safetensors")
+        weights["model.layers.0.mlp.up_proj.weight"].mul_(1.5)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr("distill_tune.export.ship.find_format", writing(broken))
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(base), "--to", "hf", "--output", str(tmp_path / "out")])
+    assert ended.value.code == 1
+    told = capsys.readouterr()
+    assert "distributions  FAILED" in told.out
+    assert "left in " in told.err
+    assert not (tmp_path / "out").exists()
+    assert not read(tmp_path / "out.failed" / "export.json")["passed"]
+
+
+def test_a_bound_of_the_users_own(base, tmp_path):
+    result = export(base, "hf", tmp_path / "out", dtype="bf16", max_kl=0.0)
+    assert [check.name for check in result.checks if not check.passed] == ["distributions", "logits"]
+    assert result.folder == tmp_path / "out.failed"
+    assert export(base, "hf", tmp_path / "out", dtype="bf16").passed
+
+
+def test_an_earlier_export_is_replaced_and_nothing_else(base, tmp_path):
+    assert export(base, "hf", tmp_path / "out").passed
+    (tmp_path / "out" / "stale").write_text("")
+    assert export(base, "hf", tmp_path / "out").passed
+    assert not (tmp_path / "out" / "stale").exists()
+    (tmp_path / "mine").mkdir()
+    for place in (tmp_path / "mine", base):
+        with pytest.raises(UserError, match="is there already, and no earlier export"):
+            export(base, "hf", place)
+    shutil.copytree(tmp_path / "out", tmp_path / "again")
+    with pytest.raises(UserError, match="is there already, and no earlier export"):
+        export(tmp_path / "again", "hf", tmp_path / "again")
+
+
+def test_a_tokenizer_that_would_be_opened_as_another_fails(base, tmp_path, monkeypatch):
+    def swapped(folder):
+        file = folder / "tokenizer.json"
+        content = read(file)
+        vocabulary = content["model"]["vocab"]
+        vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
+        file.write_text(json.dumps(content))
+        (folder / "chat_template.jinja").write_text("lost")
+
+    monkeypatch.setattr("distill_tune.export.ship.find_format", writing(swapped))
+    result = export(base, "hf", tmp_path / "out")
+    assert [check.name for check in result.checks if not check.passed] == ["token ids", "chat template"]
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("hff", "did you mean hf"),
+        ("torchao", "torchao:int8"),
+        ("torchao:int9", "did you mean torchao:int8"),
+        ("hf:bf16", "no such format"),
+    ],
+)
+def test_formats_that_there_are_not(named, message):
+    with pytest.raises(UserError, match=message):
+        find_format(named)
+
+
+def test_kinds_are_named_in_any_case():
+    assert find_format("gguf:q8_0")[1] == "Q8_0"
+
+
+def test_factors_keep_their_dtype(run, tmp_path):
+    with pytest.raises(UserError, match="--dtype bf16: adapter keeps its weights as they are"):
+        export(run, "adapter", tmp_path / "out", dtype="bf16")
