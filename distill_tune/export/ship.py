@@ -81,7 +81,7 @@ def export(
     settings = Settings(kind, _dtype(form, source, to, dtype), max_shard_size, base_model, llama_cpp)
     output = output or Path("exports") / f"{source.name}-{to.replace(':', '-')}"
     _require_place(output, source)
-    told = [*remarks(source, form.holds_factors), *form.check(source, settings)]
+    told = [*remarks(source, to, form.holds_factors), *form.check(source, settings)]
     for line in told:
         print(line)
     bound = form.max_kl(source, settings) if max_kl is None else max_kl
