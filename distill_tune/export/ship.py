@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ from distill_tune.export.before import remarks
 from distill_tune.export.card import model_card
 from distill_tune.export.compared import Agreement, Check, compare
 from distill_tune.export.formats import Format, find_format
+from distill_tune.export.record import FAILED, RECORD, write_record
 from distill_tune.export.settings import Settings
 from distill_tune.export.source import Source, open_source
 from distill_tune.export.texts import rows_for
 from distill_tune.training.device import dtype_name, find_device
 
-RECORD = "export.json"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -97,8 +97,8 @@ def export(
         checks, agreement = compare(source, stops, logits, rows, opened, bound)
         result = Result(output, told, checks, opened.tool, agreement, {})
         if not result.passed:
-            result = dataclasses.replace(result, folder=output.with_name(f"{output.name}.failed"))
-        _write_json(partial / RECORD, _record(source, to, settings, result))
+            result = dataclasses.replace(result, folder=output.with_name(f"{output.name}{FAILED}"))
+        write_record(partial, _record(source, to, settings, result))
         (partial / "README.md").write_text(model_card(source, to, settings, result), encoding="utf-8")
         del opened
         put_in_place(partial, result.folder)
@@ -145,9 +145,5 @@ def _record(source: Source, to: str, settings: Settings, result: Result) -> dict
         "opened_by": result.tool,
         "passed": result.passed,
         "checks": [dataclasses.asdict(check) for check in result.checks],
-        "agreement": dataclasses.asdict(result.agreement),
+        "agreement": {name: value if math.isfinite(value) else None for name, value in vars(result.agreement).items()},
     }
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

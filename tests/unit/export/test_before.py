@@ -9,8 +9,8 @@ from export_folders import VOCAB_SIZE, write_base
 from safetensors.torch import load_file, save_file
 from tiny_tokenizer import TEMPLATE, write_tokenizer
 
-from distill_tune.export import open_source
 from distill_tune.export.before import remarks
+from distill_tune.export.source import open_source
 from distill_tune.qat import NOTE
 
 

@@ -12,8 +12,8 @@ from tiny_tokenizer import TEMPLATE
 
 from distill_tune.cli.main import main
 from distill_tune.errors import UserError
-from distill_tune.export import export
 from distill_tune.export.formats import find_format
+from distill_tune.export.ship import export
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
