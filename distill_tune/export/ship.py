@@ -99,7 +99,8 @@ def export(
         if not result.passed:
             result = dataclasses.replace(result, folder=output.with_name(f"{output.name}{FAILED}"))
         write_record(partial, _record(source, to, settings, result))
-        (partial / "README.md").write_text(model_card(source, to, settings, result), encoding="utf-8")
+        card = model_card(source, to, settings, opened.tool, agreement)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         del opened
         put_in_place(partial, result.folder)
     finally:
