@@ -40,7 +40,7 @@ class Tokenizer:
         ids: of ``bos``, ``eos``, ``eot``, ``eom``, ``unk``, ``pad``.
         ends: all that end an answer, in the order in which the student's folder names them.
         add_bos, add_eos: whether every text is put between them.
-        add_space_prefix: whether a text begins with a space, of SentencePiece.
+        add_space_prefix: whether a text begins with a space.
         chat_template: one, several by name, or None.
         left_out: tokens for which the model has no row.
     """
@@ -55,7 +55,7 @@ class Tokenizer:
     ends: list[int]
     add_bos: bool
     add_eos: bool
-    add_space_prefix: bool | None
+    add_space_prefix: bool
     chat_template: str | dict[str, str] | None
     left_out: int
 
@@ -75,7 +75,8 @@ class Tokenizer:
                 f"{folder}: its tokenizer is {state['model']['type']}, not written as GGUF but BPE; {_ELSEWHERE}"
             )
         model = _model(state, folder)
-        tokens, types = _tokens(own.backend_tokenizer, state, model, vocab_size)
+        unknown = own.unk_token if model == SENTENCEPIECE else None
+        tokens, types = _tokens(own.backend_tokenizer, model, unknown, vocab_size)
         merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in _merges(state)]
         add_bos, add_eos, ids, ends = _marks(own, folder, vocab_size)
         of_pieces = None
@@ -94,7 +95,7 @@ class Tokenizer:
             ends=ends,
             add_bos=add_bos,
             add_eos=add_eos,
-            add_space_prefix=_begins_with_space(state) if model == SENTENCEPIECE else None,
+            add_space_prefix=_begins_with_space(state),
             chat_template=own.chat_template or None,
             left_out=sum(token >= vocab_size for token in own.backend_tokenizer.get_vocab().values()),
         )
@@ -116,8 +117,7 @@ class Tokenizer:
             getattr(writer, f"add_{name}_token_id")(token)
         writer.add_add_bos_token(self.add_bos)
         writer.add_add_eos_token(self.add_eos)
-        if self.add_space_prefix is not None:
-            writer.add_add_space_prefix(self.add_space_prefix)
+        writer.add_add_space_prefix(self.add_space_prefix)
         if isinstance(self.chat_template, dict):
             named = [{"name": name, "template": text} for name, text in self.chat_template.items()]
             writer.add_chat_template(named)
@@ -159,9 +159,8 @@ def _merges(state: Mapping[str, Any]) -> Sequence[Any]:
     return state["model"].get("merges") or ()
 
 
-def _tokens(tokenizer: Any, state: Mapping[str, Any], model: str, vocab_size: int) -> tuple[list[str], list[int]]:
+def _tokens(tokenizer: Any, model: str, unknown: str | None, vocab_size: int) -> tuple[list[str], list[int]]:
     added = tokenizer.get_added_tokens_decoder()
-    unknown = state["model"].get("unk_token") if model == SENTENCEPIECE else None
     tokens, types = [""] * vocab_size, [UNUSED] * vocab_size
     for text, token in tokenizer.get_vocab().items():
         if token >= vocab_size:
@@ -169,10 +168,11 @@ def _tokens(tokenizer: Any, state: Mapping[str, Any], model: str, vocab_size: in
         types[token] = NORMAL
         if text == unknown:
             types[token] = UNKNOWN
-        elif token in added:
-            is_control = added[token].special or _CONTROL.fullmatch(text)
-            types[token] = CONTROL if is_control else USER_DEFINED
-            if model == SENTENCEPIECE and not is_control:  # looked for in the text as it was given
+        elif token in added and (added[token].special or _CONTROL.fullmatch(text)):
+            types[token] = CONTROL
+        elif token in added and not _is_never_met(text, added[token], model):
+            types[token] = USER_DEFINED
+            if model == SENTENCEPIECE:  # looked for in the text as it was given
                 text = text.replace(_SPACE, " ")
         elif model == SENTENCEPIECE and _BYTE.fullmatch(text):
             types[token] = BYTE
@@ -188,6 +188,12 @@ def _tokens(tokenizer: Any, state: Mapping[str, Any], model: str, vocab_size: in
         twice = next(text for text in tokens if tokens.count(text) > 1)
         raise UserError(f"tokenizer.json: {twice!r} is written by two tokens, with which llama.cpp opens no file")
     return tokens, types
+
+
+def _is_never_met(text: str, added: Any, model: str) -> bool:
+    """Of an added token with marks of spaces that is looked for before they are put in: it is joined from pieces, as
+    Gemma's runs of spaces are."""
+    return model == SENTENCEPIECE and _SPACE in text and not added.normalized
 
 
 def _scores(

