@@ -22,6 +22,7 @@ from distill_tune.cli import (
     run,
     serve,
     sweep,
+    upload,
     validate,
     watch,
 )
@@ -67,7 +68,7 @@ _READ_THEMSELVES = ("run", "validate", "data", "plan", "compare", "cache", "serv
 
 _COMMANDS = (
     *(run, ls, cp, cat, validate, data, plan, sweep, download, init_student, chat, compare, cache, serve),
-    *(watch, report, export, demo),
+    *(watch, report, export, upload, demo),
 )
 
 
