@@ -122,8 +122,8 @@ def _shown(token: bytes | None) -> str:
 def _method(common: float) -> str:
     if common < _FEW:
         return (
-            "method to take: common boundaries are rare; compare byte-prefix mass, by which kd_loss measures unless it\n"
-            "  names another method, with the likelihood of what stands between: distill_tune.losses.ChunkLikelihood"
+            "method to take: common boundaries are rare; compare byte-prefix mass, by which kd_loss measures unless\n"
+            "  it names another method, with the likelihood of what stands between: distill_tune.losses.ChunkLikelihood"
         )
     return "method to take: byte-prefix mass, by which kd_loss measures unless it names another method"
 
