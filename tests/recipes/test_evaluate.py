@@ -115,9 +115,8 @@ def test_windows_and_their_stride_are_those_of_the_config(evaluated):
 def test_what_cannot_be_measured_is_told_before_weights_load(config, cli, tmp_path):
     config()
     (tmp_path / "unseen.json").write_text(json.dumps(UNSEEN))
-    told = cli(
-        "validate", "evaluate", "--config", "config.yaml", "models={a: nowhere, b: ''}", "+window=8", "+stride=8"
-    )
+    line = ("validate", "evaluate", "--config", "config.yaml")
+    told = cli(*line, "models={a: nowhere, b: ''}", "window=8", "stride=8")
     assert told.returncode == 2
     for fault in ("dataset_test: missing", "models=", "stride=8: must be below window, 8"):
         assert fault in told.stderr
