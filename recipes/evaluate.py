@@ -2,6 +2,7 @@
 
     distill-tune run evaluate --config tiny
     distill-tune run evaluate --config tiny 'models={fine-tuned: outputs/finetuned, shipped: outputs/student.gguf}'
+    distill-tune run evaluate --config tiny tasks=docstring_choice
 
 The documents are those of the config's dataset_test, or without one of its dataset_val: whole ones, in each model's own
 tokens. Written to output_dir/evaluation are table.md, results.json and samples.jsonl with a line a document. On several
@@ -24,6 +25,7 @@ def main(cfg: DictConfig) -> None:
 
     # ---- Models without weights, and every document as each of them reads it
     tokenizer = config.build("tokenizer", cfg.tokenizer)
+    tasks = evaluation.tasks_of(cfg, tokenizer)
     prepared = evaluation.prepare_evaluation(cfg, device, tokenizer)
     sampling = evaluation.sampling_of(cfg)
     print(prepared.documents.told())
@@ -52,7 +54,8 @@ def main(cfg: DictConfig) -> None:
             max_slots=cfg.get("answers_at_once", 64),
             cache_bytes=cfg.get("cache_bytes"),
         )
-        found[model.label] = evaluation.measured(model, pace, tokens, answers)
+        reached = evaluation.reached_in(tasks, prepared, model, reader, device)
+        found[model.label] = evaluation.measured(model, pace, tokens, answers, reached)
         if model.label == prepared.teacher:
             teacher = reader
         else:

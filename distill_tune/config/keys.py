@@ -93,6 +93,10 @@ TOKENIZERS = dataclasses.replace(
 DATASETS = dataclasses.replace(COMPONENTS, further=lambda value: fault_of_list(value, _of_datasets))
 LIST_OF_COMPONENTS = Kind("a list of components", lambda value: isinstance(value, ListConfig), fault_of_list)
 SETTINGS = Kind("a mapping", lambda value: isinstance(value, DictConfig))
+TASKS = Kind(
+    "a name, or a list of names",
+    lambda value: all(map(TEXT.fits, value)) if isinstance(value, ListConfig) else TEXT.fits(value),
+)
 NAMED_MODELS = Kind(
     "a mapping of labels to paths",
     lambda value: isinstance(value, DictConfig),
@@ -172,6 +176,9 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "stride": Key(whole(1), None, "by which windows move on; default half of one", recipes=_EVAL),
         "num_answers": Key(whole(0), 100, "so many documents' prompts are answered", recipes=_EVAL),
         "measure_speed": Key(FLAG, True, "time reading and writing, and measure memory", recipes=_EVAL),
+        "tasks": Key(TASKS, None, "of lm-eval, by name or as YAML files; docstring_choice is ours", recipes=_EVAL),
+        "task_folder": Key(TEXT, None, "YAML files of tasks that may be named", ("tasks",), recipes=_EVAL),
+        "tasks_in_chat": Key(FLAG, False, "ask tasks as the chat template writes a user", ("tasks",), recipes=_EVAL),
         "shown_documents": Key(whole(0), 5, "of so many, samples.jsonl has each token", recipes=_EVAL),
         "evaluation_folder": Key(FOLDER_TO_WRITE, None, "default output_dir/evaluation", recipes=_EVAL),
     },

@@ -3,7 +3,7 @@
 from distill_tune.evaluation.answering import Answered
 from distill_tune.evaluation.documents import Document, Documents, Reading, Written, read_documents
 from distill_tune.evaluation.finish import finish, so_far
-from distill_tune.evaluation.measuring import Timed, answered, measure, measured, scored_batches
+from distill_tune.evaluation.measuring import Timed, answered, measure, measured, reached_in, scored_batches
 from distill_tune.evaluation.memory import PeakMemory
 from distill_tune.evaluation.named_models import (
     NamedModel,
@@ -24,6 +24,7 @@ from distill_tune.evaluation.preparation import (
 from distill_tune.evaluation.results import Measured, columns_of, results, samples, write_results
 from distill_tune.evaluation.scoring import PerToken, Reader, ToTeacher, read_together, score
 from distill_tune.evaluation.tables import results_markdown, results_table
+from distill_tune.evaluation.tasks import Reached, Tasks, open_tasks, tasks_of
 from distill_tune.evaluation.windows import Window, windows
 
 __all__ = [
@@ -35,8 +36,10 @@ __all__ = [
     "PeakMemory",
     "PerToken",
     "Prepared",
+    "Reached",
     "Reader",
     "Reading",
+    "Tasks",
     "Timed",
     "ToTeacher",
     "Window",
@@ -50,9 +53,11 @@ __all__ = [
     "measured",
     "model_path",
     "open_named",
+    "open_tasks",
     "open_teacher",
     "prepare",
     "prepare_evaluation",
+    "reached_in",
     "read_documents",
     "read_together",
     "require_model",
@@ -64,6 +69,7 @@ __all__ = [
     "score",
     "scored_batches",
     "so_far",
+    "tasks_of",
     "templates_of",
     "windows",
     "write_results",

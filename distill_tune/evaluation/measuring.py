@@ -12,6 +12,7 @@ from distill_tune.evaluation.preparation import Prepared
 from distill_tune.evaluation.results import Measured
 from distill_tune.evaluation.scoring import PerToken, Reader, batches_of, score
 from distill_tune.evaluation.speed import AT_ONCE, loaded_and_timed
+from distill_tune.evaluation.tasks import Reached, Tasks, reached
 from distill_tune.training.distributed import is_main_process, on_all_ranks, wait_for_all
 
 Pace = Mapping[str, Any]  # speed and peak_memory_bytes of results.json
@@ -102,10 +103,29 @@ def answered(
     return dict(zip(prompts, found, strict=True))
 
 
+def reached_in(
+    tasks: Tasks, prepared: Prepared, model: NamedModel, reader: Reader, device: torch.device
+) -> dict[str, Reached]:
+    """What a model reaches in each task. All ranks call it, each asks the model its share, all are told.
+
+    Raises:
+        UserError: a task asks for what this model cannot do.
+    """
+    return reached(tasks, model, reader, prepared.readings[model.reading].tokenizer, device)
+
+
 def measured(
-    model: NamedModel, pace: Pace, tokens: Mapping[int, PerToken], texts: Mapping[int, Answered | None]
+    model: NamedModel,
+    pace: Pace,
+    tokens: Mapping[int, PerToken],
+    texts: Mapping[int, Answered | None],
+    tasks: Mapping[str, Reached] | None = None,
 ) -> Measured:
-    """What all ranks have found of a model, each of its documents. All ranks call it."""
+    """What all ranks have found of a model, each of its documents. All ranks call it.
+
+    Args:
+        tasks: what it reaches in tasks of lm-eval, which all ranks know.
+    """
     shares = on_all_ranks((dict(tokens), dict(texts)))
     of_all = {number: of for share, _ in shares for number, of in share.items()}
     all_texts = {number: text for _, share in shares for number, text in share.items()}
@@ -121,6 +141,7 @@ def measured(
         model.reading,
         [of_all[number] for number in range(len(of_all))],
         [all_texts.get(number) for number in range(len(of_all))],
+        tasks or {},
     )
 
 

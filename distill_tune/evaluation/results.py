@@ -20,6 +20,7 @@ from distill_tune.evaluation.calibration import calibration, calibration_sums
 from distill_tune.evaluation.documents import Document, Documents, Written
 from distill_tune.evaluation.scoring import PerToken
 from distill_tune.evaluation.significance import Columns, intervals, pairs
+from distill_tune.evaluation.tasks import Reached, task_figures, task_pairs
 
 VERSION = 1
 _PACKAGES = ("torch", "torchtune", "transformers")
@@ -36,12 +37,14 @@ class Measured:
         reading: by which of the documents' tokenizers it read them.
         tokens: of each document.
         answers: to each document; None of those that were not answered.
+        tasks: what it reaches in tasks of lm-eval, by their names.
     """
 
     about: Mapping[str, Any]
     reading: int
     tokens: Sequence[PerToken]
     answers: Sequence[Answered | None]
+    tasks: Mapping[str, Reached] = dataclasses.field(default_factory=dict)
 
 
 def columns_of(measured: Measured, documents: Documents) -> Columns:
@@ -130,8 +133,9 @@ def results(
             "scored": documents.scored,
         },
         "models": found,
-        "pairs": pairs({label: columns[label] for label in students}),
-        "tasks": None,
+        "pairs": pairs({label: columns[label] for label in students})
+        + task_pairs({label: models[label].tasks for label in students}),
+        "tasks": task_figures({label: measured.tasks for label, measured in models.items()}),
     }
 
 

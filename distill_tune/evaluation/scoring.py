@@ -102,6 +102,7 @@ def score(
     device: torch.device,
     teacher: Reader | None = None,
     as_teacher_reads: Sequence[Written] | None = None,
+    supervised_alone: bool = False,
 ) -> list[PerToken]:
     """One :class:`PerToken` a document.
 
@@ -112,13 +113,17 @@ def score(
     Args:
         teacher: of the same tokens; None compares with none.
         as_teacher_reads: the same documents, where it reads them behind other prompts.
+        supervised_alone: no other tokens are predicted, nor told of.
 
     Raises:
         UserError: the model's logits are no numbers, or it holds a token of a document for impossible.
     """
-    supervised = numpy.concatenate([document.supervised[1:] for document in documents])
-    targets = torch.from_numpy(numpy.concatenate([document.tokens[1:] for document in documents])).to(device)
-    said = _Said.of(reader, [(document, numpy.ones_like(document.supervised)) for document in documents], device)
+    predicted = [document.supervised | (not supervised_alone) for document in documents]
+    of_each = list(zip(documents, predicted, strict=True))
+    supervised = numpy.concatenate([document.supervised[1:][told[1:]] for document, told in of_each])
+    targets = torch.from_numpy(numpy.concatenate([document.tokens[1:][told[1:]] for document, told in of_each]))
+    targets = targets.to(device)
+    said = _Said.of(reader, of_each, device)
     of_teacher = [(document, document.supervised) for document in as_teacher_reads or documents]
     its = teacher and _Said.of(teacher, of_teacher, device)
     before = [0, *itertools.accumulate(supervised.tolist())]  # supervised rows before each row
@@ -138,13 +143,19 @@ def score(
         for name in dict.fromkeys(itertools.chain.from_iterable(parts))
     }
     _require_numbers(reader.name, found["nll"])
-    return list(_by_document(documents, found))
+    return list(_by_document(of_each, found))
 
 
-def _by_document(documents: Sequence[Written], found: dict[str, numpy.ndarray]) -> Iterator[PerToken]:
+def _by_document(
+    documents: Sequence[tuple[Written, numpy.ndarray]], found: dict[str, numpy.ndarray]
+) -> Iterator[PerToken]:
+    """
+    Args:
+        documents: each with which of its tokens are predicted, ``[s]``.
+    """
     row = of_supervised = 0
-    for document in documents:
-        predicted, supervised = slice(row, row + len(document.tokens) - 1), document.supervised[1:]
+    for document, told in documents:
+        predicted, supervised = slice(row, row + int(told[1:].sum())), document.supervised[1:][told[1:]]
         learned = slice(of_supervised, of_supervised + int(supervised.sum()))
         row, of_supervised = predicted.stop, learned.stop
         names = [field.name for field in dataclasses.fields(ToTeacher)]
@@ -152,7 +163,7 @@ def _by_document(documents: Sequence[Written], found: dict[str, numpy.ndarray]) 
         yield PerToken(
             found["nll"][predicted],
             supervised,
-            document.is_text[1:],
+            document.is_text[1:][told[1:]],
             found["confidence"][learned],
             found["correct"][learned],
             ToTeacher(**of_teacher) if of_teacher else None,

@@ -101,7 +101,10 @@ def _bounds(measure: Measure, columns: Columns, drawn: Mapping[str, Array]) -> t
 
 
 def pairs(
-    models: Mapping[str, Columns], of: Iterable[tuple[str, str]] | None = None, seed: int = 0
+    models: Mapping[str, Columns],
+    of: Iterable[tuple[str, str]] | None = None,
+    seed: int = 0,
+    measures: Mapping[str, Measure] = MEASURES,
 ) -> list[dict[str, Any]]:
     """Which of two models is better over the same documents, by how much, and whether that is luck.
 
@@ -112,28 +115,33 @@ def pairs(
     Args:
         models: by label, their documents in the same order.
         of: the pairs of labels; all by default.
+        measures: by which they are compared, by name.
 
     Returns:
         the ``pairs`` of results.json.
     """
     compared = list(itertools.combinations(models, 2) if of is None else of)
     found: list[dict[str, Any]] = []
-    for name, measure in MEASURES.items():
+    for name, measure in measures.items():
         both = [
             (first, second)
             for first, second in compared
             if measure.unit and measure.is_in(models[first]) and measure.is_in(models[second])
         ]
-        rows = [_compared(name, first, second, models[first], models[second], seed) for first, second in both]
+        rows = [
+            {"first": first, "second": second, "measure": name}
+            | _compared(measure, models[first], models[second], seed)
+            for first, second in both
+        ]
         for row, p in zip(rows, statistics.holm([row["p"] for row in rows]), strict=True):
             row["p_holm"] = p
-            row["words"] = in_words(row, len(rows))
+            row["words"] = in_words(row, measure, len(rows))
         found += rows
     return found
 
 
-def _compared(name: str, first: str, second: str, one: Columns, other: Columns, seed: int) -> dict[str, Any]:
-    measure, columns = MEASURES[name], (MEASURES[name].total, MEASURES[name].count)
+def _compared(measure: Measure, one: Columns, other: Columns, seed: int) -> dict[str, Any]:
+    columns = (measure.total, measure.count)
     is_counted = (one[measure.count] != 0) | (other[measure.count] != 0)
     a, b = _stacked(one, columns)[is_counted], _stacked(other, columns)[is_counted]
     difference = float(measure.of(*a.sum(0)) - measure.of(*b.sum(0)))
@@ -146,9 +154,6 @@ def _compared(name: str, first: str, second: str, one: Columns, other: Columns, 
         ours, theirs, is_all = statistics.exchanged_sums(a, b, seed=seed)
         p = statistics.permutation_p(difference, measure.of(*ours.T) - measure.of(*theirs.T), is_all)
     return {
-        "first": first,
-        "second": second,
-        "measure": name,
         "documents": len(a),
         "difference": difference,
         "interval": bounds,
@@ -162,20 +167,23 @@ def _stacked(columns: Columns, names: Iterable[str]) -> Array:
     return np.stack([np.asarray(columns[name], dtype=np.float64) for name in names], axis=1)
 
 
-def in_words(pair: Mapping[str, Any], num_pairs: int = 1) -> str:
+def in_words(pair: Mapping[str, Any], measure: Measure, num_pairs: int = 1) -> str:
     """A pair as a sentence: which model is better, by how much, and whether that may be luck.
 
     Args:
         num_pairs: that are compared by this measure.
     """
-    measure, difference, documents = MEASURES[pair["measure"]], pair["difference"], pair["documents"]
+    difference, documents = pair["difference"], pair["documents"]
     sign = 1 if (difference > 0) == measure.more_is_better else -1  # of what is better
     better, worse = (pair["first"], pair["second"])[::sign]
     turned = 1 if difference > 0 else -1
-    by = f"{_told(turned * difference * measure.shown)} {measure.unit}"
-    if pair["interval"] is not None:
-        low, high = sorted(turned * bound * measure.shown for bound in pair["interval"])
-        by += f" ({LEVEL:.0%}: {_told(low)} to {_told(high)})"
+    size = turned * difference * measure.shown
+    bounds = sorted(turned * bound * measure.shown for bound in pair["interval"] or ())
+    reach = (bounds[1] - bounds[0]) / 2 if bounds else 0.0
+    decimals = _decimals(max(reach, abs(size) / 100), 2)
+    by = f"{size:.{decimals}f} {measure.unit}"
+    if bounds:
+        by += f" ({LEVEL:.0%}: {bounds[0]:.{decimals}f} to {bounds[1]:.{decimals}f})"
     corrected = f" (Holm, {counted(num_pairs, 'pair')})" if num_pairs > 1 else ""
     p = f"{_told_p(pair['p_holm'])}{corrected}"
     if difference == 0 and pair["p"] == 1:
@@ -191,12 +199,9 @@ def in_words(pair: Mapping[str, Any], num_pairs: int = 1) -> str:
     return f"not significant: {differ}"
 
 
-def _told(number: float) -> str:
-    """Three digits, and no exponent where it can be read without."""
-    if number == 0 or not math.isfinite(number):
-        return f"{number:.0f}"
-    digits = max(0, 2 - math.floor(math.log10(abs(number))))
-    return f"{number:.{digits}f}" if digits <= 6 else f"{number:.2g}"
+def _decimals(size: float, digits: int) -> int:
+    """With which a number about as large as ``size`` has so many digits."""
+    return max(0, digits - 1 - math.floor(math.log10(size))) if 0 < size < math.inf else 0
 
 
 def _told_p(p: float) -> str:

@@ -11,7 +11,7 @@ from distill_tune.config.keys import KEYS, READ_BY, Needed
 from distill_tune.config.recipe_keys import Recipe, check_keys
 from distill_tune.config.values import check_values
 from distill_tune.errors import UserError
-from distill_tune.evaluation import named_models
+from distill_tune.evaluation import named_models, tasks
 from distill_tune.evaluation import preparation as evaluation_of_config
 from distill_tune.training import answers, preparation, questions, writers
 
@@ -193,7 +193,7 @@ def test_the_table_has_every_key_that_the_recipes_read_with_its_default():
     for module in (answers, questions, writers):
         of_answers |= reads_in(Path(module.__file__))
     of_evaluation = reads_in(recipes_folder() / "evaluate.py")
-    for module in (evaluation_of_config, named_models):
+    for module in (evaluation_of_config, named_models, tasks):
         of_evaluation |= reads_in(Path(module.__file__))
     assert set(of_all | of_cache | of_answers | of_evaluation) == set(KEYS)
     assert set(of_answers) == READ_BY["generate"]

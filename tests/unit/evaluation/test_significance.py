@@ -59,7 +59,9 @@ def test_what_is_better_is_told_whichever_comes_first():
     assert second["difference"] == -first["difference"] and second["p"] == first["p"]
     assert second["interval"] == pytest.approx([-bound for bound in first["interval"]][::-1])
     assert first["words"] == second["words"]
-    assert first["words"].startswith("after is better than before by 0.108 bits per byte (95%: 0.1")
+    assert first["words"].startswith(
+        "after is better than before by 0.1082 bits per byte (95%: 0.1082 to 0.1082), p < 0.001"
+    )
     assert "p < 0.001" in first["words"]
 
 
