@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> None:
 
     # ---- Models without weights, and every document as each of them reads it
     tokenizer = config.build("tokenizer", cfg.tokenizer)
-    tasks = evaluation.tasks_of(cfg)
+    tasks = evaluation.tasks_of(cfg, tokenizer)
     prepared = evaluation.prepare_evaluation(cfg, device, tokenizer)
     sampling = evaluation.sampling_of(cfg)
     print(prepared.documents.told())

@@ -180,6 +180,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "measure_speed": Key(FLAG, True, "time reading and writing, and measure memory", recipes=_EVAL),
         "tasks": Key(TASKS, None, "of lm-eval, by name or as YAML files; docstring_choice is ours", recipes=_EVAL),
         "task_folder": Key(TEXT, None, "YAML files of tasks that may be named", ("tasks",), recipes=_EVAL),
+        "tasks_in_chat": Key(FLAG, False, "ask tasks as the chat template writes a user", ("tasks",), recipes=_EVAL),
         "shown_documents": Key(whole(0), 5, "of so many, samples.jsonl has each token", recipes=_EVAL),
         "evaluation_folder": Key(FOLDER_TO_WRITE, None, "default output_dir/evaluation", recipes=_EVAL),
     },

@@ -1,5 +1,6 @@
 """How fast a model reads prompts and writes answers, one at a time and several, and how much memory that takes."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +14,8 @@ from distill_tune.evaluation.memory import PeakMemory
 from distill_tune.teachers import HuggingFace, LiveTeacher, Teacher
 
 AT_ONCE = 16  # documents, beside one
-_PASSES = 5  # what one of them takes is a matter of chance
-_DECODED = 32  # tokens of each row
+_PASSES, _PASSES_OF_DECODING = 5, 3  # what one of them takes is a matter of chance
+_DECODED = 16  # tokens of each row
 _MOST = 512  # tokens of a document that are read
 
 Speed = dict[str, dict[str, float]]
@@ -71,14 +72,16 @@ def _decode(model: LiveTeacher | HuggingFace, rows: Sequence[torch.Tensor], most
     def answer(tokens: int) -> None:
         generator.generate([generation.Request(prompt, max_new_tokens=tokens) for prompt in prompts])
 
-    seconds = _median_seconds(lambda: answer(count), device) - _median_seconds(lambda: answer(1), device)
+    works = (functools.partial(answer, tokens) for tokens in (count, 1))
+    whole, first = (_median_seconds(work, device, _PASSES_OF_DECODING) for work in works)
+    seconds = whole - first
     return (count - 1) * len(prompts) / seconds if seconds > 0 and count > 1 else 0.0
 
 
-def _median_seconds(work: Callable[[], None], device: torch.device) -> float:
+def _median_seconds(work: Callable[[], None], device: torch.device, passes: int = _PASSES) -> float:
     work()  # the first call is slower
     seconds = []
-    for _ in range(_PASSES):
+    for _ in range(passes):
         started = _now(device)
         work()
         seconds.append(_now(device) - started)

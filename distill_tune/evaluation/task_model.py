@@ -14,6 +14,7 @@ from distill_tune.evaluation.answering import answers
 from distill_tune.evaluation.documents import Written
 from distill_tune.evaluation.named_models import NamedModel
 from distill_tune.evaluation.scoring import Reader, batches_of, score
+from distill_tune.evaluation.tasks import chat_template_of
 from distill_tune.generation import Sampling
 from distill_tune.training.distributed import num_ranks, on_all_ranks, rank
 
@@ -49,8 +50,24 @@ class TaskModel(TemplateLM):
         begin = self.tokenizer.bos_id
         return self.eot_token_id if begin is None else begin
 
+    @property
+    def tokenizer_name(self) -> str:
+        return self._model.label
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **settings: Any) -> list[int]:
-        return self.tokenizer.encode(string, add_bos=add_special_tokens is not False, add_eos=False)
+        """Behind the token that begins texts, where the tokenizer writes it and a chat template has not done so."""
+        begin: str | None = getattr(getattr(self.tokenizer, "transformers_tokenizer", None), "bos_token", None)
+        has_one = begin is not None and string.startswith(begin)
+        return self.tokenizer.encode(string, add_bos=add_special_tokens is not False and not has_one, add_eos=False)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        written = chat_template_of(self._model.label, self.tokenizer)
+        return written(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **settings: Any

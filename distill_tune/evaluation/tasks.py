@@ -5,7 +5,7 @@ import dataclasses
 import io
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,11 @@ class Tasks:
     """
     Attributes:
         loaded: with their rows, as lm-eval's TaskManager gives them; None where there are none.
+        in_chat: they are asked as a user's turn, as a model's chat template writes it, and not as plain text.
     """
 
     loaded: Mapping[str, Any] | None = None
+    in_chat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +51,41 @@ class Reached:
     right: Mapping[str, Array]
 
 
-def tasks_of(cfg: DictConfig) -> Tasks:
+def tasks_of(cfg: DictConfig, tokenizer: Any) -> Tasks:
     """Those that a config names, with their rows.
 
+    Args:
+        tokenizer: the config's.
+
     Raises:
-        UserError: lm-eval is not installed, there is no such task, or its rows cannot be read.
+        UserError: lm-eval is not installed, there is no such task, or its rows cannot be read; the tokenizer has no
+            chat template, and is to ask in chat.
     """
-    named = cfg.get("tasks")
+    named, in_chat = cfg.get("tasks"), cfg.get("tasks_in_chat", False)
     if not named:
         return Tasks()
-    return open_tasks([named] if isinstance(named, str) else list(named), cfg.get("task_folder"))
+    if in_chat:
+        chat_template_of("tokenizer", tokenizer)
+    opened = open_tasks([named] if isinstance(named, str) else list(named), cfg.get("task_folder"))
+    return dataclasses.replace(opened, in_chat=in_chat)
+
+
+def chat_template_of(name: str, tokenizer: Any) -> Callable[..., str]:
+    """What writes a conversation as a model reads it.
+
+    Args:
+        name: for messages.
+
+    Raises:
+        UserError: nothing does.
+    """
+    of_transformers: Any = getattr(tokenizer, "transformers_tokenizer", None)
+    if getattr(of_transformers, "chat_template", None) is None:
+        raise UserError(
+            f"tasks_in_chat=True: {name} has no chat template; take a folder's tokenizer that has one "
+            "(distill_tune.data.hf_tokenizer), or leave tasks_in_chat out"
+        )
+    return of_transformers.apply_chat_template
 
 
 def open_tasks(names: Sequence[str], folder: str | None = None) -> Tasks:
@@ -124,7 +151,14 @@ def reached(
 
     asked = TaskModel(model, reader, tokenizer, device)
     with _quiet():
-        found = lm_eval.evaluate(asked, tasks.loaded, bootstrap_iters=_RESAMPLES, log_samples=True)
+        found = lm_eval.evaluate(
+            asked,
+            tasks.loaded,
+            bootstrap_iters=_RESAMPLES,
+            log_samples=True,
+            apply_chat_template=tasks.in_chat,
+            fewshot_as_multiturn=tasks.in_chat,
+        )
     samples, sizes = found.get("samples") or {}, found.get("n-samples") or {}
     return {
         task: Reached(_figures(figures, sizes.get(task)), _right(samples.get(task, ())))

@@ -1,5 +1,6 @@
 """The real lm-eval, offline, on the demo's models: `make test-real` installs it."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -141,6 +142,17 @@ def test_a_file_and_a_name_in_a_folder_are_the_same_task_and_right_is_what_lm_ev
     expected = lm_eval.evaluate(theirs, by_name.loaded, bootstrap_iters=10)["results"]["mine"]
     assert found.figures["acc"] == expected["acc,none"] == found.right["acc"].mean()
     assert found.figures["acc_stderr"] == expected["acc_stderr,none"]
+
+
+def test_in_chat_a_question_is_the_users_turn_and_begins_once(folder, ours, theirs):
+    in_chat = dataclasses.replace(tasks.open_tasks(["mine"], str(folder)), in_chat=True)
+    found = tasks.reached(in_chat, ours._model, ours._reader, ours.tokenizer, CPU)["mine"]
+    expected = lm_eval.evaluate(theirs, in_chat.loaded, bootstrap_iters=10, apply_chat_template=True)
+    assert found.figures["acc"] == expected["results"]["mine"]["acc,none"]
+    written = ours.apply_chat_template([{"role": "user", "content": "Why?"}])
+    assert written == theirs.apply_chat_template([{"role": "user", "content": "Why?"}])
+    assert ours.tok_encode(written) == theirs.tok_encode(written)
+    assert ours.tok_encode(written).count(ours.tokenizer.bos_id) == 1
 
 
 def test_the_recipe_reaches_the_same_on_two_processes(folder):

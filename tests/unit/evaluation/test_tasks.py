@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from distill_tune.errors import UserError
 from distill_tune.evaluation import tasks
@@ -18,9 +19,16 @@ def reached(right, metric="acc"):
 
 
 def test_without_lm_eval_its_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    for module in ("lm_eval", "lm_eval.tasks"):
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=r"^tasks: .*; pip install 'distill-tune\[lm-eval\]'$"):
         open_tasks(["docstring_choice"])
+
+
+def test_a_tokenizer_without_a_chat_template_cannot_ask_in_chat():
+    cfg = OmegaConf.create({"tasks": "docstring_choice", "tasks_in_chat": True})
+    with pytest.raises(UserError, match=r"^tasks_in_chat=True: tokenizer has no chat template; take "):
+        tasks.tasks_of(cfg, object())
 
 
 def test_figures_keep_their_names_and_what_is_no_number_is_left_out():
