@@ -68,6 +68,7 @@ class Evaluation:
 class Report:
     """
     Attributes:
+        command: by which a single run was started.
         findings: by the name of the run.
         evaluations, rollouts, configs: by the name of the run, of those that have them.
         made: the tables that say how the runs came about.
@@ -75,6 +76,7 @@ class Report:
 
     title: str
     subtitle: str
+    command: str | None
     runs: Sequence[RunFiles]
     findings: Mapping[str, Sequence[Finding]]
     summary: Table
@@ -97,7 +99,8 @@ def report_of(runs: Sequence[RunFiles]) -> Report:
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     return Report(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
-        subtitle=_told_of(runs[0]) if len(runs) == 1 else _states(runs),
+        subtitle=state_of(runs[0]).capitalize() if len(runs) == 1 else _states(runs),
+        command=runs[0].command if len(runs) == 1 else None,
         runs=runs,
         findings={run.name: findings_of(run) for run in runs},
         summary=_summary(runs),
@@ -123,10 +126,6 @@ def state_of(run: RunFiles) -> str:
     if run.state == "running":
         return f"running: step {last:,}{of_all}"
     return f"stopped after step {last:,}{of_all}; the same line with resume=auto goes on"
-
-
-def _told_of(run: RunFiles) -> str:
-    return ". ".join(filter(None, [state_of(run).capitalize(), run.command]))
 
 
 def _states(runs: Sequence[RunFiles]) -> str:
