@@ -250,7 +250,7 @@ def _cost(runs: Sequence[RunFiles]) -> Table:
             _device(run),
             str(run.facts.get("started") or NOTHING),
             *(duration(column[number]) for column in there.values()),
-            tidy((_seconds(run) or 0) / 3600 * run.facts.get("processes", 1), 3),
+            tidy((_seconds(run) or 0) / 3600 * _processes(run), 3),
         )
         for number, run in enumerate(runs)
         if run.steps
@@ -259,10 +259,15 @@ def _cost(runs: Sequence[RunFiles]) -> Table:
 
 
 def _device(run: RunFiles) -> str:
-    name, processes = run.facts.get("device"), run.facts.get("processes", 1)
+    name = run.facts.get("device")
     if not name:
         return NOTHING
-    return f"{processes} x {name}" if processes > 1 else str(name)
+    return f"{_processes(run)} x {name}" if _processes(run) > 1 else str(name)
+
+
+def _processes(run: RunFiles) -> int:
+    count = run.facts.get("processes")
+    return count if isinstance(count, int) else 1
 
 
 def _versions(runs: Sequence[RunFiles]) -> Table:
