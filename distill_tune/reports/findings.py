@@ -108,7 +108,7 @@ def _cross_entropy_rises_while_the_divergence_falls(run: RunFiles) -> Found:
         rises = (
             lowest < len(ce) - _LATER and ce[-1] > (1 + _LITTLE) * ce[lowest] and kd[-1] < (1 - _LITTLE) * kd[lowest]
         )
-        told = f"from {tidy(ce[lowest])} in step {validated[lowest]['step']} to {tidy(ce[-1])}", "on validation rows"
+        told = f"from {tidy(ce[lowest])} in step {validated[lowest]['step']:,} to {tidy(ce[-1])}", "on validation rows"
         of_kd = kd[lowest], kd[-1]
     else:
         lines = [line for line in _with(run, "ce_loss", "kd_loss") if line["ce_loss"] > 0 < line["kd_loss"]]
@@ -145,9 +145,9 @@ def _overfits(run: RunFiles) -> Found:
     return (
         f"It overfits from step {lines[lowest]['step']:,} on: {name} is {tidy(lines[lowest][name])} there and "
         f"{tidy(later[-1])} in step {lines[-1]['step']:,}.",
-        f"the best checkpoint is what was exported (keep_best={kept}); fewer epochs save its time"
+        f"fewer epochs; the best checkpoint is what is exported (keep_best={kept})"
         if kept
-        else f"keep_best={name} exports the best checkpoint; more rows or fewer epochs",
+        else f"keep_best={name}, which exports the best checkpoint, fewer epochs, or more rows",
     )
 
 
@@ -210,8 +210,8 @@ def _memory_is_nearly_full(run: RunFiles) -> Found:
     return (
         f"Memory is nearly full: {binary(max(peaks))} of the {binary(memory)} that {run.facts.get('device')} has; a "
         "longer row may be too much.",
-        f"half the batch_size (now {run.config.get('batch_size')}) with gradient_accumulation_steps doubled, or "
-        "enable_activation_checkpointing=True; `distill-tune plan` tells what each takes",
+        "half the batch_size with gradient_accumulation_steps doubled, or enable_activation_checkpointing=True; "
+        "`distill-tune plan` tells what each takes",
     )
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -42,14 +43,18 @@ Tokens = Mapping[int, tuple[Sequence[float], Sequence[float]]]
 
 
 def _body(report: Report, tokens: Tokens) -> Iterator[str]:
-    yield f'<header><h1>{escape(report.title)}</h1><p class="soft">{escape(report.subtitle)}</p></header><main>'
+    yield f'<header><h1>{escape(report.title)}</h1><p class="soft">{escape(report.subtitle)}</p>'
+    if report.command:
+        yield f'<p class="soft"><code>{escape(report.command)}</code></p>'
+    yield "</header><main>"
     yield from _findings(report)
     yield _table(report.summary)
     yield from _charts(report, tokens)
     for name, evaluation in report.evaluations.items():
         yield f"<h2>Evaluation{_of_run(report, name)}</h2>"
         yield from map(_table, evaluation.tables)
-        yield "".join(f"<p>{escape(sentence)}</p>" for sentence in evaluation.sentences)
+        told = "".join(f"<li>{escape(sentence)}</li>" for sentence in evaluation.sentences)
+        yield f'<ul class="sentences">{told}</ul>'
         if evaluation.answers:
             yield f"<h2>Answers{_of_run(report, name)}</h2>"
             yield from map(_answers, evaluation.answers)
@@ -85,8 +90,13 @@ def _findings(report: Report) -> Iterator[str]:
     yield '<ul class="findings">'
     for name, finding in items:
         run = f'<span class="run">{escape(name)}:</span> ' if len(report.runs) > 1 else ""
-        yield f'<li>{run}{escape(finding.told)} <span class="key">Try {escape(finding.to_try)}.</span></li>'
+        yield f'<li>{run}{escape(finding.told)} <span class="key">Try {_with_code(finding.to_try)}.</span></li>'
     yield "</ul>"
+
+
+def _with_code(text: str) -> str:
+    """Commands and keys that are set as code."""
+    return re.sub(r"`([^`]+)`|\b(\w[\w.]*=[\w.]+)", lambda found: f"<code>{found[1] or found[2]}</code>", escape(text))
 
 
 def _table(table: Table) -> str:

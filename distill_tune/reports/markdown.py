@@ -22,6 +22,8 @@ def markdown_of(report: Report, pictures: Mapping[str, Path]) -> str:
 def _parts(report: Report, pictures: Mapping[str, Path]) -> Iterator[str]:
     yield f"## {_plain(report.title)}"
     yield _plain(report.subtitle)
+    if report.command:
+        yield _block(report.command, "sh")
     items = [(name, finding) for name, findings in report.findings.items() for finding in findings]
     if items:
         yield "### Findings"

@@ -68,6 +68,7 @@ class Evaluation:
 class Report:
     """
     Attributes:
+        command: by which a single run was started.
         findings: by the name of the run.
         evaluations, rollouts, configs: by the name of the run, of those that have them.
         made: the tables that say how the runs came about.
@@ -75,6 +76,7 @@ class Report:
 
     title: str
     subtitle: str
+    command: str | None
     runs: Sequence[RunFiles]
     findings: Mapping[str, Sequence[Finding]]
     summary: Table
@@ -97,7 +99,8 @@ def report_of(runs: Sequence[RunFiles]) -> Report:
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     return Report(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
-        subtitle=_told_of(runs[0]) if len(runs) == 1 else _states(runs),
+        subtitle=state_of(runs[0]).capitalize() if len(runs) == 1 else _states(runs),
+        command=runs[0].command if len(runs) == 1 else None,
         runs=runs,
         findings={run.name: findings_of(run) for run in runs},
         summary=_summary(runs),
@@ -123,10 +126,6 @@ def state_of(run: RunFiles) -> str:
     if run.state == "running":
         return f"running: step {last:,}{of_all}"
     return f"stopped after step {last:,}{of_all}; the same line with resume=auto goes on"
-
-
-def _told_of(run: RunFiles) -> str:
-    return ". ".join(filter(None, [state_of(run).capitalize(), run.command]))
 
 
 def _states(runs: Sequence[RunFiles]) -> str:
@@ -251,7 +250,7 @@ def _cost(runs: Sequence[RunFiles]) -> Table:
             _device(run),
             str(run.facts.get("started") or NOTHING),
             *(duration(column[number]) for column in there.values()),
-            tidy((_seconds(run) or 0) / 3600 * run.facts.get("processes", 1), 3),
+            tidy((_seconds(run) or 0) / 3600 * _processes(run), 3),
         )
         for number, run in enumerate(runs)
         if run.steps
@@ -260,10 +259,15 @@ def _cost(runs: Sequence[RunFiles]) -> Table:
 
 
 def _device(run: RunFiles) -> str:
-    name, processes = run.facts.get("device"), run.facts.get("processes", 1)
+    name = run.facts.get("device")
     if not name:
         return NOTHING
-    return f"{processes} x {name}" if processes > 1 else str(name)
+    return f"{_processes(run)} x {name}" if _processes(run) > 1 else str(name)
+
+
+def _processes(run: RunFiles) -> int:
+    count = run.facts.get("processes")
+    return count if isinstance(count, int) else 1
 
 
 def _versions(runs: Sequence[RunFiles]) -> Table:

@@ -228,3 +228,13 @@ def test_a_page_of_many_runs_is_below_300_kB(tmp_path, evaluated, documents):
 def test_markdown_of_a_run_without_pictures_has_none(tmp_path):
     report = report_of(opened([write_run(tmp_path / "run", 3, facts=FACTS)]))
     assert "![" not in markdown_of(report, {})
+
+
+@pytest.mark.parametrize("odd", ["text", -1, 1e400, [], {}, None, [None], {"a": [1]}])
+def test_figures_of_another_kind_than_expected_are_left_out(tmp_path, odd):
+    facts = dict.fromkeys(FACTS, odd)
+    lines = [line(1), dict.fromkeys(line(1), odd) | {"step": 2}, line(3)]
+    run = write_run(
+        tmp_path / "run", lines, config={"optimizer": odd, "kd_loss": odd, "lr_scheduler": odd}, facts=facts
+    )
+    assert "KL to the teacher" in page_of(run) or "Divergence" in page_of(run)
