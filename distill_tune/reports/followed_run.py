@@ -100,7 +100,7 @@ class FollowedRun:
     @property
     def alarms(self) -> list[str]:
         """What is wrong, each in some sentences with its figures."""
-        told = [f"{finding.told} Try {finding.to_try}." for finding in self._findings]
+        told = [f"{finding.told} To try: {finding.to_try}." for finding in self._findings]
         each = self.seconds_per_step
         if self.state == "running" and each and self.seconds_silent > max(_SILENT_STEPS * each, _SILENT_SECONDS):
             told.append(f"No new line for {duration(self.seconds_silent)}; a step takes {each:.3g} s.")

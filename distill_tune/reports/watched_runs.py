@@ -39,11 +39,15 @@ def plain(run: FollowedRun) -> str:
 
 def screen(runs: Sequence[FollowedRun], width: int, height: int) -> list[Text]:
     """At most so many lines of so many columns: how far runs are, what is wrong, and their curves."""
-    lines = _details(runs[0], width) if len(runs) == 1 else _table(runs, width, max(height // 3, _FEWEST_RUNS))
-    for run in runs:
-        for alarm in run.alarms:
-            told = alarm if len(runs) == 1 else f"{run.files.name}: {alarm}"
-            lines += [Text(line, style=_ALARM) for line in textwrap.wrap(told, width)]
+    if len(runs) == 1:
+        lines = _details(runs[0], width)
+        told = [line for alarm in runs[0].alarms for line in textwrap.wrap(alarm, width)]
+    else:
+        lines = _table(runs, width, max(height // 3, _FEWEST_RUNS))
+        told = [f"{run.files.name}: {alarm}" for run in runs for alarm in run.alarms][: height // 4]
+    for text in told:
+        lines.append(Text(text, style=_ALARM))
+        lines[-1].truncate(width, overflow="ellipsis")
     return [*lines, *_plots(runs[: len(_COLOURS)], width, height - len(lines))][:height]
 
 
@@ -73,9 +77,7 @@ def _validation(run: FollowedRun) -> str:
 
 def _details(run: FollowedRun, width: int) -> list[Text]:
     """Of one run, over several lines."""
-    head = Text(run.files.name, style="bold")
-    if cell_len(run.files.name) > (room := width - len(run.state) - len(_GAP)):
-        head = Text(_end_of(run.files.name, room), style="bold")
+    head = Text(_end_of(run.files.name, width - len(run.state) - len(_GAP)), style="bold")
     head.append(_GAP).append(run.state, _STATES[run.state])
     facts = run.files.facts
     processes = f"{facts['processes']} x " if facts.get("processes", 1) != 1 else ""
@@ -89,10 +91,10 @@ def _details(run: FollowedRun, width: int) -> list[Text]:
         done = round(share * _BAR)
         parts.append(Text.assemble(("━" * done, _STATES[run.state]), ("━" * (_BAR - done), "dim"), f" {share:.0%}"))
     lines += _flowing([*parts, *progress.values()], width)
-    norm = run.last.get("grad_norm")
-    lines += _flowing(
-        [*shown_metrics(run.last).values(), *([f"grad norm {norm:.2f}"] if norm is not None else [])], width
-    )
+    figures = list(shown_metrics(run.last).values())
+    if (norm := run.last.get("grad_norm")) is not None:
+        figures.append(f"grad norm {norm:.2f}")
+    lines += _flowing(figures, width)
     if validation := _validation(run):
         lines += _flowing([Text(validation, style=_VALIDATION)], width)
     return lines
@@ -190,6 +192,6 @@ def _flowing(parts: Iterable[str | Text], width: int) -> list[Text]:
 
 def _end_of(name: str, width: int) -> str:
     """A name, or as much of its end as there is room for."""
-    while cell_len(name) > width:
+    while cell_len(name) > max(width, 1):
         name = "…" + name.lstrip("…")[1:]
     return name

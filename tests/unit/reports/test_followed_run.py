@@ -122,7 +122,7 @@ def test_what_goes_wrong_is_told_while_it_does(tmp_path, kept, changed, told):
     append(run, text_of(*lines[5:]))
     runs.read()
     (alarm,) = followed.alarms
-    assert alarm.startswith(told) and " Try " in alarm
+    assert alarm.startswith(told) and " To try: " in alarm
 
 
 def test_a_run_that_writes_no_line_for_long_is_told(tmp_path, kept):
