@@ -1,24 +1,17 @@
-"""Rows that a model has not seen, for the commands that measure: read as the recipes read theirs."""
+"""Rows that a model has not seen, for the commands that measure."""
 
 import argparse
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
 from distill_tune.errors import Faults, UserError
 
-if TYPE_CHECKING:
-    from distill_tune.data import StepPlan, TokenisedRows
-
-_BATCH_SIZE = 4
-
 
 @contextlib.contextmanager
-def _named_as_given(options: argparse.Namespace) -> Iterator[None]:
+def named_as_given(options: argparse.Namespace) -> Iterator[None]:
     """Have what is wrong with rows name the option that they are from, which a config calls dataset."""
     try:
         yield
@@ -30,7 +23,7 @@ def _named_as_given(options: argparse.Namespace) -> Iterator[None]:
 
 
 def add_row_options(parser: argparse.ArgumentParser, num_rows: int) -> None:
-    """``--source``, ``--dataset`` and ``--rows``, for :func:`held_out_plan`."""
+    """``--source``, ``--dataset`` and ``--rows``, for :func:`dataset_of`."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--source", help="held-out rows: a file or folder of chats, of prompts and answers, or of text; or a hub name"
@@ -45,32 +38,6 @@ def add_row_options(parser: argparse.ArgumentParser, num_rows: int) -> None:
     parser.set_defaults(default_rows=num_rows)
 
 
-def held_out_plan(folder: Path, options: argparse.Namespace, max_seq_len: int) -> "StepPlan":
-    """Rows of a source or a dataset, or docstrings, in the tokens of a model folder.
-
-    What cannot be read of them is left out and told, with how many there are.
-
-    Raises:
-        UserError: there is no row to measure on, the dataset's arguments are wrong, or the folder's tokenizer cannot
-            be read.
-    """
-    from distill_tune import data
-
-    require_num_rows(options)
-    if max_seq_len < 1:
-        raise UserError(f"--max-seq-len {max_seq_len}: must be 1 or more")
-    with _named_as_given(options):
-        component = dataset_of(options)
-        tokenizer_config = OmegaConf.create(
-            {"_component_": "distill_tune.data.hf_tokenizer", "path": str(folder), "max_seq_len": max_seq_len}
-        )
-        tokenizer = data.hf_tokenizer(str(folder), max_seq_len)
-        prepared, _ = data.prepare_rows(component, tokenizer, tokenizer_config, on_bad_row="skip")
-        if options.source or options.dataset:
-            tell_rows(options.source or options.dataset, prepared)
-        return data.StepPlan(prepared, batch_size=_BATCH_SIZE, shuffle=False)
-
-
 def require_num_rows(options: argparse.Namespace) -> None:
     """
     Raises:
@@ -78,16 +45,6 @@ def require_num_rows(options: argparse.Namespace) -> None:
     """
     if options.rows is not None and options.rows < 1:
         raise UserError(f"--rows {options.rows}: must be 1 or more")
-
-
-def tell_rows(name: str, rows: "Sequence[TokenisedRows]") -> None:
-    """How many there are, and what of them cannot be read."""
-    from distill_tune import data
-
-    print(f"{name}: {data.describe_rows(rows)}")
-    for of_dataset in rows:
-        for fault in of_dataset.faults:
-            print(f"  {fault}")
 
 
 def dataset_of(options: argparse.Namespace) -> DictConfig:

@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import Any
 
-from distill_tune.cli.held_out import add_row_options, held_out_plan
+from distill_tune.cli.held_out import add_row_options, dataset_of, named_as_given, require_num_rows
 from distill_tune.config.files import local_path
 from distill_tune.errors import UserError
 
@@ -90,22 +90,30 @@ class _Measure:
     """Held-out loss of a model as its layers go."""
 
     def __init__(self, model: Any, options: argparse.Namespace, device: Any) -> None:
-        from distill_tune import data, models
+        from distill_tune import data, evaluation
+        from distill_tune.teachers import LiveTeacher
 
-        self._model = model
-        self._head = models.take_output_head(model)
-        max_seq_len = min(_MAX_SEQ_LEN, model.max_seq_len)
-        plan = held_out_plan(options.teacher, options, max_seq_len)
-        self.num_rows = plan.num_rows
-        self._batches = [batch.to(device) for batch in plan.epoch()]
+        require_num_rows(options)
+        self._model, self._device, loaded = model, device, LiveTeacher(model)
+        self._head = loaded.head
+        self._reader = evaluation.Reader(str(options.teacher), loaded, min(_MAX_SEQ_LEN, model.max_seq_len))
+        with named_as_given(options):
+            readings = [evaluation.Reading(data.hf_tokenizer(str(options.teacher)))]
+            most = options.rows or options.default_rows
+            documents = evaluation.read_documents(dataset_of(options), readings, key="dataset", most=most)
+        if options.source or options.dataset:
+            print(documents.told())
+        (self._written,) = documents.written
+        self.num_rows = len(self._written)
+        learned = [(written, written.supervised) for written in self._written]
+        self._batches = [batch.to(device) for batch in evaluation.read_together(self._reader, learned)]
         self._num_tokens = data.num_supervised(self._batches)
 
     def perplexity(self) -> float:
-        import torch
+        from distill_tune import evaluation
 
-        with torch.no_grad():
-            losses = [self._loss(self._model(b.tokens, **b.attention()), b, normed=True) for b in self._batches]
-        return math.exp(sum(losses) / self._num_tokens)
+        found = evaluation.score(self._reader, self._written, self._device)
+        return math.exp(sum(of.nll[of.supervised].sum() for of in found) / self._num_tokens)
 
     def keep_all_but(self, count: int) -> list[int]:
         """Leave out ``count`` layers, the least missed first; returns those that stay."""
@@ -119,10 +127,9 @@ class _Measure:
             keep_layers(self._model, [layer for layer in range(len(self._model.layers)) if layer != at])
         return kept
 
-    def _loss(self, hidden: Any, batch: Any, normed: bool = False) -> float:
+    def _loss(self, hidden: Any, batch: Any) -> float:
         from distill_tune.losses import distillation_loss
 
-        hidden = hidden[0, batch.supervised_positions]
-        rows = hidden if normed else self._model.norm(hidden)
+        rows = self._model.norm(hidden[0, batch.supervised_positions])
         targets = batch.targets[0, batch.supervised_positions]
         return distillation_loss(rows, self._head.projection_for_loss(), targets).ce.item()

@@ -17,6 +17,7 @@ from distill_tune.cli import (
     init_student,
     ls,
     plan,
+    report,
     run,
     serve,
     sweep,
@@ -41,6 +42,7 @@ A recipe is a script, a config its settings; both are yours to copy and edit:
   distill-tune validate --config mine.yaml                 check it, without running
   distill-tune data --config mine.yaml                     what of the rows is learned
   distill-tune chat outputs/tiny                           talk to what was trained
+  distill-tune report outputs/tiny                         what became of it, in one file
   distill-tune cache ls cache                              what a stored teacher holds
   distill-tune plan --config mine.yaml --gpu A100          its memory and hours, without a GPU
   distill-tune sweep kd_single_device --config mine.yaml kd_ratio=0.5,0.9
@@ -67,7 +69,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"distill-tune {distill_tune.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (
-        *(run, ls, cp, cat, validate, data, plan, sweep, download, init_student, chat, compare, cache, serve, demo),
+        run,
+        ls,
+        cp,
+        cat,
+        validate,
+        data,
+        plan,
+        sweep,
+        download,
+        init_student,
+        chat,
+        compare,
+        cache,
+        serve,
+        demo,
+        report,
     ):
         command.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -28,7 +28,7 @@ _PASSED_BY_NAME = {"lr_scheduler": {"num_training_steps", "last_epoch"}}
 _MORE_HERE = {"lr_scheduler.num_warmup_steps"}
 
 # Keys of an entry in a list that the recipe reads itself.
-ENTRY_KEYS = {**dict.fromkeys(_DATASETS, {"weight"}), "teacher_model": {"name", "weight"}}
+ENTRY_KEYS = {**{key: {"weight"} for key in _DATASETS}, "teacher_model": {"name", "weight"}}
 
 # What a torchtune component asks for and the recipes can do without.
 _OPTIONAL_HERE = {"FullModelHFCheckpointer": {"checkpoint_files", "model_type", "output_dir"}}

@@ -103,7 +103,7 @@ def _prepare(
     if rows is None:
         of_others = [
             _Other(
-                _of_other(dataset, build_dataset(entry, arguments, other.tokenizer)),
+                over_the_same_rows(dataset, build_dataset(entry, arguments, other.tokenizer)),
                 other,
                 reading.teacher_max_seq_len or getattr(other.tokenizer, "max_seq_len", None),
             )
@@ -148,8 +148,8 @@ def build_dataset(entry: DictConfig, arguments: DictConfig, tokenizer: Any) -> A
         raise UserError(f"dataset {_name(entry)}: {one_line(error)}") from error
 
 
-def _of_other(dataset: Any, read_again: Any) -> Any:
-    """A dataset for a teacher's tokenizer, over the rows that are there already where it is one of ours."""
+def over_the_same_rows(dataset: Any, read_again: Any) -> Any:
+    """A dataset for another tokenizer, over the rows that are there already where it is one of ours."""
     is_ours = isinstance(read_again, TokenisedDataset)
     return dataclasses.replace(read_again, rows=dataset.rows) if is_ours else read_again
 

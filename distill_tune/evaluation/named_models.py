@@ -1,7 +1,7 @@
 """The models that are measured, by their labels: each told apart, and what is wrong with one, before it loads."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +116,35 @@ def open_named(
         given, own = str(named["path"]), named.get("tokenizer")
     else:
         given, own = str(named), None
-    path, kind = local_path(given), "demo" if given in demo_names() else ""
-    if path.suffix != ".gguf" and not is_model_folder(path):
-        left = [path / name for name in _OF_RUN if is_model_folder(path / name)]
-        path, kind = (left[0], "run") if left else (path, kind)
+    path = model_path(given)
+    kind = "demo" if given in demo_names() else "run" if path != local_path(given) else ""
     model = teachers.open_model(key, path, dtype)
     component = OmegaConf.create({"_component_": "distill_tune.data.hf_tokenizer", "path": str(own)}) if own else None
     return _of_model(label, key, given, kind or _kind_of(key, path), model, component, tokenizer)
+
+
+def model_path(given: str) -> Path:
+    """The folder or file of a model as a user names it; of a run's folder that of the student which it has left."""
+    path = local_path(given)
+    if path.suffix != ".gguf" and not is_model_folder(path):
+        return next((path / name for name in _OF_RUN if is_model_folder(path / name)), path)
+    return path
+
+
+def require_model(key: str, given: str) -> None:
+    """
+    Raises:
+        UserError: there is no model at a path.
+    """
+    teachers.require_model(key, model_path(given))
+
+
+def labels_of(paths: Sequence[str]) -> list[str]:
+    """Of each path its last name that tells: ``outputs/distilled/model`` is ``distilled``; where two have one, the
+    whole path."""
+    folders = [local_path(path) for path in paths]
+    names = [folder.parent.name if folder.name in _OF_RUN and folder.parent.name else folder.name for folder in folders]
+    return [name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)]
 
 
 def _kind_of(key: str, path: Path) -> str:

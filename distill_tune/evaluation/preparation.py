@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -24,7 +24,6 @@ from distill_tune.training.output_check import require_writable
 from distill_tune.training.run_folder import RunFolder
 
 _FOLDER = "evaluation"  # of a run's
-_PLAIN = Prompt()
 _DEFAULT_TOKENS = 128  # of an answer
 _RUN_FIRST = "has no model yet, and is left out; distill-tune run kd_single_device with this config makes it"
 
@@ -63,6 +62,21 @@ class Prepared:
         return is_another and model.tokenizer is None and first.tokenizer is None
 
 
+class Templates(NamedTuple):
+    """What is written around user turns.
+
+    Attributes:
+        students: of all models but the teacher.
+        teacher: where it reads others.
+    """
+
+    students: Prompt = Prompt()
+    teacher: Prompt | None = None
+
+
+_PLAIN = Templates()
+
+
 def prepare(
     named: Sequence[NamedModel],
     dataset: Any,
@@ -70,8 +84,7 @@ def prepare(
     *,
     teacher: str | None = None,
     base: str | None = None,
-    template: Prompt = _PLAIN,
-    template_of_teacher: Prompt | None = None,
+    templates: Templates = _PLAIN,
     key: str = "dataset_test",
     category_column: str | None = None,
     context: int | None = None,
@@ -84,7 +97,6 @@ def prepare(
         named: the one that ``teacher`` is the label of comes first.
         dataset: a component, or a list of them.
         tokenizer: of all models that have none of their own.
-        template: around user turns; of the teacher ``template_of_teacher``, where that is another.
 
     Raises:
         UserError: two models have one label; documents that cannot be read, or have tokens that a model lacks.
@@ -92,9 +104,9 @@ def prepare(
     labels = [model.label for model in named]
     if again := next((label for label in labels if labels.count(label) > 1), None):
         raise UserError(f"models.{again}: two models have this label; give one another")
-    readings = [Reading(tokenizer, template)]
+    readings = [Reading(tokenizer, templates.students)]
     for model in named:
-        its = template_of_teacher if model.label == teacher and template_of_teacher else template
+        its = templates.teacher if model.label == teacher and templates.teacher else templates.students
         reading = Reading(model.tokenizer or tokenizer, its)
         if reading not in readings:
             readings.append(reading)
@@ -133,21 +145,26 @@ def prepare_evaluation(cfg: DictConfig, device: torch.device, tokenizer: Any) ->
             "'+dataset_test={_component_: distill_tune.data.instruct, source: unseen.json}'"
         )
     named, teacher, base = open_models(cfg, device, tokenizer)
-    own_prompts = cfg.get("teacher_prompt_template") is not None or cfg.get("teacher_system_prompt") is not None
-    of_teacher = Prompt(cfg.get("teacher_prompt_template"), cfg.get("teacher_system_prompt"), "teacher_prompt_template")
     return prepare(
         named,
         dataset,
         tokenizer,
         teacher=teacher,
         base=base,
-        template=Prompt(cfg.get("student_prompt_template"), None, "student_prompt_template"),
-        template_of_teacher=of_teacher if own_prompts else None,
+        templates=templates_of(cfg),
         key="dataset_val" if cfg.get("dataset_test") is None else "dataset_test",
         category_column=cfg.get("category_column", "category"),
         context=cfg.get("window") or getattr(tokenizer, "max_seq_len", None),
         stride=cfg.get("stride"),
     )
+
+
+def templates_of(cfg: DictConfig) -> Templates:
+    """What a config has written around user turns."""
+    template, system = cfg.get("teacher_prompt_template"), cfg.get("teacher_system_prompt")
+    of_teacher = Prompt(template, system, "teacher_prompt_template")
+    students = Prompt(cfg.get("student_prompt_template"), None, "student_prompt_template")
+    return Templates(students, None if of_teacher.is_plain else of_teacher)
 
 
 def evaluation_folder(cfg: DictConfig) -> Path:

@@ -198,7 +198,7 @@ class _Said:
             documents: each with which of its tokens are predicted, ``[s]``; the first never is.
         """
         signals, sizes = list[TeacherSignal](), list[int]()
-        for batch in _read_together(reader, documents):
+        for batch in read_together(reader, documents):
             signal: Any = reader.model(batch.to(device))
             if isinstance(signal, SumOfTeachers):  # as one distribution, that of their mixture
                 signal = MixtureOfTeachers(cast(Sequence[TeacherSignal], signal.signals), signal.weights)
@@ -225,7 +225,7 @@ def _precise(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # which has none
 
 
-def _read_together(reader: Reader, documents: Sequence[tuple[Written, numpy.ndarray]]) -> Iterator[Batch]:
+def read_together(reader: Reader, documents: Sequence[tuple[Written, numpy.ndarray]]) -> Iterator[Batch]:
     """All windows of the documents, some thousand tokens at a time."""
     together, taken = list[Row](), 0
     for document, predicted in documents:

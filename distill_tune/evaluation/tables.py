@@ -56,7 +56,7 @@ class Block:
 def results_table(results: Results, console: Console) -> RenderableType:
     """As wide as the console allows: columns that have no room go on below, then each row is a list."""
     shown: list[RenderableType] = []
-    for block in _blocks(results):
+    for block in blocks(results):
         shown += [Text(block.title, style="bold"), _shown(block, console)]
     return Group(*shown, *(Text(sentence) for sentence in sentences(results)))
 
@@ -64,8 +64,8 @@ def results_table(results: Results, console: Console) -> RenderableType:
 def results_markdown(results: Results) -> str:
     """The tables with their intervals, and below them the sentences."""
     parts = []
-    for block in _blocks(results):
-        rows = [[_in_a_line(heading) for heading in block.headings]]
+    for block in blocks(results):
+        rows = [[in_a_line(heading) for heading in block.headings]]
         rows.append(["---"] * block.names + ["---:"] * (len(block.headings) - block.names))
         rows += [[_escaped(cell.with_bounds()) for cell in row] for row in block.rows]
         lines = (f"| {' | '.join(row)} |" for row in rows)
@@ -188,7 +188,8 @@ _ANSWERS = (
 )
 
 
-def _blocks(results: Results) -> Iterator[Block]:
+def blocks(results: Results) -> Iterator[Block]:
+    """The tables."""
     models, teacher = results["models"], results["teacher"]
     data = results["data"]
     about = f"{data['name']}, {counted(data['documents'], 'document')}"
@@ -342,12 +343,13 @@ def _list(block: Block) -> RenderableType:
         for _ in range(2):
             table.add_column(overflow="fold")
         for heading, cell in zip(block.headings[block.names :], row[block.names :], strict=True):
-            table.add_row(f"  {_in_a_line(heading)}", _with_reach(cell))
+            table.add_row(f"  {in_a_line(heading)}", _with_reach(cell))
         parts += [Text(", ".join(cell.text for cell in row[: block.names]), overflow="fold"), table]
     return Group(*parts)
 
 
-def _in_a_line(heading: str) -> str:
+def in_a_line(heading: str) -> str:
+    """A block's heading, which has several lines."""
     return heading.replace("-\n", "").replace("\n", " ")
 
 

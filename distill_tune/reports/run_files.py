@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import yaml
 
@@ -92,8 +92,18 @@ class RunFiles:
 
     def column(self, name: str, against: str = "step") -> tuple[list[float], list[float]]:
         """``against`` and a figure, of the steps that have both; what is not finite is left out."""
-        found = [line for line in self.steps if is_figure(line.get(against)) and is_figure(line.get(name))]
-        return [float(line[against]) for line in found], [float(line[name]) for line in found]
+        if (name, against) not in self._columns:
+            found = [line for line in self.steps if is_figure(line.get(name)) and is_figure(line.get(against))]
+            self._columns[name, against] = (
+                [float(line[against]) for line in found],
+                [float(line[name]) for line in found],
+            )
+        return self._columns[name, against]
+
+    @functools.cached_property
+    def _columns(self) -> dict[tuple[str, str], tuple[list[float], list[float]]]:
+        """Those that were asked for."""
+        return {}
 
     @property
     def names(self) -> list[str]:
@@ -153,7 +163,7 @@ def opened(folders: Sequence[Path]) -> list[RunFiles]:
     return [RunFiles.open(folder, "/".join(part[-length:])) for folder, part in zip(unique, parts, strict=True)]
 
 
-def is_figure(value: Any) -> bool:
+def is_figure(value: Any) -> TypeGuard[float]:
     """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -33,10 +33,7 @@ def open_model(
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    if path.suffix != ".gguf" and not is_model_folder(path):
-        raise UserError(f"{key} {path}: {no_model_at(path)}")
-    if path.suffix == ".gguf" and not path.is_file():
-        raise UserError(f"{key} {path}: no such file")
+    require_model(key, path)
     settings: dict[str, object] = {"_component_": "distill_tune.models.from_hf", "path": str(path)}
     if needs_transformers(key, path):
         if quantizer or offload:
@@ -49,6 +46,17 @@ def open_model(
         raise UserError(f"{key} {path}: {error}") from error
     assert isinstance(teacher, LiveTeacher | HuggingFace)
     return teacher
+
+
+def require_model(key: str, path: Path) -> None:
+    """
+    Raises:
+        UserError: it is no model's folder, nor a file.
+    """
+    if path.suffix != ".gguf" and not is_model_folder(path):
+        raise UserError(f"{key} {path}: {no_model_at(path)}")
+    if path.suffix == ".gguf" and not path.is_file():
+        raise UserError(f"{key} {path}: no such file")
 
 
 def needs_transformers(key: str, path: Path) -> bool:

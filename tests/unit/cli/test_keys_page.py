@@ -19,7 +19,7 @@ def test_the_page_is_the_table():
 def test_each_key_has_a_line_on_the_page_and_in_the_help_and_a_wrong_value_is_answered_with_it(key):
     (line,) = [line for line in page().splitlines() if line.startswith(f"| `{key}` |")]
     assert f"\n  {key} (" in help_text()
-    wrong = OmegaConf.create({key: 5 if key in ("profiler", "cache") else {"no": "component"}})
+    wrong = OmegaConf.create({key: 5 if key in ("profiler", "cache", "models") else {"no": "component"}})
     (told,) = [fault for fault in check_values(wrong) if "must be" in fault and fault.startswith(f"{key}=")]
     assert told.partition("must be ")[2].startswith(line.split(" | ")[1])
 

@@ -7,13 +7,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from distill_tune.config.files import find_recipe, recipes_folder
-from distill_tune.config.keys import KEYS, READ_TO_GENERATE, Needed
+from distill_tune.config.keys import KEYS, READ_BY, Needed
 from distill_tune.config.recipe_keys import Recipe, check_keys
 from distill_tune.config.values import check_values
 from distill_tune.errors import UserError
+from distill_tune.evaluation import named_models
+from distill_tune.evaluation import preparation as evaluation_of_config
 from distill_tune.training import answers, preparation, questions, writers
 
-ALL = {key: 1 for key, entry in KEYS.items() if isinstance(entry.default, Needed) and entry.recipe is None}
+ALL = {key: 1 for key, entry in KEYS.items() if isinstance(entry.default, Needed) and not entry.recipes}
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def test_what_a_copy_no_longer_needs_is_not_missing(copy):
     ("key", "told"),
     [
         ("kd_raito", "kd_raito: no such key, did you mean kd_ratio?"),
-        ("mode", "mode: no such key, did you mean model?"),
+        ("mode", "mode: no such key, did you mean model or models?"),
         ("my_alhpa", "my_alhpa: no such key, did you mean my_alpha?"),
         ("warmup_steps", "warmup_steps: no such key, did you mean lr_scheduler.num_warmup_steps?"),
     ],
@@ -96,8 +98,8 @@ def test_a_key_that_is_almost_another_is_told_in_a_copy_too(copy, key, told):
 
 @pytest.mark.parametrize(("at_top", "is_sure"), [("", True), ("import json", True), ("import my_package", False)])
 def test_a_key_like_another_is_a_line_where_a_copy_imports_what_is_not_read(copy, at_top, is_sure):
-    told = ["models: no such key, did you mean model?"]
-    found = check_keys(OmegaConf.create(ALL | {"models": 3}), Recipe(copy(at_top)), "")
+    told = ["tokeniser: no such key, did you mean tokenizer?"]
+    found = check_keys(OmegaConf.create(ALL | {"tokeniser": 3}), Recipe(copy(at_top)), "")
     assert found == ((told, []) if is_sure else ([], told))
 
 
@@ -190,12 +192,20 @@ def test_the_table_has_every_key_that_the_recipes_read_with_its_default():
     of_answers = reads_in(recipes_folder() / "generate.py")
     for module in (answers, questions, writers):
         of_answers |= reads_in(Path(module.__file__))
-    assert set(of_all | of_cache | of_answers) == set(KEYS)
-    assert set(of_answers) == READ_TO_GENERATE
-    assert {key for key in KEYS if KEYS[key].recipe == "generate"} == set(of_answers) - set(of_all)
-    assert {key for key in KEYS if KEYS[key].recipe == "kd_distributed"} == set(of_all) - set(of_both)
-    assert {key for key in KEYS if KEYS[key].recipe == "teacher_cache"} == set(of_cache) - set(of_all)
-    for key, default in (of_answers | of_all).items():
+    of_evaluation = reads_in(recipes_folder() / "evaluate.py")
+    for module in (evaluation_of_config, named_models):
+        of_evaluation |= reads_in(Path(module.__file__))
+    assert set(of_all | of_cache | of_answers | of_evaluation) == set(KEYS)
+    assert set(of_answers) == READ_BY["generate"]
+    assert set(of_evaluation) == READ_BY["evaluate"]
+    alone = {
+        "generate": set(of_answers) - set(of_all),
+        "evaluate": set(of_evaluation) - set(of_all),
+        "kd_distributed": set(of_all) - set(of_both),
+        "teacher_cache": set(of_cache) - set(of_all),
+    }
+    assert {name: {key for key in KEYS if name in KEYS[key].recipes} for name in alone} == alone
+    for key, default in (of_answers | of_evaluation | of_all).items():
         told = KEYS[key].default
         if default is Needed:
             assert isinstance(told, Needed), key
