@@ -1,12 +1,17 @@
-"""What a sweep leaves for people: its table in the terminal and as table.md."""
+"""What a sweep leaves for people: its table in the terminal and as table.md, and the runs' curves in report.html."""
+
+from pathlib import Path
 
 from rich.console import Console
 
 from distill_tune.disk import write_text
+from distill_tune.reports.write import write_report
 from distill_tune.sweep.asked import AskedSweep
 from distill_tune.sweep.results import results_of
 from distill_tune.sweep.table import last_lines, markdown, sentences, terminal_table
 from distill_tune.sweep.trials import Trial, Trials
+
+_MOST_OVERLAID = 12  # runs that can be told apart in a plot
 
 
 def write_table(asked: AskedSweep, trials: Trials, console: Console) -> Trial | None:
@@ -24,3 +29,14 @@ def write_table(asked: AskedSweep, trials: Trials, console: Console) -> Trial | 
         console.print(line, highlight=False, markup=False)
     console.print(f"  {file}  this table", soft_wrap=True, highlight=False, markup=False)
     return results[0].trials[0] if results else None
+
+
+def write_overlay(asked: AskedSweep, trials: Trials) -> Path | None:
+    """The best settings' runs side by side, as `distill-tune report` writes them; None where none has come to its end.
+
+    Raises:
+        UserError: a run's folder is gone, or the file cannot be written.
+    """
+    results = results_of(trials, asked.objective)[:_MOST_OVERLAID]
+    folders = [trials.folder_of(result.trials[0]) for result in results]
+    return write_report(folders, asked.folder / "report.html")[0] if folders else None

@@ -13,7 +13,7 @@ from distill_tune.sweep.asked import AskedSweep
 from distill_tune.sweep.best import write_best
 from distill_tune.sweep.folder import claim
 from distill_tune.sweep.objective import figures_of_metrics, figures_of_results
-from distill_tune.sweep.report import write_table
+from distill_tune.sweep.report import write_overlay, write_table
 from distill_tune.sweep.results import to_repeat
 from distill_tune.sweep.running import TrialProcess
 from distill_tune.sweep.schedule import Schedule, next_planned, next_searched
@@ -63,6 +63,7 @@ def run_sweep(asked: AskedSweep) -> None:
                 again = to_repeat(trials, objective, asked.num_repeated, asked.other_seeds)
                 schedule.run(functools.partial(next_planned, again, trials, objective, schedule.tried), stop)
         if best := write_table(asked, trials, console):
+            say(f"  {write_overlay(asked, trials)}  the best settings' curves, one over the other")
             file = asked.folder / "best.yaml"
             command = f"distill-tune run {asked.recipe_name} --config {shlex.quote(str(file))}"
             head = [
