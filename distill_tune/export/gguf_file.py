@@ -20,10 +20,10 @@ from distill_tune.export.source import Source
 from distill_tune.models.gguf_config import gguf_config
 from distill_tune.models.gguf_names import ARCHITECTURES
 
-_MAX_KL = {"f32": hf_folder.SAME, "f16": 0.005, "bf16": 0.005, "q8_0": 0.02, "q5_1": 0.1, "q5_0": 0.1}
+# Nats a token, as torchao's; those of 4 bits and llama.cpp's own kinds have the last one.
+_MAX_KL = {"f32": hf_folder.SAME, "f16": 0.005, "bf16": 0.005, "q8_0": 0.05, "q5_1": 0.2, "q5_0": 0.2}
+_OF_FEW_BITS = 1.0
 _OF_MISTRAL = ("sliding_window", "layer_types")  # beyond whose length a file is not read
-_MAX_KL |= {"q4_1": 0.5, "q4_0": 0.5}
-_OTHERS = 1.0  # of llama.cpp's own kinds
 
 
 def check(source: Source, settings: Settings) -> list[str]:
@@ -74,7 +74,7 @@ def open_written(source: Source, folder: Path, settings: Settings, device: torch
 
 
 def max_kl(source: Source, settings: Settings) -> float:
-    return _MAX_KL.get(settings.kind, _OTHERS)
+    return _MAX_KL.get(settings.kind, _OF_FEW_BITS)
 
 
 def _settings_for(source: Source) -> Any:
