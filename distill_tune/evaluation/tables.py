@@ -20,6 +20,7 @@ _NAME = 16  # columns for a model's name, at least; a longer one goes on in the 
 _UNBOUNDED = 10_000
 _MOST_PARTS = 3  # of a table; where a terminal is narrower still, each of its rows is a list
 _MISSING = "-"
+_ROUNDING = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +132,12 @@ class _Column:
 
 
 def _number(value: float) -> str:
-    """Three decimals; of less than a hundredth, three digits."""
-    if not math.isfinite(value) or value == 0 or abs(value) >= 0.01:
+    """Three decimals; of less than a hundredth, three digits; what rounding leaves is nothing."""
+    if abs(value) < _ROUNDING:
+        return f"{0:.3f}"
+    if not math.isfinite(value) or abs(value) >= 0.01:
         return f"{value:.3f}"
-    return f"{value:.{min(7, 2 - math.floor(math.log10(abs(value))))}f}"
+    return f"{value:.{min(6, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def _perplexity(value: float) -> str:

@@ -121,7 +121,8 @@ def open_tasks(names: Sequence[str], folder: str | None = None) -> Tasks:
                 found = manager.load([str(local_path(name)) if is_file else name])
         except Exception as error:  # a task is its author's own code, and its rows may be anywhere
             told = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"tasks={name}: cannot be loaded: {type(error).__name__}: {told[0]}") from error
+            hint = "; a task over local files needs no network" if isinstance(error, ConnectionError) else ""
+            raise UserError(f"tasks={name}: cannot be loaded: {type(error).__name__}: {told[0]}{hint}") from error
         for part, of_part in loaded.items():
             of_part |= found.get(part, {})
     for task in loaded["tasks"].values():

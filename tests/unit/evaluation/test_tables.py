@@ -84,6 +84,14 @@ def test_how_far_a_figure_may_be_off_stands_below_it_and_in_markdown_its_bounds_
     assert "| 12,346 (12,000 to 13,000) |" in results_markdown(results())
 
 
+def test_a_small_figure_has_three_digits_and_what_rounding_leaves_has_none():
+    kl = {"mean": 0.00012345, "median": 2.5e-7, "p99": -1e-9, "p999": 0.0456, "max": 0.0}
+    models = {"a": model(to_teacher={"forward_kl": kl, "reverse_kl": kl, "agreement": 1.0}, intervals={})}
+    text = results_markdown(results(models=models, teacher="teacher", base=None))
+    assert "| 0.000123 | 100.0 % |" in text
+    assert "| a | 0.000 | 0.000 | 0.046 | 0.000 | 0.000123 |" in text
+
+
 def test_what_was_scored_the_gap_and_the_pairs_are_told():
     for text in (shown(200), results_markdown(results())):
         assert "The answers' tokens were scored." in text
