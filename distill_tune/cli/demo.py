@@ -96,7 +96,9 @@ def _evaluate(console: Any, folder: Path) -> None:
         console.print()
     page = folder / "report.html"
     _run(console, ["report", *(str(folder / run.folder) for run in _RUNS.values()), "--output", str(page)])
-    console.print(f"Open {page} in a browser: curves, findings and answers of the three runs.", highlight=False)
+    console.print(
+        f"Open {page} in a browser: curves, findings and answers of the three runs.", highlight=False, soft_wrap=True
+    )
     console.print("Your own data next:", highlight=False)
     console.print("  distill-tune cp tiny mine.yaml", highlight=False)
     console.print(
