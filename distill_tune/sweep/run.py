@@ -67,9 +67,9 @@ def run_sweep(asked: AskedSweep) -> None:
         if best:
             file = asked.folder / "best.yaml"
             command = f"distill-tune run {asked.recipe_name} --config {shlex.quote(str(file))}"
-            of = trials.folder_of(best)
-            head = [command, f"{best.title}: the best of a sweep by {objective.name}, as {of} was run"]
-            write_best(file, of, asked.config, asked.folder / "best", head)
+            source = trials.folder_of(best)
+            head = [command, f"{best.title}: the best of a sweep by {objective.name}, as {source} was run"]
+            write_best(file, source, asked.config, asked.folder / "best", head)
             say(f"  {file}  the best's config, whole: {command}")
         if overlay := write_overlay(asked, trials):
             say(f"  {overlay}  the best settings' curves, one over the other")
