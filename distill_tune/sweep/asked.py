@@ -69,7 +69,9 @@ class AskedSweep:
         keys = [axis.key.lstrip("+") for axis in axes]
         overrides = [*shared, *overrides_of(to_check(axes)[0])]
         config: Any = OmegaConf.to_container(without_secrets(load_config(find_config(asked["name"]), overrides)))
-        found = find_objective(objective, [*map(str, config.get("tasks") or [])])
+        tasks = config.get("tasks") or []
+        names = [Path(str(task)).stem for task in ([tasks] if isinstance(tasks, str) else tasks)]  # or files of YAML
+        found = find_objective(objective, names)
         found.require_comparable(keys)
         folder = folder or local_path(f"{config.get('output_dir', 'outputs')}_sweep")
         repeated = 0 if "seed" in keys else num_repeated
