@@ -35,6 +35,7 @@ def check(asked: AskedSweep, runs: bool) -> None:
         UserError: with the faults of all trials, each once.
     """
     _require_rows(asked)
+    asked.search()  # which tells where its package is missing
     each = to_check(asked.axes)
     keys, parts = CollectedFaults(""), CollectedFaults("")
     with contextlib.redirect_stdout(io.StringIO()):

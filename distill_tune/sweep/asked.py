@@ -69,7 +69,9 @@ class AskedSweep:
         keys = [axis.key.lstrip("+") for axis in axes]
         overrides = [*shared, *overrides_of(to_check(axes)[0])]
         config: Any = OmegaConf.to_container(without_secrets(load_config(find_config(asked["name"]), overrides)))
-        found = find_objective(objective, [*map(str, config.get("tasks") or [])])
+        tasks = config.get("tasks") or []
+        names = [Path(str(task)).stem for task in ([tasks] if isinstance(tasks, str) else tasks)]  # or files of YAML
+        found = find_objective(objective, names)
         found.require_comparable(keys)
         folder = folder or local_path(f"{config.get('output_dir', 'outputs')}_sweep")
         repeated = 0 if "seed" in keys else num_repeated
@@ -113,6 +115,8 @@ class AskedSweep:
         """What is about to come."""
         lines = [f"{counted(self.num_settings, 'trial')}, in {self.folder}, by {self.objective.name}:"]
         lines += [f"  {axis}" for axis in self.axes]
+        if self.most_searched and not self.prunes:
+            lines.append(f"no trial is ended early: {self._why_not_pruned}")
         if self.num_repeated:
             best = "the best" if self.num_repeated == 1 else f"the best {min(self.num_repeated, self.num_settings)}"
             seeds = " and ".join(map(str, self.other_seeds))
@@ -122,8 +126,16 @@ class AskedSweep:
     @property
     def prunes(self) -> bool:
         """Whether a search may end trials early: by ``val_ce_loss``, where it can be compared and comes in time."""
+        return self._why_not_pruned is None
+
+    @property
+    def _why_not_pruned(self) -> str | None:
         by = find_objective("val_ce_loss", ())
-        return bool(self.config.get("run_val_every_n_steps")) and not any(by.unlike(axis.key) for axis in self.axes)
+        if unlike := next((axis.key for axis in self.axes if by.unlike(axis.key)), None):
+            return f"val_ce_loss means another thing where {unlike} varies"
+        if self.config.get("dataset_val") is None or not self.config.get("run_val_every_n_steps"):
+            return "that takes dataset_val and run_val_every_n_steps"
+        return None
 
     def search(self) -> Search | None:
         """

@@ -129,5 +129,6 @@ def figures_of_results(results: Mapping[str, Any], label: str) -> dict[str, floa
         "agreement": to_teacher.get("agreement"),
     }
     for task, by_label in (results.get("tasks") or {}).items():
-        found[task] = by_label.get(label, {}).get("acc")
+        reached = by_label.get(label, {})
+        found[task] = reached.get("acc", reached.get("exact_match"))
     return {name: float(value) for name, value in found.items() if value is not None}

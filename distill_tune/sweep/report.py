@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from distill_tune.disk import write_text
+from distill_tune.reports.run_files import is_run
 from distill_tune.reports.write import write_report
 from distill_tune.sweep.asked import AskedSweep
 from distill_tune.sweep.results import results_of
@@ -32,11 +33,11 @@ def write_table(asked: AskedSweep, trials: Trials, console: Console) -> Trial | 
 
 
 def write_overlay(asked: AskedSweep, trials: Trials) -> Path | None:
-    """The best settings' runs side by side, as `distill-tune report` writes them; None where none has come to its end.
+    """The best settings' runs side by side, as `distill-tune report` writes them; None where there are none.
 
     Raises:
-        UserError: a run's folder is gone, or the file cannot be written.
+        UserError: the file cannot be written.
     """
-    results = results_of(trials, asked.objective)[:_MOST_OVERLAID]
-    folders = [trials.folder_of(result.trials[0]) for result in results]
-    return write_report(folders, asked.folder / "report.html")[0] if folders else None
+    results = results_of(trials, asked.objective)
+    folders = [folder for result in results if is_run(folder := trials.folder_of(result.trials[0]))]
+    return write_report(folders[:_MOST_OVERLAID], asked.folder / "report.html")[0] if folders else None

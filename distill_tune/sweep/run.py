@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
+from distill_tune.disk import release_lock
 from distill_tune.errors import UserError
 from distill_tune.evaluation.named_models import AFTER
 from distill_tune.reports.run_files import RunFiles
@@ -62,16 +63,17 @@ def run_sweep(asked: AskedSweep) -> None:
                 before = len(schedule.tried)
                 again = to_repeat(trials, objective, asked.num_repeated, asked.other_seeds)
                 schedule.run(functools.partial(next_planned, again, trials, objective, schedule.tried), stop)
-        if best := write_table(asked, trials, console):
-            say(f"  {write_overlay(asked, trials)}  the best settings' curves, one over the other")
+        best = write_table(asked, trials, console)
+        if best:
             file = asked.folder / "best.yaml"
             command = f"distill-tune run {asked.recipe_name} --config {shlex.quote(str(file))}"
-            head = [
-                command,
-                f"{best.title}: the best of a sweep by {objective.name}, as {trials.folder_of(best)} was run",
-            ]
-            write_best(file, trials.folder_of(best), asked.config, asked.folder / "best", head)
+            source = trials.folder_of(best)
+            head = [command, f"{best.title}: the best of a sweep by {objective.name}, as {source} was run"]
+            write_best(file, source, asked.config, asked.folder / "best", head)
             say(f"  {file}  the best's config, whole: {command}")
+        if overlay := write_overlay(asked, trials):
+            say(f"  {overlay}  the best settings' curves, one over the other")
+        release_lock(asked.folder)
         if stop.number:
             stop.leave(sum(trial.state == "finished" for trial in trials), stop.number)
     if not best:

@@ -66,7 +66,7 @@ class TrialProcess:
         """Have it end after its step, with a checkpoint; at once at the second call."""
         self._stopped_by = number
         if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, number)
+            self._process.send_signal(number)  # torchrun tells its ranks; twice would end them at once
 
     def end(self) -> None:
         """Kill it, and wait until it is gone."""

@@ -10,8 +10,6 @@ from distill_tune.disk import write_text
 from distill_tune.errors import UserError
 from distill_tune.sweep.values import Settings, overrides_of, same
 
-STATES = ("running", "stopped", "pruned", "failed", "finished")
-
 
 @dataclasses.dataclass
 class Trial:

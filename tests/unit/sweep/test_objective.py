@@ -63,7 +63,7 @@ def test_figures_of_an_evaluation_are_read_from_its_results():
             },
             "before": {"supervised": {"bits_per_byte": 2.0, "perplexity": 30.0}, "to_teacher": None},
         },
-        "tasks": {"piqa": {"after": {"acc": 0.7}}},
+        "tasks": {"piqa": {"after": {"acc": 0.7}}, "gsm8k": {"after": {"exact_match": 0.2}}, "other": {}},
     }
     assert figures_of_results(results, "after") == {
         "bits_per_byte": 1.5,
@@ -71,5 +71,6 @@ def test_figures_of_an_evaluation_are_read_from_its_results():
         "kl": 0.4,
         "agreement": 0.6,
         "piqa": 0.7,
+        "gsm8k": 0.2,
     }
     assert figures_of_results(results, "before") == {"bits_per_byte": 2.0, "perplexity": 30.0}

@@ -2,10 +2,12 @@
 
 import functools
 import math
+import sys
 import types
 
 import pytest
 
+from distill_tune.errors import UserError
 from distill_tune.sweep.objective import OBJECTIVES
 from distill_tune.sweep.schedule import next_searched
 from distill_tune.sweep.trials import Trials
@@ -77,6 +79,12 @@ def test_nothing_is_ended_early_where_losses_cannot_be_compared(sweeping):
     sweeping.made = lambda trial: (4, 0, [5.0, 4.0] if trial.number <= 5 else [9.0, 9.0])
     go(sweeping, 6, by=search(prunes=False))
     assert {trial.state for trial in sweeping.trials} == {"finished"}
+
+
+def test_a_search_without_its_package_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"--search: needs the package optuna; pip install 'distill-tune\[sweep\]'"):
+        search()
 
 
 def test_it_ends_when_all_combinations_were_tried(sweeping):
