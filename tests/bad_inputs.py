@@ -74,6 +74,7 @@ AT_ONCE = [
         "hidden_loss.positions=all: teacher_max_seq_len has teacher and student read different rows",
     ),
     ("run_val_every_n_steps=2", "run_val_every_n_steps=2: nothing heeds it without dataset_val; leave it out"),
+    ("fake_quant_after_n_steps=4", "fake_quant_after_n_steps=4: nothing heeds it without quantizer; leave it out"),
     ("batch_size_val=4", "batch_size_val=4: nothing heeds it without dataset_val; leave it out"),
     ("log_every_n_steps=5", "log_every_n_steps=5: nothing heeds it without metric_logger; leave it out"),
     ("log_peak_memory_stats=False", "log_peak_memory_stats=False: nothing heeds it without metric_logger"),
@@ -155,6 +156,18 @@ OF_COMPONENTS = [
     (
         "teacher_quantizer._component_=torchao.quantization.Int4WeightOnlyConfig",
         "teacher_quantizer: torchao.quantization.Int4WeightOnlyConfig needs the package mslk; pip install mslk",
+    ),
+    ("quantizer=q4_0", "quantizer=q4_0: must be the dotted name of what to call, did you mean distill_tune.qat.Q4_0?"),
+    (
+        "quantizer._component_=torchao.quantization.Int8WeightOnlyConfig",
+        "quantizer=torchao.quantization.Int8WeightOnlyConfig: none that a student trains with; there are Q4_0, Q8_0,",
+    ),
+    ("quantizer._component_=distill_tune.qat.Int4WeightOnly quantizer.groupsize=48", "must be one of 32, 64, 128, 256"),
+    (
+        "quantizer._component_=torchtune.training.quantization.Int8DynActInt4WeightQATQuantizer quantizer.groupsize=64",
+        "quantizer: Int8DynActInt4Weight rounds 64 weights of a row together, which do not divide the rows of "
+        "layers.0.attn.q_proj (32), layers.0.attn.k_proj (32), layers.0.attn.v_proj (32) and 9 more; "
+        "set quantizer.groupsize=32",
     ),
     ("hidden_loss=uniform", "hidden_loss=uniform: must be the dotted name of what to call"),
     ("optimizer.lr=abc", "optimizer.lr=abc: must be a number"),

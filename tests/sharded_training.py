@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from tiny import VOCAB_SIZE
 
-from distill_tune import data, losses, models, teachers, training
+from distill_tune import data, losses, models, qat, teachers, training
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.generation import Decoder, Request, Sampling, stream_of
 
@@ -32,6 +32,8 @@ SCENARIOS: dict[str, dict] = {
     "untied_own_output_group": {"student": "untied", "custom_sharded_layers": ["tok_embeddings", "output"]},
     "replicated": {"replicate": 2},
     "qlora": {"lora": True, "quantize_base": True, "student": "wide", "steps": 5, "generates": True},
+    "quantised": {"scheme": qat.Q4_0(), "generates": True},
+    "quantised_lora": {"scheme": qat.Q4_0(), "lora": True, "checkpointed": True},
     "bf16": {"dtype": torch.bfloat16, "accumulation": 2, "steps": 8},
     "bf16_untied": {"dtype": torch.bfloat16, "student": "untied", "custom_sharded_layers": ["output"], "steps": 8},
     "bf16_lora": {"dtype": torch.bfloat16, "lora": True, "accumulation": 2, "steps": 8},
@@ -90,6 +92,8 @@ def train(folder: Path, scenario: str, **changed: Any) -> dict[str, torch.Tensor
         return models.checked_on_meta("model", config, checkpoint, dtype), checkpoint
 
     student, student_checkpoint = build(settings.get("student", "student"), lora, **quantize)
+    if "scheme" in settings:
+        qat.prepare(student, settings["scheme"])
     teacher_model, teacher_checkpoint = build("teacher", False)
     models.freeze_all_but_adapters(student)
     if mesh is None:

@@ -1,5 +1,6 @@
 """A model hub on loopback: as much of the Hugging Face Hub's and ModelScope's protocol as their own clients use."""
 
+import base64
 import hashlib
 import http.server
 import json
@@ -20,6 +21,10 @@ class StandInHub(http.server.ThreadingHTTPServer):
         cut_after: the first answer of each file ends after so many bytes, as a lost connection does.
 
     Attributes:
+        private: of each repository that was made, whether it is.
+        branches: of each.
+        stored: large files that were sent, by their SHA-256, whether committed or not.
+        refused_commits: how many of the next ones fail.
         listed: contents whose hashes are listed instead of those of the files that are sent.
         sizes: that are listed instead of the true ones.
     """
@@ -33,6 +38,10 @@ class StandInHub(http.server.ThreadingHTTPServer):
         self.cut: set[str] = set()
         self.listed: dict[str, bytes] = {}
         self.sizes: dict[str, int] = {}
+        self.private: dict[str, bool] = {}
+        self.branches: dict[str, list[str]] = {}
+        self.stored: dict[str, bytes] = {}
+        self.refused_commits = 0
 
     @property
     def url(self) -> str:
@@ -67,7 +76,67 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer()
 
     def do_POST(self) -> None:
-        self._json(404, {})
+        """What an upload asks: to make a repository or a branch, how files are sent, to commit them."""
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).strip("/").split("/")
+        self.server.requests.append((self.command, self.path, dict(self.headers)))
+        model = "/".join(parts[2:4])
+        if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
+            self._json(401, {"error": "who are you"})
+        elif parts == ["api", "repos", "create"]:
+            self._make(json.loads(content))
+        elif parts == ["api", "validate-yaml"]:  # of a model card
+            self._json(200, {"errors": [], "warnings": []})
+        elif parts[4:5] == ["branch"]:
+            is_new = parts[5] not in self.server.branches[model]
+            self.server.branches[model] += [parts[5]] * is_new
+            self._json(200 if is_new else 409, {})
+        elif parts[4:5] == ["preupload"]:
+            files = [file["path"] for file in json.loads(content)["files"]]
+            modes = {name: "lfs" if name.endswith((".safetensors", ".gguf")) else "regular" for name in files}
+            self._json(200, {"files": [{"path": n, "uploadMode": modes[n], "shouldIgnore": False} for n in files]})
+        elif parts[-2:] == ["objects", "batch"]:
+            self._json(
+                200, {"transfer": "basic", "objects": list(map(self._how_to_send, json.loads(content)["objects"]))}
+            )
+        elif parts[4:5] == ["commit"]:
+            self._commit(model, [json.loads(line) for line in content.splitlines()])
+        else:
+            self._json(404, {})
+
+    def do_PUT(self) -> None:
+        """A large file."""
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append((self.command, self.path, dict(self.headers)))
+        self.server.stored[hashlib.sha256(content).hexdigest()] = content
+        self._json(200, {})
+
+    def _make(self, asked: dict) -> None:
+        model = f"{asked['organization']}/{asked['name']}"
+        if model in self.server.models:
+            self._json(409, {"url": f"{self.server.url}/{model}"})
+            return
+        self.server.models[model], self.server.branches[model] = {}, ["main"]
+        self.server.private[model] = asked.get("visibility") == "private" or bool(asked.get("private"))
+        self._json(200, {"url": f"{self.server.url}/{model}", "id": model})
+
+    def _how_to_send(self, asked: dict) -> dict:
+        if asked["oid"] in self.server.stored:
+            return asked
+        return asked | {"actions": {"upload": {"href": f"{self.server.url}/store/{asked['oid']}"}}}
+
+    def _commit(self, model: str, lines: list[dict]) -> None:
+        if self.server.refused_commits:
+            self.server.refused_commits -= 1
+            self._json(500, {"error": "not now"})
+            return
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                self.server.models[model][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                self.server.models[model][value["path"]] = self.server.stored[value["oid"]]
+        self._json(200, {"commitUrl": f"{self.server.url}/{model}/commit/{COMMIT}", "commitOid": COMMIT})
 
     def _answer(self) -> None:
         url = urllib.parse.urlsplit(self.path)

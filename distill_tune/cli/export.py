@@ -46,7 +46,7 @@ def _export(options: argparse.Namespace) -> None:
     if options.max_kl is not None and not 0 <= options.max_kl < math.inf:
         raise UserError(f"--max-kl {options.max_kl}: must be 0 or more")
 
-    from distill_tune.export import export
+    from distill_tune.export.ship import export
     from distill_tune.sizes import binary
 
     result = export(

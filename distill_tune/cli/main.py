@@ -20,6 +20,7 @@ from distill_tune.cli import (
     plan,
     run,
     serve,
+    upload,
     validate,
 )
 from distill_tune.cli.caller import left_as_it_was
@@ -79,6 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         cache,
         serve,
         export,
+        upload,
         demo,
     ):
         command.add_parser(commands)

@@ -1,6 +1,4 @@
-"""Forms that a student is shipped in, each written, opened by the tool that it is for, and compared with its source."""
+"""Forms that a student is shipped in, each written, opened by the tool that it is for, and compared with its source.
 
-from distill_tune.export.ship import Result, export
-from distill_tune.export.source import Source, open_source
-
-__all__ = ["Result", "Source", "export", "open_source"]
+:func:`~distill_tune.export.ship.export` does it; :func:`~distill_tune.export.upload.upload` puts the folder onto a hub.
+"""

@@ -8,16 +8,25 @@ from distill_tune.errors import UserError
 from distill_tune.export.source import Source
 from distill_tune.models.decoder_config import language_model_config, read_config_json
 from distill_tune.models.vocabulary import written_by
+from distill_tune.qat.note import trained_for
 from distill_tune.sizes import binary
 
 
-def remarks(source: Source, holds_factors: bool) -> list[str]:
+def remarks(source: Source, to: str, holds_factors: bool = False) -> list[str]:
     """
     Args:
-        holds_factors: of a format that has an adapter's factors alone.
+        to: the format.
+        holds_factors: whether it has an adapter's factors alone.
     """
-    found = [*_parted(source, holds_factors), *_vocabulary(source), *_rope(source)]
+    found = [*_trained_for(source, to), *_parted(source, holds_factors), *_vocabulary(source), *_rope(source)]
     return found if holds_factors else [*found, *_ends(source)]
+
+
+def _trained_for(source: Source, to: str) -> Iterator[str]:
+    """Another format that the weights were trained for."""
+    note = trained_for(source.folder)
+    if note and ":" in to and note["fits"] != to.lower():
+        yield f"the weights were trained with the rounding of {note['fits']}; {to} rounds otherwise, and loses that"
 
 
 def _parted(source: Source, holds_factors: bool) -> Iterator[str]:

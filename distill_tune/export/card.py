@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig
 
 import distill_tune
 from distill_tune.counts import counted
+from distill_tune.export.compared import Agreement
 from distill_tune.export.lineage import (
     Ancestor,
     ancestor,
@@ -25,16 +26,18 @@ from distill_tune.export.source import Source, has_factors
 from distill_tune.secrets import hide_secrets
 from distill_tune.training.device import dtype_name
 
-if TYPE_CHECKING:
-    from distill_tune.export.ship import Result
-
 _RELATIONS = {"adapter": "adapter", "torchao": "quantized", "gguf": "quantized"}
 # What of a run's config tells how it learned.
 _SETTINGS = ("kd_ratio", "temperature", "epochs", "seed")
 
 
-def model_card(source: Source, to: str, settings: Settings, result: "Result") -> str:
-    """README.md with the front matter that hubs read. It names no path of this machine and no secret."""
+def model_card(source: Source, to: str, settings: Settings, tool: str, agreement: Agreement) -> str:
+    """README.md with the front matter that hubs read. It names no path of this machine and no secret.
+
+    Args:
+        tool: that has opened what was written.
+        agreement: of this with the source.
+    """
     cfg = run_config(source.run)
     base = _base(source, settings, student_folder(cfg))
     teachers = [ancestor(folder) for folder in teacher_folders(cfg)]
@@ -45,7 +48,7 @@ def model_card(source: Source, to: str, settings: Settings, result: "Result") ->
         *_training(source, cfg),
         "## Licences\n\n" + "\n".join(_licences(base, teachers)),
         f"## How to use it\n\n```{_USE[to.partition(':')[0]]}\n```",
-        "## Measured\n\n" + _measured(source, result),
+        "## Measured\n\n" + _measured(source, tool, agreement),
     ]
     body = without_paths(hide_secrets("\n\n".join(parts)))
     return f"---\n{front}---\n\n{body}\n"
@@ -139,10 +142,9 @@ def _licences(base: Ancestor | None, teachers: list[Ancestor]) -> Iterator[str]:
         yield "\nSome licences of teachers also bind models that learn from their answers or distributions."
 
 
-def _measured(source: Source, result: "Result") -> str:
-    agreement = result.agreement
+def _measured(source: Source, tool: str, agreement: Agreement) -> str:
     told = (
-        f"Opened with {result.tool} and compared with its source on {counted(agreement.tokens, 'token')}: mean KL "
+        f"Opened with {tool} and compared with its source on {counted(agreement.tokens, 'token')}: mean KL "
         f"{agreement.kl:.2g} nats a token, the same likeliest token at {agreement.top:.1%} of positions."
     )
     table = source.run / "evaluation" / "table.md" if source.run else None

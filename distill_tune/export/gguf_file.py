@@ -3,23 +3,27 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from distill_tune.errors import UserError
 from distill_tune.export import hf_folder
 from distill_tune.export.beside import write_terms
-from distill_tune.export.gguf import KINDS, LlamaCpp, write_gguf, write_modelfile
+from distill_tune.export.gguf import LlamaCpp, write_gguf, write_modelfile
+from distill_tune.export.gguf.metadata import score_factor
 from distill_tune.export.gguf.metadata import settings as metadata
 from distill_tune.export.gguf.tokenizer import Tokenizer
 from distill_tune.export.opened import Opened, open_with_transformers
 from distill_tune.export.settings import Settings
 from distill_tune.export.source import Source
 from distill_tune.models.gguf_config import gguf_config
+from distill_tune.models.gguf_names import ARCHITECTURES
 
-_ROUNDED = 0.005
-_MAX_KL = {"q8_0": 0.02, "q5_1": 0.1, "q5_0": 0.1, "q4_1": 0.5, "q4_0": 0.5}
-_OTHERS = 1.0  # of llama.cpp's own kinds
+# Nats a token, as torchao's; those of 4 bits and llama.cpp's own kinds have the last one.
+_MAX_KL = {"f32": hf_folder.SAME, "f16": 0.005, "bf16": 0.005, "q8_0": 0.05, "q5_1": 0.2, "q5_0": 0.2}
+_OF_FEW_BITS = 1.0
+_OF_MISTRAL = ("sliding_window", "layer_types")  # beyond whose length a file is not read
 
 
 def check(source: Source, settings: Settings) -> list[str]:
@@ -63,18 +67,27 @@ def open_written(source: Source, folder: Path, settings: Settings, device: torch
     Not the settings, of which its reader leaves out rope's scaling, biases, caps and more: those of the source are
     taken. That the file has them is compared when it is written.
     """
-    from transformers import CONFIG_MAPPING
-
-    name, config = _name(source, settings), source.config()
-    of_source = CONFIG_MAPPING[config["model_type"]].from_dict(config)
-    opened = open_with_transformers(folder, device, gguf_file=name, config=of_source)
+    name = _name(source, settings)
+    opened = open_with_transformers(folder, device, gguf_file=name, config=_settings_for(source))
     longest = gguf_config(folder / name)["max_position_embeddings"]
     return dataclasses.replace(opened, stops=None, longest=longest)
 
 
 def max_kl(source: Source, settings: Settings) -> float:
-    plain = _ROUNDED if settings.kind in KINDS else _OTHERS
-    return _MAX_KL.get(settings.kind, plain)
+    return _MAX_KL.get(settings.kind, _OF_FEW_BITS)
+
+
+def _settings_for(source: Source) -> Any:
+    """transformers' configuration for the weights of a file: Mistral's lie there as Llama's, and what llama.cpp does
+    not scale as the source does is scaled in the weights."""
+    from transformers import CONFIG_MAPPING
+
+    config, shape = source.config(), source.decoder
+    if ARCHITECTURES[shape.architecture] == "llama":
+        config = {key: value for key, value in config.items() if key not in _OF_MISTRAL} | {"model_type": "llama"}
+    if "query_pre_attn_scalar" in config:
+        config["query_pre_attn_scalar"] = round((score_factor(shape) / shape.attention_scale) ** 2)
+    return CONFIG_MAPPING[config["model_type"]].from_dict(config)
 
 
 def _name(source: Source, settings: Settings) -> str:

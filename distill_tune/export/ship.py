@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ from distill_tune.export.before import remarks
 from distill_tune.export.card import model_card
 from distill_tune.export.compared import Agreement, Check, compare
 from distill_tune.export.formats import Format, find_format
+from distill_tune.export.record import FAILED, RECORD, write_record
 from distill_tune.export.settings import Settings
 from distill_tune.export.source import Source, open_source
 from distill_tune.export.texts import rows_for
 from distill_tune.training.device import dtype_name, find_device
 
-RECORD = "export.json"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -81,7 +81,7 @@ def export(
     settings = Settings(kind, _dtype(form, source, to, dtype), max_shard_size, base_model, llama_cpp)
     output = output or Path("exports") / f"{source.name}-{to.replace(':', '-')}"
     _require_place(output, source)
-    told = [*remarks(source, form.holds_factors), *form.check(source, settings)]
+    told = [*remarks(source, to, form.holds_factors), *form.check(source, settings)]
     for line in told:
         print(line)
     bound = form.max_kl(source, settings) if max_kl is None else max_kl
@@ -97,9 +97,10 @@ def export(
         checks, agreement = compare(source, stops, logits, rows, opened, bound)
         result = Result(output, told, checks, opened.tool, agreement, {})
         if not result.passed:
-            result = dataclasses.replace(result, folder=output.with_name(f"{output.name}.failed"))
-        _write_json(partial / RECORD, _record(source, to, settings, result))
-        (partial / "README.md").write_text(model_card(source, to, settings, result), encoding="utf-8")
+            result = dataclasses.replace(result, folder=output.with_name(f"{output.name}{FAILED}"))
+        write_record(partial, _record(source, to, settings, result))
+        card = model_card(source, to, settings, opened.tool, agreement)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         del opened
         put_in_place(partial, result.folder)
     finally:
@@ -145,9 +146,5 @@ def _record(source: Source, to: str, settings: Settings, result: Result) -> dict
         "opened_by": result.tool,
         "passed": result.passed,
         "checks": [dataclasses.asdict(check) for check in result.checks],
-        "agreement": dataclasses.asdict(result.agreement),
+        "agreement": {name: value if math.isfinite(value) else None for name, value in vars(result.agreement).items()},
     }
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -64,8 +64,9 @@ class Source:
         return conversion.to_hf(conversion.to_torchtune(found))
 
     def config(self) -> dict[str, Any]:
-        """config.json of these weights."""
-        return self._conversion.exported_config()
+        """config.json of these weights, without the folder that transformers once read them from."""
+        config = self._conversion.exported_config()
+        return {key: value for key, value in config.items() if key != "_name_or_path"}
 
     @torch.no_grad()
     def logits(self, rows: Sequence[Sequence[int]], device: torch.device) -> list[torch.Tensor]:

@@ -13,12 +13,14 @@ from distill_tune.export import hf_folder
 from distill_tune.export.opened import Opened, open_with_transformers, quiet_transformers
 from distill_tune.export.settings import Settings
 from distill_tune.export.source import Source
-from distill_tune.export.torchao_kinds import BITS, GROUP_SIZE, KINDS, has_groups, torchao_config
+from distill_tune.export.torchao_kinds import GROUP_SIZE, KINDS, bits_per_weight, has_groups, torchao_config
 from distill_tune.models.hf_names import projections
+from distill_tune.qat.note import trained_for
 
 __all__ = ["KINDS", "check", "max_kl", "open_written", "write"]
 
-_MAX_KL = {"int8": 0.02, "fp8": 0.05, "int8-int4": 0.5, "int4": 0.5}
+# Nats a token: what is broken is beyond, what is rounded far below, but for small models in 4 bits.
+_MAX_KL = {"int8": 0.05, "fp8": 0.2, "int8-int4": 1.0, "int4": 1.0}
 _BF16_SLACK = 0.01  # nats a token: what computing in 16 bits adds
 
 
@@ -27,32 +29,30 @@ def check(source: Source, settings: Settings) -> list[str]:
     Raises:
         UserError: this machine or this model cannot have the kind.
     """
-    torchao_config(settings.kind)
-    if settings.kind == "int4":
+    kind, group_size = settings.kind, _group_size(source, settings.kind)
+    torchao_config(kind, group_size)
+    if kind == "int4":
         _require_int4()
-    undivided = _undivided(source, settings.kind)
-    sizes = list(_layers(source))
-    quantised = sum(count for name, width, count in sizes if name not in undivided)
+    undivided = _undivided(source, kind)
+    layers = list(_layers(source))
+    quantised = sum(count for name, width, count in layers if name not in undivided)
     if not quantised:
         raise UserError(
-            f"--to torchao:{settings.kind}: no row of this model is a multiple of {GROUP_SIZE} weights, which share a "
-            "scale; take torchao:int8, whose rows are of any length"
+            f"--to torchao:{kind}: no row of this model is a multiple of {group_size} weights, which share a scale; "
+            "take torchao:int8, whose rows are of any length"
         )
-    rest = source.num_parameters - quantised
-    bits = settings.dtype.itemsize * 8
-    mean = (quantised * BITS[settings.kind] + rest * bits) / source.num_parameters
+    own, rest = bits_per_weight(kind, group_size), settings.dtype.itemsize * 8
+    share = quantised / source.num_parameters
     told = [
-        f"{quantised / source.num_parameters:.0%} of the weights are quantised, to {BITS[settings.kind]:g} bits with "
-        f"their scales; embeddings, output layer and norms stay in {bits}: {mean:.2f} bits a weight in all"
+        f"{share:.0%} of the weights are quantised, to {own:g} bits with their scales; embeddings, output layer and "
+        f"norms stay in {rest}: {share * own + (1 - share) * rest:.2f} bits a weight in all"
     ]
-    if settings.kind == "int8-int4":
+    if kind == "int8-int4":
         told.append("torchao stores the 4 bits in bytes of their own, so the files are as large as those of int8")
     if undivided:
-        widths = sorted({width for name, width, _ in sizes if name in undivided})
-        rows = " and ".join(map(str, widths))
-        told.append(
-            f"{', '.join(sorted(undivided))} stay in {bits} bits: rows of {rows} weights, no multiple of {GROUP_SIZE}"
-        )
+        rows = " and ".join(map(str, sorted({width for name, width, _ in layers if name in undivided})))
+        names = ", ".join(sorted(undivided))
+        told.append(f"{names} stay in {rest} bits: rows of {rows} weights, no multiple of {group_size}")
     return told
 
 
@@ -81,7 +81,9 @@ def write(source: Source, folder: Path, settings: Settings) -> list[str]:
     try:
         hf_folder.write(source, merged, settings)
         kept = [rf".*\.{module}" for module in sorted(_undivided(source, settings.kind))]
-        config = TorchAoConfig(torchao_config(settings.kind), modules_to_not_convert=["lm_head", *kept])
+        config = TorchAoConfig(
+            torchao_config(settings.kind, _group_size(source, settings.kind)), modules_to_not_convert=["lm_head", *kept]
+        )
         with quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(
                 merged,
@@ -122,4 +124,11 @@ def _layers(source: Source) -> Iterator[tuple[str, int, int]]:
 
 def _undivided(source: Source, kind: str) -> set[str]:
     """Modules whose rows no group size divides."""
-    return {name for name, width, _ in _layers(source) if has_groups(kind) and width % GROUP_SIZE}
+    size = _group_size(source, kind)
+    return {name for name, width, _ in _layers(source) if has_groups(kind) and width % size}
+
+
+def _group_size(source: Source, kind: str) -> int:
+    """That which the weights were trained for, or :data:`GROUP_SIZE`."""
+    note = trained_for(source.folder)
+    return int(note["groupsize"]) if note and note["fits"] == f"torchao:{kind}" else GROUP_SIZE

@@ -81,10 +81,11 @@ def open_written(source: Source, folder: Path, settings: Settings, device: torch
     """By torchtune's checkpointer and builder, as the written file names them."""
     from transformers import AutoTokenizer
 
-    config = OmegaConf.load(folder / _CONFIG)
+    config: Any = OmegaConf.load(folder / _CONFIG)
     with tempfile.TemporaryDirectory() as output_dir:
+        plain = OmegaConf.to_container(config.checkpointer, resolve=False)
         of_this_folder = {"checkpoint_dir": str(folder), "output_dir": output_dir}
-        checkpointer = instantiate(OmegaConf.merge(config.checkpointer, of_this_folder))
+        checkpointer = instantiate(OmegaConf.create({**plain, **of_this_folder}))
         weights = checkpointer.load_checkpoint()["model"]
     with torch.device("meta"):
         model = instantiate(config.model)

@@ -180,13 +180,13 @@ def _build_scheme(cfg: DictConfig) -> qat.Scheme | None:
     Raises:
         UserError: the component refuses its arguments, or is none that does that.
     """
-    scheme = build("quantizer", cfg.get("quantizer"))
+    component = cfg.get("quantizer")
+    scheme = build("quantizer", component)
     if scheme is None or isinstance(scheme, qat.Scheme):
         return scheme
-    there_are = ", ".join(f"distill_tune.qat.{name}" for name in ("Q4_0", "Q8_0", "Int8DynActInt4Weight"))
     raise UserError(
-        f"quantizer: {cfg.quantizer['_component_']}: is none that a student trains with; take {there_are} or "
-        "Int4WeightOnly (of a teacher's weights it is teacher_quantizer)"
+        f"quantizer={component['_component_']}: none that a student trains with; there are Q4_0, Q8_0, "
+        "Int8DynActInt4Weight and Int4WeightOnly of distill_tune.qat (for a teacher's weights set teacher_quantizer)"
     )
 
 

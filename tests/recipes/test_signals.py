@@ -72,6 +72,16 @@ OWN = {
     },
     "average of adapters": {"teacher_model": {"_component_": "distill_tune.teachers.EMA"}, "model": LORA},
 }
+QAT = {
+    "quantised": {"quantizer": {"_component_": "distill_tune.qat.Q4_0"}},
+    "quantised from the second step on, beside its base model": {
+        "quantizer": {"_component_": "distill_tune.qat.Int8DynActInt4Weight", "groupsize": 16},
+        "fake_quant_after_n_steps": 1,
+        "teacher_model": {"_component_": "distill_tune.teachers.BaseModel"},
+        "model": LORA,
+        "enable_activation_checkpointing": True,
+    },
+}
 DATA = {
     "augmentations": {
         "augmentations": [
@@ -133,9 +143,9 @@ def run(request, tmp_path, write_config, student_folder, teacher_folder, monkeyp
     return go
 
 
-SINGLE = [*DIVERGENCES, *HIDDEN, *OWN, *DATA]
+SINGLE = [*DIVERGENCES, *HIDDEN, *OWN, *QAT, *DATA]
 # A divergence knows nothing of processes: some of them are enough.
-DISTRIBUTED = ["jensen-shannon", "certain tokens", "schedules", *HIDDEN, *OWN, *DATA]
+DISTRIBUTED = ["jensen-shannon", "certain tokens", "schedules", *HIDDEN, *OWN, *QAT, *DATA]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +154,7 @@ DISTRIBUTED = ["jensen-shannon", "certain tokens", "schedules", *HIDDEN, *OWN, *
     indirect=["run"],
 )
 def test_it_trains_and_goes_on_from_a_checkpoint_as_if_never_stopped(run, name, tmp_path, rows_file):
-    changes = (DIVERGENCES | HIDDEN | OWN | DATA)[name]
+    changes = (DIVERGENCES | HIDDEN | OWN | QAT | DATA)[name]
     if name == "prompts":
         rows = [row | {"a": number} for number, row in enumerate(ROWS)]
         (tmp_path / "rows.json").write_text(json.dumps(rows))

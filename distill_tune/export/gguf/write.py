@@ -93,7 +93,7 @@ def write_gguf(folder: Path, file: Path, kind: str, name: str | None = None) -> 
         raise UserError(f"gguf:{kind}: no such kind, there are {', '.join(KINDS)}; others by --llama-cpp DIR")
     try:
         import gguf
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UserError(f"gguf:{kind}: GGUF is written by gguf; pip install 'distill-tune[gguf]'") from error
     checkpoint = Checkpoint.read("model", "folder", folder)
     shape = decoder_config(checkpoint.config)

@@ -9,12 +9,13 @@ from export_folders import VOCAB_SIZE, write_base
 from safetensors.torch import load_file, save_file
 from tiny_tokenizer import TEMPLATE, write_tokenizer
 
-from distill_tune.export import open_source
 from distill_tune.export.before import remarks
+from distill_tune.export.source import open_source
+from distill_tune.qat import NOTE
 
 
-def told(folder, holds_factors=False) -> list[str]:
-    return remarks(open_source(folder), holds_factors)
+def told(folder, to: str = "hf") -> list[str]:
+    return remarks(open_source(folder), to, holds_factors=to == "adapter")
 
 
 def edited(base, folder, name: str, **changes):
@@ -56,7 +57,7 @@ def test_an_adapter_that_parts_tied_weights_is_told(base, tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     (line,) = told(tmp_path / "adapter")
     assert "the adapter changes one of them alone; written apart" in line
-    (line,) = told(tmp_path / "adapter", holds_factors=True)
+    (line,) = told(tmp_path / "adapter", to="adapter")
     assert "peft puts it onto the base in the same way" in line
 
 
@@ -95,3 +96,11 @@ def test_a_template_that_ends_answers_in_no_token_is_told(base, tmp_path):
     assert "the chat template ends answers in <|eot_id|>, which is no token of this tokenizer" in "\n".join(
         told(folder)
     )
+
+
+def test_another_format_than_the_weights_were_trained_for_is_told(base, tmp_path):
+    folder = edited(base, tmp_path / "trained", NOTE, fits="gguf:q4_0", groupsize=32)
+    assert told(folder, to="gguf:Q4_0") == told(folder, to="hf") == []
+    assert told(folder, to="torchao:int4") == [
+        "the weights were trained with the rounding of gguf:q4_0; torchao:int4 rounds otherwise, and loses that"
+    ]

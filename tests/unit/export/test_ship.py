@@ -12,8 +12,8 @@ from tiny_tokenizer import TEMPLATE
 
 from distill_tune.cli.main import main
 from distill_tune.errors import UserError
-from distill_tune.export import export
 from distill_tune.export.formats import find_format
+from distill_tune.export.ship import export
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -51,10 +51,11 @@ def writing(damage):
     form, _ = find_format("hf")
 
     def write(source, folder, settings):
-        form.write(source, folder, settings)
+        told = form.write(source, folder, settings)
         damage(folder)
+        return told
 
-    return lambda name: (dataclasses.replace(form, write=write), "")
+    return lambda name, any_gguf: (dataclasses.replace(form, write=write), "")
 
 
 @pytest.mark.parametrize(("dtype", "loss"), [("fp32", 0.0), ("bf16", 0.3), ("fp16", 0.05)])
@@ -167,6 +168,18 @@ def test_rows_that_no_group_divides_stay_whole_and_are_told(base, tmp_path, caps
         export(narrow, "torchao:int8-int4", tmp_path / "other")
 
 
+@pytest.mark.torchao
+def test_the_group_size_that_was_trained_for_is_taken(tmp_path, capsys):
+    folder = write_base(tmp_path / "trained", "qwen2", intermediate_size=128)
+    note = {"fits": "torchao:int8-int4", "groupsize": 64}
+    (folder / "quantization_aware_training.json").write_text(json.dumps(note))
+    export(folder, "torchao:int8-int4", tmp_path / "out", max_kl=100)
+    assert "to 4.25 bits with their scales" in capsys.readouterr().out
+    opened = by_transformers(tmp_path / "out", dtype="auto")
+    assert opened.model.layers[0].mlp.up_proj.weight.block_size == [1, 64]
+    assert read(tmp_path / "out" / "quantization_aware_training.json") == note
+
+
 def test_int4_is_refused_where_its_kernels_are_not(base, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="this machine has no CUDA device"):
@@ -225,6 +238,15 @@ def test_a_tokenizer_that_would_be_opened_as_another_fails(base, tmp_path, monke
     assert [check.name for check in result.checks if not check.passed] == ["token ids", "chat template"]
 
 
+@pytest.mark.parametrize("name", ["llama3", "mistral", "gemma3", "phi3_partly_turned"])
+def test_gguf_files_hold_the_same_weights_and_tokenizer(tmp_path, name):
+    folder = write_base(tmp_path / name, name, num_hidden_layers=6 if name == "gemma3" else 2)
+    result = export(folder, "gguf:F32", tmp_path / "out")
+    assert result.passed, result.checks
+    assert result.agreement.max_difference < 1e-4
+    assert sorted(result.files) == ["Modelfile", "README.md", "export.json", f"{name}-f32.gguf"]
+
+
 @pytest.mark.parametrize(
     ("named", "message"),
     [
@@ -240,7 +262,10 @@ def test_formats_that_there_are_not(named, message):
 
 
 def test_kinds_are_named_in_any_case():
-    assert find_format("gguf:q8_0")[1] == "Q8_0"
+    assert find_format("gguf:Q8_0")[1] == "q8_0"
+    assert find_format("gguf:Q4_K_M", any_gguf=True)[1] == "q4_k_m"
+    with pytest.raises(UserError, match="no such format"):
+        find_format("gguf:Q4_K_M")
 
 
 def test_factors_keep_their_dtype(run, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from export_folders import VOCAB_SIZE
 
 from distill_tune.errors import UserError
-from distill_tune.export import open_source
+from distill_tune.export.source import open_source
 
 
 def test_of_a_run_the_model_is_taken_and_of_an_adapter_the_factors(run):

@@ -125,3 +125,11 @@ def test_answers_have_no_tokens_that_one_of_the_models_lacks(rows_of, tokenizer_
             rows_of(server, **changes)
     else:
         rows_of(server, **changes)
+
+
+def test_a_server_which_would_answer_with_weights_that_are_not_rounded_is_refused(rows_of):
+    server = {"server": {"_component_": "distill_tune.generation.Server", "url": "http://localhost:1"}}
+    quantizer = {"_component_": "distill_tune.qat.Q4_0"}
+    rows_of(quantizer=quantizer)
+    with pytest.raises(UserError, match=r"^rollouts.server: it would answer with the student's weights as they are"):
+        rows_of(server, quantizer=quantizer)
