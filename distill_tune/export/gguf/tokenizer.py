@@ -237,12 +237,7 @@ def _marks(own: Any, folder: Path, vocab_size: int) -> tuple[bool, bool, dict[st
         told = own.convert_ids_to_tokens([*before, *behind])
         raise UserError(f"{folder}: its tokenizer puts {' '.join(told)} around every text, GGUF one token on each side")
     bos = before[0] if before else own.bos_token_id if own.bos_token_id is not None else config.get("bos_token_id")
-    try:
-        writes: Any = hf_tokenizer(str(folder))
-        end = answer_end(writes)
-    except UserError:  # without an end of its own, or with a template that cannot be used
-        writes, end = None, None
-    ends = exported_stops(writes, folder, vocab_size)
+    end, ends = ends_of(folder, vocab_size)
     eos = behind[0] if behind else own.eos_token_id
     in_order = dict.fromkeys(token for token in (eos, end, *ends) if token is not None and token < vocab_size)
     if not in_order:
@@ -254,6 +249,16 @@ def _marks(own: Any, folder: Path, vocab_size: int) -> tuple[bool, bool, dict[st
     ids = {"bos": bos, "unk": own.unk_token_id, "pad": pad} | dict(zip(_ENDS, in_order, strict=False))
     known = {name: token for name, token in ids.items() if isinstance(token, int) and 0 <= token < vocab_size}
     return bool(before), bool(behind), known, list(dict.fromkeys([*ends, *in_order]))
+
+
+def ends_of(folder: Path, vocab_size: int) -> tuple[int | None, list[int]]:
+    """The end of an answer as the chat template writes it, and all tokens at which the model of a folder stops."""
+    try:
+        writes: Any = hf_tokenizer(str(folder))
+        end = answer_end(writes)
+    except UserError:  # without an end of its own, or with a template that cannot be used
+        writes, end = None, None
+    return end, exported_stops(writes, folder, vocab_size)
 
 
 def _around(own: Any) -> tuple[list[int], list[int]]:
