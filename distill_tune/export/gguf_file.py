@@ -13,7 +13,6 @@ from distill_tune.export.beside import write_terms
 from distill_tune.export.gguf import LlamaCpp, write_gguf, write_modelfile
 from distill_tune.export.gguf.metadata import score_factor
 from distill_tune.export.gguf.metadata import settings as metadata
-from distill_tune.export.gguf.tokenizer import Tokenizer
 from distill_tune.export.opened import Opened, open_with_transformers
 from distill_tune.export.settings import Settings
 from distill_tune.export.source import Source
@@ -50,11 +49,9 @@ def write(source: Source, folder: Path, settings: Settings) -> list[str]:
         file = folder / _name(source, settings)
         if settings.llama_cpp is not None:
             told = LlamaCpp.find(settings.llama_cpp).write(merged, file, settings.kind)
-            tokenizer = Tokenizer.of_folder(merged, source.vocab_size)
         else:
-            written = write_gguf(merged, file, settings.kind, source.name)
-            told, tokenizer = written.lines(), written.tokenizer
-        write_modelfile(file, merged, tokenizer)
+            told = write_gguf(merged, file, settings.kind, source.name).lines()
+        write_modelfile(file, merged)
         write_terms(source, folder)
         return [line.replace(f"{folder}/", "") for line in told]
     finally:

@@ -7,7 +7,8 @@ from typing import Any
 
 from distill_tune.disk import write_text
 from distill_tune.errors import UserError
-from distill_tune.export.gguf.tokenizer import Tokenizer
+from distill_tune.export.gguf.tokenizer import ends_of
+from distill_tune.models.tokenizer_files import read_tokenizer
 
 # Ollama's names of what generation_config.json says.
 _PARAMETERS = {
@@ -25,22 +26,26 @@ _WITH_TEMPLATE = """\
 _WITHOUT_TEMPLATE = "# The model has no chat template: what is asked is sent as it stands.\n"
 
 
-def write_modelfile(file: Path, folder: Path, tokenizer: Tokenizer) -> Path:
+def write_modelfile(file: Path, folder: Path) -> Path:
     """Modelfile beside a GGUF file: the file, every text that ends an answer, the settings for sampling.
 
     Args:
         file: the GGUF file.
         folder: that it was made of.
-        tokenizer: of the file.
 
     Returns:
         The Modelfile.
 
     Raises:
-        UserError: generation_config.json is broken.
+        UserError: the tokenizer cannot be read, or generation_config.json is broken.
     """
+    try:
+        tokenizer = read_tokenizer(folder)
+    except UserError as error:
+        raise UserError(f"{folder}: its tokenizer {error}") from error
     lines = [f"FROM ./{file.name}", *_parameters(folder)]
-    lines += [f"PARAMETER stop {_quoted(tokenizer.tokens[token])}" for token in tokenizer.ends]
+    _, ends = ends_of(folder, len(tokenizer))
+    lines += [f"PARAMETER stop {_quoted(tokenizer.convert_ids_to_tokens(token))}" for token in ends]
     if not tokenizer.chat_template:
         lines.append("TEMPLATE {{ .Prompt }}")
     said = _WITH_TEMPLATE if tokenizer.chat_template else _WITHOUT_TEMPLATE

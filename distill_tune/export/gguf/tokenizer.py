@@ -46,6 +46,7 @@ class Tokenizer:
         ends: all that end an answer, in the order in which the student's folder names them.
         add_bos, add_eos: whether every text is put between them.
         add_space_prefix: whether a text begins with a space.
+        spaces_once: whether it does so at its beginning alone; in llama.cpp it does behind each control token, too.
         chat_template: one, several by name, or None.
         left_out: tokens for which the model has no row.
     """
@@ -61,6 +62,7 @@ class Tokenizer:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
+    spaces_once: bool
     chat_template: str | dict[str, str] | None
     left_out: int
 
@@ -100,7 +102,8 @@ class Tokenizer:
             ends=ends,
             add_bos=add_bos,
             add_eos=add_eos,
-            add_space_prefix=_begins_with_space(state),
+            add_space_prefix=bool(schemes := _space_schemes(state)),
+            spaces_once="first" in schemes,
             chat_template=own.chat_template or None,
             left_out=sum(token >= vocab_size for token in own.backend_tokenizer.get_vocab().values()),
         )
@@ -219,11 +222,11 @@ def _scores(
     return [_NEVER if kind in apart else score for kind, score in zip(types, found, strict=True)]
 
 
-def _begins_with_space(state: Mapping[str, Any]) -> bool:
-    if any(step["type"] == "Prepend" for step in parts(state["normalizer"], "normalizers")):
-        return True
-    cut = parts(state["pre_tokenizer"], "pretokenizers")
-    return any(step["type"] == "Metaspace" and step.get("prepend_scheme") != "never" for step in cut)
+def _space_schemes(state: Mapping[str, Any]) -> list[str]:
+    """How a space comes before a text: ``always``, behind control tokens too, or ``first``, at its beginning alone."""
+    found = ["always" for step in parts(state["normalizer"], "normalizers") if step["type"] == "Prepend"]
+    cuts = [step for step in parts(state["pre_tokenizer"], "pretokenizers") if step["type"] == "Metaspace"]
+    return found + [scheme for step in cuts if (scheme := step.get("prepend_scheme", "always")) != "never"]
 
 
 def _marks(own: Any, folder: Path, vocab_size: int) -> tuple[bool, bool, dict[str, int], list[int]]:
@@ -234,12 +237,7 @@ def _marks(own: Any, folder: Path, vocab_size: int) -> tuple[bool, bool, dict[st
         told = own.convert_ids_to_tokens([*before, *behind])
         raise UserError(f"{folder}: its tokenizer puts {' '.join(told)} around every text, GGUF one token on each side")
     bos = before[0] if before else own.bos_token_id if own.bos_token_id is not None else config.get("bos_token_id")
-    try:
-        writes: Any = hf_tokenizer(str(folder))
-        end = answer_end(writes)
-    except UserError:  # without an end of its own, or with a template that cannot be used
-        writes, end = None, None
-    ends = exported_stops(writes, folder, vocab_size)
+    end, ends = ends_of(folder, vocab_size)
     eos = behind[0] if behind else own.eos_token_id
     in_order = dict.fromkeys(token for token in (eos, end, *ends) if token is not None and token < vocab_size)
     if not in_order:
@@ -251,6 +249,16 @@ def _marks(own: Any, folder: Path, vocab_size: int) -> tuple[bool, bool, dict[st
     ids = {"bos": bos, "unk": own.unk_token_id, "pad": pad} | dict(zip(_ENDS, in_order, strict=False))
     known = {name: token for name, token in ids.items() if isinstance(token, int) and 0 <= token < vocab_size}
     return bool(before), bool(behind), known, list(dict.fromkeys([*ends, *in_order]))
+
+
+def ends_of(folder: Path, vocab_size: int) -> tuple[int | None, list[int]]:
+    """The end of an answer as the chat template writes it, and all tokens at which the model of a folder stops."""
+    try:
+        writes: Any = hf_tokenizer(str(folder))
+        end = answer_end(writes)
+    except UserError:  # without an end of its own, or with a template that cannot be used
+        writes, end = None, None
+    return end, exported_stops(writes, folder, vocab_size)
 
 
 def _around(own: Any) -> tuple[list[int], list[int]]:

@@ -62,6 +62,11 @@ class Written:
                 f"llama.cpp leaves this model's sliding window out: it computes the same up to {self.longest} tokens, "
                 f"which the file gives as its length, not {self.model_longest}"
             )
+        if self.tokenizer.spaces_once:
+            told.append(
+                "llama.cpp begins what follows a control token with a space, this tokenizer the first word of a text "
+                "alone, unless it has one: their tokens differ there"
+            )
         if self.tokenizer.left_out:
             told.append(f"{self.tokenizer.left_out} tokens without a row in the model are left out")
         if unsaid := self.tokenizer.unsaid_ends:

@@ -158,6 +158,18 @@ def test_transformers_reads_the_same_pieces(pieces):
     assert found.types[450] == 5
 
 
+@pytest.mark.parametrize(
+    ("scheme", "begins", "once"), [("always", True, False), ("first", True, True), ("never", False, False)]
+)
+def test_where_a_space_is_put_before_a_text_is_said(tmp_path, pieces, scheme, begins, once):
+    state = json.loads((pieces[0] / "tokenizer.json").read_text())
+    state["normalizer"], state["pre_tokenizer"] = None, {"type": "Metaspace", "replacement": RUN[0], "split": False}
+    state["pre_tokenizer"]["prepend_scheme"] = scheme
+    folder = save(tmp_path, Tokenizer.from_str(json.dumps(state)), eos_token="</s>")
+    found = OfFile.of_folder(folder, 500)
+    assert (found.add_space_prefix, found.spaces_once) == (begins, once)
+
+
 def test_a_run_of_spaces_is_joined_of_pieces(pieces):
     """Where the tokenizer looks for it among the marks that are put in later, and so never meets it."""
     folder, found = pieces
