@@ -52,7 +52,7 @@ def write(source: Source, folder: Path, settings: Settings) -> list[str]:
             told = LlamaCpp.find(settings.llama_cpp).write(merged, file, settings.kind)
             tokenizer = Tokenizer.of_folder(merged, source.vocab_size)
         else:
-            written = write_gguf(merged, file, settings.kind)
+            written = write_gguf(merged, file, settings.kind, source.name)
             told, tokenizer = written.lines(), written.tokenizer
         write_modelfile(file, merged, tokenizer)
         write_terms(source, folder)

@@ -1,6 +1,7 @@
 """What a GGUF file says of a model beside its weights and its tokenizer, in the keys of llama.cpp."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from distill_tune.models.gguf_names import ARCHITECTURES, LONG_FACTORS, ROPE_FAC
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _BIASED = ("llama", "qwen2")
+_PHI3 = re.compile("(phi)-?3", re.IGNORECASE)
 _ELSEWHERE = "hand the folder to llama.cpp's own converter with --llama-cpp DIR"
 
 
@@ -196,22 +198,23 @@ def score_factor(shape: DecoderConfig) -> float:
     return 1.0 if math.isclose(factor, 1.0, rel_tol=1e-9) else factor
 
 
-def add_description(writer: Any, folder: Path, parameters: int, has_s: bool) -> None:
+def add_description(writer: Any, folder: Path, name: str, parameters: int, has_s: bool) -> None:
     """general.*: name, size, licence and lineage of the model card, sampling of generation_config.json.
 
     Args:
+        name: of the model, as a hub would have it: ``SmolLM2-135M-Instruct``.
         parameters: how many weights the file has.
         has_s: whether ``</s>`` is one of its tokens.
     """
     import gguf
 
-    described = gguf.Metadata.load(None, folder, None, parameters)
-    name = described.name or folder.name
     if not has_s:  # llama.cpp takes a model of this name for one that has it, and does not open it
-        name = (
-            name.replace("phi-3", "phi 3").replace("Phi-3", "Phi 3").replace("phi3", "phi 3").replace("Phi3", "Phi 3")
-        )
-    described.name = name
+        name = _PHI3.sub(r"\1 3", name)
+    described = gguf.Metadata.load(None, folder, None, parameters)
+    parts = gguf.Metadata.get_model_id_components(name, parameters)
+    described.name = gguf.Metadata.id_to_title(name)
+    described.basename, described.finetune, described.version, described.size_label = parts[2:]
+    described.size_label = described.size_label or gguf.size_label(parameters, parameters, 0, 0)
     writer.add_type(gguf.GGUFType.MODEL)
     described.set_gguf_meta_model(writer)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

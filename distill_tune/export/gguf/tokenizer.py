@@ -19,6 +19,11 @@ from distill_tune.models.tokenizer_files import read_tokenizer
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SENTENCEPIECE, BYTE_LEVEL = "llama", "gpt2"
 _SPACE = "\u2581"
+# What puts the mark in the place of a space.
+_WITH_MARKS = (
+    {"type": "Prepend", "prepend": _SPACE},
+    {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
+)
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 # Added tokens that no text has, whatever a tokenizer.json says of them.
 _CONTROL = re.compile(r"<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]")
@@ -41,6 +46,7 @@ class Tokenizer:
         ends: all that end an answer, in the order in which the student's folder names them.
         add_bos, add_eos: whether every text is put between them.
         add_space_prefix: whether a text begins with a space.
+        spaces_once: whether it does so at its beginning alone; in llama.cpp it does behind each control token, too.
         chat_template: one, several by name, or None.
         left_out: tokens for which the model has no row.
     """
@@ -56,6 +62,7 @@ class Tokenizer:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
+    spaces_once: bool
     chat_template: str | dict[str, str] | None
     left_out: int
 
@@ -95,7 +102,8 @@ class Tokenizer:
             ends=ends,
             add_bos=add_bos,
             add_eos=add_eos,
-            add_space_prefix=_begins_with_space(state),
+            add_space_prefix=bool(schemes := _space_schemes(state)),
+            spaces_once="first" in schemes,
             chat_template=own.chat_template or None,
             left_out=sum(token >= vocab_size for token in own.backend_tokenizer.get_vocab().values()),
         )
@@ -144,15 +152,19 @@ def _model(state: Mapping[str, Any], folder: Path) -> str:
     steps = [*parts(state["pre_tokenizer"], "pretokenizers"), *parts(state["decoder"], "decoders")]
     if any(step["type"] == "ByteLevel" for step in steps):
         return BYTE_LEVEL
-    normalisers = parts(state["normalizer"], "normalizers")
-    changed = [step["type"] for step in normalisers if step["type"] not in ("Prepend", "Replace")]
-    cut = [step["type"] for step in parts(state["pre_tokenizer"], "pretokenizers")]
-    if not state["model"].get("byte_fallback") or changed or not set(cut) <= {"Metaspace", "Split"}:
+    changes = [step for step in parts(state["normalizer"], "normalizers") if step not in _WITH_MARKS]
+    cuts = [step for step in parts(state["pre_tokenizer"], "pretokenizers") if not _is_of_spaces(step)]
+    if changes or cuts or not state["model"].get("byte_fallback"):
+        others = ", ".join(dict.fromkeys(step["type"] for step in [*changes, *cuts]))
         raise UserError(
-            f"{folder}: its tokenizer ({', '.join([*changed, *cut]) or 'without bytes'}) is neither one of bytes nor "
-            f"SentencePiece's, and not written as GGUF; {_ELSEWHERE}"
+            f"{folder}: its tokenizer ({others or 'without bytes'}) is neither one of bytes nor SentencePiece's, and "
+            f"not written as GGUF; {_ELSEWHERE}"
         )
     return SENTENCEPIECE
+
+
+def _is_of_spaces(step: Mapping[str, Any]) -> bool:
+    return step["type"] == "Metaspace" or (step["type"] == "Split" and step["pattern"] == {"String": " "})
 
 
 def _merges(state: Mapping[str, Any]) -> Sequence[Any]:
@@ -210,11 +222,11 @@ def _scores(
     return [_NEVER if kind in apart else score for kind, score in zip(types, found, strict=True)]
 
 
-def _begins_with_space(state: Mapping[str, Any]) -> bool:
-    if any(step["type"] == "Prepend" for step in parts(state["normalizer"], "normalizers")):
-        return True
-    cut = parts(state["pre_tokenizer"], "pretokenizers")
-    return any(step["type"] == "Metaspace" and step.get("prepend_scheme") != "never" for step in cut)
+def _space_schemes(state: Mapping[str, Any]) -> list[str]:
+    """How a space comes before a text: ``always``, behind control tokens too, or ``first``, at its beginning alone."""
+    found = ["always" for step in parts(state["normalizer"], "normalizers") if step["type"] == "Prepend"]
+    cuts = [step for step in parts(state["pre_tokenizer"], "pretokenizers") if step["type"] == "Metaspace"]
+    return found + [scheme for step in cuts if (scheme := step.get("prepend_scheme", "always")) != "never"]
 
 
 def _marks(own: Any, folder: Path, vocab_size: int) -> tuple[bool, bool, dict[str, int], list[int]]:

@@ -62,6 +62,11 @@ class Written:
                 f"llama.cpp leaves this model's sliding window out: it computes the same up to {self.longest} tokens, "
                 f"which the file gives as its length, not {self.model_longest}"
             )
+        if self.tokenizer.spaces_once:
+            told.append(
+                "llama.cpp begins what follows a control token with a space, this tokenizer the first word of a text "
+                "alone, unless it has one: their tokens differ there"
+            )
         if self.tokenizer.left_out:
             told.append(f"{self.tokenizer.left_out} tokens without a row in the model are left out")
         if unsaid := self.tokenizer.unsaid_ends:
@@ -69,7 +74,7 @@ class Written:
         return told
 
 
-def write_gguf(folder: Path, file: Path, kind: str) -> Written:
+def write_gguf(folder: Path, file: Path, kind: str, name: str | None = None) -> Written:
     """Write the model of a folder, its tokenizer and its chat template into one file.
 
     Norms and biases stay float32; embeddings and output layer are at least q8_0; rows that blocks of 32 do not divide
@@ -79,6 +84,7 @@ def write_gguf(folder: Path, file: Path, kind: str) -> Written:
         folder: config.json, weights and tokenizer, as transformers reads them; an adapter is merged.
         file: replaced whole.
         kind: one of :data:`KINDS`.
+        name: of the model; by default the folder's.
 
     Raises:
         UserError: the package gguf is not there; a model, a tokenizer or a setting that GGUF cannot say.
@@ -101,7 +107,7 @@ def write_gguf(folder: Path, file: Path, kind: str) -> Written:
     parameters = sum(math.prod(tensor.shape) for tensor in described)
     with replaced_whole(file) as partial:
         writer = gguf.GGUFWriter(partial, architecture_of(shape))
-        add_description(writer, folder, parameters, "</s>" in tokenizer.tokens)
+        add_description(writer, folder, name or folder.resolve().name, parameters, "</s>" in tokenizer.tokens)
         _add_settings(writer, values)
         writer.add_file_type(file_type(kind))
         tokenizer.add_to(writer)

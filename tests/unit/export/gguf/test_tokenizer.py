@@ -158,6 +158,18 @@ def test_transformers_reads_the_same_pieces(pieces):
     assert found.types[450] == 5
 
 
+@pytest.mark.parametrize(
+    ("scheme", "begins", "once"), [("always", True, False), ("first", True, True), ("never", False, False)]
+)
+def test_where_a_space_is_put_before_a_text_is_said(tmp_path, pieces, scheme, begins, once):
+    state = json.loads((pieces[0] / "tokenizer.json").read_text())
+    state["normalizer"], state["pre_tokenizer"] = None, {"type": "Metaspace", "replacement": RUN[0], "split": False}
+    state["pre_tokenizer"]["prepend_scheme"] = scheme
+    folder = save(tmp_path, Tokenizer.from_str(json.dumps(state)), eos_token="</s>")
+    found = OfFile.of_folder(folder, 500)
+    assert (found.add_space_prefix, found.spaces_once) == (begins, once)
+
+
 def test_a_run_of_spaces_is_joined_of_pieces(pieces):
     """Where the tokenizer looks for it among the marks that are put in later, and so never meets it."""
     folder, found = pieces
@@ -200,7 +212,7 @@ def lower_case() -> Tokenizer:
     [
         (trained_on_merges, "was trained on merges, which llama.cpp does with bytes alone"),
         (word_level, "its tokenizer is WordLevel, not written as GGUF but BPE"),
-        (lower_case, "Lowercase, Metaspace. is neither one of bytes nor SentencePiece's"),
+        (lower_case, "Lowercase. is neither one of bytes nor SentencePiece's"),
     ],
 )
 def test_a_tokenizer_that_llama_cpp_does_not_compute_is_refused(tmp_path, make, said):

@@ -218,6 +218,8 @@ def test_the_card_and_the_settings_for_sampling_go_along(tmp_path):
     (folder / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: someone/Tiny-Teacher\n---\n# Tiny\n")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "temperature": 0.6, "top_k": 20}))
     file = write_gguf(folder, tmp_path / "model.gguf", "f16").file
+    assert field(file, "general.name") == "Tiny Student 1M"
+    assert field(file, "general.size_label")
     assert field(file, "general.license") == "apache-2.0"
     assert field(file, "general.base_model.0.name") == "Tiny Teacher"
     assert field(file, "general.sampling.top_k") == 20
@@ -226,6 +228,8 @@ def test_the_card_and_the_settings_for_sampling_go_along(tmp_path):
 
 def test_a_name_that_llama_cpp_takes_for_another_tokenizers_is_spelled_otherwise(tmp_path):
     folder = folder_of(tmp_path / "phi3-student", "phi3")
-    file = write_gguf(folder, tmp_path / "model.gguf", "f16").file
-    assert "phi3" not in field(file, "general.name").lower()
-    assert "phi-3" not in field(file, "general.name").lower()
+    for name in (None, "My-Phi-3-mini"):
+        file = write_gguf(folder, tmp_path / "model.gguf", "f16", name).file
+        said = field(file, "general.name").lower()
+        assert "phi3" not in said
+        assert "phi-3" not in said
