@@ -1,6 +1,7 @@
 """An exported folder beside its source: tokens, chat rendering, ends and logits."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -24,6 +25,9 @@ class Agreement:
     max_difference: float
     kl: float
     top: float
+
+
+NONE = Agreement(0, math.nan, math.nan, math.nan)  # of what could not be opened
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,6 @@ class Format:
     Attributes:
         name: as ``--to`` has it, without what stands behind a colon.
         kinds: what may stand there; empty where nothing does.
-        says: what it is, in a line.
         check: what is told of a source before anything is written; it raises :class:`UserError` for one that this
             format cannot hold.
         write: into a folder that is not there yet; returns what is to be told of it.
@@ -33,7 +32,6 @@ class Format:
 
     name: str
     kinds: Sequence[str]
-    says: str
     check: Callable[[Source, Settings], list[str]]
     write: Callable[[Source, Path, Settings], list[str]]
     open: Callable[[Source, Path, Settings, torch.device], Opened]
@@ -49,7 +47,6 @@ FORMATS = (
     Format(
         name="hf",
         kinds=(),
-        says="a Hugging Face folder, adapters merged, for transformers, vLLM, SGLang and all that read it",
         check=hf_folder.check,
         write=hf_folder.write,
         open=hf_folder.open_written,
@@ -58,7 +55,6 @@ FORMATS = (
     Format(
         name="adapter",
         kinds=(),
-        says="LoRA factors for peft, on the base that they were trained on",
         check=adapter.check,
         write=adapter.write,
         open=adapter.open_written,
@@ -68,7 +64,6 @@ FORMATS = (
     Format(
         name="torchtune",
         kinds=(),
-        says="one file by torchtune's names, with the lines of a config that read it",
         check=torchtune_folder.check,
         write=torchtune_folder.write,
         open=torchtune_folder.open_written,
@@ -77,7 +72,6 @@ FORMATS = (
     Format(
         name="torchao",
         kinds=tuple(torchao_folder.KINDS),
-        says="a Hugging Face folder with weights that torchao has quantised, for transformers and vLLM",
         check=torchao_folder.check,
         write=torchao_folder.write,
         open=torchao_folder.open_written,
@@ -87,7 +81,6 @@ FORMATS = (
     Format(
         name="gguf",
         kinds=KINDS,
-        says="one file for llama.cpp, Ollama and LM Studio, with a Modelfile",
         check=gguf_file.check,
         write=gguf_file.write,
         open=gguf_file.open_written,

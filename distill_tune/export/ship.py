@@ -13,15 +13,16 @@ import torch
 import distill_tune
 from distill_tune.data.ends import exported_stops
 from distill_tune.disk import put_in_place
-from distill_tune.errors import UserError
+from distill_tune.errors import UserError, one_line
 from distill_tune.export.before import remarks
 from distill_tune.export.card import model_card
-from distill_tune.export.compared import Agreement, Check, compare
+from distill_tune.export.compared import NONE, Agreement, Check, compare
 from distill_tune.export.formats import Format, find_format
 from distill_tune.export.record import FAILED, RECORD, write_record
 from distill_tune.export.settings import Settings
 from distill_tune.export.source import Source, open_source
 from distill_tune.export.texts import rows_for
+from distill_tune.qat.note import trained_for
 from distill_tune.training.device import dtype_name, find_device
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
@@ -92,17 +93,24 @@ def export(
     try:
         for line in form.write(source, partial, settings):
             print(line)
-        opened = form.open(source, partial, settings, device)
         stops = exported_stops(source.tokenizer, source.checkpoint.folder, source.vocab_size)
-        checks, agreement = compare(source, stops, logits, rows, opened, bound)
-        result = Result(output, told, checks, opened.tool, agreement, {})
+        try:
+            opened = form.open(source, partial, settings, device)
+            checks, agreement = compare(source, stops, logits, rows, opened, bound)
+            tool = opened.tool
+            del opened
+        except Exception as error:  # of whatever tool it is
+            checks, agreement, tool = [Check("opened", f"{type(error).__name__}: {one_line(error)}", False)], NONE, to
+        failed = output.with_name(f"{output.name}{FAILED}")
+        result = Result(output, told, checks, tool, agreement, {})
         if not result.passed:
-            result = dataclasses.replace(result, folder=output.with_name(f"{output.name}{FAILED}"))
+            result = dataclasses.replace(result, folder=failed)
         write_record(partial, _record(source, to, settings, result))
-        card = model_card(source, to, settings, opened.tool, agreement)
+        card = model_card(source, to, settings, tool, agreement)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        del opened
         put_in_place(partial, result.folder)
+        if result.passed and (failed / RECORD).is_file():
+            shutil.rmtree(failed)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     files = [file for file in sorted(result.folder.rglob("*")) if file.is_file()]
@@ -113,15 +121,16 @@ def export(
 
 
 def _dtype(form: Format, source: Source, to: str, name: str | None) -> torch.dtype:
-    """
+    """That which the user names, or the format's; weights that were trained for a rounding keep theirs until it.
+
     Raises:
-        UserError: the format has another.
+        UserError: the format keeps its weights' own.
     """
     if name is not None and form.holds_factors:
         raise UserError(f"--dtype {name}: {to} keeps its weights as they are; leave it out")
     if name is not None:
         return DTYPES[name]
-    chosen = form.dtype or source.dtype
+    chosen = source.dtype if trained_for(source.folder) else form.dtype or source.dtype
     return chosen if chosen in DTYPES.values() else torch.float32
 
 

@@ -99,8 +99,7 @@ def open_source(path: Path, as_adapter: bool = False) -> Source:
     model = models.checked_on_meta(_KEY, _component_of(folder), checkpoint)
     has_own = bool(files_of(folder, VOCABULARIES))
     tokenizer = hf_tokenizer(str(folder if has_own else checkpoint.folder))
-    name = run.name if run else folder.name
-    return Source(name, folder, run, checkpoint, tokenizer, model.decoder_config)
+    return Source((run or folder).resolve().name, folder, run, checkpoint, tokenizer, model.decoder_config)
 
 
 def _folder_and_run(path: Path, as_adapter: bool) -> tuple[Path, Path | None]:

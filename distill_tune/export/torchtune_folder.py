@@ -83,7 +83,7 @@ def open_written(source: Source, folder: Path, settings: Settings, device: torch
 
     config: Any = OmegaConf.load(folder / _CONFIG)
     with tempfile.TemporaryDirectory() as output_dir:
-        plain = OmegaConf.to_container(config.checkpointer, resolve=False)
+        plain: Any = OmegaConf.to_container(config.checkpointer, resolve=False)
         of_this_folder = {"checkpoint_dir": str(folder), "output_dir": output_dir}
         checkpointer = instantiate(OmegaConf.create({**plain, **of_this_folder}))
         weights = checkpointer.load_checkpoint()["model"]

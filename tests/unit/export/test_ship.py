@@ -203,11 +203,23 @@ def test_what_is_not_as_its_source_is_set_aside_and_ends_with_1(base, tmp_path, 
     assert not read(tmp_path / "out.failed" / "export.json")["passed"]
 
 
+def test_what_its_tool_cannot_open_is_set_aside_too(base, tmp_path, monkeypatch):
+    def damage(folder):
+        (folder / "model.safetensors").write_bytes(b"nothing")
+
+    monkeypatch.setattr("distill_tune.export.ship.find_format", writing(damage))
+    result = export(base, "hf", tmp_path / "out")
+    assert [check.name for check in result.checks] == ["opened"]
+    assert result.folder == tmp_path / "out.failed"
+    assert read(tmp_path / "out.failed" / "export.json")["agreement"]["kl"] is None
+
+
 def test_a_bound_of_the_users_own(base, tmp_path):
     result = export(base, "hf", tmp_path / "out", dtype="bf16", max_kl=0.0)
     assert [check.name for check in result.checks if not check.passed] == ["distributions", "logits"]
     assert result.folder == tmp_path / "out.failed"
     assert export(base, "hf", tmp_path / "out", dtype="bf16").passed
+    assert not (tmp_path / "out.failed").exists()
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else(base, tmp_path):
