@@ -61,11 +61,10 @@ _MEANT = {
     **dict.fromkeys(("finetune", "fine-tune", "sft"), "run kd_single_device --config tiny kd_ratio=0"),
     "kd_distributed": "run kd_distributed --config tiny",
     "generate": "run generate --config teacher_answers",
+    "evaluate": "run evaluate --config tiny",
     "teacher_cache": "run teacher_cache --config cached_teacher cache.kind=sampled output_dir=outputs/cache",
 }
 _READ_THEMSELVES = ("run", "validate", "data", "plan", "compare", "cache", "serve", "sweep")
-
-
 _COMMANDS = (
     *(run, ls, cp, cat, validate, data, plan, sweep, download, init_student, chat, compare, cache, serve),
     *(watch, report, export, upload, demo),
