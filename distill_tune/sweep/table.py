@@ -66,7 +66,7 @@ def sentences(results: Sequence[Result], objective: Objective, axes: Sequence[Ax
     yield f"Best: {best.title}, {best.mean:.4f} {objective.unit}{seeds} (trial_{best.trials[0].number})."
     if len(results) > 1:
         yield _beside_the_next(best, results[1], difference(best, results[1], results, objective))
-    if ends := [*_at_an_end(best, axes)]:
+    if ends := [*_at_an_end(results, axes)]:
         yield f"{' and '.join(ends)}: what lies beyond was not tried."
 
 
@@ -84,15 +84,16 @@ def _beside_the_next(best: Result, second: Result, found: Difference | None) -> 
     )
 
 
-def _at_an_end(best: Result, axes: Sequence[Axis]) -> Iterator[str]:
-    """Which of its numbers are the smallest or largest of their lists."""
+def _at_an_end(results: Sequence[Result], axes: Sequence[Axis]) -> Iterator[str]:
+    """Which numbers of the best are the smallest or largest of those that were tried of a list."""
     for axis in axes:
-        numbers = [*map(_number, axis.texts)] if isinstance(axis, Values) else []
-        value = _number(best.trials[0].settings.get(axis.key, ""))
+        texts = [result.trials[0].settings.get(axis.key, "") for result in results]
+        numbers = [_number(text) for text in texts]
         known = [number for number in numbers if number is not None]
-        if len(known) > 1 and len(known) == len(numbers) and value in (min(known), max(known)):
-            end = "largest" if value == max(known) else "smallest"
-            yield f"{axis.key.lstrip('+')}={best.trials[0].settings[axis.key]} is the {end} of its values"
+        is_list_of_numbers = isinstance(axis, Values) and len(known) == len(numbers) and len({*known}) > 1
+        if is_list_of_numbers and known[0] in (min(known), max(known)):
+            end = "largest" if known[0] == max(known) else "smallest"
+            yield f"{axis.key.lstrip('+')}={texts[0]} is the {end} of its values"
 
 
 def _number(text: str) -> float | None:

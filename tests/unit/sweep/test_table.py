@@ -50,13 +50,18 @@ def test_words_say_what_is_clear(finished):
     said = told(finished({"kd_ratio=0.5": [1.0, 1.01, 1.02], "kd_ratio=0.9": [1.5, 1.51, 1.52]}))
     assert said.startswith("Best: kd_ratio=0.5, 1.0100 bits per byte, mean of 3 seeds (trial_1).")
     assert "It is clearly better than the next, kd_ratio=0.9: by 0.5000" in said
-    assert "of its values" not in said  # 0.5 lies between others
+    assert "kd_ratio=0.5 is the smallest of its values" in said  # that have come to their end
 
 
 def test_with_one_seed_each_the_best_may_be_the_luckiest_and_an_end_is_told(finished):
+    finished({"kd_ratio=0.1": [2.0]})
     said = told(finished({"kd_ratio=0.9": [1.0], "kd_ratio=0.5": [1.5]}))
     assert "the best may be the luckiest" in said
     assert "kd_ratio=0.9 is the largest of its values: what lies beyond was not tried." in said
+
+
+def test_a_value_between_others_is_no_end(finished):
+    assert "of its values" not in told(finished({"kd_ratio=0.1": [2.0], "kd_ratio=0.5": [1.0], "kd_ratio=0.9": [1.5]}))
 
 
 def test_of_accuracy_the_highest_is_the_best(finished, sweeping):
