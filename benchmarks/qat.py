@@ -11,8 +11,6 @@ are not run again.
 import argparse
 import math
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +19,7 @@ import torch
 from omegaconf import OmegaConf
 
 from distill_tune import config, data, losses, qat
+from distill_tune.cli.main import main as command_line
 from distill_tune.config.files import demo_model_folder, find_config
 from distill_tune.config.load import load_config
 from distill_tune.models import build_on_meta, load_weights, open_checkpoint
@@ -85,16 +84,14 @@ def train(options: argparse.Namespace, name: str, seed: int) -> Path:
         if name == "none":
             settings.append("quantizer=null")
         else:
-            groupsize = getattr(SCHEMES[name], "groupsize", None)
-            takes = "" if name.startswith("Q") else f", groupsize: {groupsize}"
+            takes = "" if name.startswith("Q") else f", groupsize: {SCHEMES[name].groupsize}"
             settings.append(f"quantizer={{_component_: distill_tune.qat.{name}{takes}}}")
         run("kd_single_device", *settings, f"output_dir={out}")
     return out / "model"
 
 
 def run(recipe: str, *settings: str) -> None:
-    command = [sys.executable, "-m", "distill_tune", "run", recipe, "--config", "qat", "device=cpu", *settings]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command_line(["run", recipe, "--config", "qat", "device=cpu", *settings])
 
 
 def held_out() -> list[data.Batch]:
