@@ -25,6 +25,7 @@ from distill_tune.export.texts import rows_for
 from distill_tune.qat.note import trained_for
 from distill_tune.training.device import dtype_name, find_device
 
+_AS_TRAINED = 0.05  # nats a token from the student as it was trained: its embeddings may be rounded all the same
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -85,9 +86,12 @@ def export(
     told = [*remarks(source, to, form.holds_factors), *form.check(source, settings)]
     for line in told:
         print(line)
-    bound = form.max_kl(source, settings) if max_kl is None else max_kl
-    rows, device = rows_for(source), find_device("auto")
-    logits = source.logits(rows.tokens, device)
+    rows, device, scheme = rows_for(source), find_device("auto"), source.scheme_for(to)
+    if scheme is not None:
+        rows = dataclasses.replace(rows, told=f"{rows.told}, from the student rounded as it was trained")
+    if max_kl is None:
+        max_kl = _AS_TRAINED if scheme else form.max_kl(source, settings)
+    logits = source.logits(rows.tokens, device, scheme)
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -96,7 +100,7 @@ def export(
         stops = exported_stops(source.tokenizer, source.checkpoint.folder, source.vocab_size)
         try:
             opened = form.open(source, partial, settings, device)
-            checks, agreement = compare(source, stops, logits, rows, opened, bound)
+            checks, agreement = compare(source, stops, logits, rows, opened, max_kl)
             tool = opened.tool
             del opened
         except Exception as error:  # of whatever tool it is

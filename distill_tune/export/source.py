@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune import models
+from distill_tune import models, qat
 from distill_tune.config.files import is_model_folder, no_model_at
 from distill_tune.data.tokenizer import HFTokenizer, hf_tokenizer
 from distill_tune.errors import UserError
@@ -68,10 +68,28 @@ class Source:
         config = self._conversion.exported_config()
         return {key: value for key, value in config.items() if key != "_name_or_path"}
 
+    def scheme_for(self, to: str) -> qat.Scheme | None:
+        """The rounding that the weights were trained with, where it is that of a format; else None."""
+        note = qat.trained_for(self.folder)
+        if note is None or note["fits"] != to.lower():
+            return None
+        if note["fits"].startswith("gguf:"):
+            return next(scheme for scheme in (qat.Q4_0(), qat.Q8_0()) if scheme.fits == note["fits"])
+        kinds = (qat.Int8DynActInt4Weight, qat.Int4WeightOnly)
+        return next(scheme for kind in kinds if (scheme := kind(note["groupsize"])).fits == note["fits"])
+
     @torch.no_grad()
-    def logits(self, rows: Sequence[Sequence[int]], device: torch.device) -> list[torch.Tensor]:
-        """Of each row ``[s, v]``, float32, on the CPU, computed in float32 by the decoder that trains."""
+    def logits(
+        self, rows: Sequence[Sequence[int]], device: torch.device, scheme: qat.Scheme | None = None
+    ) -> list[torch.Tensor]:
+        """Of each row ``[s, v]``, float32, on the CPU, computed in float32 by the decoder that trains.
+
+        Args:
+            scheme: that it was trained with; its layers then compute with rounded values, as they did.
+        """
         model = models.load_model(_component_of(self.folder), self.checkpoint, torch.float32, device).eval()
+        if scheme is not None:
+            qat.prepare(model, scheme)
         return [model(torch.tensor([row], device=device))[0].float().cpu() for row in rows]
 
     @functools.cached_property

@@ -169,11 +169,14 @@ def test_rows_that_no_group_divides_stay_whole_and_are_told(base, tmp_path, caps
 
 
 @pytest.mark.torchao
-def test_the_group_size_that_was_trained_for_is_taken(tmp_path, capsys):
+def test_weights_that_were_trained_for_a_format_are_what_they_were_in_training(tmp_path, capsys):
     folder = write_base(tmp_path / "trained", "qwen2", intermediate_size=128)
     note = {"fits": "torchao:int8-int4", "groupsize": 64}
     (folder / "quantization_aware_training.json").write_text(json.dumps(note))
-    export(folder, "torchao:int8-int4", tmp_path / "out", max_kl=100)
+    result = export(folder, "torchao:int8-int4", tmp_path / "out")
+    assert result.passed
+    assert result.agreement.kl < 1e-6  # from the source with the same rounding, activations' included
+    assert export(folder, "torchao:int8", tmp_path / "other", max_kl=100).agreement.kl > 1e-6
     assert "to 4.25 bits with their scales" in capsys.readouterr().out
     opened = by_transformers(tmp_path / "out", dtype="auto")
     assert opened.model.layers[0].mlp.up_proj.weight.block_size == [1, 64]
