@@ -119,7 +119,12 @@ def open_named(
     path = model_path(given)
     kind = "demo" if given in demo_names() else "run" if path != local_path(given) else ""
     model = teachers.open_model(key, path, dtype)
-    component = OmegaConf.create({"_component_": "distill_tune.data.hf_tokenizer", "path": str(own)}) if own else None
+    component = None
+    if own:
+        if not local_path(str(own)).is_dir():
+            raise UserError(f"{key}.tokenizer={own}: no such folder; name one with a tokenizer, as a model's")
+        folder = str(local_path(str(own)))
+        component = OmegaConf.create({"_component_": "distill_tune.data.hf_tokenizer", "path": folder})
     return _of_model(label, key, given, kind or _kind_of(key, path), model, component, tokenizer)
 
 

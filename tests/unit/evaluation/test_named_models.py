@@ -79,6 +79,7 @@ def test_a_model_of_another_tokenizer_brings_its_own(tmp_path, tokenizer, tokeni
         ("nowhere", "models.mine nowhere: no such folder, or it has no config.json"),
         ("nowhere.gguf", "models.mine nowhere.gguf: no such file"),
         ("demo:nobody", "no such model travels with the package; there are demo:bpe_teacher"),
+        ({"path": "demo:student", "tokenizer": "nowhere"}, "models.mine.tokenizer=nowhere: no such folder"),
         ({"path": "a", "tokeniser": "b"}, "models.mine={'path': 'a', 'tokeniser': 'b'}: must be a path, or {path: ..."),
     ],
 )
