@@ -14,7 +14,7 @@ from distill_tune.evaluation.answering import answers
 from distill_tune.evaluation.documents import Written
 from distill_tune.evaluation.named_models import NamedModel
 from distill_tune.evaluation.scoring import Reader, batches_of, score
-from distill_tune.evaluation.tasks import chat_template_of
+from distill_tune.evaluation.task_chat import chat_template_of
 from distill_tune.generation import Sampling
 from distill_tune.training.distributed import num_ranks, on_all_ranks, rank
 

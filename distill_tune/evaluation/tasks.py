@@ -5,7 +5,7 @@ import dataclasses
 import io
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from distill_tune.evaluation.named_models import NamedModel
 from distill_tune.evaluation.scoring import Reader
 from distill_tune.evaluation.significance import Measure, pairs
 from distill_tune.evaluation.statistics import Array
+from distill_tune.evaluation.task_chat import chat_template_of
 
 SHIPPED = Path(__file__).parent.parent / "_tasks"
 _FEW_SHOT_SEED = 1234  # lm-eval's own
@@ -68,24 +69,6 @@ def tasks_of(cfg: DictConfig, tokenizer: Any) -> Tasks:
         chat_template_of("tokenizer", tokenizer)
     opened = open_tasks([named] if isinstance(named, str) else list(named), cfg.get("task_folder"))
     return dataclasses.replace(opened, in_chat=in_chat)
-
-
-def chat_template_of(name: str, tokenizer: Any) -> Callable[..., str]:
-    """What writes a conversation as a model reads it.
-
-    Args:
-        name: for messages.
-
-    Raises:
-        UserError: nothing does.
-    """
-    of_transformers: Any = getattr(tokenizer, "transformers_tokenizer", None)
-    if getattr(of_transformers, "chat_template", None) is None:
-        raise UserError(
-            f"tasks_in_chat=True: {name} has no chat template; take a folder's tokenizer that has one "
-            "(distill_tune.data.hf_tokenizer), or leave tasks_in_chat out"
-        )
-    return of_transformers.apply_chat_template
 
 
 def open_tasks(names: Sequence[str], folder: str | None = None) -> Tasks:
