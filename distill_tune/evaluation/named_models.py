@@ -175,6 +175,11 @@ def open_teacher(
         quantizer=cfg.get("teacher_quantizer"),
         offload=cfg.get("teacher_offload", False),
     )
+    if isinstance(model, teachers.SeveralTeachers) and model.combination == "by_row":
+        raise UserError(
+            "teacher_combination=by_row: each row has a teacher of its own, so nothing is held against one of them; "
+            "name one as teacher_model, or each in models"
+        )
     for one, _ in model.each(Shape((), ())):
         kind = type(one).__name__
         if isinstance(one, teachers.EMA | teachers.BaseModel | teachers.EarlierCheckpoint):

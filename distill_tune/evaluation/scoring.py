@@ -210,10 +210,7 @@ class _Said:
         """
         signals, sizes = list[TeacherSignal](), list[int]()
         for batch in read_together(reader, documents):
-            signal: Any = reader.model(batch.to(device))
-            if isinstance(signal, SumOfTeachers):  # as one distribution, that of their mixture
-                signal = MixtureOfTeachers(cast(Sequence[TeacherSignal], signal.signals), signal.weights)
-            signals.append(signal)
+            signals.append(signal_of(reader.model, batch.to(device)))
             sizes.append(len(batch.supervised_positions))
         return cls(signals, sizes)
 
@@ -230,6 +227,14 @@ class _Said:
                 found = signal.logits(begin, end, signal.memory(end - begin, slot))
                 parts.append(capped(found, signal.softcap).to(precise(found.device)))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def signal_of(model: Teacher, batch: Batch) -> TeacherSignal:
+    """What a model says of a batch; of several whose divergences are added up, their mixture."""
+    signal: Any = model(batch)
+    if isinstance(signal, SumOfTeachers):
+        return MixtureOfTeachers(cast(Sequence[TeacherSignal], signal.signals), signal.weights)
+    return signal
 
 
 def precise(device: torch.device) -> torch.dtype:

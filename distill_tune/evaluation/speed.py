@@ -4,13 +4,13 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from distill_tune import generation
 from distill_tune.data.batch import joined
 from distill_tune.evaluation.memory import PeakMemory
+from distill_tune.evaluation.scoring import signal_of
 from distill_tune.teachers import HuggingFace, LiveTeacher, Teacher
 
 AT_ONCE = 16  # documents, beside one
@@ -55,7 +55,7 @@ def _prefill(model: Teacher, rows: Sequence[torch.Tensor], device: torch.device)
     batch = joined(list(zip(rows, labels, strict=True))).to(device)
 
     def read() -> None:
-        signal: Any = model(batch)
+        signal = signal_of(model, batch)
         signal.logits(0, len(rows), signal.memory(len(rows)))
 
     return sum(map(len, rows)) / _median_seconds(read, device)
