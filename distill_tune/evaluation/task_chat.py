@@ -1,4 +1,4 @@
-"""The chat template in which tasks are asked."""
+"""How a task is asked in chat."""
 
 from collections.abc import Callable
 from typing import Any
