@@ -78,7 +78,7 @@ def test_validate_and_plan_tell_what_both_tokenizers_have_in_common(write, cli, 
         done = cli(command, "--config", "config.yaml")
         assert done.returncode == 0, done.stderr
         assert "common boundaries" in done.stdout
-        assert "method: " in done.stdout
+        assert "method to take: " in done.stdout
         assert more in done.stdout
 
 

@@ -1,6 +1,7 @@
 """`sweep` on tiny models: what is told before the first trial, and two trials of a few steps."""
 
 import json
+import os
 
 import pytest
 import yaml
@@ -63,10 +64,10 @@ def test_a_plan_tells_what_all_trials_take_and_runs_none(config, capsys, tmp_pat
     assert not (tmp_path / "out_sweep").exists()
 
 
-def test_trials_are_runs_of_their_own_of_which_a_failure_ends_one(config, cli, tmp_path):
-    line = ["sweep", "kd_single_device", "--config", config, "optimizer.lr=1e-3,1e30", "max_bad_steps=1"]
+def test_trials_are_runs_of_their_own_of_which_a_failure_ends_one(config, command_server, tmp_path):
+    line = ["-m", "distill_tune", "sweep", "kd_single_device", "--config", config, "optimizer.lr=1e-3,1e30", "max_bad_steps=1"]
     line += ["--objective", "val_ce_loss", "--repeat", 0, "--folder", "lr", "epochs=2"]
-    done = cli(*line)
+    done = command_server.start([*map(str, line)], tmp_path, os.environ, output=tmp_path, starting=3).completed()
     assert done.returncode == 0, done.stderr
     first, second = (json.loads(trial) for trial in (tmp_path / "lr" / "trials.jsonl").read_text().splitlines())
     assert (first["state"], second["state"]) == ("finished", "failed")
