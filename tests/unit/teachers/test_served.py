@@ -274,11 +274,8 @@ def test_what_a_kind_cannot_serve_is_told(url, opened):
 
 
 def test_it_tells_which_records_it_gives():
-    assert [teachers.Served("http://x:1", kind=kind).record_kind for kind in ("top_k", "sampled", "hidden")] == [
-        "top_k",
-        "sampled",
-        "",
-    ]
+    kinds = {"top_k": "top_k", "sampled": "sampled", "likelihood": "likelihood", "hidden": ""}
+    assert {kind: teachers.Served("http://x:1", kind=kind).record_kind for kind in kinds} == kinds
 
 
 def test_a_setting_that_no_record_takes_is_told_before_anything_is_loaded(url, student):
@@ -304,7 +301,7 @@ def test_a_row_that_the_teacher_cannot_read_is_told(url, opened):
         ({"url": []}, "name a server"),
         ({"url": "http://me:secret@x:1"}, "names a user; a server is given a token"),
         ({"url": "http://x:1", "token": "a\n"}, "token: must be of printable ASCII"),
-        ({"url": "http://x:1", "kind": "dense"}, "kind=dense: must be one of sampled, top_k, hidden"),
+        ({"url": "http://x:1", "kind": "dense"}, "kind=dense: must be one of sampled, top_k, hidden, likelihood"),
         ({"url": "http://x:1", "engine": "llama"}, "engine=llama: must be one of auto, distill-tune, vllm, sglang"),
         ({"url": "http://x:1", "k": 0}, "k=0: must be at least 1"),
         ({"url": "http://x:1", "timeout": 0}, "timeout=0"),
