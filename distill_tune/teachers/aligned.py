@@ -54,7 +54,7 @@ class AlignedTeacher(Teacher):
     def __init__(self, teacher: Teacher, tokenizer: OtherTokenizer, number: int) -> None:
         self._teacher, self._own, self._number = teacher, tokenizer, number
         self.other_tokenizers = [tokenizer]
-        self.may_be_lost = teacher.may_be_lost
+        self.may_be_lost, self.answers_new_rows = teacher.may_be_lost, teacher.answers_new_rows
         self._take_over()
 
     @property
