@@ -20,7 +20,15 @@ from tiny_tokenizer import write_tokenizer
 from distill_tune import models, teachers
 from distill_tune.data.batch import Row, joined
 from distill_tune.errors import UserError
-from distill_tune.losses import ForwardKL, LinearProjection, ReverseKL, TopTokens, distillation_loss
+from distill_tune.losses import (
+    ChunkLikelihood,
+    ForwardKL,
+    LinearProjection,
+    ReverseKL,
+    TokenLikelihoods,
+    TopTokens,
+    distillation_loss,
+)
 
 pytest.importorskip("uvicorn")
 ALERT = b"\x15\x03\x01\x00\x02\x02\x46"  # protocol version
@@ -128,6 +136,7 @@ def test_served_and_live_losses_agree_to_the_stored_precision(url, opened, teach
     live = teachers.build_teacher(component)
     live.load(None, torch.device("cpu"))
     hidden, top = opened(url, kind="hidden"), opened(url, k=40)
+    likelihood = opened(url, ChunkLikelihood(), 1.5, kind="likelihood")
     for batch in batches(2):
         wanted = loss_of(live(batch), batch)
         assert loss_of(hidden(batch), batch) == pytest.approx(wanted, rel=2e-3)  # bf16
@@ -135,6 +144,10 @@ def test_served_and_live_losses_agree_to_the_stored_precision(url, opened, teach
         signal = live(batch)
         record = TopTokens.of(signal.logits(0, n, signal.memory(n)), 40)
         assert loss_of(top(batch), batch) == pytest.approx(loss_of(record, batch), rel=1e-3)  # 14 bits
+        of_own = TokenLikelihoods.of(signal.logits(0, n, signal.memory(n)), batch.learned, 1.5)
+        found = likelihood(batch)
+        torch.testing.assert_close(found.log_probs, of_own.log_probs, rtol=1e-6, atol=1e-6)
+        assert (found.temperature, found.vocab_size) == (1.5, VOCAB_SIZE)
 
 
 def test_it_tells_of_the_students_likeliest_tokens_as_well(url, opened, teacher_folder, student):
