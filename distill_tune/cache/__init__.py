@@ -3,8 +3,10 @@
 from distill_tune.cache.agreement import Agreement
 from distill_tune.cache.beside import OUTPUT_LAYER, damaged_beside
 from distill_tune.cache.encoding import (
+    AnyEncoding,
     Encoding,
     HiddenEncoding,
+    LikelihoodEncoding,
     SampledEncoding,
     TopEncoding,
     encoding_of,
@@ -33,10 +35,12 @@ __all__ = [
     "OUTPUT_LAYER",
     "SHARD_BYTES",
     "Agreement",
+    "AnyEncoding",
     "CacheReader",
     "CacheWriter",
     "Encoding",
     "HiddenEncoding",
+    "LikelihoodEncoding",
     "Manifest",
     "SampledEncoding",
     "TopEncoding",

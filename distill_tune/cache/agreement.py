@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from distill_tune.losses import SampledTokens, TopTokens
+from distill_tune.losses import SampledTokens, TokenLikelihoods, TopTokens
 
 _LIKELY = 1e-4  # a probability below is of no weight, and rounded coarsely
 
@@ -44,6 +44,9 @@ class Agreement:
             off = (stored.log_probs[:, :, None] - made.log_probs[:, None, :]).abs().masked_fill(~likely, 0.0)
             unknown = ~likely.flatten(1).any(-1)  # not a token in common
             return cls("log-probabilities", *_summed(off.flatten(1).amax(-1).masked_fill(unknown, torch.inf), same))
+        if isinstance(stored, TokenLikelihoods):
+            off = (stored.log_probs - made.log_probs).abs().masked_fill(stored.log_probs == made.log_probs, 0.0)
+            return cls("log-probabilities of the rows' own tokens", *_summed(off, off == 0))
         stored, made = stored.float(), made.float()
         off = (stored - made).norm(dim=-1) / made.norm(dim=-1).clamp(min=1e-12)
         return cls("hidden states, as a share of their length", *_summed(off, off == 0))

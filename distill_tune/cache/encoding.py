@@ -5,6 +5,7 @@
 | sampled | 3 bytes: entropy, number of entries | 3 bytes: id in 18 bits, count in 6; else 4 |
 | top_k | 2 bytes: log-probability of the rest | 4 bytes: id in 18 bits, log-probability in 14; or 20 and 12 |
 | hidden | 2 bytes a dimension | |
+| likelihood | 4 bytes: log-probability of the row's own token | |
 
 A row begins with the number of its positions, 4 bytes. All numbers are little-endian.
 """
@@ -18,7 +19,7 @@ from typing import Any, ClassVar, Protocol
 import numpy
 import torch
 
-from distill_tune.losses import SampledTokens, TopTokens
+from distill_tune.losses import SampledTokens, TokenLikelihoods, TopTokens
 
 MOST_DRAWS = 4095
 MOST_TOKENS = 2**20  # of a vocabulary
@@ -245,12 +246,45 @@ class HiddenEncoding:
         return torch.from_numpy(numpy.concatenate(found)).view(torch.bfloat16)
 
 
-_ENCODINGS: dict[str, type[SampledEncoding] | type[TopEncoding] | type[HiddenEncoding]] = {
-    of.kind: of for of in (SampledEncoding, TopEncoding, HiddenEncoding)
+@dataclasses.dataclass(frozen=True)
+class LikelihoodEncoding:
+    """Of :class:`~distill_tune.losses.TokenLikelihoods`, as they are."""
+
+    vocab_size: int
+    temperature: float = 1.0
+
+    kind: ClassVar[str] = "likelihood"
+
+    def __post_init__(self) -> None:
+        _require_temperature("temperature", self.temperature)
+
+    def bytes_of_position(self) -> tuple[float, float]:
+        return 4.0, 4.0
+
+    def encode(self, record: TokenLikelihoods, num_positions: Sequence[int]) -> list[bytes]:
+        log_probs = record.log_probs.float().cpu().numpy().astype("<f4")
+        return [_header(stop - start) + log_probs[start:stop].tobytes() for start, stop in _bounds(num_positions)]
+
+    def decode(self, rows: Sequence[Blob]) -> TokenLikelihoods:
+        found = [numpy.zeros(0, "<f4")]
+        for row in rows:
+            reader = _Reader(row)
+            found.append(reader.take("<f4", reader.num_positions))
+            reader.require_end()
+        log_probs = numpy.concatenate(found)
+        if not (log_probs <= 0).all():
+            raise ValueError("a record has a log-probability above 0, or one that is no number")
+        return TokenLikelihoods(_float32(log_probs), self.temperature, self.vocab_size)
+
+
+AnyEncoding = SampledEncoding | TopEncoding | HiddenEncoding | LikelihoodEncoding
+
+_ENCODINGS: dict[str, type[AnyEncoding]] = {
+    of.kind: of for of in (SampledEncoding, TopEncoding, HiddenEncoding, LikelihoodEncoding)
 }
 
 
-def encoding_of(kind: str, settings: dict[str, Any]) -> SampledEncoding | TopEncoding | HiddenEncoding:
+def encoding_of(kind: str, settings: dict[str, Any]) -> AnyEncoding:
     """The encoding whose kind and fields these are.
 
     Raises:
@@ -262,7 +296,7 @@ def encoding_of(kind: str, settings: dict[str, Any]) -> SampledEncoding | TopEnc
     return _ENCODINGS[kind](**settings)
 
 
-def settings_of(encoding: SampledEncoding | TopEncoding | HiddenEncoding) -> dict[str, Any]:
+def settings_of(encoding: AnyEncoding) -> dict[str, Any]:
     """What :func:`encoding_of` makes it of again."""
     return dataclasses.asdict(encoding)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy
 
 from distill_tune.cache.beside import require_there
-from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding, encoding_of
+from distill_tune.cache.encoding import AnyEncoding, encoding_of
 from distill_tune.cache.manifest import Manifest
 from distill_tune.cache.shard import MADE_ANEW, MISSING, Shard, shard_files
 from distill_tune.data.row_digest import DIGEST_BYTES
@@ -32,9 +32,7 @@ class CacheReader:
         if not (self.manifest.finished or unfinished):
             raise UserError(f"{folder}: this cache is not finished; the command that began it goes on")
         try:
-            self.encoding: SampledEncoding | TopEncoding | HiddenEncoding = encoding_of(
-                self.manifest.kind, dict(self.manifest.settings)
-            )
+            self.encoding: AnyEncoding = encoding_of(self.manifest.kind, dict(self.manifest.settings))
         except (ValueError, TypeError) as error:
             raise UserError(f"{folder}: {error}") from error
         if unfinished:

@@ -6,9 +6,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding, without_positions
+from distill_tune.cache.encoding import (
+    AnyEncoding,
+    HiddenEncoding,
+    LikelihoodEncoding,
+    SampledEncoding,
+    TopEncoding,
+    without_positions,
+)
 from distill_tune.errors import UserError
-from distill_tune.losses import HiddenStates, SampledTokens, TopTokens, chunk_rows
+from distill_tune.losses import HiddenStates, SampledTokens, TokenLikelihoods, TopTokens, chunk_rows
 from distill_tune.losses.divergences import HUGE
 from distill_tune.losses.signals import TeacherSignal, capped
 
@@ -27,12 +34,13 @@ class _Piece(NamedTuple):
 
 @torch.no_grad()
 def encoded(
-    encoding: SampledEncoding | TopEncoding | HiddenEncoding,
+    encoding: AnyEncoding,
     signal: Any,
     digests: Sequence[bytes],
     num_positions: Sequence[int],
     seed: int,
     others: torch.Tensor | None = None,
+    targets: torch.Tensor | None = None,
 ) -> list[bytes]:
     """The record of each row, as bytes.
 
@@ -42,6 +50,7 @@ def encoded(
         signal: of the rows' positions, one row after another; of a ``hidden`` encoding :class:`HiddenStates`.
         num_positions: of each row.
         others: of a ``top_k`` encoding: tokens of each position that are kept beside the likeliest, ``[n, j]``.
+        targets: the rows' own tokens there, ``[n]``, int64; a ``likelihood`` encoding needs them.
 
     Raises:
         UserError: the teacher gives what is no number.
@@ -50,7 +59,7 @@ def encoded(
         assert isinstance(signal, HiddenStates)
         _require_numbers(signal.hidden - signal.hidden)  # also of what is infinite
         return encoding.encode(signal.hidden, num_positions)
-    records = list(_records(encoding, signal, digests, num_positions, seed, others))
+    records = list(_records(encoding, signal, digests, num_positions, seed, others, targets))
     if not records:
         return [without_positions()] * len(num_positions)
     record = _joined(records)
@@ -59,8 +68,8 @@ def encoded(
     if isinstance(record, TopTokens):
         assert isinstance(encoding, TopEncoding)
         return encoding.beside(others).encode(record, num_positions)
-    assert isinstance(encoding, SampledEncoding)
-    return encoding.encode(record, num_positions)
+    assert isinstance(encoding, SampledEncoding | LikelihoodEncoding)
+    return encoding.encode(record, num_positions)  # type: ignore[arg-type]
 
 
 def _require_numbers(*tensors: torch.Tensor) -> None:
@@ -97,12 +106,13 @@ def scores_of(record: SampledTokens, signal: TeacherSignal, start: int) -> torch
 
 
 def _records(
-    encoding: SampledEncoding | TopEncoding,
+    encoding: SampledEncoding | TopEncoding | LikelihoodEncoding,
     signal: TeacherSignal,
     digests: Sequence[bytes],
     num_positions: Sequence[int],
     seed: int,
     others: torch.Tensor | None,
+    targets: torch.Tensor | None,
 ) -> Iterator[Any]:
     total, device = sum(num_positions), _device_of(signal)
     most = max(_POSITIONS, chunk_rows(total, signal.logits_per_row * 4 * _COPIES, device))
@@ -113,6 +123,10 @@ def _records(
         if isinstance(encoding, TopEncoding):
             of_part = None if others is None else others[start:stop]
             yield TopTokens.of(logits, encoding.k, encoding.temperature, of_part)
+            continue
+        if isinstance(encoding, LikelihoodEncoding):
+            assert targets is not None
+            yield TokenLikelihoods.of(logits, targets[start:stop].to(logits.device), encoding.temperature)
             continue
         for piece in pieces:
             generator = torch.Generator(logits.device).manual_seed(_seed_of(seed, digests[piece.row], piece.number))
@@ -152,9 +166,12 @@ def _seed_of(seed: int, digest: bytes, number: int) -> int:
     return int.from_bytes(named, "little") >> 1  # a signed number
 
 
-def _joined(records: Sequence[Any]) -> SampledTokens | TopTokens:
+def _joined(records: Sequence[Any]) -> SampledTokens | TopTokens | TokenLikelihoods:
     """One record of all positions; those with fewer tokens are filled up."""
     first = records[0]
+    if isinstance(first, TokenLikelihoods):
+        log_probs = torch.cat([record.log_probs for record in records])
+        return TokenLikelihoods(log_probs, first.temperature, first.vocab_size)
     if isinstance(first, TopTokens):
         names = ("ids", "log_probs", "log_rest")
         ids, log_probs, log_rest = (torch.cat([getattr(record, name) for record in records]) for name in names)

@@ -42,6 +42,9 @@ def verify(folder: Path, config_name: str, overrides: Sequence[str], num_rows: i
         raise UserError(
             f"{folder}: {_NOT_ITS}: its hidden states are {wanted}, those that are stored {reader.encoding}"
         )
+    if isinstance(reader.encoding, cache.LikelihoodEncoding) and wanted.vocab_size != reader.encoding.vocab_size:
+        sizes = f"{wanted.vocab_size} tokens, what is stored is of {reader.encoding.vocab_size}"
+        raise UserError(f"{folder}: {_NOT_ITS}: it knows {sizes}")
     stored, again, scores = _both(reader, plan, built, device, num_rows)
     rows = len(stored)
     if not rows:

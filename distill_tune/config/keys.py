@@ -112,7 +112,10 @@ WRITERS = one_of("model", "teacher_model")
 THINKING = one_of("keep", "drop", "field")
 NUMBER = Kind("a number", lambda value: type(value) in (int, float))
 MEASURES = one_of("val_loss", "val_ce_loss", "val_kd_loss")
-_STORED = "what is stored: cache.kind=sampled, top_k or hidden; draws (50), proposal_temperature, k (50), temperature"
+_STORED = (
+    "what is stored: cache.kind=sampled, top_k, hidden or likelihood; draws (50), proposal_temperature, k (50), "
+    "temperature"
+)
 # Beside which keys others are heeded, and which recipe alone reads them.
 _VALIDATION, _TEACHER, _LOGGER = ("dataset_val",), ("teacher_model",), ("metric_logger",)
 _SEVERAL, _GEN, _EVAL = ("kd_distributed",), ("generate",), ("evaluate",)

@@ -38,11 +38,11 @@ _PROMPT_KEYS = ("student_prompt_template", "teacher_prompt_template", "teacher_s
 
 # Of the section `cache`: what each may be, and the kinds that heed it.
 _CACHE: dict[str, tuple[Kind, tuple[str, ...]]] = {
-    "kind": (one_of("sampled", "top_k", "hidden"), ()),
+    "kind": (one_of("sampled", "top_k", "hidden", "likelihood"), ()),
     "draws": (whole(1).or_null(), ("sampled",)),
     "proposal_temperature": (ABOVE_0.or_null(), ("sampled",)),
     "k": (whole(1).or_null(), ("top_k",)),
-    "temperature": (ABOVE_0.or_null(), ("sampled", "top_k")),
+    "temperature": (ABOVE_0.or_null(), ("sampled", "top_k", "likelihood")),
 }
 
 

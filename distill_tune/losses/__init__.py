@@ -10,6 +10,7 @@ from distill_tune.losses.divergences import AdaptiveKL, Distribution, Divergence
 from distill_tune.losses.gold import Gold
 from distill_tune.losses.head import LossSums, chunk_bytes_per_row, chunk_rows, distillation_loss, per_token
 from distill_tune.losses.hidden import HiddenLoss
+from distill_tune.losses.likelihoods import TokenLikelihoods
 from distill_tune.losses.mixture import aligned_method
 from distill_tune.losses.mixture_divergences import JensenShannon, SkewedForwardKL, SkewedReverseKL
 from distill_tune.losses.projection import AutogradProjection, LinearProjection, Projection
@@ -63,6 +64,7 @@ __all__ = [
     "TeacherOfEachRow",
     "TeacherSignal",
     "TokenClasses",
+    "TokenLikelihoods",
     "TokenWeight",
     "TopK",
     "TopTokens",

@@ -9,6 +9,7 @@ import torch
 
 from distill_tune.losses.byte_moves import ByteMoves
 from distill_tune.losses.divergences import Distribution
+from distill_tune.losses.likelihoods import TokenLikelihoods
 from distill_tune.losses.teacher_signal import TeacherSignal
 from distill_tune.losses.token_groups import TokenGroups
 from distill_tune.to_device import to_device
@@ -143,12 +144,14 @@ class AlignedWord:
     """What a teacher of another tokenizer says about some rows of the student, which start at a common boundary.
 
     Attributes:
-        logits: of its own rows, before any cap, ``[c_t, v_t]``; the loss may overwrite them.
+        logits: of its own rows, before any cap, ``[c_t, v_t]``; the loss may overwrite them. ``[c_t, 0]`` where there
+            are ``log_probs`` in their place.
         targets: its own tokens there, ``[c_t]``, int64.
         positions: of the student's rows ``[c]``; ``at`` and ``last`` are rows of ``logits``. On their device when an
             :class:`AlignedMethod` gets it.
         classes: of both vocabularies, on the device of the logits.
         on_cpu: the same positions on the CPU, so that nothing waits for the device.
+        log_probs: of ``targets`` at the temperature of the loss, ``[c_t]``, where no more is known; else None.
     """
 
     logits: torch.Tensor
@@ -156,12 +159,15 @@ class AlignedWord:
     positions: AlignedPositions
     classes: TokenClasses
     on_cpu: AlignedPositions
+    log_probs: torch.Tensor | None = None
 
     def part(self, start: int, stop: int) -> "AlignedWord":
         """The word on some of its rows, between cuts."""
         positions, first, end = self.on_cpu.cut(start, stop)
         on_device = positions.to(self.logits.device)
-        return AlignedWord(self.logits[first:end], self.targets[first:end], on_device, self.classes, positions)
+        log_probs = None if self.log_probs is None else self.log_probs[first:end]
+        logits, targets = self.logits[first:end], self.targets[first:end]
+        return AlignedWord(logits, targets, on_device, self.classes, positions, log_probs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,14 +175,14 @@ class Aligned:
     """The signal of a teacher of another tokenizer: ``n_t`` rows of its own for ``n`` of the student's.
 
     Attributes:
-        signal: the teacher's word on its own rows: :class:`~distill_tune.losses.HiddenStates` or
-            :class:`~distill_tune.losses.DenseLogits`.
+        signal: the teacher's word on its own rows: :class:`~distill_tune.losses.HiddenStates`,
+            :class:`~distill_tune.losses.DenseLogits`, or :class:`~distill_tune.losses.TokenLikelihoods` of ``targets``.
         targets: the teacher's tokens at these rows, ``[n_t]``, int64, on their device.
         positions: of the student's rows, on the CPU, where rows are cut.
         classes: of both vocabularies, on the device of the signal.
     """
 
-    signal: TeacherSignal
+    signal: TeacherSignal | TokenLikelihoods
     targets: torch.Tensor
     positions: AlignedPositions
     classes: TokenClasses
@@ -208,6 +214,10 @@ class Aligned:
     def word(self, start: int, stop: int, memory: torch.Tensor | None) -> AlignedWord:
         """On the student's rows ``start`` to ``stop``, between cuts; each of the teacher's rows is made once."""
         positions, first, end = self.positions.cut(start, stop)
+        if isinstance(self.signal, TokenLikelihoods):
+            log_probs = self.signal.log_probs[first:end]
+            nothing = log_probs.new_empty(len(log_probs), 0)
+            return AlignedWord(nothing, self.targets[first:end], positions, self.classes, positions, log_probs)
         logits = self.signal.logits(first, end, None if memory is None else memory[: end - first])
         return AlignedWord(logits, self.targets[first:end], positions, self.classes, positions)
 

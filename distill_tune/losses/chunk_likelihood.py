@@ -26,8 +26,9 @@ class ChunkLikelihood:
 
     The paper's debiasing is not done (the probability that a word ends behind the span as a factor of P, spans joined
     where the teacher gives that less than 0.1): it takes more of the teacher than the probabilities of its own tokens,
-    and those are all that :meth:`of_log_probs` needs. So of a span that ends within a word P_t and P_s say a little
-    different things, each that its own tokenizer would end a token there.
+    and those are all that :meth:`of_log_probs` needs, and all that :class:`~distill_tune.losses.TokenLikelihoods` have.
+    So of a span that ends within a word P_t and P_s say a little different things, each that its own tokenizer would
+    end a token there.
 
     Args:
         chunk_temperature: tau, 1 or more; the paper takes 100. At 1 the likelihoods themselves are compared, and a long

@@ -136,7 +136,7 @@ def distillation_loss(
     for _, term in terms:
         if isinstance(term, Aligned):
             require_served_between_tokenizers(
-                term, len(hidden), projection.vocab_size, divergence, token_weight, common_vocab_size
+                term, len(hidden), projection.vocab_size, divergence, token_weight, temperature, common_vocab_size
             )
         elif isinstance(term, SparseSignal):
             require_served(term.within(compared), len(hidden), divergence, token_weight, temperature)

@@ -8,6 +8,7 @@ import torch
 
 from distill_tune.losses.against_record import against, set_apart
 from distill_tune.losses.aligned import AlignedWord
+from distill_tune.losses.chunk_likelihood import ChunkLikelihood
 from distill_tune.losses.cross_entropy import CrossEntropy
 from distill_tune.losses.divergences import HUGE, Distribution, ForwardKL, distribution
 from distill_tune.losses.mixture import Mixture
@@ -251,9 +252,7 @@ def _plain(
             of_teacher = capped(word[:, :v].float(), softcap)
             values, kd_gradient, weight = _with_logits(mixture, own, of_teacher, targets, scratch[2][:, :v])
         elif isinstance(word, AlignedWord):
-            of_teacher = _scaled(capped(word.logits.float(), softcap), temperature)
-            teacher = distribution(of_teacher, torch.empty_like(of_teacher))
-            values, kd_gradient = mixture.between_tokenizers(own, teacher, targets, word)
+            values, kd_gradient = _between_tokenizers(mixture, own, word, targets, softcap)
             weight = None
         else:
             tokens = word.ids.long()
@@ -294,6 +293,23 @@ def _with_logits(
         weight = weigh(teacher, targets)
     values, gradient = mixture.divergence(student, teacher)
     return values, gradient, weight
+
+
+def _between_tokenizers(
+    mixture: Mixture, student: Distribution, word: AlignedWord, targets: torch.Tensor, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A divergence ``[b]``, its gradient for the student's scaled logits ``[b, v]``.
+
+    Args:
+        word: its logits are overwritten.
+        softcap: of these.
+    """
+    if word.log_probs is not None:
+        assert isinstance(mixture.divergence, ChunkLikelihood)  # no other is served
+        return mixture.divergence.of_log_probs(student, word.log_probs, targets, word.on_cpu)
+    of_teacher = _scaled(capped(word.logits.float(), softcap), mixture.temperature)
+    teacher = distribution(of_teacher, torch.empty_like(of_teacher))
+    return mixture.between_tokenizers(student, teacher, targets, word)
 
 
 def _token_weights(weigh: TokenWeight, record: SparseSignal, v: int) -> torch.Tensor:

@@ -1,7 +1,9 @@
 """Which losses a stored kind of signal can serve, for checks before anything is loaded."""
 
 from distill_tune.losses.aligned import Aligned
+from distill_tune.losses.chunk_likelihood import ChunkLikelihood
 from distill_tune.losses.divergences import Divergence, ForwardKL
+from distill_tune.losses.likelihoods import TokenLikelihoods
 from distill_tune.losses.sparse import SampledTokens, SparseSignal, TopTokens
 from distill_tune.losses.token_weights import TeacherCertainty, TokenWeight
 from distill_tune.losses.top_k import TopK
@@ -20,21 +22,27 @@ def unserved(
     """Why a record of this kind cannot serve a loss, with the kind that could; None where it can.
 
     Args:
-        kind: ``sampled``, ``top_k``, ``aligned`` (of a teacher with another tokenizer), or any other, which serves
-            everything.
+        kind: ``sampled``, ``top_k``, ``aligned`` (of a teacher with another tokenizer), ``likelihood`` (of such a one),
+            or any other, which serves everything.
         temperature: of the loss; None where it is a schedule.
         k: of a ``top_k`` record.
         combination: of several teachers, of which this is one: ``mixture``, ``sum``, ``by_row``.
     """
-    if kind == "aligned":
+    if kind in ("aligned", TokenLikelihoods.kind):
         if combination == "mixture":
             return "a mixture is over tokens that teachers of other tokenizers do not have: combine by sum or by_row"
         if token_weight is not None:
             return f"{type(token_weight).__name__} is of a teacher's own tokens, which are not the student's"
-        return None
-    if getattr(divergence, "aligned", False):
+        if kind == "aligned":
+            return None
+        if not isinstance(divergence, ChunkLikelihood):
+            return (
+                f"a likelihood record serves ChunkLikelihood, with a teacher of another tokenizer, not "
+                f"{type(divergence).__name__}: take that as kd_loss, or kind hidden"
+            )
+    elif getattr(divergence, "aligned", False):
         return f"{type(divergence).__name__} is for a teacher of another tokenizer, and this one has the student's"
-    if kind not in (SampledTokens.kind, TopTokens.kind):
+    elif kind not in (SampledTokens.kind, TopTokens.kind):
         return None
     of = f"a {kind} record"
     if temperature is None:
@@ -44,6 +52,8 @@ def unserved(
             f"{of} made at temperature {recorded_temperature:g} serves no other, and the loss is at {temperature:g}: "
             f"make one at {temperature:g}, or one of kind hidden, which serves any"
         )
+    if kind == TokenLikelihoods.kind:
+        return None
     if combination == "mixture":
         return f"{of} does not know what a mixture needs of its tail: combine by sum or by_row, or take kind hidden"
     name = type(divergence).__name__
@@ -88,6 +98,7 @@ def require_served_between_tokenizers(
     vocab_size: int,
     divergence: Divergence,
     token_weight: TokenWeight | None,
+    temperature: float,
     common_vocab_size: int | None,
 ) -> None:
     """
@@ -97,7 +108,14 @@ def require_served_between_tokenizers(
     Raises:
         ValueError: positions of other rows or classes of other vocabularies, or a loss that cannot be had.
     """
-    if reason := unserved("aligned", divergence, token_weight):
+    kind, recorded_temperature = "aligned", 1.0
+    if isinstance(record := signal.signal, TokenLikelihoods):
+        kind, recorded_temperature = record.kind, record.temperature
+        if len(record) != len(signal.targets):
+            raise ValueError(f"a {kind} record of {len(record)} rows, where the teacher has {len(signal.targets)}")
+    if reason := unserved(
+        kind, divergence, token_weight, temperature=temperature, recorded_temperature=recorded_temperature
+    ):
         raise ValueError(reason)
     if len(signal.positions) != n:
         raise ValueError(f"positions of {len(signal.positions)} rows, where {n} are to be learned")

@@ -15,14 +15,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from distill_tune.cache.encoding import MOST_DRAWS, HiddenEncoding, SampledEncoding, TopEncoding
+from distill_tune.cache.encoding import (
+    MOST_DRAWS,
+    AnyEncoding,
+    HiddenEncoding,
+    LikelihoodEncoding,
+    SampledEncoding,
+    TopEncoding,
+)
 from distill_tune.cache.output_layer import output_layer_as_bytes
 from distill_tune.cache.vocabulary_file import fingerprint_of
 from distill_tune.data.datasets import IGNORE_INDEX
 from distill_tune.errors import UserError, one_line
 from distill_tune.losses import LinearProjection
 from distill_tune.models.vocabulary import Vocabulary
-from distill_tune.serve.scorer import SEED, Encoding, Scorer
+from distill_tune.serve.scorer import SEED, Scorer
 from distill_tune.serve.wire import OTHERS, WireError, records_as_bytes, rows_of, with_others
 
 MOST_TOP = 1024  # log-probabilities of a position
@@ -40,6 +47,7 @@ _SETTINGS: dict[str, dict[str, Callable[[str], Any]]] = {
     },
     TopEncoding.kind: {"k": int, "temperature": float, "vocab_size": int, OTHERS: int},
     HiddenEncoding.kind: {},
+    LikelihoodEncoding.kind: {"temperature": float},
 }
 _CONTENT = "content"  # of the teacher that is asked, as /about tells it
 _BINARY = "application/octet-stream"
@@ -142,7 +150,7 @@ def application(
     return Starlette(routes=routes, exception_handlers={HTTPException: _tell, Exception: _tell_failure})
 
 
-def _asked_for(query: QueryParams, scorer: Scorer, kinds: list[str]) -> tuple[Encoding, int, int]:
+def _asked_for(query: QueryParams, scorer: Scorer, kinds: list[str]) -> tuple[AnyEncoding, int, int]:
     """The encoding, the seed, and the number of further tokens of each position."""
     kind = query.get("kind", "")
     if kind not in kinds:

@@ -5,12 +5,10 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding
+from distill_tune.cache.encoding import AnyEncoding, LikelihoodEncoding, TopEncoding
 from distill_tune.data.batch import Batch
 from distill_tune.errors import UserError, one_line
 from distill_tune.serve.connection import NoAnswer, Server
-
-AnyEncoding = SampledEncoding | TopEncoding | HiddenEncoding
 
 _TOLD = 80  # characters
 
@@ -102,7 +100,7 @@ def about_of(server: Server, named: str | None, engine: str) -> About:
     with read_from("/v1/models"):
         # One more token is always written.
         most = None if longest is None else int(longest) - 1
-    return About(engine, str(card["id"]), (TopEncoding.kind,), most_tokens=most)
+    return About(engine, str(card["id"]), (TopEncoding.kind, LikelihoodEncoding.kind), most_tokens=most)
 
 
 def _model_of(server: Server, named: str | None) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from distill_tune.cache.encoding import HiddenEncoding, TopEncoding
+from distill_tune.cache.encoding import AnyEncoding, HiddenEncoding, LikelihoodEncoding, TopEncoding
 from distill_tune.cache.output_layer import output_layer_of_bytes
 from distill_tune.data.batch import Batch
 from distill_tune.losses import LinearProjection
 from distill_tune.models.vocabulary import Vocabulary
 from distill_tune.serve.connection import NoAnswer, Server
-from distill_tune.serve.engine import About, AnyEncoding, asked_for_json, read_from
+from distill_tune.serve.engine import About, asked_for_json, read_from
 from distill_tune.serve.wire import OTHERS, WireError, records_of, rows_as_bytes
 
 NAME = "distill-tune"
@@ -47,6 +47,8 @@ class DistillTune:
 
     def records(self, batch: Batch, encoding: AnyEncoding, seed: int) -> list[bytes]:
         settings: dict[str, Any] = {} if isinstance(encoding, HiddenEncoding) else dataclasses.asdict(encoding)
+        if isinstance(encoding, LikelihoodEncoding):
+            del settings["vocab_size"]  # a row's own token may be any of the teacher's
         query = {name: value for name, value in settings.items() if value is not None}
         query |= {"kind": encoding.kind, "content": self.about.content}  # one with another teacher refuses
         if encoding.kind == "sampled":

@@ -47,6 +47,11 @@ class Tokens:
         self._own = own
         self.sentence: list[int] = self._transformers.encode(_SENTENCE, add_special_tokens=False)
 
+    @property
+    def size(self) -> int:
+        """How many there are, as far as the tokenizer tells."""
+        return max(self._own.tokens) + 1
+
     def differing(self, engine: Engine) -> dict[int, str]:
         """The ids that are other tokens to a server that tells all its tokens, each with what it is there.
 

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from distill_tune.cache.encoding import TopEncoding, positions_in
+from distill_tune.cache.encoding import AnyEncoding, TopEncoding, positions_in
 from distill_tune.data.batch import Batch
 from distill_tune.serve.connection import Busy, NoAnswer, Refused
-from distill_tune.serve.engine import AnyEncoding, Engine
+from distill_tune.serve.engine import Engine
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0  # seconds
 

@@ -6,15 +6,13 @@ from typing import Any
 
 import torch
 
-from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding, encoding_of
+from distill_tune.cache.encoding import AnyEncoding, HiddenEncoding, encoding_of
 from distill_tune.cache.recording import encoded
 from distill_tune.data.batch import Row, joined
 from distill_tune.serve.wire import OTHERS
 from distill_tune.teachers.teacher import Teacher
 
 SEED = "seed"  # beside the fields of an encoding
-
-Encoding = SampledEncoding | TopEncoding | HiddenEncoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Scorer:
     device: torch.device
     most_tokens: int
 
-    def encoding(self, kind: str, settings: Mapping[str, Any]) -> Encoding:
+    def encoding(self, kind: str, settings: Mapping[str, Any]) -> AnyEncoding:
         """
         Raises:
             ValueError, TypeError: as :func:`~distill_tune.cache.encoding.encoding_of`.
@@ -42,7 +40,7 @@ class Scorer:
         own = {"vocab_size": self.vocab_size} | ({"width": self.width} if kind == HiddenEncoding.kind else {})
         return encoding_of(kind, own | {name: value for name, value in settings.items() if name not in (SEED, OTHERS)})
 
-    def __call__(self, rows: Sequence[Row], encoding: Encoding, seed: int = 0) -> list[bytes]:
+    def __call__(self, rows: Sequence[Row], encoding: AnyEncoding, seed: int = 0) -> list[bytes]:
         """Each row's record, of its ``likeliest`` tokens as well where it has such.
 
         Rows go together in their order, as many as have ``most_tokens`` tokens. Rows of another request are never among
@@ -57,7 +55,9 @@ class Scorer:
             for part in self._parts(rows):
                 batch = joined(part)
                 signal = self.teacher(batch.to(self.device))
-                blobs += encoded(encoding, signal, batch.digests, batch.num_supervised, seed, batch.likeliest)
+                blobs += encoded(
+                    encoding, signal, batch.digests, batch.num_supervised, seed, batch.likeliest, batch.learned
+                )
         return blobs
 
     def _parts(self, rows: Sequence[Row]) -> Iterator[list[Row]]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy
 
-from distill_tune.cache.encoding import TopEncoding
+from distill_tune.cache.encoding import AnyEncoding, LikelihoodEncoding, TopEncoding
 from distill_tune.data.batch import Batch
 from distill_tune.serve.connection import NoAnswer, Server
-from distill_tune.serve.engine import AnyEncoding, about_of, asked_for_json, read_from
-from distill_tune.serve.top_answers import Position, blobs_of, rows_asked_for
+from distill_tune.serve.engine import about_of, asked_for_json, read_from
+from distill_tune.serve.top_answers import Position, blobs_of, blobs_of_likelihoods, rows_asked_for
 
 NAME = "sglang"
 _PATH = "/generate"
@@ -39,16 +39,21 @@ class SGLang:
         self.about = about_of(server, model, NAME)._replace(no_others=_NO_OTHERS)
 
     def records(self, batch: Batch, encoding: AnyEncoding, seed: int) -> list[bytes]:
-        assert isinstance(encoding, TopEncoding)
-        rows = rows_asked_for(batch)
+        assert isinstance(encoding, TopEncoding | LikelihoodEncoding)
+        rows, k = rows_asked_for(batch), encoding.k if isinstance(encoding, TopEncoding) else 0
         starts = [places[0] - 1 if places else 0 for _, places in rows]
-        answers = self._generate([tokens for tokens, _ in rows], starts, encoding.k, encoding.temperature, False)
-        found = []
+        answers = self._generate([tokens for tokens, _ in rows], starts, k, encoding.temperature, False)
+        likelihoods: list[list[float]] = []
+        found: list[list[Position]] = []
         with read_from(_PATH):
             for (tokens, places), start, answer in zip(rows, starts, answers, strict=True):
                 own = answer["input_token_logprobs"]
-                top = _likeliest(answer, len(own)) if places else []
-                found.append([_position(own, top, tokens, at, start) for at in places])
+                likelihoods.append([_of_own(own, tokens, at, start) for at in places])
+                if k:
+                    top = _likeliest(answer, len(own)) if places else []
+                    found.append([_position(top, tokens, at, start) for at in places])
+        if isinstance(encoding, LikelihoodEncoding):
+            return blobs_of_likelihoods(likelihoods, batch, encoding)
         return blobs_of(found, batch, encoding)
 
     def names_of(self, ids: Sequence[int]) -> dict[int, str]:
@@ -71,8 +76,8 @@ class SGLang:
             "logprob_start_len": list(starts),
             "top_logprobs_num": k,
             "return_text_in_logprobs": with_text,
-            "return_flat_raw_top_logprobs": True,
-            "return_flat_raw_top_logprobs_b64": True,
+            "return_flat_raw_top_logprobs": k > 0,
+            "return_flat_raw_top_logprobs_b64": k > 0,
         }
         found = asked_for_json(self.server, _PATH, body)
         with read_from(_PATH):
@@ -114,12 +119,24 @@ def _likeliest(answer: Any, size: int) -> list[Position]:
     return found
 
 
-def _position(own: Any, top: Sequence[Position], tokens: Sequence[int], at: int, start: int) -> Position:
-    """What token ``at`` was predicted from.
+def _of_own(own: Any, tokens: Sequence[int], at: int, start: int) -> float:
+    """Log-probability of token ``at``.
 
     Raises:
         NoAnswer: it is of another token.
     """
-    if own[at - start][1] not in (tokens[at], _CLIPPED) or not top[at - start]:
-        raise NoAnswer(f"input_top_logprobs[{at - start}] is not that of token {at}, {tokens[at]}")
+    value, token = own[at - start][:2]
+    if token not in (tokens[at], _CLIPPED):
+        raise NoAnswer(f"input_token_logprobs[{at - start}] is not that of token {at}, {tokens[at]}")
+    return float(value)
+
+
+def _position(top: Sequence[Position], tokens: Sequence[int], at: int, start: int) -> Position:
+    """What token ``at`` was predicted from.
+
+    Raises:
+        NoAnswer: nothing is told of it.
+    """
+    if not top[at - start]:
+        raise NoAnswer(f"input_top_logprobs[{at - start}], of token {at}, {tokens[at]}, has nothing")
     return top[at - start]

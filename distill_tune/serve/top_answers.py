@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from distill_tune.cache.encoding import TopEncoding
+from distill_tune.cache.encoding import LikelihoodEncoding, TopEncoding
 from distill_tune.data.batch import Batch
-from distill_tune.losses import TopTokens
+from distill_tune.losses import TokenLikelihoods, TopTokens
 from distill_tune.serve.connection import NoAnswer, Refused
 
 _NOTHING = -9000.0  # some write minus infinity as -9999, since JSON has none
@@ -60,15 +60,33 @@ def blobs_of(
     Raises:
         NoAnswer: not as many positions as the rows have.
     """
-    found = [len(row) for row in rows]
-    if found != list(batch.num_supervised):
-        raise NoAnswer(f"an answer of {found} positions, where {list(batch.num_supervised)} were asked for")
+    _require_all(rows, batch)
     record = record_of([position for row in rows for position in row], encoding)
     if batch.likeliest is not None and of_others is not None:
         if of_others.isnan().any() or (of_others > 0).any():
             raise NoAnswer("a log-probability above 0, or that is no number")
         record = record.beside(batch.likeliest, of_others.masked_fill(of_others < _NOTHING, -torch.inf))
     return encoding.beside(batch.likeliest).encode(record, batch.num_supervised)
+
+
+def blobs_of_likelihoods(rows: Sequence[Sequence[float]], batch: Batch, encoding: LikelihoodEncoding) -> list[bytes]:
+    """Each row's record, of the log-probabilities of its own tokens.
+
+    Raises:
+        NoAnswer: not as many as the rows have positions, or what is no log-probability.
+    """
+    _require_all(rows, batch)
+    values = torch.tensor([value for row in rows for value in row], dtype=torch.float64)
+    if values.isnan().any() or (values > math.log(_TOO_MUCH)).any():
+        raise NoAnswer("a log-probability above 0, or that is no number")
+    log_probs = values.masked_fill(values < _NOTHING, -torch.inf).clamp(max=0).float()
+    return encoding.encode(TokenLikelihoods(log_probs, encoding.temperature, encoding.vocab_size), batch.num_supervised)
+
+
+def _require_all(rows: Sequence[Sequence[object]], batch: Batch) -> None:
+    found = [len(row) for row in rows]
+    if found != list(batch.num_supervised):
+        raise NoAnswer(f"an answer of {found} positions, where {list(batch.num_supervised)} were asked for")
 
 
 def rows_asked_for(batch: Batch) -> list[tuple[list[int], list[int]]]:

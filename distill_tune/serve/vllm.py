@@ -16,11 +16,11 @@ from typing import Any
 import numpy
 import torch
 
-from distill_tune.cache.encoding import TopEncoding
+from distill_tune.cache.encoding import AnyEncoding, LikelihoodEncoding, TopEncoding
 from distill_tune.data.batch import Batch
 from distill_tune.serve.connection import NoAnswer, Refused, Server
-from distill_tune.serve.engine import AnyEncoding, about_of, asked_for_json, read_from
-from distill_tune.serve.top_answers import Position, blobs_of, rows_asked_for
+from distill_tune.serve.engine import about_of, asked_for_json, read_from
+from distill_tune.serve.top_answers import Position, blobs_of, blobs_of_likelihoods, rows_asked_for
 
 NAME = "vllm"
 _PATH, _OF_TOKENS = "/v1/completions", "/inference/v1/generate"
@@ -50,12 +50,18 @@ class VLLM:
         self.about = about_of(server, model, NAME)
 
     def records(self, batch: Batch, encoding: AnyEncoding, seed: int) -> list[bytes]:
-        assert isinstance(encoding, TopEncoding)
-        rows = rows_asked_for(batch)
-        answers = self._prompt_logprobs([tokens for tokens, _ in rows], encoding.k, encoding.temperature)
+        assert isinstance(encoding, TopEncoding | LikelihoodEncoding)
+        rows, k = rows_asked_for(batch), encoding.k if isinstance(encoding, TopEncoding) else 0
+        answers = self._prompt_logprobs([tokens for tokens, _ in rows], k, encoding.temperature)
         with read_from(_PATH):
             pairs = zip(rows, answers, strict=True)
             found = [[_position(answer, tokens, at) for at in places] for (tokens, places), answer in pairs]
+        if isinstance(encoding, LikelihoodEncoding):
+            own = [
+                [position[tokens[at]] for position, at in zip(of_row, places, strict=True)]
+                for (tokens, places), of_row in zip(rows, found, strict=True)
+            ]
+            return blobs_of_likelihoods(own, batch, encoding)
         return blobs_of(found, batch, encoding, self._of_others(rows, found, batch))
 
     def _of_others(

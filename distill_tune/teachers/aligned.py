@@ -24,7 +24,7 @@ from distill_tune.data.other_tokenizer import OtherTokenizer, told_of_teacher
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
-from distill_tune.losses import Aligned, Divergence, TokenWeight, unserved
+from distill_tune.losses import Aligned, Divergence, TokenLikelihoods, TokenWeight, unserved
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.published import is_published
 from distill_tune.models.tokenizer_files import open_tokenizer
@@ -54,7 +54,7 @@ class AlignedTeacher(Teacher):
     """Another teacher, whose word is on rows of its own tokens: as many as these have supervised positions.
 
     Args:
-        teacher: gives whole distributions.
+        teacher: gives whole distributions, or records of kind likelihood.
         tokenizer: its own.
         number: of the tokenizer, among those of the run's teachers that are not that of the rows.
     """
@@ -64,7 +64,7 @@ class AlignedTeacher(Teacher):
     def __init__(self, teacher: Teacher, tokenizer: OtherTokenizer, number: int) -> None:
         self._teacher, self._own, self._number = teacher, tokenizer, number
         self.other_tokenizers = [tokenizer]
-        self.may_be_lost = teacher.may_be_lost
+        self.may_be_lost, self.answers_new_rows = teacher.may_be_lost, teacher.answers_new_rows
         self._take_over()
 
     @property
@@ -98,6 +98,8 @@ class AlignedTeacher(Teacher):
     ) -> None:
         if reason := unserved("aligned", divergence, token_weight, combination=combination):
             raise UserError(f"teacher_model: {reason}")
+        if self._teacher.record_kind:
+            self._teacher.require_loss(divergence, token_weight, temperature, combination)
 
     def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
         read = [rows.read_by(self._number) for rows in datasets]
@@ -334,10 +336,10 @@ def _own_tokenizer(
             )
         if not is_another:
             return None
-    if teacher.record_kind:
+    if teacher.record_kind not in ("", TokenLikelihoods.kind):
         raise UserError(
             f"{key}: gives records of kind {teacher.record_kind}, of tokens that are not those of the rows; "
-            "take the teacher itself, or records of kind hidden"
+            "take the teacher itself, or records of kind hidden, or likelihood for ChunkLikelihood"
         )
     if component is None:
         if where is None or where.suffix == ".gguf":

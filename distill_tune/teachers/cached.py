@@ -12,14 +12,21 @@ import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models
-from distill_tune.cache import CacheReader, HiddenEncoding, Manifest, read_output_layer, read_vocabulary
-from distill_tune.cache.encoding import SampledEncoding, TopEncoding
+from distill_tune.cache import AnyEncoding, CacheReader, HiddenEncoding, Manifest, read_output_layer, read_vocabulary
 from distill_tune.counts import counted
 from distill_tune.data.batch import Batch
 from distill_tune.data.dates import day_of_run
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
-from distill_tune.losses import Divergence, HiddenStates, LinearProjection, SparseSignal, TokenWeight, unserved
+from distill_tune.losses import (
+    Divergence,
+    HiddenStates,
+    LinearProjection,
+    SparseSignal,
+    TokenLikelihoods,
+    TokenWeight,
+    unserved,
+)
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.vocabulary import Vocabulary, written_by
 from distill_tune.teachers.recorded import signal_of
@@ -32,8 +39,6 @@ _READ_OTHERWISE = (
     "where they are the rows that it was made for, they are read otherwise now: set max_seq_len, train_on_input, "
     "prompts and templates back; else "
 )
-
-AnyEncoding = SampledEncoding | TopEncoding | HiddenEncoding
 
 
 class Cached(Teacher):
@@ -121,7 +126,7 @@ class Cached(Teacher):
         if isinstance(self._encoding, HiddenEncoding):
             self._projection = read_output_layer(self._cache.folder, device)
 
-    def __call__(self, batch: Batch) -> SparseSignal | HiddenStates:
+    def __call__(self, batch: Batch) -> SparseSignal | TokenLikelihoods | HiddenStates:
         record = self._encoding.decode(self._cache.rows(batch.record_keys))
         batch = batch.for_teacher
         num_positions = len(batch.supervised_positions)

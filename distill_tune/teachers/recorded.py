@@ -3,16 +3,16 @@
 import torch
 
 from distill_tune.data.batch import Batch
-from distill_tune.losses import HiddenStates, LinearProjection, SparseSignal
+from distill_tune.losses import HiddenStates, LinearProjection, SparseSignal, TokenLikelihoods
 from distill_tune.to_device import to_device
 
 
 def signal_of(
-    record: SparseSignal | torch.Tensor, batch: Batch, projection: LinearProjection | None
-) -> SparseSignal | HiddenStates:
+    record: SparseSignal | TokenLikelihoods | torch.Tensor, batch: Batch, projection: LinearProjection | None
+) -> SparseSignal | TokenLikelihoods | HiddenStates:
     """
     Args:
-        record: of the supervised positions; hidden states ``[n, d]`` or a sparse signal, on the CPU.
+        record: of the supervised positions; hidden states ``[n, d]`` or what has no logits, on the CPU.
         batch: as the teacher reads it; the signal goes to its device.
         projection: the output layer of hidden states.
     """

@@ -13,7 +13,7 @@ import torch
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models
-from distill_tune.cache.encoding import encoding_of
+from distill_tune.cache.encoding import AnyEncoding, encoding_of
 from distill_tune.data.batch import Batch
 from distill_tune.errors import UserError, one_line
 from distill_tune.losses import (
@@ -21,13 +21,14 @@ from distill_tune.losses import (
     HiddenStates,
     LinearProjection,
     SparseSignal,
+    TokenLikelihoods,
     TokenWeight,
     TopK,
     unserved,
 )
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.serve.connection import Server, ServerError
-from distill_tune.serve.engine import AnyEncoding, Engine
+from distill_tune.serve.engine import Engine
 from distill_tune.serve.find import ENGINES, NoServer, find_engine
 from distill_tune.serve.own import DistillTune
 from distill_tune.serve.probe import (
@@ -46,8 +47,9 @@ from torchtune.modules import TransformerDecoder
 
 TOKEN = "DISTILL_TUNE_SERVE_TOKEN"
 _KEY = "teacher_model"
-_LISTED = 50  # log-probabilities of a known sentence
-_KINDS = ("sampled", "top_k", "hidden")
+_LISTED = 20  # log-probabilities of a known sentence: as many as vLLM gives that nobody has told to give more
+_KINDS = ("sampled", "top_k", "hidden", "likelihood")
+_OF_ALL_TOKENS = ("hidden", "likelihood")
 
 
 class _Asked(NamedTuple):
@@ -87,8 +89,8 @@ class Served(Teacher):
 
     Args:
         url: ``http://machine:8000``, or a list.
-        kind: ``top_k``: the k likeliest tokens and the mass of the rest, of any engine. ``sampled``, ``hidden``: of
-            `distill-tune serve`, see docs/served.md.
+        kind: ``top_k``: the k likeliest tokens and the mass of the rest, of any engine. ``likelihood``: how likely the
+            rows' own tokens are, of any engine. ``sampled``, ``hidden``: of `distill-tune serve`, see docs/served.md.
         k: tokens, of kind top_k.
         k_of_student: of kind top_k, where the student writes answers (``rollouts``): so many tokens of each position as
             well, those that the student holds likeliest. `distill-tune serve` and vLLM tell of them.
@@ -170,9 +172,9 @@ class Served(Teacher):
                 with answered_by(engine):
                     self.other_tokens |= self._tokens.differing(engine)
             of_student = models.output_head(student).vocab_size
-            its = about.vocab_size or of_student
-            # Of hidden states the whole layer; else what is left out of a longer vocabulary is padding.
-            self._vocab_size = its if self.kind == "hidden" else min(of_student, its)
+            its = about.vocab_size or (self._tokens.size if self.kind == TokenLikelihoods.kind else of_student)
+            # Of these all are the teacher's own; else what is left out of a longer vocabulary is padding.
+            self._vocab_size = its if self.kind in _OF_ALL_TOKENS else min(of_student, its)
             self.width = about.width if self.kind == "hidden" else 0
             self.encoding = self._made_encoding()
             known = require_known_answer(self._engines, self._tokens, self._vocab_size, self.settings.get("k", _LISTED))
@@ -330,7 +332,7 @@ class Served(Teacher):
             return str(error)
         return None
 
-    def __call__(self, batch: Batch) -> SparseSignal | HiddenStates:
+    def __call__(self, batch: Batch) -> SparseSignal | TokenLikelihoods | HiddenStates:
         """
         Raises:
             UserError: no server answers any more, which :meth:`lost` would have told.

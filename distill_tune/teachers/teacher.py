@@ -44,7 +44,8 @@ class Teacher:
         content: tells apart teachers that have no ``files`` here, known after :meth:`check` and
             :meth:`require_signals`; empty where there is none.
         other_tokens: ids that are other tokens to it than in the rows, with what each is; known after :meth:`check`.
-        record_kind: of the records that it gives, ``sampled`` or ``top_k``; empty where it gives whole distributions.
+        record_kind: of the records that it gives, ``sampled``, ``top_k`` or ``likelihood``; empty where it gives whole
+            distributions.
         may_be_lost: while a run goes on, by no fault of its own.
         tokens_of_student: so many of the student's likeliest of each position it is to tell of as well, of rows that
             are written while the student trains: ``likeliest`` of a batch.

@@ -26,10 +26,14 @@ from distill_tune.training.output_check import require_writable
 from distill_tune.training.state import PATHS, content_of, plain_config
 
 _PATHS = PATHS | {"output_dir", "name"}  # mean nothing where content is known
-_FIELDS = {"sampled": ("draws", "temperature", "proposal_temperature"), "top_k": ("k", "temperature"), "hidden": ()}
+_FIELDS = {
+    "sampled": ("draws", "temperature", "proposal_temperature"),
+    "top_k": ("k", "temperature"),
+    "hidden": (),
+    "likelihood": ("temperature",),
+}
+_BETWEEN_TOKENIZERS = (cache.HiddenEncoding.kind, cache.LikelihoodEncoding.kind)
 _FOLLOWS_STUDENT = (teachers.EMA, teachers.BaseModel, teachers.EarlierCheckpoint)
-
-AnyEncoding = cache.SampledEncoding | cache.TopEncoding | cache.HiddenEncoding
 
 
 def find_cache(output_dir: str) -> tuple[Path, cache.Manifest | None]:
@@ -46,7 +50,7 @@ def find_cache(output_dir: str) -> tuple[Path, cache.Manifest | None]:
     return folder, from_main_process(cache.cache_there(folder))
 
 
-def encoding_for(settings: DictConfig, built: Any, cfg: DictConfig) -> AnyEncoding:
+def encoding_for(settings: DictConfig, built: Any, cfg: DictConfig) -> cache.AnyEncoding:
     """How records of the ``cache`` section's kind are kept.
 
     Raises:
@@ -66,12 +70,20 @@ def encoding_for(settings: DictConfig, built: Any, cfg: DictConfig) -> AnyEncodi
     combination = cfg.get("teacher_combination", "mixture") if is_several else None
     if combination == "sum":
         raise UserError("teacher_combination=sum: each teacher has a word of its own; make a cache of each one alone")
-    if built.teacher.other_tokenizers and (is_several or settings["kind"] != cache.HiddenEncoding.kind):
-        what = f"combination={combination}" if is_several else f"cache.kind={settings['kind']}"
-        raise UserError(
-            f"{what}: the teacher's tokenizer is not that of the rows; keep one alone, with cache.kind=hidden"
-        )
     kind, size = settings["kind"], built.common_vocab_size or models.output_head(built.student).vocab_size
+    if built.teacher.other_tokenizers and (is_several or kind not in _BETWEEN_TOKENIZERS):
+        what = f"combination={combination}" if is_several else f"cache.kind={kind}"
+        raise UserError(
+            f"{what}: the teacher's tokenizer is not that of the rows; keep one alone, with cache.kind=hidden, "
+            "or likelihood for ChunkLikelihood"
+        )
+    if kind == cache.LikelihoodEncoding.kind:
+        if not built.teacher.other_tokenizers:
+            raise UserError(
+                f"cache.kind={kind}: is for a teacher of another tokenizer, and this one has the student's; take "
+                "sampled, top_k or hidden"
+            )
+        size = teacher.vocab_size  # type: ignore[attr-defined]
     if kind == cache.HiddenEncoding.kind:
         if is_several:
             raise UserError(
@@ -138,7 +150,7 @@ def _require_as_served(
 
 @torch.no_grad()
 def recorded(
-    teacher: teachers.Teacher, encoding: AnyEncoding, batch: data.Batch, seed: int, signal: Any = None
+    teacher: teachers.Teacher, encoding: cache.AnyEncoding, batch: data.Batch, seed: int, signal: Any = None
 ) -> tuple[list[bytes], LinearProjection | None]:
     """Ask a teacher about a batch.
 
@@ -153,7 +165,7 @@ def recorded(
         return teacher.records(batch), None
     signal = teacher(batch) if signal is None else signal
     num_positions = batch.num_supervised if batch.digests else ()
-    rows = cache.encoded(encoding, signal, batch.digests, num_positions, seed)
+    rows = cache.encoded(encoding, signal, batch.digests, num_positions, seed, targets=batch.learned)
     return rows, signal.projection if encoding.kind == cache.HiddenEncoding.kind else None
 
 
@@ -166,7 +178,7 @@ def tokens_of_a_batch(cfg: DictConfig, plans: Sequence[data.StepPlan]) -> int:
 
 
 def begin_cache(
-    folder: Path, cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncoding, seed: int
+    folder: Path, cfg: DictConfig, built: Any, steps: Any, encoding: cache.AnyEncoding, seed: int
 ) -> cache.Manifest:
     """:func:`distill_tune.cache.begin` by the main process; all ranks call it.
 
@@ -181,7 +193,7 @@ def begin_cache(
     return begin_described(folder, manifest, vocabulary_of(built))
 
 
-def require_serving(encoding: AnyEncoding, cfg: DictConfig) -> None:
+def require_serving(encoding: cache.AnyEncoding, cfg: DictConfig) -> None:
     """
     Raises:
         UserError: a run with this config could not train from what is to be stored.
@@ -204,7 +216,7 @@ def begin_described(
     return from_main_process(manifest)
 
 
-def describe_cache(cfg: DictConfig, built: Any, steps: Any, encoding: AnyEncoding, seed: int) -> cache.Manifest:
+def describe_cache(cfg: DictConfig, built: Any, steps: Any, encoding: cache.AnyEncoding, seed: int) -> cache.Manifest:
     """The manifest of a cache that this config would make. All ranks call it."""
     vocabulary, tokenizer = vocabulary_of(built), _tokenizer_of_rows(built)
     template = getattr(getattr(tokenizer, "transformers_tokenizer", None), "chat_template", None)

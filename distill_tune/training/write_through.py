@@ -19,7 +19,7 @@ from distill_tune.data.plan import StepPlan
 from distill_tune.data.shape import Shape
 from distill_tune.data.tokenised_rows import TokenisedRows
 from distill_tune.errors import UserError
-from distill_tune.losses import Divergence, HiddenStates, LinearProjection, SparseSignal, TokenWeight
+from distill_tune.losses import Divergence, HiddenStates, LinearProjection, SparseSignal, TokenLikelihoods, TokenWeight
 from distill_tune.models.vocabulary import Vocabulary
 from distill_tune.sizes import binary
 from distill_tune.teachers.recorded import signal_of
@@ -28,7 +28,6 @@ from distill_tune.training.growing_cache import GrowingCache, list_shards, list_
 from distill_tune.training.lost_teacher import is_lost
 from distill_tune.training.missing_rows import MissingRows
 from distill_tune.training.teacher_cache import (
-    AnyEncoding,
     begin_described,
     recorded,
     write_output_layer,
@@ -53,7 +52,7 @@ class WriteThrough(teachers.Teacher):
 
     answers_new_rows = False
 
-    def __init__(self, live: teachers.Teacher, folder: Path, encoding: AnyEncoding) -> None:
+    def __init__(self, live: teachers.Teacher, folder: Path, encoding: cache.AnyEncoding) -> None:
         self._live, self.folder, self.encoding = live, folder, encoding
         self._told = f"{KEY}={folder}"
         self.names, self.files, self.folders, self.content = live.names, live.files, live.folders, live.content
@@ -199,7 +198,7 @@ class WriteThrough(teachers.Teacher):
     def lost(self, batches: Sequence[Batch]) -> str | None:
         return self._live.lost(self._missing.asked_for(batches))
 
-    def __call__(self, batch: Batch) -> SparseSignal | HiddenStates:
+    def __call__(self, batch: Batch) -> SparseSignal | TokenLikelihoods | HiddenStates:
         """
         Raises:
             UserError: as the teacher's; the disk is full; rows that another process has written are not there.

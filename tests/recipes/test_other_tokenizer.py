@@ -5,8 +5,13 @@ import shutil
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from stand_in_engines import StandInVLLM
 from tiny import MEASURED, metrics_of, write_model_of_another_tokenizer
+
+from distill_tune import teachers
+from distill_tune.models.tokenizer_files import open_tokenizer
 
 HF = "distill_tune.models.from_hf"
 
@@ -113,3 +118,23 @@ def test_it_judges_what_the_student_writes(write, cli, tmp_path):
     ) == [None]
     refused = cli("run", "kd_single_device", "--config", "config.yaml", "rollouts.seq_kd=True", "output_dir=other")
     assert "rollouts.seq_kd=True: the tokenizer of teacher_model is not that of the rows" in refused.stderr
+
+
+def test_a_server_judges_it_by_how_likely_its_own_tokens_are(write, cli, tmp_path, other_folder):
+    rollouts = {"_component_": "distill_tune.rollouts.OnPolicy", "lmbda": 0.5, "sampling": {"max_new_tokens": 12}}
+    chunks = {"_component_": "distill_tune.losses.ChunkLikelihood"}
+    settings = {"kd_ratio": 1.0, "kd_loss": chunks, "rollouts": rollouts, "max_steps_per_epoch": 4, "epochs": 1}
+    write(**settings)
+    run_ok(cli)
+    live = teachers.build_teacher(OmegaConf.create({"_component_": HF, "path": str(other_folder)}))
+    live.load(None, torch.device("cpu"))
+    server = StandInVLLM(live, open_tokenizer(other_folder), longest=512)
+    try:
+        served = {"_component_": "distill_tune.teachers.Served", "url": server.url, "kind": "likelihood"}
+        named = {"_component_": "distill_tune.data.hf_tokenizer", "path": str(other_folder)}
+        write(**settings, teacher_model=served, teacher_tokenizer=named)
+        run_ok(cli, "output_dir=served")
+    finally:
+        server.close()
+    of_both = [[line["kd_loss"] for line in metrics_of(tmp_path / name)] for name in ("out", "served")]
+    assert of_both[1] == pytest.approx(of_both[0], rel=1e-4)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill_tune.cache import Agreement
-from distill_tune.losses import SampledTokens, TopTokens
+from distill_tune.losses import SampledTokens, TokenLikelihoods, TopTokens
 
 
 @pytest.fixture
@@ -35,6 +35,13 @@ def test_log_probabilities_are_compared_token_by_token(logits):
     assert found.same == 0
     assert Agreement.of(record, TopTokens.of(-logits, 5)).mean == torch.inf
     assert Agreement.of(record, record) == Agreement("log-probabilities", 1.0, 0.0, 0.0)
+
+
+def test_likelihoods_are_compared_one_by_one():
+    record = TokenLikelihoods(torch.tensor([-1.0, -2.0, -torch.inf, -4.0]), 1.0, 60)
+    off = dataclasses.replace(record, log_probs=record.log_probs - torch.tensor([0.0, 0.5, 0.0, 0.0]))
+    told = "log-probabilities of the rows' own tokens"
+    assert Agreement.of(record, off) == Agreement(told, 0.75, 0.125, 0.5)
 
 
 def test_hidden_states_are_compared_by_their_length():

@@ -6,8 +6,15 @@ import numpy
 import pytest
 import torch
 
-from distill_tune.cache.encoding import HiddenEncoding, SampledEncoding, TopEncoding, encoding_of, positions_in
-from distill_tune.losses import SampledTokens, TopTokens
+from distill_tune.cache.encoding import (
+    HiddenEncoding,
+    LikelihoodEncoding,
+    SampledEncoding,
+    TopEncoding,
+    encoding_of,
+    positions_in,
+)
+from distill_tune.losses import SampledTokens, TokenLikelihoods, TopTokens
 
 POSITIONS = [3, 0, 5, 1]
 
@@ -82,6 +89,20 @@ def test_hidden_states_come_back_in_bfloat16():
     assert torch.equal(encoding.decode(rows), hidden.bfloat16())
 
 
+def test_likelihoods_come_back_as_they_were():
+    record = TokenLikelihoods.of(logits(1000), torch.arange(9), 1.3)
+    encoding = LikelihoodEncoding(1000, 1.3)
+    rows = encoding.encode(record, POSITIONS)
+    assert [len(row) for row in rows] == [4 + 4 * n for n in POSITIONS]
+    back = encoding.decode(rows)
+    assert torch.equal(back.log_probs, record.log_probs)
+    assert (back.temperature, back.vocab_size) == (1.3, 1000)
+    for wrong in (0.5, math.nan):
+        rows = encoding.encode(TokenLikelihoods(torch.full((9,), wrong), 1.3, 1000), POSITIONS)
+        with pytest.raises(ValueError, match="a log-probability above 0, or one that is no number"):
+            encoding.decode(rows)
+
+
 def test_rows_are_read_in_any_order_and_from_memory_at_any_place():
     encoding, record = TopEncoding(1000, 4), TopTokens.of(logits(1000), 4)
     rows = encoding.encode(record, POSITIONS)
@@ -103,10 +124,14 @@ def test_a_token_that_the_vocabulary_has_not_is_refused(kind):
         encoding(900, 50).decode(rows)
 
 
-@pytest.mark.parametrize("encoding", [SampledEncoding(1000), TopEncoding(1000, 4), HiddenEncoding(1000, 6)])
+@pytest.mark.parametrize(
+    "encoding", [SampledEncoding(1000), TopEncoding(1000, 4), HiddenEncoding(1000, 6), LikelihoodEncoding(1000)]
+)
 def test_bytes_that_are_no_row_are_refused(encoding):
     if encoding.kind == "hidden":
         record = torch.zeros(sum(POSITIONS), 6)
+    elif encoding.kind == "likelihood":
+        record = TokenLikelihoods(torch.zeros(sum(POSITIONS)), 1.0, 1000)
     else:
         of = logits(1000)
         record = SampledTokens.drawn(of) if encoding.kind == "sampled" else TopTokens.of(of, 4)

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from distill_tune.cache import HiddenEncoding, SampledEncoding, TopEncoding, encoded, recording, scores_of
+from distill_tune.cache import (
+    HiddenEncoding,
+    LikelihoodEncoding,
+    SampledEncoding,
+    TopEncoding,
+    encoded,
+    recording,
+    scores_of,
+)
 from distill_tune.errors import UserError
 from distill_tune.losses import DenseLogits, HiddenStates, LinearProjection, MixtureOfTeachers, SampledTokens, TopTokens
 
@@ -108,6 +116,19 @@ def test_a_cap_is_applied_before_anything_is_kept(logits):
     found = encoding.decode(encoded(encoding, DenseLogits(logits, softcap=2.0), DIGESTS, COUNTS, seed=0))
     wanted = TopTokens.of((logits / 2).tanh() * 2, 6)
     assert (found.log_probs - wanted.log_probs).abs().max() < 3e-3
+
+
+def test_how_likely_the_rows_own_tokens_are_is_kept_in_whatever_chunks(logits, monkeypatch):
+    encoding, own = LikelihoodEncoding(90, 0.7), torch.arange(sum(COUNTS)) % 90
+    wanted = ((logits.double() / 2).tanh() * 2 / 0.7).log_softmax(-1)[torch.arange(len(own)), own]
+    for _ in range(2):
+        rows = encoded(encoding, DenseLogits(logits, softcap=2.0), DIGESTS, COUNTS, seed=0, targets=own)
+        torch.testing.assert_close(encoding.decode(rows).log_probs.double(), wanted, rtol=1e-6, atol=1e-6)
+        monkeypatch.setattr(recording, "chunk_rows", lambda *_: 1)
+    logits = logits.clone()
+    logits[5, 7] = torch.nan
+    with pytest.raises(UserError, match="what it says of a row is no number"):
+        encoded(encoding, DenseLogits(logits), DIGESTS, COUNTS, seed=0, targets=own)
 
 
 def test_several_teachers_are_one_distribution(logits):

@@ -152,7 +152,7 @@ def test_a_file_that_is_no_recipe_is_told(tmp_path: Path, monkeypatch):
 def test_a_key_of_one_recipe_is_needed_there_and_refused_where_it_is_asked_of_another():
     stored, trained = find_recipe("teacher_cache"), find_recipe("kd_single_device")
     (told,) = faults(stored)
-    assert told.startswith("cache: missing; the recipe needs it: what is stored: cache.kind=sampled, top_k or hidden")
+    assert told.startswith("cache: missing; the recipe needs it: what is stored: cache.kind=sampled, top_k, hidden or")
     assert faults(stored, ["cache.kind=sampled"], cache={"kind": "sampled"}) == []
     assert faults(trained, cache={"kind": "sampled"}) == []  # one file serves all
     told = faults(trained, ["cache.kind=sampled"], cache={"kind": "sampled"})

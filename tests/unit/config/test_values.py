@@ -28,9 +28,9 @@ def test_what_a_kind_heeds_is_taken(cache):
 @pytest.mark.parametrize(
     ("cache", "told"),
     [
-        ({}, "cache.kind=None: must be one of sampled, top_k, hidden"),
-        ({"kind": "dense"}, "cache.kind=dense: must be one of sampled, top_k, hidden"),
-        ({"kind": None}, "cache.kind=None: must be one of sampled, top_k, hidden"),
+        ({}, "cache.kind=None: must be one of sampled, top_k, hidden, likelihood"),
+        ({"kind": "dense"}, "cache.kind=dense: must be one of sampled, top_k, hidden, likelihood"),
+        ({"kind": None}, "cache.kind=None: must be one of sampled, top_k, hidden, likelihood"),
         ({"kind": "sampled", "drws": 5}, "cache.drws: no such key, did you mean draws?"),
         ({"kind": "sampled", "draws": 0}, "cache.draws=0: must be a whole number of at least 1 or null"),
         (
@@ -40,6 +40,10 @@ def test_what_a_kind_heeds_is_taken(cache):
         (
             {"kind": "hidden", "temperature": 2},
             "cache.temperature=2: cache.kind=hidden does not heed it; leave it out (~cache.temperature)",
+        ),
+        (
+            {"kind": "likelihood", "k": 5},
+            "cache.k=5: cache.kind=likelihood does not heed it; leave it out (~cache.k)",
         ),
         ({"kind": "top_k", "k": 1.5}, "cache.k=1.5: must be a whole number of at least 1 or null"),
         (
@@ -54,7 +58,7 @@ def test_what_is_wrong_is_named_with_what_it_may_be(cache, told):
 
 def test_the_shipped_config_of_a_cache_takes_each_kind_as_its_head_says():
     shipped = OmegaConf.to_container(OmegaConf.load(find_config("cached_teacher")))
-    for kind in ("sampled", "top_k", "hidden"):
+    for kind in ("sampled", "top_k", "hidden", "likelihood"):
         assert faults(**shipped["cache"] | {"kind": kind}) == []
 
 

@@ -15,6 +15,8 @@ from distill_tune.losses import (
     Gold,
     LinearProjection,
     SumOfTeachers,
+    TargetProbability,
+    TokenLikelihoods,
     UniversalLogit,
     distillation_loss,
     head,
@@ -47,6 +49,45 @@ def test_value_and_gradients_do_not_depend_on_where_rows_are_cut(method, rows_of
     wanted = torch.autograd.grad(0.4 * ce + (0.6 * 2 * gradient * logits).sum(), [hidden, weight])
     for found, right in zip(torch.autograd.grad(sums.loss, [hidden, weight]), wanted, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows_of_a_chunk", [3, 100])
+@pytest.mark.parametrize("tau", [1.0, 100.0])
+def test_the_likelihoods_of_its_own_tokens_are_all_that_chunk_likelihood_asks(tau, rows_of_a_chunk, monkeypatch):
+    monkeypatch.setattr(head, "CHUNK_BYTES", {"cpu": 4 * 42 * rows_of_a_chunk})
+    monkeypatch.setitem(rows._PART_BYTES, "cpu", 4 * 21 * max(1, rows_of_a_chunk // 2))
+    student, teacher, targets, word, _ = example(SPANS * 2, masked=[4, 14])
+    projection = LinearProjection(student.T.contiguous())
+    capped = 3.0 * (teacher / 3.0).tanh()
+    found = []
+    for signal in (DenseLogits(teacher, softcap=3.0), TokenLikelihoods.of(capped, word.targets, 2.0)):
+        hidden = torch.eye(len(targets)).requires_grad_()
+        aligned = Aligned(signal, word.targets, word.on_cpu, word.classes)
+        settings = {"kd_ratio": 0.6, "temperature": 2.0, "divergence": ChunkLikelihood(tau)}
+        sums = distillation_loss(hidden, projection, targets, SumOfTeachers([aligned, aligned], [0.5, 0.5]), **settings)
+        found.append((sums.loss.detach(), sums.kd, torch.autograd.grad(sums.loss, hidden)[0]))
+    for live, recorded in zip(*found, strict=True):
+        torch.testing.assert_close(recorded, live, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"divergence": Gold()}, "a likelihood record serves ChunkLikelihood, .* not Gold: .* or kind hidden"),
+        ({"divergence": None}, "not ForwardKL"),
+        ({"temperature": 1.0}, "made at temperature 2 serves no other, and the loss is at 1: make one at 1"),
+        ({"token_weight": TargetProbability()}, "TargetProbability is of a teacher's own tokens"),
+        ({"rows": 3}, "a likelihood record of 3 rows, where the teacher has"),
+    ],
+)
+def test_what_likelihoods_cannot_serve_is_told(settings, told):
+    student, teacher, targets, word, _ = example(SPANS)
+    settings = {"divergence": ChunkLikelihood(), "temperature": 2.0, "rows": len(teacher)} | settings
+    n_t = settings.pop("rows")
+    record = TokenLikelihoods.of(teacher[:n_t], word.targets[:n_t], 2.0)
+    signal = Aligned(record, word.targets, word.on_cpu, word.classes)
+    with pytest.raises(ValueError, match=told):
+        distillation_loss(student, LinearProjection(torch.eye(19)), targets, signal, kd_ratio=1.0, **settings)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -8,6 +8,7 @@ import urllib.parse
 import pytest
 import torch
 
+from distill_tune.cache.encoding import LikelihoodEncoding
 from distill_tune.data.batch import Row, joined
 from distill_tune.losses import DenseLogits
 from distill_tune.serve.scorer import Scorer
@@ -49,6 +50,16 @@ def test_a_teacher_whose_word_is_no_number_is_refused_and_not_asked_again(query)
     logits[4, 3] = torch.nan
     status, told = scored(query, logits)
     assert (status, b"is no number" in told) == (422, True)
+
+
+def test_how_likely_the_rows_own_tokens_are_is_told_of_all_tokens():
+    logits = torch.randn(9, V, generator=torch.Generator().manual_seed(0))
+    status, body = scored({"kind": "likelihood", "temperature": 2}, logits)
+    found = LikelihoodEncoding(V, 2.0).decode(records_of(body, 1)).log_probs
+    wanted = (logits / 2).log_softmax(-1).gather(1, ROW[1:, None].long())[:, 0]  # of what follows each position
+    assert status == 200 and torch.allclose(found, wanted, atol=1e-6)
+    status, told = scored({"kind": "likelihood", "vocab_size": 5}, logits)
+    assert (status, b"vocab_size: kind likelihood has temperature" in told) == (400, True)
 
 
 def test_an_answer_is_bounded_by_its_positions_and_what_each_has(monkeypatch):

@@ -15,7 +15,7 @@ from tiny_tokenizer import write_tokenizer
 from distill_tune import models, teachers
 from distill_tune.data.batch import Row, joined
 from distill_tune.errors import UserError
-from distill_tune.losses import ForwardKL, TopTokens
+from distill_tune.losses import ChunkLikelihood, ForwardKL, TokenLikelihoods, TopTokens
 from distill_tune.models.tokenizer_files import open_tokenizer
 
 K = 8
@@ -52,7 +52,7 @@ def opened(student_folder):
 
     def open_teacher(server, temperature=1.0, **settings):
         teacher = teachers.Served(server.url, **{"k": K, "retries": 0} | settings)
-        teacher.require_loss(ForwardKL(), None, temperature)
+        teacher.require_loss(ChunkLikelihood() if teacher.kind == "likelihood" else ForwardKL(), None, temperature)
         teacher.check(student, checkpoint, None)
         teacher.require_rows(40, numpy.arange(3, VOCAB_SIZE))
         teacher.load(None, torch.device("cpu"))
@@ -84,6 +84,18 @@ def test_records_are_the_live_teachers_with_the_exact_rest(served, opened, live,
     torch.testing.assert_close(found.log_probs, wanted.log_probs, rtol=0, atol=2e-3)
     torch.testing.assert_close(found.log_rest, wanted.log_rest, rtol=0, atol=2e-3)
     assert found.temperature == temperature
+
+
+@BOTH
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_how_likely_the_rows_own_tokens_are_is_told(served, opened, live, batch, kind_of_server, temperature):
+    server = served(kind_of_server, heeds_temperature=True)
+    found = opened(server, temperature, kind="likelihood")(batch)
+    n, signal = len(batch.supervised_positions), live(batch)
+    wanted = TokenLikelihoods.of(signal.logits(0, n, signal.memory(n)), batch.learned, temperature)
+    torch.testing.assert_close(found.log_probs, wanted.log_probs, rtol=1e-5, atol=1e-5)
+    assert (found.temperature, found.vocab_size) == (temperature, VOCAB_SIZE)
+    assert [body.get("prompt_logprobs", body.get("top_logprobs_num")) for body in server.asked][-1] == 0  # no others
 
 
 @pytest.fixture
@@ -213,10 +225,11 @@ def test_what_a_servers_own_sampling_would_cut_is_asked_not_to(served, opened, b
 
 
 @BOTH
-def test_answers_of_other_positions_are_never_taken(served, opened, batch, kind_of_server, monkeypatch):
+@pytest.mark.parametrize("kind", ["top_k", "likelihood"])
+def test_answers_of_other_positions_are_never_taken(served, opened, batch, kind_of_server, kind, monkeypatch):
     """A server that is wrong by one in which token an answer is of."""
     server = served(kind_of_server)
-    teacher, right = opened(server), server.post
+    teacher, right = opened(server, kind=kind), server.post
 
     def wrong(path, body):
         status, found = right(path, body)
@@ -255,7 +268,7 @@ def test_a_server_that_does_not_write_its_tokens_is_told(served, opened, kind_of
 @BOTH
 def test_kinds_that_it_does_not_give_are_told(served, opened, kind_of_server):
     server = served(kind_of_server)
-    with pytest.raises(UserError, match=f"{server.owner}, serving tiny, gives top_k, not kind=sampled"):
+    with pytest.raises(UserError, match=f"{server.owner}, serving tiny, gives top_k, likelihood, not kind=sampled"):
         opened(server, kind="sampled")
 
 
@@ -292,4 +305,5 @@ def test_a_distribution_that_is_none_is_told(served, opened, batch, monkeypatch)
 def test_a_row_of_which_nothing_is_learned_has_no_positions(served, opened, batch):
     empty = joined([Row(torch.tensor([5, 6, 7], dtype=torch.int32), torch.full((3,), -100, dtype=torch.int32))])
     for kind_of_server in (StandInVLLM, StandInSGLang):
-        assert len(opened(served(kind_of_server))(empty)) == 0
+        for kind in ("top_k", "likelihood"):
+            assert len(opened(served(kind_of_server), kind=kind)(empty)) == 0

@@ -76,7 +76,7 @@ def test_it_tells_what_it_serves(served, teacher_folder):
     about = json.loads(served.ask("/about"))
     assert about["model"] == teacher_folder.name
     assert about["vocab_size"] == VOCAB_SIZE
-    assert about["kinds"] == ["sampled", "top_k", "hidden"]
+    assert about["kinds"] == ["sampled", "top_k", "hidden", "likelihood"]
     tokens = json.loads(served.ask("/vocabulary"))
     its = Vocabulary({int(index): text for index, text in tokens["tokens"].items()}, frozenset(tokens["added"]))
     assert its == Vocabulary.of(teacher_folder)
@@ -300,7 +300,7 @@ def test_a_configs_teachers_are_served_where_its_student_and_rows_are_not(
     command, url = started(start_cli, "--config", "config.yaml", tokenizer, "dataset.source=nowhere.json")
     server = Server(url)
     about = json.loads(server.ask("/about"))
-    assert (about["model"], about["kinds"]) == (f"{teacher_folder.name} + other", ["sampled", "top_k"])
+    assert (about["model"], about["kinds"]) == (f"{teacher_folder.name} + other", ["sampled", "top_k", "likelihood"])
     found = asked(server, batch, "top_k", k=20)
     signals = []
     for entry in mixture:

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from distill_tune.cache.encoding import TopEncoding
+from distill_tune.cache.encoding import LikelihoodEncoding, TopEncoding
+from distill_tune.data.batch import Row, joined
 from distill_tune.losses import LinearProjection, ReverseKL, TopK, TopTokens, distillation_loss
 from distill_tune.losses.signals import DenseLogits
-from distill_tune.serve.top_answers import record_of
+from distill_tune.serve.connection import NoAnswer
+from distill_tune.serve.top_answers import blobs_of_likelihoods, record_of
 
 N, V, K = 256, 1000, 20
 
@@ -39,3 +41,17 @@ def test_nothing_is_left_of_a_vocabulary_that_is_listed_whole():
     logits = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     rows = [dict(enumerate(row)) for row in logits.log_softmax(-1).tolist()]
     assert record_of(rows, TopEncoding(8, 8)).log_rest.isneginf().all()
+
+
+def test_likelihoods_are_those_that_are_listed_and_nothing_else():
+    batch, encoding = joined([Row(torch.arange(3), torch.arange(3))]), LikelihoodEncoding(8)
+    found = encoding.decode(blobs_of_likelihoods([[-0.25, -9999.0]], batch, encoding)).log_probs
+    assert found.tolist() == [-0.25, -torch.inf]
+    assert encoding.decode(blobs_of_likelihoods([[1e-6, -1.0]], batch, encoding)).log_probs.tolist() == [0.0, -1.0]
+    for wrong, told in (
+        ([-1.0], "of .1. positions, where .2."),
+        ([0.5, -1.0], "above 0"),
+        ([-1.0, torch.nan], "no number"),
+    ):
+        with pytest.raises(NoAnswer, match=told):
+            blobs_of_likelihoods([wrong], batch, encoding)

@@ -6,17 +6,22 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stand_in_engines import StandInVLLM
 from tiny import ROWS, write_model_of_another_tokenizer
 
-from distill_tune import losses, models, training
+from distill_tune import cache, data, losses, models, training
+from distill_tune.cli.verified_cache import verify
 from distill_tune.config.load import load_config
+from distill_tune.disk import release_locks
 from distill_tune.errors import UserError
 from distill_tune.losses import head
+from distill_tune.models.tokenizer_files import open_tokenizer
 from distill_tune.teachers import AlignedTeacher, LiveTeacher
 
 CPU = torch.device("cpu")
 HF = "distill_tune.models.from_hf"
 TOKENIZER = "distill_tune.data.hf_tokenizer"
+CHUNKS = {"kd_loss": {"_component_": "distill_tune.losses.ChunkLikelihood"}, "temperature": 2.0}
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +261,92 @@ def test_packed_rows_are_those_that_are_not(configured, rows_file):
     packed, of_packed, _ = gradient(configured("a", dataset=dataset | {"packed": True}, batch_size=12))
     assert of_packed.kd.item() == pytest.approx(sums.kd.item(), rel=1e-5)
     assert distance(packed, plain) < 2e-6
+
+
+@pytest.fixture
+def stored(configured, others, tmp_path):
+    """The keys of a run whose teachers are caches of kind likelihood, by the names of their folders."""
+
+    def store(*names):
+        for name in names:
+            cfg = configured(name, cache={"kind": "likelihood"}, **CHUNKS)
+            built = training.build_models(cfg, CPU, with_cache=False)
+            steps, encoding = training.plan_steps(cfg, built, 0), training.encoding_for(cfg.cache, built, cfg)
+            manifest = training.begin_cache(tmp_path / name, cfg, built, steps, encoding, 0)
+            built.teacher.itself.load(built.student, CPU)
+            with cache.CacheWriter(tmp_path / name) as writer:
+                plan = data.StepPlan.of_teacher([steps.plan], 200)
+                for step in range(plan.steps_per_epoch):
+                    (batch,) = plan.micro_batches(0, step)
+                    rows, _ = training.recorded(built.teacher.itself, encoding, batch, 0)
+                    writer.add(batch.record_keys, rows)
+            training.finish_cache(tmp_path / name, manifest, [steps.plan])
+        entries = [{"_component_": "distill_tune.teachers.Cached", "path": str(tmp_path / name)} for name in names]
+        tokenizers = [{"_component_": TOKENIZER, "path": str(others[name])} for name in names]
+        if len(names) == 1:
+            return {"teacher_model": entries[0], "teacher_tokenizer": tokenizers[0]}
+        of_each = [entry | {"name": name} for entry, name in zip(entries, names, strict=True)]
+        return {"teacher_model": of_each, "teacher_tokenizer": tokenizers, "teacher_combination": "sum"}
+
+    yield store
+    release_locks()
+
+
+def test_such_records_are_verified_by_the_teacher(stored, write_config, others, tmp_path, capsys):
+    stored("a")
+
+    def verified(name):
+        teacher = {"teacher_model": {"_component_": HF, "path": str(others[name])}, "teacher_checkpointer": None}
+        verify(tmp_path / "a", str(write_config(**teacher, **CHUNKS)), [], 5)
+
+    verified("a")
+    told = capsys.readouterr().out
+    assert "rows again: log-probabilities of the rows' own tokens: differ by" in told
+    with pytest.raises(UserError, match="is not what this teacher says: it knows 264 tokens, what is stored is of 288"):
+        verified("b")
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b")], ids=str)
+def test_records_of_how_likely_its_tokens_are_teach_as_it_does(configured, stored, names):
+    several = {"teacher_combination": "sum"} if len(names) > 1 else {}
+    live, sums, _ = gradient(configured(*names, batch_size=24, **CHUNKS, **several), losses.ChunkLikelihood())
+    keys = stored(*names)
+    recorded, of_recorded, _ = gradient(configured("a", batch_size=24, **CHUNKS, **keys), losses.ChunkLikelihood())
+    assert sums.kd.item() > 0
+    assert of_recorded.kd.item() == pytest.approx(sums.kd.item(), rel=1e-5)
+    assert distance(recorded, live) < 1e-5
+
+
+def test_a_server_that_tells_how_likely_its_tokens_are_teaches_as_its_model_does(configured, others):
+    live, sums, _ = gradient(configured("a", batch_size=24, **CHUNKS), losses.ChunkLikelihood())
+    built = training.build_models(configured("a"), CPU)
+    built.teacher.load(built.student, CPU)
+    server = StandInVLLM(built.teacher.itself, open_tokenizer(others["a"]), heeds_temperature=True, longest=512)
+    try:
+        served = {"_component_": "distill_tune.teachers.Served", "url": server.url, "kind": "likelihood"}
+        named = {"_component_": TOKENIZER, "path": str(others["a"])}
+        cfg = configured("a", teacher_model=served, teacher_tokenizer=named, batch_size=24, **CHUNKS)
+        found, of_served, _ = gradient(cfg, losses.ChunkLikelihood())
+    finally:
+        server.close()
+    assert of_served.kd.item() == pytest.approx(sums.kd.item(), rel=1e-5)
+    assert distance(found, live) < 1e-5
+
+
+def test_what_such_records_cannot_serve_is_told_before_anything_loads(configured, stored, teacher_folder):
+    keys = stored("a")
+    told = "teacher_model.path=.*: a likelihood record serves ChunkLikelihood, .* not ForwardKL: .* or kind hidden"
+    with pytest.raises(UserError, match=told):
+        training.build_models(configured("a", **keys, temperature=2.0), CPU)
+    with pytest.raises(UserError, match="made at temperature 2 serves no other, and the loss is at 1"):
+        training.build_models(configured("a", **keys, kd_loss=CHUNKS["kd_loss"]), CPU)
+    assert not training.build_models(configured("a", **keys, **CHUNKS), CPU).teacher.answers_new_rows
+    cfg = configured(teacher_folder, cache={"kind": "likelihood"})
+    built = training.build_models(cfg, CPU, with_cache=False)
+    told = "cache.kind=likelihood: is for a teacher of another tokenizer, and this one has the student's; take sampled"
+    with pytest.raises(UserError, match=told):
+        training.encoding_for(cfg.cache, built, cfg)
+    cfg = configured("a", cache={"kind": "top_k"})
+    built = training.build_models(cfg, CPU, with_cache=False)
+    with pytest.raises(UserError, match=r"cache.kind=top_k: .* with cache.kind=hidden, or likelihood for ChunkLike"):
+        training.encoding_for(cfg.cache, built, cfg)

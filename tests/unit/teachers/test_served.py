@@ -20,7 +20,15 @@ from tiny_tokenizer import write_tokenizer
 from distill_tune import models, teachers
 from distill_tune.data.batch import Row, joined
 from distill_tune.errors import UserError
-from distill_tune.losses import ForwardKL, LinearProjection, ReverseKL, TopTokens, distillation_loss
+from distill_tune.losses import (
+    ChunkLikelihood,
+    ForwardKL,
+    LinearProjection,
+    ReverseKL,
+    TokenLikelihoods,
+    TopTokens,
+    distillation_loss,
+)
 
 pytest.importorskip("uvicorn")
 ALERT = b"\x15\x03\x01\x00\x02\x02\x46"  # protocol version
@@ -128,6 +136,7 @@ def test_served_and_live_losses_agree_to_the_stored_precision(url, opened, teach
     live = teachers.build_teacher(component)
     live.load(None, torch.device("cpu"))
     hidden, top = opened(url, kind="hidden"), opened(url, k=40)
+    likelihood = opened(url, ChunkLikelihood(), 1.5, kind="likelihood")
     for batch in batches(2):
         wanted = loss_of(live(batch), batch)
         assert loss_of(hidden(batch), batch) == pytest.approx(wanted, rel=2e-3)  # bf16
@@ -135,6 +144,10 @@ def test_served_and_live_losses_agree_to_the_stored_precision(url, opened, teach
         signal = live(batch)
         record = TopTokens.of(signal.logits(0, n, signal.memory(n)), 40)
         assert loss_of(top(batch), batch) == pytest.approx(loss_of(record, batch), rel=1e-3)  # 14 bits
+        of_own = TokenLikelihoods.of(signal.logits(0, n, signal.memory(n)), batch.learned, 1.5)
+        found = likelihood(batch)
+        torch.testing.assert_close(found.log_probs, of_own.log_probs, rtol=1e-6, atol=1e-6)
+        assert (found.temperature, found.vocab_size) == (1.5, VOCAB_SIZE)
 
 
 def test_it_tells_of_the_students_likeliest_tokens_as_well(url, opened, teacher_folder, student):
@@ -274,11 +287,8 @@ def test_what_a_kind_cannot_serve_is_told(url, opened):
 
 
 def test_it_tells_which_records_it_gives():
-    assert [teachers.Served("http://x:1", kind=kind).record_kind for kind in ("top_k", "sampled", "hidden")] == [
-        "top_k",
-        "sampled",
-        "",
-    ]
+    kinds = {"top_k": "top_k", "sampled": "sampled", "likelihood": "likelihood", "hidden": ""}
+    assert {kind: teachers.Served("http://x:1", kind=kind).record_kind for kind in kinds} == kinds
 
 
 def test_a_setting_that_no_record_takes_is_told_before_anything_is_loaded(url, student):
@@ -304,7 +314,7 @@ def test_a_row_that_the_teacher_cannot_read_is_told(url, opened):
         ({"url": []}, "name a server"),
         ({"url": "http://me:secret@x:1"}, "names a user; a server is given a token"),
         ({"url": "http://x:1", "token": "a\n"}, "token: must be of printable ASCII"),
-        ({"url": "http://x:1", "kind": "dense"}, "kind=dense: must be one of sampled, top_k, hidden"),
+        ({"url": "http://x:1", "kind": "dense"}, "kind=dense: must be one of sampled, top_k, hidden, likelihood"),
         ({"url": "http://x:1", "engine": "llama"}, "engine=llama: must be one of auto, distill-tune, vllm, sglang"),
         ({"url": "http://x:1", "k": 0}, "k=0: must be at least 1"),
         ({"url": "http://x:1", "timeout": 0}, "timeout=0"),
