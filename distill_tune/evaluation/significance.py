@@ -144,7 +144,7 @@ def _compared(measure: Measure, one: Columns, other: Columns, seed: int) -> dict
     columns = (measure.total, measure.count)
     is_counted = (one[measure.count] != 0) | (other[measure.count] != 0)
     a, b = _stacked(one, columns)[is_counted], _stacked(other, columns)[is_counted]
-    difference = float(measure.of(*a.sum(0)) - measure.of(*b.sum(0)))
+    figures = float(measure.of(*a.sum(0))), float(measure.of(*b.sum(0)))
     drawn = statistics.bootstrap_sums(np.hstack([a, b]), seed=seed).T
     bounds = statistics.interval(measure.of(*drawn[:2]) - measure.of(*drawn[2:]), len(a))
     if measure.is_right_or_wrong:
@@ -152,10 +152,10 @@ def _compared(measure: Measure, one: Columns, other: Columns, seed: int) -> dict
         p = statistics.exact_mcnemar(int((moved > 0).sum()), int((moved < 0).sum()))
     else:
         ours, theirs, is_all = statistics.exchanged_sums(a, b, seed=seed)
-        p = statistics.permutation_p(difference, measure.of(*ours.T) - measure.of(*theirs.T), is_all)
+        p = statistics.permutation_p(figures, measure.of(*ours.T), measure.of(*theirs.T), is_all)
     return {
         "documents": len(a),
-        "difference": difference,
+        "difference": figures[0] - figures[1],
         "interval": bounds,
         "p": p,
         "effect": statistics.effect_size((a[:, 0], a[:, 1]), (b[:, 0], b[:, 1])),
