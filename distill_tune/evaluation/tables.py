@@ -77,7 +77,7 @@ def results_markdown(results: Results) -> str:
 
 def sentences(results: Results) -> list[str]:
     """What was scored, how much of the gap to the teacher is closed, and the pairs in words."""
-    found = [results["data"]["scored"], gap_sentence(results), _other_tokens(results)]
+    found = [results["data"]["scored"], gap_sentence(results), _other_tokens(results), _no_room(results)]
     return [sentence for sentence in found if sentence] + [_told(pair["words"]) for pair in results["pairs"]]
 
 
@@ -118,6 +118,18 @@ def _other_tokens(results: Results) -> str:
     return (
         f"Not held against {teacher} token by token, since the tokenizers differ: {', '.join(others)}. Bits per byte "
         "compare such models; perplexity does not."
+    )
+
+
+def _no_room(results: Results) -> str:
+    """To which documents models could not answer, so that no model's answers to them count; else nothing."""
+    numbers = {label: _figure(model, "answers.no_room") for label, model in results["models"].items()}
+    told = [f"{label} behind {counted(number, 'prompt')}" for label, number in numbers.items() if number]
+    if not told:
+        return ""
+    return (
+        f"No room for an answer has {', '.join(told)}: answers are compared on the documents to which all models have "
+        "one."
     )
 
 

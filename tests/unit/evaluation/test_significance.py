@@ -138,6 +138,17 @@ def test_right_and_wrong_answers_are_compared_by_mcnemar():
     assert row["difference"] == pytest.approx(7 / 20)
 
 
+def test_documents_that_one_model_could_not_answer_are_neither_right_nor_wrong():
+    every, some = np.ones(20), np.repeat([1.0, 0.0], [12, 8])
+    long = {"exact_match": every, "rouge_l": every, "answered": every}
+    short = {"exact_match": some, "rouge_l": some, "answered": some}  # right wherever it has answered
+    rows = pairs({"long": long, "short": short})
+    assert [row["documents"] for row in rows] == [12, 12] and [row["p"] for row in rows] == [1.0, 1.0]
+    assert rows[0]["words"] == "no difference: long and short, in points of exact match"
+    others = {"exact_match": 1 - some, "rouge_l": 1 - some, "answered": 1 - some}
+    assert pairs({"short": short, "others": others}) == []  # no document that both have answered
+
+
 def test_a_measure_that_one_of_both_lacks_is_left_out():
     without = {name: column for name, column in columns().items() if name not in ("forward_kl", "agreed")}
     measures = {row["measure"] for row in pairs({"a": columns(), "teacher": without})}

@@ -99,6 +99,14 @@ def test_what_was_scored_the_gap_and_the_pairs_are_told():
         assert f"{NAMES[2]} is better than before by 0.6 bits per byte, p < 0.001." in text
 
 
+def test_documents_that_a_model_could_not_answer_are_told():
+    answers = {"documents": 12, "no_room": 0, "exact_match": 1.0, "rouge_l": 1.0, "mean_tokens": 3.0, "finished": 1.0}
+    models = {"a": model(answers=answers), "b": model(answers=answers | {"no_room": 8})}
+    told = "No room for an answer has b behind 8 prompts: answers are compared on the documents to which all models"
+    assert told in shown(200, results(models=models, teacher=None, base=None))
+    assert "No room" not in shown(200)
+
+
 def test_a_base_that_is_as_good_as_the_teacher_leaves_no_gap():
     models = {"teacher": model(1.0, to_teacher=None), "before": model(0.9), "after": model(0.8)}
     text = shown(200, results(models=models, teacher="teacher"))
