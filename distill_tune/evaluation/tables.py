@@ -90,8 +90,11 @@ def gap_sentence(results: Results) -> str:
     teacher, base, models = results["teacher"], results["base"], results["models"]
     if teacher is None or base is None:
         return ""
-    bits = {label: _figure(model, "supervised.bits_per_byte") for label, model in models.items()}
-    others = [label for label in models if label not in (teacher, base)]
+    of_each = {label: _figure(model, "supervised.bits_per_byte") for label, model in models.items()}
+    bits = {label: of for label, of in of_each.items() if of is not None}  # which there are none of without text
+    if teacher not in bits or base not in bits:
+        return ""
+    others = [label for label in bits if label not in (teacher, base)]
     if bits[base] <= bits[teacher]:
         return f"{base} has no more bits per byte than {teacher}: there is no gap to close."
     shares = [f"{label} {share_of_gap_closed(bits[base], bits[teacher], bits[label]):.0%}" for label in others]

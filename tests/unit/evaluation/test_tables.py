@@ -113,6 +113,15 @@ def test_a_base_that_is_as_good_as_the_teacher_leaves_no_gap():
     assert "before has no more bits per byte than teacher: there is no gap to close." in text
 
 
+def test_without_bits_per_byte_there_is_no_gap_to_tell():
+    models = {"teacher": model(0.5, to_teacher=None), "before": model(1.0), "after": model(None), "last": model(0.75)}
+    told = results(models=models, teacher="teacher")
+    assert "between before and teacher in bits per byte are closed: last 50%." in shown(200, told)
+    for label in ("teacher", "before"):
+        without = models | {label: model(None)}
+        assert "Of the gap" not in shown(200, results(models=without, teacher="teacher"))
+
+
 def test_models_with_another_tokenizer_than_the_teachers_are_named():
     models = {"teacher": model(0.5, to_teacher=None), "before": model(0.9), "other": model(0.8, to_teacher=None)}
     text = shown(200, results(models=models, teacher="teacher"))
