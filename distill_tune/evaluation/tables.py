@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,12 +55,22 @@ class Block:
     names: int = 1
 
 
-def results_table(results: Results, console: Console) -> RenderableType:
-    """As wide as the console allows: columns that have no room go on below, then each row is a list."""
-    shown: list[RenderableType] = []
-    for block in blocks(results):
-        shown += [Text(block.title, style="bold"), _shown(block, console)]
-    return Group(*shown, *(Text(sentence) for sentence in sentences(results)))
+def results_text(results: Results, width: int | None = None) -> str:
+    """As wide as the terminal: columns that have no room go on below, then each row is a list.
+
+    Args:
+        width: in place of the terminal's. Where there is none, as in a pipe or a file, lines are as long as they are,
+            unless ``COLUMNS`` says otherwise.
+    """
+    console = Console(width=width)
+    if width is None and not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=_UNBOUNDED)
+    with console.capture() as printed:
+        for block in blocks(results):
+            console.print(Text(block.title, style="bold"), _shown(block, console), sep="\n")
+        for sentence in sentences(results):
+            console.print(Text(sentence))
+    return "\n".join(line.rstrip() for line in printed.get().split("\n"))  # tables pad their lines
 
 
 def results_markdown(results: Results) -> str:
@@ -318,6 +329,10 @@ def _bounded(text: str, bounds: Sequence[float] | None, told: Callable[[float], 
 
 def _shown(block: Block, console: Console) -> RenderableType:
     unbounded = console.options.update(width=_UNBOUNDED)
+    in_lines = dataclasses.replace(block, headings=tuple(map(in_a_line, block.headings)))
+    whole = _table(in_lines, range(block.names, len(block.headings)))
+    if Measurement.get(console, unbounded, whole).maximum <= console.width:
+        return whole
     parts: list[list[int]] = [[]]
     for column in range(block.names, len(block.headings)):
         table = _table(block, [*parts[-1], column], folds=True)

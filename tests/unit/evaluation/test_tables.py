@@ -1,9 +1,6 @@
-import io
-
 import pytest
-from rich.console import Console
 
-from distill_tune.evaluation.tables import results_markdown, results_table
+from distill_tune.evaluation.tables import results_markdown, results_text
 
 NAMES = ("meta-llama-Llama-3.2-8B-Instruct", "before", "outputs/distilled-again/model")
 BITS = (0.7, 1.5, 0.9)
@@ -44,9 +41,7 @@ def results(**others):
 
 
 def shown(width, of=None):
-    console = Console(file=io.StringIO(), width=width)
-    console.print(results_table(of or results(), console))
-    return console.file.getvalue()
+    return results_text(of or results(), width)
 
 
 @pytest.mark.parametrize("width", [200, 120, 80, 60, 40, 24])
@@ -65,9 +60,24 @@ def test_no_name_and_no_digit_is_lost_where_the_terminal_is_narrow(width):
 
 def test_columns_without_room_go_on_below_and_where_there_is_little_each_model_has_a_list():
     assert all("peak" not in line for line in shown(80).splitlines() if "perplex-" in line)
-    assert any("peak" in line for line in shown(200).splitlines() if "perplex-" in line)
+    assert any("peak memory" in line for line in shown(250).splitlines() if "perplexity" in line)
     assert "peak memory" in shown(30) and "peak memory" not in shown(80)
     assert NAMES[0] in shown(40)
+
+
+def test_without_a_terminal_tables_are_whole_and_no_line_is_padded(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.delenv("TTY_COMPATIBLE", raising=False)
+    piped = shown(None)  # pytest's stdout is none
+    for heading in ("parameters", "perplexity", "bits per byte", "agreement", "exact match", "peak memory"):
+        assert any(heading in line for line in piped.splitlines() if "decode tokens/s of 16" in line)
+    for name in NAMES:
+        assert any(line.startswith(f" {name} ") and "12,346" in line for line in piped.splitlines())
+    for text in (piped, shown(80), shown(24)):
+        assert all(line == line.rstrip() for line in text.splitlines())
+    monkeypatch.setenv("COLUMNS", "80")
+    assert shown(None) == shown(80)
 
 
 def test_what_no_model_has_takes_no_column():
