@@ -29,7 +29,6 @@ def main(cfg: DictConfig) -> None:
     prepared = evaluation.prepare_evaluation(cfg, device, tokenizer)
     sampling = evaluation.sampling_of(cfg)
     print(prepared.documents.told())
-    print(prepared.documents.scored)
     numbers = range(training.rank(), len(prepared.documents), training.num_ranks())  # this rank's documents
     asked = [number for number in numbers if number < cfg.get("num_answers", 100)]
 

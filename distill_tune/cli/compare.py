@@ -59,16 +59,13 @@ def _compare(options: argparse.Namespace) -> None:
     else:
         prepared, device = _prepare_folders(options)
 
-    from rich.console import Console
-
     from distill_tune import evaluation
 
     print(prepared.documents.told())
-    console = Console()
     found = evaluation.results(
         prepared.documents, evaluation.measure(prepared, device), prepared.teacher, prepared.base
     )
-    console.print(evaluation.results_table(found, console))
+    print(evaluation.results_text(found), end="")
     if options.output:
         options.output.write_text(evaluation.results_markdown(found), encoding="utf-8")
 

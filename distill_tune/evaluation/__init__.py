@@ -23,7 +23,7 @@ from distill_tune.evaluation.preparation import (
 )
 from distill_tune.evaluation.results import Measured, columns_of, results, samples, write_results
 from distill_tune.evaluation.scoring import PerToken, Reader, ToTeacher, read_together, score
-from distill_tune.evaluation.tables import results_markdown, results_table
+from distill_tune.evaluation.tables import results_markdown, results_text
 from distill_tune.evaluation.tasks import Reached, Tasks, open_tasks, tasks_of
 from distill_tune.evaluation.windows import Window, windows
 
@@ -63,7 +63,7 @@ __all__ = [
     "require_model",
     "results",
     "results_markdown",
-    "results_table",
+    "results_text",
     "samples",
     "sampling_of",
     "score",

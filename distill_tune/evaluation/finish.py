@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from distill_tune.alignment.token_bytes import token_bytes
 from distill_tune.errors import UserError
 from distill_tune.evaluation.preparation import Prepared
 from distill_tune.evaluation.results import Measured, columns_of, results, samples, write_results
 from distill_tune.evaluation.scoring import PerToken
-from distill_tune.evaluation.tables import results_markdown, results_table
+from distill_tune.evaluation.tables import results_markdown, results_text
 from distill_tune.training.metrics import peak_memory_bytes
 
 
@@ -50,10 +49,7 @@ def finish(folder: Path, prepared: Prepared, found: Mapping[str, Measured], show
         write_results(folder, made, lines, results_markdown(made))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
-    console = Console()
-    with console.capture() as printed:
-        console.print(results_table(made, console))
-    return printed.get() + "\n".join(
+    return results_text(made) + "\n".join(
         [
             f"  {folder / 'table.md'}  these tables, with their intervals",
             f"  {folder / 'results.json'}  all figures",

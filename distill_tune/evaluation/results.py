@@ -26,6 +26,7 @@ VERSION = 1
 _PACKAGES = ("torch", "torchtune", "transformers")
 _SAMPLES = ("nll", "text_nll", "tokens", "bytes", "forward_kl", "agreed", "compared")
 _WHOLE = ("tokens", "bytes", "agreed", "compared")
+_OF_ANSWERS = ("answered", "exact_match", "rouge_l", "answer_tokens", "finished")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,29 @@ def _of_document(document: Document, written: Written, tokens: PerToken, answer:
     }
 
 
+def on_common_answers(columns: Mapping[str, Columns]) -> dict[str, Columns]:
+    """Columns that count the answers to those documents alone to which every model that answers any has one.
+
+    A model whose context has no room for an answer behind the longest prompts would else be held against others on
+    the shorter, easier ones. ``no_room`` of a model tells to how many that others have answered it has none.
+
+    Args:
+        columns: by label.
+    """
+    answered = [of["answered"] != 0 for of in columns.values() if of["answered"].any()]
+    if not answered:
+        return dict(columns)
+    by_all, by_any = numpy.logical_and.reduce(answered), numpy.logical_or.reduce(answered)
+    return {
+        label: {
+            **of,
+            **{name: of[name] * by_all for name in _OF_ANSWERS},
+            "no_room": (by_any & (of["answered"] == 0)).astype(numpy.float64),
+        }
+        for label, of in columns.items()
+    }
+
+
 def results(
     documents: Documents,
     models: Mapping[str, Measured],
@@ -105,6 +129,7 @@ def results(
         columns: of each model, where they are known.
     """
     columns = columns or {label: columns_of(measured, documents) for label, measured in models.items()}
+    columns = on_common_answers(columns)
     found_intervals = intervals(columns)
     students = [label for label in models if label != teacher]
     found = {
@@ -200,6 +225,7 @@ def _answers(sums: Mapping[str, float]) -> dict[str, float | int] | None:
         return None
     return {
         "documents": int(answered),
+        "no_room": int(sums["no_room"]),
         "exact_match": sums["exact_match"] / answered,
         "rouge_l": sums["rouge_l"] / answered,
         "mean_tokens": sums["answer_tokens"] / answered,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distill_tune.counts import counted
 from distill_tune.evaluation import statistics
@@ -110,7 +111,8 @@ def pairs(
 
     The interval of a difference is of a paired bootstrap over documents. The p value is of a permutation test over
     documents, which holds for few of them, too, where a bootstrap's is too small; of answers that are right or wrong it
-    is McNemar's. Holm's correction is over all pairs that are compared by one measure.
+    is McNemar's. Documents in which one of both has nothing to count, as a prompt that leaves it no room for an answer,
+    are left out. Holm's correction is over all pairs that are compared by one measure.
 
     Args:
         models: by label, their documents in the same order.
@@ -126,7 +128,10 @@ def pairs(
         both = [
             (first, second)
             for first, second in compared
-            if measure.unit and measure.is_in(models[first]) and measure.is_in(models[second])
+            if measure.unit
+            and measure.is_in(models[first])
+            and measure.is_in(models[second])
+            and _is_counted(measure, models[first], models[second]).any()
         ]
         rows = [
             {"first": first, "second": second, "measure": name}
@@ -140,11 +145,15 @@ def pairs(
     return found
 
 
+def _is_counted(measure: Measure, one: Columns, other: Columns) -> NDArray[np.bool_]:
+    """Of each document whether both models have something to count in it, ``[d]``."""
+    return (one[measure.count] != 0) & (other[measure.count] != 0)
+
+
 def _compared(measure: Measure, one: Columns, other: Columns, seed: int) -> dict[str, Any]:
-    columns = (measure.total, measure.count)
-    is_counted = (one[measure.count] != 0) | (other[measure.count] != 0)
+    columns, is_counted = (measure.total, measure.count), _is_counted(measure, one, other)
     a, b = _stacked(one, columns)[is_counted], _stacked(other, columns)[is_counted]
-    difference = float(measure.of(*a.sum(0)) - measure.of(*b.sum(0)))
+    figures = float(measure.of(*a.sum(0))), float(measure.of(*b.sum(0)))
     drawn = statistics.bootstrap_sums(np.hstack([a, b]), seed=seed).T
     bounds = statistics.interval(measure.of(*drawn[:2]) - measure.of(*drawn[2:]), len(a))
     if measure.is_right_or_wrong:
@@ -152,10 +161,10 @@ def _compared(measure: Measure, one: Columns, other: Columns, seed: int) -> dict
         p = statistics.exact_mcnemar(int((moved > 0).sum()), int((moved < 0).sum()))
     else:
         ours, theirs, is_all = statistics.exchanged_sums(a, b, seed=seed)
-        p = statistics.permutation_p(difference, measure.of(*ours.T) - measure.of(*theirs.T), is_all)
+        p = statistics.permutation_p(figures, measure.of(*ours.T), measure.of(*theirs.T), is_all)
     return {
         "documents": len(a),
-        "difference": difference,
+        "difference": figures[0] - figures[1],
         "interval": bounds,
         "p": p,
         "effect": statistics.effect_size((a[:, 0], a[:, 1]), (b[:, 0], b[:, 1])),

@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 RESAMPLES = 10_000
 LEVEL = 0.95
 _DRAWS = 2**20  # documents that are drawn at one time
-_ROUNDING = 1e-9  # sums of the same numbers in another order are held for the same
+_ROUNDING = 1e-12  # of a quotient: sums of the same numbers in another order are held for the same
 _ANGLES = 200_001
 _NORMAL = statistics.NormalDist()
 
@@ -127,19 +127,21 @@ def wilson_interval(right: int, num_documents: int, level: float = LEVEL) -> tup
     return low, (middle + reach) / scale if right < num_documents else 1.0
 
 
-def permutation_p(difference: float, exchanged: Array, is_all: bool) -> float:
+def permutation_p(found: tuple[float, float], first: Array, second: Array, is_all: bool) -> float:
     """How likely a difference as large as this is if it is all the same which model is which, in both directions.
 
     With one token a document, right or wrong, this is the exact McNemar test; with more it is what that test becomes
     where tokens of a document depend on one another.
 
     Args:
-        exchanged: differences where documents were exchanged at random, ``[r]``.
+        found: the figures of both models.
+        first, second: what they are where documents are exchanged at random, ``[r]`` each.
         is_all: they are those of all ways to exchange; else what was found counts as one of them, so that p is never 0
             (Phipson and Smyth 2010).
     """
-    reached = np.count_nonzero(np.abs(exchanged) >= abs(difference) * (1 - _ROUNDING))
-    return reached / len(exchanged) if is_all else (reached + 1) / (len(exchanged) + 1)
+    rounding = _ROUNDING * max(map(abs, found))  # of the figures themselves: their difference may be far smaller
+    reached = np.count_nonzero(np.abs(first - second) >= abs(found[0] - found[1]) - rounding)
+    return reached / len(first) if is_all else (reached + 1) / (len(first) + 1)
 
 
 def exact_mcnemar(first_alone: int, second_alone: int) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,12 +55,22 @@ class Block:
     names: int = 1
 
 
-def results_table(results: Results, console: Console) -> RenderableType:
-    """As wide as the console allows: columns that have no room go on below, then each row is a list."""
-    shown: list[RenderableType] = []
-    for block in blocks(results):
-        shown += [Text(block.title, style="bold"), _shown(block, console)]
-    return Group(*shown, *(Text(sentence) for sentence in sentences(results)))
+def results_text(results: Results, width: int | None = None) -> str:
+    """As wide as the terminal: columns that have no room go on below, then each row is a list.
+
+    Args:
+        width: in place of the terminal's. Where there is none, as in a pipe or a file, lines are as long as they are,
+            unless ``COLUMNS`` says otherwise.
+    """
+    console = Console(width=width)
+    if width is None and not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=_UNBOUNDED)
+    with console.capture() as printed:
+        for block in blocks(results):
+            console.print(Text(block.title, style="bold"), _shown(block, console), sep="\n")
+        for sentence in sentences(results):
+            console.print(Text(sentence))
+    return "\n".join(line.rstrip() for line in printed.get().split("\n"))  # tables pad their lines
 
 
 def results_markdown(results: Results) -> str:
@@ -77,7 +88,7 @@ def results_markdown(results: Results) -> str:
 
 def sentences(results: Results) -> list[str]:
     """What was scored, how much of the gap to the teacher is closed, and the pairs in words."""
-    found = [results["data"]["scored"], gap_sentence(results), _other_tokens(results)]
+    found = [results["data"]["scored"], gap_sentence(results), _other_tokens(results), _no_room(results)]
     return [sentence for sentence in found if sentence] + [_told(pair["words"]) for pair in results["pairs"]]
 
 
@@ -90,8 +101,11 @@ def gap_sentence(results: Results) -> str:
     teacher, base, models = results["teacher"], results["base"], results["models"]
     if teacher is None or base is None:
         return ""
-    bits = {label: _figure(model, "supervised.bits_per_byte") for label, model in models.items()}
-    others = [label for label in models if label not in (teacher, base)]
+    of_each = {label: _figure(model, "supervised.bits_per_byte") for label, model in models.items()}
+    bits = {label: of for label, of in of_each.items() if of is not None}  # which there are none of without text
+    if teacher not in bits or base not in bits:
+        return ""
+    others = [label for label in bits if label not in (teacher, base)]
     if bits[base] <= bits[teacher]:
         return f"{base} has no more bits per byte than {teacher}: there is no gap to close."
     shares = [f"{label} {share_of_gap_closed(bits[base], bits[teacher], bits[label]):.0%}" for label in others]
@@ -118,6 +132,18 @@ def _other_tokens(results: Results) -> str:
     return (
         f"Not held against {teacher} token by token, since the tokenizers differ: {', '.join(others)}. Bits per byte "
         "compare such models; perplexity does not."
+    )
+
+
+def _no_room(results: Results) -> str:
+    """To which documents models could not answer, so that no model's answers to them count; else nothing."""
+    numbers = {label: _figure(model, "answers.no_room") for label, model in results["models"].items()}
+    told = [f"{label} behind {counted(number, 'prompt')}" for label, number in numbers.items() if number]
+    if not told:
+        return ""
+    return (
+        f"No room for an answer has {', '.join(told)}: answers are compared on the documents to which all models have "
+        "one."
     )
 
 
@@ -303,6 +329,10 @@ def _bounded(text: str, bounds: Sequence[float] | None, told: Callable[[float], 
 
 def _shown(block: Block, console: Console) -> RenderableType:
     unbounded = console.options.update(width=_UNBOUNDED)
+    in_lines = dataclasses.replace(block, headings=tuple(map(in_a_line, block.headings)))
+    whole = _table(in_lines, range(block.names, len(block.headings)))
+    if Measurement.get(console, unbounded, whole).maximum <= console.width:
+        return whole
     parts: list[list[int]] = [[]]
     for column in range(block.names, len(block.headings)):
         table = _table(block, [*parts[-1], column], folds=True)

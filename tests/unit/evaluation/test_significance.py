@@ -98,6 +98,18 @@ def test_on_five_documents_nothing_is_significant_however_large_it_is():
     assert row["words"].startswith("not significant, and never on 5 documents: a and b differ by ")
 
 
+@pytest.mark.parametrize("relative", [1e-5, 1e-7, 1e-9])
+def test_a_difference_near_what_float64_rounds_away_is_as_likely_as_all_ways_to_exchange_have_it(relative):
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        change = 1 + relative * generator.uniform(0.5, 1.5, 4)
+        of = columns(seed=int(generator.integers(2**32)), num=4)
+        worse = of | {"text_nll": of["text_nll"] * change}  # of each document, so two ways of 16 are as uneven
+        row = pair({"a": of, "b": worse}, "supervised.bits_per_byte")
+        assert row["p"] == 2 / 2**4
+        assert row["words"].startswith("not significant, and never on 4 documents: ")
+
+
 def test_a_difference_that_is_one_of_many_pairs_has_to_be_larger():
     generator = np.random.default_rng(11)
     models = {"base": columns()}
@@ -124,6 +136,17 @@ def test_right_and_wrong_answers_are_compared_by_mcnemar():
     assert row["test"] == "exact McNemar"
     assert row["p"] == 2 * (1 + 9) / 2**9  # 8 documents against 1
     assert row["difference"] == pytest.approx(7 / 20)
+
+
+def test_documents_that_one_model_could_not_answer_are_neither_right_nor_wrong():
+    every, some = np.ones(20), np.repeat([1.0, 0.0], [12, 8])
+    long = {"exact_match": every, "rouge_l": every, "answered": every}
+    short = {"exact_match": some, "rouge_l": some, "answered": some}  # right wherever it has answered
+    rows = pairs({"long": long, "short": short})
+    assert [row["documents"] for row in rows] == [12, 12] and [row["p"] for row in rows] == [1.0, 1.0]
+    assert rows[0]["words"] == "no difference: long and short, in points of exact match"
+    others = {"exact_match": 1 - some, "rouge_l": 1 - some, "answered": 1 - some}
+    assert pairs({"short": short, "others": others}) == []  # no document that both have answered
 
 
 def test_a_measure_that_one_of_both_lacks_is_left_out():

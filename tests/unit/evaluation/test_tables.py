@@ -1,9 +1,6 @@
-import io
-
 import pytest
-from rich.console import Console
 
-from distill_tune.evaluation.tables import results_markdown, results_table
+from distill_tune.evaluation.tables import results_markdown, results_text
 
 NAMES = ("meta-llama-Llama-3.2-8B-Instruct", "before", "outputs/distilled-again/model")
 BITS = (0.7, 1.5, 0.9)
@@ -44,9 +41,7 @@ def results(**others):
 
 
 def shown(width, of=None):
-    console = Console(file=io.StringIO(), width=width)
-    console.print(results_table(of or results(), console))
-    return console.file.getvalue()
+    return results_text(of or results(), width)
 
 
 @pytest.mark.parametrize("width", [200, 120, 80, 60, 40, 24])
@@ -65,9 +60,24 @@ def test_no_name_and_no_digit_is_lost_where_the_terminal_is_narrow(width):
 
 def test_columns_without_room_go_on_below_and_where_there_is_little_each_model_has_a_list():
     assert all("peak" not in line for line in shown(80).splitlines() if "perplex-" in line)
-    assert any("peak" in line for line in shown(200).splitlines() if "perplex-" in line)
+    assert any("peak memory" in line for line in shown(250).splitlines() if "perplexity" in line)
     assert "peak memory" in shown(30) and "peak memory" not in shown(80)
     assert NAMES[0] in shown(40)
+
+
+def test_without_a_terminal_tables_are_whole_and_no_line_is_padded(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.delenv("TTY_COMPATIBLE", raising=False)
+    piped = shown(None)  # pytest's stdout is none
+    for heading in ("parameters", "perplexity", "bits per byte", "agreement", "exact match", "peak memory"):
+        assert any(heading in line for line in piped.splitlines() if "decode tokens/s of 16" in line)
+    for name in NAMES:
+        assert any(line.startswith(f" {name} ") and "12,346" in line for line in piped.splitlines())
+    for text in (piped, shown(80), shown(24)):
+        assert all(line == line.rstrip() for line in text.splitlines())
+    monkeypatch.setenv("COLUMNS", "80")
+    assert shown(None) == shown(80)
 
 
 def test_what_no_model_has_takes_no_column():
@@ -99,10 +109,27 @@ def test_what_was_scored_the_gap_and_the_pairs_are_told():
         assert f"{NAMES[2]} is better than before by 0.6 bits per byte, p < 0.001." in text
 
 
+def test_documents_that_a_model_could_not_answer_are_told():
+    answers = {"documents": 12, "no_room": 0, "exact_match": 1.0, "rouge_l": 1.0, "mean_tokens": 3.0, "finished": 1.0}
+    models = {"a": model(answers=answers), "b": model(answers=answers | {"no_room": 8})}
+    told = "No room for an answer has b behind 8 prompts: answers are compared on the documents to which all models"
+    assert told in shown(200, results(models=models, teacher=None, base=None))
+    assert "No room" not in shown(200)
+
+
 def test_a_base_that_is_as_good_as_the_teacher_leaves_no_gap():
     models = {"teacher": model(1.0, to_teacher=None), "before": model(0.9), "after": model(0.8)}
     text = shown(200, results(models=models, teacher="teacher"))
     assert "before has no more bits per byte than teacher: there is no gap to close." in text
+
+
+def test_without_bits_per_byte_there_is_no_gap_to_tell():
+    models = {"teacher": model(0.5, to_teacher=None), "before": model(1.0), "after": model(None), "last": model(0.75)}
+    told = results(models=models, teacher="teacher")
+    assert "between before and teacher in bits per byte are closed: last 50%." in shown(200, told)
+    for label in ("teacher", "before"):
+        without = models | {label: model(None)}
+        assert "Of the gap" not in shown(200, results(models=without, teacher="teacher"))
 
 
 def test_models_with_another_tokenizer_than_the_teachers_are_named():
