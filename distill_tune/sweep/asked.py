@@ -17,7 +17,7 @@ from distill_tune.sweep.folder import training_overrides
 from distill_tune.sweep.objective import Objective, find_objective
 from distill_tune.sweep.search import Search
 from distill_tune.sweep.trials import Trial, Trials
-from distill_tune.sweep.values import Axis, Settings, grid_size, overrides_of, to_check
+from distill_tune.sweep.values import Axis, Settings, grid_size, overrides_of, to_check, varied_keys
 
 NUM_OTHER_SEEDS = 2  # with which the best settings are run again
 
@@ -72,7 +72,7 @@ class AskedSweep:
         tasks = config.get("tasks") or []
         names = [Path(str(task)).stem for task in ([tasks] if isinstance(tasks, str) else tasks)]  # or files of YAML
         found = find_objective(objective, names)
-        found.require_comparable(keys)
+        found.require_comparable(varied_keys(axes), config)
         folder = folder or local_path(f"{config.get('output_dir', 'outputs')}_sweep")
         repeated = 0 if "seed" in keys else num_repeated
         measuring = [override for override in shared if _is_of_evaluation(override)]
@@ -131,7 +131,7 @@ class AskedSweep:
     @property
     def _why_not_pruned(self) -> str | None:
         by = find_objective("val_ce_loss", ())
-        if unlike := next((axis.key for axis in self.axes if by.unlike(axis.key)), None):
+        if unlike := next((axis.key for axis in self.axes if by.unlike(axis.key, self.config)), None):
             return f"val_ce_loss means another thing where {unlike} varies"
         if self.config.get("dataset_val") is None or not self.config.get("run_val_every_n_steps"):
             return "that takes dataset_val and run_val_every_n_steps"

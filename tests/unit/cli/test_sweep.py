@@ -65,8 +65,8 @@ def test_a_plan_tells_what_all_trials_take_and_runs_none(config, capsys, tmp_pat
 
 
 def test_trials_are_runs_of_their_own_of_which_a_failure_ends_one(config, command_server, tmp_path):
-    line = ["-m", "distill_tune", "sweep", "kd_single_device", "--config", config, "optimizer.lr=1e-3,1e30", "max_bad_steps=1"]
-    line += ["--objective", "val_ce_loss", "--repeat", 0, "--folder", "lr", "epochs=2"]
+    line = ["-m", "distill_tune", "sweep", "kd_single_device", "--config", config, "optimizer.lr=1e-3,1e30"]
+    line += ["max_bad_steps=1", "--objective", "val_ce_loss", "--repeat", 0, "--folder", "lr", "epochs=2"]
     done = command_server.start([*map(str, line)], tmp_path, os.environ, output=tmp_path, starting=3).completed()
     assert done.returncode == 0, done.stderr
     first, second = (json.loads(trial) for trial in (tmp_path / "lr" / "trials.jsonl").read_text().splitlines())

@@ -26,12 +26,59 @@ def test_the_mixed_loss_is_refused_where_its_parts_are_weighed_otherwise(key):
         ("bits_per_byte", "dataset_val.source", False),
         ("bits_per_byte", "dataset_test", False),
         ("bits_per_byte", "teacher_model", True),
+        ("bits_per_byte", "tokenizer.max_seq_len", False),
+        ("bits_per_byte", "window", False),
+        ("bits_per_byte", "stride", False),
+        ("bits_per_byte", "dtype", True),
+        ("bits_per_byte", "teacher_quantizer", True),
         ("kl", "teacher_model.path", False),
+        ("kl", "teacher_quantizer.groupsize", False),
+        ("kl", "teacher_dtype", False),
+        ("kl", "dtype", False),
+        ("kl", "teacher_tokenizer", False),
+        ("kl", "teacher_combination", False),
+        ("kl", "models.teacher", False),
+        ("kl", "student_prompt_template", False),
+        ("kl", "tokenizer.path", False),
+        ("kl", "tokenizer.max_seq_len", False),
+        ("kl", "window", False),
+        ("kl", "stride", False),
+        ("kl", "teacher_cache", True),
         ("kl", "kd_loss", True),
+        ("val_kd_loss", "teacher_quantizer", False),
+        ("val_kd_loss", "teacher_dtype", False),
+        ("val_kd_loss", "dtype", False),
+        ("val_kd_loss", "teacher_combination", False),
+        ("val_kd_loss", "teacher_cache", False),
+        ("val_kd_loss", "cache.top_k", False),
+        ("val_kd_loss", "cache_bytes", True),
+        ("val_kd_loss", "teacher_max_seq_len", False),
+        ("val_kd_loss", "student_prompt_template", True),  # in training the teacher reads the rows' own prompt
+        ("val_loss", "teacher_quantizer", False),
+        ("val_ce_loss", "teacher_quantizer", True),
+        ("piqa", "window", False),
+        ("piqa", "tasks_in_chat", False),
+        ("piqa", "tokenizer.path", True),
     ],
 )
 def test_figures_are_comparable_where_they_mean_the_same(objective, key, is_comparable):
-    assert (OBJECTIVES[objective].unlike(key) is None) is is_comparable
+    assert (find_objective(objective, ["piqa"]).unlike(key) is None) is is_comparable
+
+
+@pytest.mark.parametrize(
+    ("objective", "key", "instead"),
+    [
+        ("bits_per_byte", "tokenizer.max_seq_len", {"window": 64}),
+        ("kl", "tokenizer.max_seq_len", {"window": 64}),
+        ("kl", "dtype", {"teacher_dtype": "fp32"}),
+        ("kl", "+student_prompt_template", {"teacher_prompt_template": "{input}"}),
+    ],
+)
+def test_a_key_may_vary_where_another_one_keeps_its_figure_the_same(objective, key, instead):
+    with pytest.raises(UserError, match=f"; set {next(iter(instead))}"):
+        OBJECTIVES[objective].require_comparable([key], {"kd_ratio": 0.5})
+    OBJECTIVES[objective].require_comparable([key], instead)
+    assert OBJECTIVES["val_ce_loss"].unlike("tokenizer.max_seq_len", {"window": 64})  # which cuts its rows
 
 
 def test_an_unknown_objective_is_told_with_those_that_there_are():
