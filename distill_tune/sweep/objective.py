@@ -1,6 +1,7 @@
 """What trials are compared by: a figure that means the same in each of them."""
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -143,21 +144,27 @@ def find_objective(name: str, tasks: Sequence[str]) -> Objective:
 def figures_of_metrics(lines: Sequence[Mapping[str, Any]], keep_best: str | None) -> dict[str, float]:
     """``val_...`` of the model that a run has left: those of the last validation, or of the best one.
 
+    None of what is not finite there, which is null in the file; an earlier validation is of another model.
+
     Args:
         lines: of metrics.jsonl.
         keep_best: the config's key, which has the best checkpoint exported.
     """
-    validated = [line for line in lines if line.get("val_ce_loss") is not None]
+    validated = [line for line in lines if "val_ce_loss" in line]
     if not validated:
         return {}
     measured = [line for line in validated if keep_best and line.get(keep_best) is not None]
     line = min(measured, key=lambda line: line[str(keep_best)]) if measured else validated[-1]
-    return {name: float(line[name]) for name in OBJECTIVES if line.get(name) is not None}
+    return _finite({name: line.get(name) for name in OBJECTIVES})
 
 
 def figures_of_results(results: Mapping[str, Any], label: str) -> dict[str, float]:
-    """Of results.json what is told of a trial: bits_per_byte, perplexity, kl, agreement, accuracy of tasks."""
-    model = results["models"][label]
+    """Of results.json what is told of a trial: bits_per_byte, perplexity, kl, agreement, accuracy of tasks.
+
+    None of what is not finite, and none at all where the model was not measured.
+    """
+    if (model := (results.get("models") or {}).get(label)) is None:
+        return {}
     to_teacher = model.get("to_teacher") or {}
     found = {
         "bits_per_byte": model["supervised"]["bits_per_byte"],
@@ -168,4 +175,8 @@ def figures_of_results(results: Mapping[str, Any], label: str) -> dict[str, floa
     for task, by_label in (results.get("tasks") or {}).items():
         reached = by_label.get(label, {})
         found[task] = reached.get("acc", reached.get("exact_match"))
-    return {name: float(value) for name, value in found.items() if value is not None}
+    return _finite(found)
+
+
+def _finite(figures: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}

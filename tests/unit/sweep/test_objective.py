@@ -1,5 +1,7 @@
 """By what trials can be compared, and where the figures come from."""
 
+import math
+
 import pytest
 
 from distill_tune.errors import UserError
@@ -101,6 +103,14 @@ def test_figures_of_validation_are_those_of_the_model_that_the_run_leaves():
     assert figures_of_metrics(lines[3:], None) == {}
 
 
+@pytest.mark.parametrize("lost", [None, math.nan, math.inf])
+def test_a_last_validation_that_is_not_finite_is_not_made_up_for_by_an_earlier_one(lost):
+    lines = [{"step": 1, "val_ce_loss": 2.0, "val_kd_loss": 0.1}, {"step": 2, "val_ce_loss": lost, "val_kd_loss": lost}]
+    assert figures_of_metrics(lines, None) == {}
+    if lost is None:  # as a run writes it; the best checkpoint is what such a run leaves
+        assert figures_of_metrics(lines, "val_ce_loss") == {"val_ce_loss": 2.0, "val_kd_loss": 0.1}
+
+
 def test_figures_of_an_evaluation_are_read_from_its_results():
     results = {
         "models": {
@@ -120,4 +130,7 @@ def test_figures_of_an_evaluation_are_read_from_its_results():
         "piqa": 0.7,
         "gsm8k": 0.2,
     }
+    assert figures_of_results(results, "elsewhere") == figures_of_results({}, "after") == {}
+    results["models"]["after"]["supervised"] = {"bits_per_byte": math.nan, "perplexity": None}
+    assert "bits_per_byte" not in figures_of_results(results, "after")
     assert figures_of_results(results, "before") == {"bits_per_byte": 2.0, "perplexity": 30.0}
