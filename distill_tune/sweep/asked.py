@@ -12,6 +12,8 @@ from distill_tune.config.files import find_config, local_path, recipes_folder
 from distill_tune.config.keys import KEYS
 from distill_tune.config.load import load_config
 from distill_tune.counts import counted
+from distill_tune.errors import UserError
+from distill_tune.evaluation.named_models import AFTER
 from distill_tune.secrets import without_secrets
 from distill_tune.sweep.folder import training_overrides
 from distill_tune.sweep.objective import Objective, find_objective
@@ -64,7 +66,8 @@ class AskedSweep:
     ) -> "AskedSweep":
         """
         Raises:
-            UserError: the config cannot be read; an objective that there is not, or by which trials cannot be compared.
+            UserError: the config cannot be read; an objective that there is not, or by which trials cannot be
+                compared; a model that would be measured in their place.
         """
         keys = [axis.key.lstrip("+") for axis in axes]
         overrides = [*shared, *overrides_of(to_check(axes)[0])]
@@ -72,6 +75,8 @@ class AskedSweep:
         tasks = config.get("tasks") or []
         names = [Path(str(task)).stem for task in ([tasks] if isinstance(tasks, str) else tasks)]  # or files of YAML
         found = find_objective(objective, names)
+        if AFTER in (config.get("models") or {}):
+            raise UserError(f"models.{AFTER}: would be measured in each trial's place; leave it out")
         found.require_comparable(varied_keys(axes), config)
         folder = folder or local_path(f"{config.get('output_dir', 'outputs')}_sweep")
         repeated = 0 if "seed" in keys else num_repeated
@@ -158,7 +163,8 @@ class AskedSweep:
         """Of what a trial has left; on dataset_val, so that dataset_test stays what no choice was made by."""
         command = ["run", "evaluate", "--config", str(folder / "config.yaml"), "num_answers=0", "measure_speed=False"]
         has_both = None not in (self.config.get("dataset_val"), self.config.get("dataset_test"))
-        return [*command, *self.measuring, *(["~dataset_test"] if has_both else [])]
+        own = ["~evaluation_folder"] if self.config.get("evaluation_folder") is not None else []
+        return [*command, *self.measuring, *(["~dataset_test"] if has_both else []), *own]
 
 
 def _is_of_evaluation(override: str) -> bool:
