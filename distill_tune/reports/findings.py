@@ -15,7 +15,7 @@ from distill_tune.reports.numbers import duration, percent, tidy
 from distill_tune.reports.run_files import RunFiles, is_figure
 from distill_tune.sizes import binary
 
-_FEWEST_STEPS = 50  # of which it is said where losses go
+FEWEST_STEPS = 50  # of which it is said where losses go
 _LITTLE = 0.02  # of a loss: less is no change
 _ERRORS = 3.0  # standard errors of the difference between two means
 _LATER = 2  # validations that have to be worse than the best one
@@ -86,7 +86,7 @@ def _gradient_norm_spikes(run: RunFiles) -> Found:
 
 def _divergence_does_not_fall(run: RunFiles) -> Found:
     lines = [line for line in _with(run, "kd_loss") if line.get("kd_ratio", 1) and line["kd_loss"] > 0]
-    if len(lines) < _FEWEST_STEPS:
+    if len(lines) < FEWEST_STEPS:
         return None
     parts = _fifths([line["kd_loss"] for line in lines])
     first, last = statistics.fmean(parts[0]), statistics.fmean(parts[-1])
@@ -112,7 +112,7 @@ def _cross_entropy_rises_while_the_divergence_falls(run: RunFiles) -> Found:
         of_kd = kd[lowest], kd[-1]
     else:
         lines = [line for line in _with(run, "ce_loss", "kd_loss") if line["ce_loss"] > 0 < line["kd_loss"]]
-        if len(lines) < _FEWEST_STEPS:
+        if len(lines) < FEWEST_STEPS:
             return None
         ces, kds = (_fifths([line[name] for line in lines]) for name in ("ce_loss", "kd_loss"))
         means = [statistics.fmean(part) for part in ces]

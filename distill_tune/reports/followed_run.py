@@ -56,6 +56,7 @@ class FollowedRun:
         files: the run's, as they were at the last :meth:`read`; of a step they have what findings look at.
         state: as it was then.
         last: the newest line that has a step; empty before the first.
+        validated: the newest line that has a validation; empty before the first.
         seconds_silent: since the last line, or, before the first, since the run began.
     """
 
@@ -66,6 +67,7 @@ class FollowedRun:
 
     def _begin_anew(self) -> None:
         self.last: Mapping[str, Any] = {}
+        self.validated: Mapping[str, Any] = {}
         self._lines: list[Mapping[str, Any]] = []
         self._looked_at = 0
         self._findings: list[Finding] = []
@@ -110,6 +112,8 @@ class FollowedRun:
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             return
         self.last = line
+        if "val_loss" in line:
+            self.validated = line
         self._lines.append({name: line[name] for name in _LOOKED_AT if name in line})
         for name in _SHOWN:
             if is_figure(line.get(name)):

@@ -13,7 +13,7 @@ from distill_tune.counts import counted
 from distill_tune.reports import svg
 from distill_tune.reports.curves import Chart, Curve, tokens_at
 from distill_tune.reports.evaluated import Answers, MarkedText, level_of, levels
-from distill_tune.reports.findings import RULES
+from distill_tune.reports.findings import FEWEST_STEPS, RULES
 from distill_tune.reports.numbers import tidy
 from distill_tune.reports.report import MOST_DRAWN, Report, Table
 from distill_tune.reports.run_files import RunFiles
@@ -85,7 +85,13 @@ def _findings(report: Report) -> Iterator[str]:
     items = [(name, finding) for name, findings in report.findings.items() for finding in findings]
     if not items:
         rules = counted(len(RULES), "rule")
-        yield f"<p>None of the {rules} has anything to say: losses, gradients, time and memory look as they should.</p>"
+        told = "losses, gradients, time and memory look as they should."
+        if any(len(run.steps) < FEWEST_STEPS for run in report.runs):
+            told = (
+                "gradients, time and memory look as they should. Losses fall or rise too little to tell before step "
+                f"{FEWEST_STEPS}."
+            )
+        yield f"<p>None of the {rules} has anything to say: {told}</p>"
         return
     yield '<ul class="findings">'
     for name, finding in items:

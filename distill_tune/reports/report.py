@@ -142,8 +142,8 @@ def _mean_of_last(run: RunFiles, name: str) -> Any:
 
 
 def _last(run: RunFiles, name: str) -> Any:
-    values = run.column(name)[1]
-    return values[-1] if values else None
+    """Of the last step that has it; what is not finite there, null in the file, is no earlier step's."""
+    return next((line[name] for line in reversed(run.steps) if name in line), None)
 
 
 def _summary(runs: Sequence[RunFiles]) -> Table:
@@ -267,7 +267,7 @@ def _device(run: RunFiles) -> str:
 
 def _processes(run: RunFiles) -> int:
     count = run.facts.get("processes")
-    return count if isinstance(count, int) else 1
+    return count if isinstance(count, int) and is_figure(count) else 1
 
 
 def _versions(runs: Sequence[RunFiles]) -> Table:

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -20,6 +19,7 @@ from distill_tune.metrics_file import read_metrics
 
 State = Literal["running", "finished", "stopped"]
 _CONFIG, _METRICS = "config.yaml", "metrics.jsonl"
+_LARGEST = 1e150
 _DEEPEST = 3  # folders below one that is searched for runs
 
 
@@ -164,8 +164,8 @@ def opened(folders: Sequence[Path]) -> list[RunFiles]:
 
 
 def is_figure(value: Any) -> TypeGuard[float]:
-    """Whether it is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number, finite and no larger than what can be squared and added up."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _folders_in(parent: Path) -> list[Path]:

@@ -1,7 +1,9 @@
 """What `distill-tune watch` shows of runs: a screen of a terminal, or plain lines for a log."""
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from rich.cells import cell_len
@@ -9,6 +11,7 @@ from rich.text import Text
 
 from distill_tune.reports.braille import Curve, plot
 from distill_tune.reports.followed_run import FollowedRun
+from distill_tune.reports.run_files import is_figure
 from distill_tune.shown_metrics import duration, shown_metrics
 
 _PLOTTED = ("loss", "kd_loss", "ce_loss")
@@ -66,13 +69,18 @@ def _progress(run: FollowedRun) -> dict[str, str]:
 
 
 def _validation(run: FollowedRun) -> str:
-    """The last one's losses; empty before the first."""
-    found = []
-    for name in _PLOTTED:
-        steps, values = run.column(f"val_{name}")
-        if values and values[-1]:
-            found.append((int(steps[-1]), f"{name.removesuffix('_loss')} {values[-1]:.3f}"))
-    return f"validation at step {found[0][0]}: {_GAP.join(text for _, text in found)}" if found else ""
+    """The last one's losses, without a part that has no weight; empty before the first."""
+    found = [
+        f"{name.removesuffix('_loss')} {_loss(value)}"
+        for name in _PLOTTED
+        if (value := run.validated.get(f"val_{name}", 0)) != 0
+    ]
+    return f"validation at step {run.validated['step']}: {_GAP.join(found)}" if found else ""
+
+
+def _loss(value: Any) -> str:
+    """What is not finite is null in a file."""
+    return f"{value if is_figure(value) else math.nan:.3f}"
 
 
 def _details(run: FollowedRun, width: int) -> list[Text]:
@@ -133,8 +141,7 @@ def _parts(run: FollowedRun) -> Mapping[str, str]:
     progress = _progress(run)
     parts = {"name": run.files.name, "state": run.state, "step": progress["step"], "left": progress.get("left", "")}
     parts |= shown_metrics(run.last)
-    _, validated = run.column("val_loss")
-    return parts | ({"validation": f"val {validated[-1]:.3f}"} if validated else {})
+    return parts | ({"validation": f"val {_loss(run.validated['val_loss'])}"} if run.validated else {})
 
 
 def _plots(runs: Sequence[FollowedRun], width: int, height: int) -> list[Text]:

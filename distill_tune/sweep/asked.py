@@ -12,12 +12,14 @@ from distill_tune.config.files import find_config, local_path, recipes_folder
 from distill_tune.config.keys import KEYS
 from distill_tune.config.load import load_config
 from distill_tune.counts import counted
+from distill_tune.errors import UserError
+from distill_tune.evaluation.named_models import AFTER
 from distill_tune.secrets import without_secrets
 from distill_tune.sweep.folder import training_overrides
 from distill_tune.sweep.objective import Objective, find_objective
 from distill_tune.sweep.search import Search
 from distill_tune.sweep.trials import Trial, Trials
-from distill_tune.sweep.values import Axis, Settings, grid_size, overrides_of, to_check
+from distill_tune.sweep.values import Axis, Settings, grid_size, overrides_of, to_check, varied_keys
 
 NUM_OTHER_SEEDS = 2  # with which the best settings are run again
 
@@ -64,7 +66,8 @@ class AskedSweep:
     ) -> "AskedSweep":
         """
         Raises:
-            UserError: the config cannot be read; an objective that there is not, or by which trials cannot be compared.
+            UserError: the config cannot be read; an objective that there is not, or by which trials cannot be
+                compared; a model that would be measured in their place.
         """
         keys = [axis.key.lstrip("+") for axis in axes]
         overrides = [*shared, *overrides_of(to_check(axes)[0])]
@@ -72,7 +75,9 @@ class AskedSweep:
         tasks = config.get("tasks") or []
         names = [Path(str(task)).stem for task in ([tasks] if isinstance(tasks, str) else tasks)]  # or files of YAML
         found = find_objective(objective, names)
-        found.require_comparable(keys)
+        if AFTER in (config.get("models") or {}):
+            raise UserError(f"models.{AFTER}: would be measured in each trial's place; leave it out")
+        found.require_comparable(varied_keys(axes), config)
         folder = folder or local_path(f"{config.get('output_dir', 'outputs')}_sweep")
         repeated = 0 if "seed" in keys else num_repeated
         measuring = [override for override in shared if _is_of_evaluation(override)]
@@ -131,7 +136,7 @@ class AskedSweep:
     @property
     def _why_not_pruned(self) -> str | None:
         by = find_objective("val_ce_loss", ())
-        if unlike := next((axis.key for axis in self.axes if by.unlike(axis.key)), None):
+        if unlike := next((axis.key for axis in self.axes if by.unlike(axis.key, self.config)), None):
             return f"val_ce_loss means another thing where {unlike} varies"
         if self.config.get("dataset_val") is None or not self.config.get("run_val_every_n_steps"):
             return "that takes dataset_val and run_val_every_n_steps"
@@ -158,7 +163,8 @@ class AskedSweep:
         """Of what a trial has left; on dataset_val, so that dataset_test stays what no choice was made by."""
         command = ["run", "evaluate", "--config", str(folder / "config.yaml"), "num_answers=0", "measure_speed=False"]
         has_both = None not in (self.config.get("dataset_val"), self.config.get("dataset_test"))
-        return [*command, *self.measuring, *(["~dataset_test"] if has_both else [])]
+        own = ["~evaluation_folder"] if self.config.get("evaluation_folder") is not None else []
+        return [*command, *self.measuring, *(["~dataset_test"] if has_both else []), *own]
 
 
 def _is_of_evaluation(override: str) -> bool:

@@ -12,6 +12,7 @@ from distill_tune.sweep.best import OF_THE_SWEEP
 from distill_tune.sweep.trials import Trial
 from distill_tune.sweep.values import overrides_of
 
+_RESULTS = "evaluation_folder"  # of a config's own; a trial's are read in its folder
 _MAY_CHANGE = SECTIONS["What is written"].keys() - {"keep_best"}
 
 
@@ -63,11 +64,11 @@ def require_free(keys: Sequence[str], overrides: Sequence[str]) -> None:
         UserError: a key of the command line is one that each trial is given by the sweep.
     """
     given = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    for key in OF_THE_SWEEP:
+    for key in (*OF_THE_SWEEP, _RESULTS):
         if key in given and key != "keep_last_n":
             raise UserError(f"{key}: each trial has its own below --folder, and goes on from there; leave it out")
     for key in (key.lstrip("+") for key in keys):
-        if key in OF_THE_SWEEP:
+        if key in (*OF_THE_SWEEP, _RESULTS):
             raise UserError(f"{key}: cannot vary; each trial has its own folder below --folder")
 
 

@@ -135,9 +135,8 @@ class Schedule:
         trial.seconds += running.seconds
         self._steps.pop(trial.number, None)
         if status == 0:
-            trial.figures = dict(self._measure(trial))
-            found = self._objective.name in trial.figures
-            trial.state, trial.said = ("finished", "") if found else ("failed", f"has no {self._objective.name}")
+            trial.figures, trial.said = self._figures(trial)
+            trial.state = "failed" if trial.said else "finished"
         elif trial.number in self._pruned:
             trial.state = "pruned"
         elif told:
@@ -146,6 +145,15 @@ class Schedule:
             trial.state, trial.said = "failed", running.said or f"ended with {status}"
         self._trials.write()
         self._say(f"{trial.name}: {self._told(trial)}")
+
+    def _figures(self, trial: Trial) -> tuple[dict[str, float], str]:
+        """What a trial reached, and why that is not the objective, if it is not."""
+        try:
+            figures = dict(self._measure(trial))
+        except Exception as error:  # whatever is wrong with its files, the other trials go on
+            return {}, f"its figures cannot be read: {type(error).__name__}: {error}"
+        name = self._objective.name
+        return figures, "" if name in figures else f"has no {name}, or none that is finite"
 
     def _told(self, trial: Trial) -> str:
         if trial.state == "finished":

@@ -172,6 +172,23 @@ def _plain(value: object) -> object:
     return OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
 
 
+def varied_keys(axes: Sequence[Axis]) -> list[str]:
+    """What differs between trials: of mappings the keys below that are not the same in all of them."""
+    from distill_tune.training.state import changes_between
+
+    found = []
+    for axis in axes:
+        texts = axis.texts if isinstance(axis, Values) else ()
+        values = [_plain(read_value(f"{axis.key}={text}")) for text in texts]
+        key = axis.key.lstrip("+")
+        if values and all(isinstance(value, Mapping) for value in values):
+            changes = (changes_between({key: values[0]}, {key: value}) for value in values[1:])
+            found += sorted({below for of_one in changes for below, _ in of_one})
+        else:
+            found.append(key)
+    return found
+
+
 def overrides_of(settings: Settings) -> list[str]:
     return [f"{key}={text}" for key, text in settings.items()]
 

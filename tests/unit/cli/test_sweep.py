@@ -9,6 +9,7 @@ import yaml
 from distill_tune.cli.main import main
 from distill_tune.config.files import find_config
 from distill_tune.config.load import load_config
+from distill_tune.sweep.trials import Trials
 
 
 @pytest.fixture
@@ -35,6 +36,9 @@ def told(capsys, *arguments):
         (["kd_ratio=0.5,0.6", "--objective", "kl", "~teacher_model"], "teacher_model: missing"),
         (["output_dir=a,b"], "output_dir: cannot vary"),
         (["kd_ratio=0.5,0.6", "resume=auto"], "resume: each trial has its own"),
+        (["kd_ratio=0.5,0.6", "evaluation_folder=results"], "evaluation_folder: each trial has its own"),
+        (["kd_ratio=0.5,0.6", "models={after: outputs/mine}"], "models.after: would be measured in each trial's place"),
+        (["tokenizer.max_seq_len=64,128"], "cannot compare trials where tokenizer.max_seq_len varies"),
         (["optimizer.lr=1e-5..1e-3"], "a range has no grid"),
         (["kd_ratio=0.5,0.6", "--random", "0"], "--random: 0: must be a whole number of at least 1"),
         (["kd_ratio=0.5,0.6", "--random", "3"], "there are 2 combinations"),
@@ -64,10 +68,19 @@ def test_a_plan_tells_what_all_trials_take_and_runs_none(config, capsys, tmp_pat
     assert not (tmp_path / "out_sweep").exists()
 
 
+def test_a_trials_results_are_read_where_they_are_written_whatever_its_config_says(config, capsys, monkeypatch):
+    commands = []
+    monkeypatch.setattr("distill_tune.sweep.run.run_sweep", commands.append)
+    config.write_text(config.read_text() + "\nevaluation_folder: elsewhere\n")
+    main(["sweep", "kd_single_device", "--config", str(config), "kd_ratio=0.5,0.6"])
+    (asked,) = commands
+    trials = Trials(asked.folder)
+    assert asked.commands_of(trials, trials.add({"kd_ratio": "0.5"}, 0))[1][-1] == "~evaluation_folder"
+
+
 def test_trials_are_runs_of_their_own_of_which_a_failure_ends_one(config, command_server, tmp_path):
-    line = ["-m", "distill_tune", "sweep", "kd_single_device", "--config", config]
-    line += ["optimizer.lr=1e-3,1e30", "max_bad_steps=1", "epochs=2"]
-    line += ["--objective", "val_ce_loss", "--repeat", 0, "--folder", "lr"]
+    line = ["-m", "distill_tune", "sweep", "kd_single_device", "--config", config, "optimizer.lr=1e-3,1e30"]
+    line += ["max_bad_steps=1", "--objective", "val_ce_loss", "--repeat", 0, "--folder", "lr", "epochs=2"]
     done = command_server.start([*map(str, line)], tmp_path, os.environ, output=tmp_path, starting=3).completed()
     assert done.returncode == 0, done.stderr
     first, second = (json.loads(trial) for trial in (tmp_path / "lr" / "trials.jsonl").read_text().splitlines())

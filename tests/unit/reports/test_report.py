@@ -230,7 +230,23 @@ def test_markdown_of_a_run_without_pictures_has_none(tmp_path):
     assert "![" not in markdown_of(report, {})
 
 
-@pytest.mark.parametrize("odd", ["text", -1, 1e400, [], {}, None, [None], {"a": [1]}])
+@pytest.mark.parametrize("steps", [20, 60])
+def test_of_few_steps_it_is_said_that_losses_were_not_looked_at(tmp_path, steps):
+    text = text_of(page_of(write_run(tmp_path / "run", steps)))
+    assert "None of the 10 rules has anything to say" in text
+    assert ("Losses fall or rise too little to tell before step 50." in text) is (steps == 20)
+    assert ("losses, gradients, time and memory look as they should" in text) is (steps == 60)
+
+
+def test_a_last_validation_that_is_not_finite_is_no_earlier_ones(tmp_path):
+    lines = [line(1, val_ce_loss=7.125, val_kd_loss=6.125), line(2, val_ce_loss=None, val_kd_loss=6.25)]
+    rows = report_of(opened([write_run(tmp_path / "run", lines)])).summary.rows
+    assert [cell.text for cell in rows[0] if "." in cell.text and cell.text.startswith(("6", "7"))] == ["6.25"]
+
+
+@pytest.mark.parametrize(
+    "odd", ["text", -1, 1e308, pytest.param(10**400, id="huge"), 1e400, [], {}, None, [None], {"a": [1]}]
+)
 def test_figures_of_another_kind_than_expected_are_left_out(tmp_path, odd):
     facts = dict.fromkeys(FACTS, odd)
     lines = [line(1), dict.fromkeys(line(1), odd) | {"step": 2}, line(3)]

@@ -101,3 +101,10 @@ def test_a_run_without_a_step_or_with_a_loss_that_is_not_finite_is_shown(runs, t
     assert figures == "  loss nan  kd nan  ce 2.000"
     assert alarm.startswith("  alarm: 1 step of 1 had a loss or gradient that is not finite")
     assert "grad norm" not in "".join(seen([run], 80, 24))
+
+
+def test_a_last_validation_that_is_not_finite_is_told_and_no_earlier_one(runs):
+    lines = [*VALIDATED, line(101, val_loss=None, val_kd_loss=None)]
+    found = runs(number=2, lines=lines)
+    assert plain(found[0]).splitlines()[2] == "  validation at step 101: loss nan  kd nan"
+    assert seen(found, 120, 24)[0].endswith("  val nan")

@@ -4,7 +4,7 @@ import pytest
 
 from distill_tune.disk import release_lock
 from distill_tune.errors import UserError
-from distill_tune.sweep.folder import claim, training_overrides
+from distill_tune.sweep.folder import claim, require_free, training_overrides
 from distill_tune.sweep.trials import Trial, Trials
 
 CONFIG = {"kd_ratio": 0.5, "batch_size": 4, "output_dir": "out", "save_every_n_steps": 5, "optimizer": {"lr": 1e-3}}
@@ -58,6 +58,13 @@ def test_two_at_a_time_are_refused(again, tmp_path):
         fcntl.flock(stream, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another sweep is writing there"):
             again()
+
+
+def test_where_results_are_written_is_each_trials_own():
+    with pytest.raises(UserError, match="evaluation_folder: each trial has its own"):
+        require_free(["kd_ratio"], ["evaluation_folder=results"])
+    with pytest.raises(UserError, match="evaluation_folder: cannot vary"):
+        require_free(["evaluation_folder"], [])
 
 
 def test_what_a_config_says_itself_is_left_as_it_is(tmp_path):

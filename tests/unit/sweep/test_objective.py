@@ -1,5 +1,7 @@
 """By what trials can be compared, and where the figures come from."""
 
+import math
+
 import pytest
 
 from distill_tune.errors import UserError
@@ -26,12 +28,59 @@ def test_the_mixed_loss_is_refused_where_its_parts_are_weighed_otherwise(key):
         ("bits_per_byte", "dataset_val.source", False),
         ("bits_per_byte", "dataset_test", False),
         ("bits_per_byte", "teacher_model", True),
+        ("bits_per_byte", "tokenizer.max_seq_len", False),
+        ("bits_per_byte", "window", False),
+        ("bits_per_byte", "stride", False),
+        ("bits_per_byte", "dtype", True),
+        ("bits_per_byte", "teacher_quantizer", True),
         ("kl", "teacher_model.path", False),
+        ("kl", "teacher_quantizer.groupsize", False),
+        ("kl", "teacher_dtype", False),
+        ("kl", "dtype", False),
+        ("kl", "teacher_tokenizer", False),
+        ("kl", "teacher_combination", False),
+        ("kl", "models.teacher", False),
+        ("kl", "student_prompt_template", False),
+        ("kl", "tokenizer.path", False),
+        ("kl", "tokenizer.max_seq_len", False),
+        ("kl", "window", False),
+        ("kl", "stride", False),
+        ("kl", "teacher_cache", True),
         ("kl", "kd_loss", True),
+        ("val_kd_loss", "teacher_quantizer", False),
+        ("val_kd_loss", "teacher_dtype", False),
+        ("val_kd_loss", "dtype", False),
+        ("val_kd_loss", "teacher_combination", False),
+        ("val_kd_loss", "teacher_cache", False),
+        ("val_kd_loss", "cache.top_k", False),
+        ("val_kd_loss", "cache_bytes", True),
+        ("val_kd_loss", "teacher_max_seq_len", False),
+        ("val_kd_loss", "student_prompt_template", True),  # in training the teacher reads the rows' own prompt
+        ("val_loss", "teacher_quantizer", False),
+        ("val_ce_loss", "teacher_quantizer", True),
+        ("piqa", "window", False),
+        ("piqa", "tasks_in_chat", False),
+        ("piqa", "tokenizer.path", True),
     ],
 )
 def test_figures_are_comparable_where_they_mean_the_same(objective, key, is_comparable):
-    assert (OBJECTIVES[objective].unlike(key) is None) is is_comparable
+    assert (find_objective(objective, ["piqa"]).unlike(key) is None) is is_comparable
+
+
+@pytest.mark.parametrize(
+    ("objective", "key", "instead"),
+    [
+        ("bits_per_byte", "tokenizer.max_seq_len", {"window": 64}),
+        ("kl", "tokenizer.max_seq_len", {"window": 64}),
+        ("kl", "dtype", {"teacher_dtype": "fp32"}),
+        ("kl", "+student_prompt_template", {"teacher_prompt_template": "{input}"}),
+    ],
+)
+def test_a_key_may_vary_where_another_one_keeps_its_figure_the_same(objective, key, instead):
+    with pytest.raises(UserError, match=f"; set {next(iter(instead))}"):
+        OBJECTIVES[objective].require_comparable([key], {"kd_ratio": 0.5})
+    OBJECTIVES[objective].require_comparable([key], instead)
+    assert OBJECTIVES["val_ce_loss"].unlike("tokenizer.max_seq_len", {"window": 64})  # which cuts its rows
 
 
 def test_an_unknown_objective_is_told_with_those_that_there_are():
@@ -54,6 +103,14 @@ def test_figures_of_validation_are_those_of_the_model_that_the_run_leaves():
     assert figures_of_metrics(lines[3:], None) == {}
 
 
+@pytest.mark.parametrize("lost", [None, math.nan, math.inf])
+def test_a_last_validation_that_is_not_finite_is_not_made_up_for_by_an_earlier_one(lost):
+    lines = [{"step": 1, "val_ce_loss": 2.0, "val_kd_loss": 0.1}, {"step": 2, "val_ce_loss": lost, "val_kd_loss": lost}]
+    assert figures_of_metrics(lines, None) == {}
+    if lost is None:  # as a run writes it; the best checkpoint is what such a run leaves
+        assert figures_of_metrics(lines, "val_ce_loss") == {"val_ce_loss": 2.0, "val_kd_loss": 0.1}
+
+
 def test_figures_of_an_evaluation_are_read_from_its_results():
     results = {
         "models": {
@@ -73,4 +130,7 @@ def test_figures_of_an_evaluation_are_read_from_its_results():
         "piqa": 0.7,
         "gsm8k": 0.2,
     }
+    assert figures_of_results(results, "elsewhere") == figures_of_results({}, "after") == {}
+    results["models"]["after"]["supervised"] = {"bits_per_byte": math.nan, "perplexity": None}
+    assert "bits_per_byte" not in figures_of_results(results, "after")
     assert figures_of_results(results, "before") == {"bits_per_byte": 2.0, "perplexity": 30.0}

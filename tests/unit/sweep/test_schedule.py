@@ -68,7 +68,15 @@ def test_a_run_that_leaves_no_figure_has_failed(sweeping):
     schedule.run(
         functools.partial(next_planned, POINTS[:1], sweeping.trials, sweeping.objective, schedule.tried), asked()
     )
-    assert sweeping.said[-1] == "trial_1: failed: has no other"
+    assert sweeping.said[-1] == "trial_1: failed: has no other, or none that is finite"
+
+
+def test_a_trial_whose_figures_cannot_be_read_has_failed_and_the_others_go_on(sweeping):
+    figures = {"0.1": {}, "0.5": {"bits_per_byte": 1.0}, "0.9": {"bits_per_byte": 2.0}}
+    sweeping.value = lambda trial: figures[trial.settings["kd_ratio"]]["bits_per_byte"]
+    go(sweeping)
+    assert states(sweeping) == ["failed", "finished", "finished"]
+    assert sweeping.said[1] == "trial_1: failed: its figures cannot be read: KeyError: 'bits_per_byte'"
 
 
 def test_a_signal_stops_what_runs_and_starts_nothing_more_and_the_same_command_goes_on_with_it_first(sweeping):
