@@ -16,7 +16,8 @@ from distill_tune.disk import put_in_place
 from distill_tune.errors import UserError, one_line
 from distill_tune.export.before import remarks
 from distill_tune.export.card import model_card
-from distill_tune.export.compared import NONE, Agreement, Check, compare
+from distill_tune.export.check import Check
+from distill_tune.export.compared import NONE, Agreement, compare
 from distill_tune.export.formats import Format, find_format
 from distill_tune.export.record import FAILED, RECORD, write_record
 from distill_tune.export.settings import Settings
