@@ -87,6 +87,24 @@ def test_shards_have_an_index_and_open(run, tmp_path):
     assert torch.equal(logits(by_transformers(tmp_path / "out")), logits(by_transformers(run / "model")))
 
 
+@pytest.mark.parametrize("size", ["many", "5", "0GB", "-1GB", "nanGB"])
+def test_a_size_of_shards_that_is_none_ends_with_2_before_anything_is_read(tmp_path, capsys, size):
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(tmp_path / "nowhere"), "--to", "hf", f"--max-shard-size={size}"])
+    assert ended.value.code == 2
+    assert f"--max-shard-size {size}: must be a number above 0 and KB, MB, GB or TB" in capsys.readouterr().err
+
+
+def test_a_failure_amid_the_writing_leaves_nothing(base, tmp_path, monkeypatch):
+    def full(*arguments, **settings):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("distill_tune.training.export.save_torch_state_dict", full)
+    with pytest.raises(OSError, match="no space left"):
+        export(base, "hf", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_adapter_opens_with_peft_on_its_base(base, run, tmp_path):
     from peft import PeftModel
 
@@ -153,7 +171,7 @@ def test_torchao_folders_are_what_transformers_loads(tmp_path, kind, most, tenso
     assert type(opened.lm_head.weight).__name__ == "Parameter"
     assert opened.lm_head.weight is opened.model.embed_tokens.weight
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
-    assert not (tmp_path / "out.partial.merged").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
 @pytest.mark.torchao
