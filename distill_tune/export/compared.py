@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from distill_tune.export.check import Check
 from distill_tune.export.opened import Opened
 from distill_tune.export.source import Source
 from distill_tune.export.texts import TEXTS, Rows, written_turns
@@ -28,19 +29,6 @@ class Agreement:
 
 
 NONE = Agreement(0, math.nan, math.nan, math.nan)  # of what could not be opened
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """A row of the table that is printed.
-
-    Attributes:
-        found: what was seen, in words.
-    """
-
-    name: str
-    found: str
-    passed: bool
 
 
 def agreement(source: Iterable[torch.Tensor], exported: Iterable[torch.Tensor]) -> Agreement:
@@ -73,6 +61,8 @@ def compare(
     read = [row[: opened.longest] for row in rows.tokens]
     measured = agreement([of_row[: opened.longest] for of_row in logits], map(opened.logits, read))
     checks = [*_of_tokenizer(source, opened), *_of_stops(stops, opened)]
+    if opened.settings is not None:
+        checks.append(opened.settings)
     within = measured.kl <= max_kl  # not for what is no number
     told = f"mean KL {measured.kl:.2g} nats a token (bound {max_kl:g}), on {measured.tokens:,} tokens of {rows.told}"
     checks.append(Check("distributions", told, within))
@@ -97,6 +87,7 @@ def _of_stops(stops: Sequence[int], opened: Opened) -> list[Check]:
     if opened.stops is None:
         return []
     found = f"{', '.join(map(str, sorted(opened.stops))) or 'none'}"
-    is_same = opened.stops == set(stops)
+    room = len(stops) if opened.room is None else opened.room
+    is_same = opened.stops <= set(stops) and len(opened.stops) >= min(len(set(stops)), room)
     wanted = "" if is_same else f"; it should be {', '.join(map(str, sorted(stops))) or 'none'}"
     return [Check("end tokens", f"{found}{wanted}", is_same)]

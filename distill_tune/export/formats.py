@@ -1,6 +1,7 @@
 """The table of formats: what each is, how it is written and opened, and how far it may be from its source."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from distill_tune.export.gguf import KINDS
 from distill_tune.export.opened import Opened
 from distill_tune.export.settings import Settings
 from distill_tune.export.source import Source
+
+# Kinds that llama.cpp's quantiser alone makes: q4_k_m, iq4_xs, tq1_0.
+_OF_LLAMA_CPP = re.compile(r"q\d_k(_(xs|s|m|l))?|iq\d_\w+|tq\d_0|mxfp4_moe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,5 +112,10 @@ def find_format(named: str, any_gguf: bool = False) -> tuple[Format, str]:
             return found, ""
         if name == "gguf" and kind and any_gguf:
             return found, kind.lower()
+        if name == "gguf" and _OF_LLAMA_CPP.fullmatch(kind.lower()):
+            raise UserError(
+                f"--to {named}: is written by llama.cpp's own tools alone; add --llama-cpp DIR, its folder, or take "
+                f"one of {', '.join(found.spelled())}"
+            )
     spelled = [text for one in FORMATS for text in one.spelled()]
     raise UserError(f"--to {named}: no such format{did_you_mean(nearest(named, spelled))}; {', '.join(spelled)}")

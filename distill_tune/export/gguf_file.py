@@ -10,18 +10,22 @@ import torch
 from distill_tune.errors import UserError
 from distill_tune.export import hf_folder
 from distill_tune.export.beside import write_terms
-from distill_tune.export.gguf import LlamaCpp, write_gguf, write_modelfile
-from distill_tune.export.gguf.metadata import score_factor
+from distill_tune.export.check import Check
+from distill_tune.export.gguf import LlamaCpp, otherwise_said, write_gguf, write_modelfile
+from distill_tune.export.gguf.metadata import context_length, score_factor
 from distill_tune.export.gguf.metadata import settings as metadata
 from distill_tune.export.opened import Opened, open_with_transformers
 from distill_tune.export.settings import Settings
 from distill_tune.export.source import Source
+from distill_tune.models.decoder_config import decoder_config
+from distill_tune.models.gguf import gguf_ends
 from distill_tune.models.gguf_config import gguf_config
 from distill_tune.models.gguf_names import ARCHITECTURES
 
 # Nats a token, as torchao's; those of 4 bits and llama.cpp's own kinds have the last one.
 _MAX_KL = {"f32": hf_folder.SAME, "f16": 0.005, "bf16": 0.005, "q8_0": 0.05, "q5_1": 0.2, "q5_0": 0.2}
 _OF_FEW_BITS = 1.0
+_ROOM = 3  # for the ends of an answer
 _OF_MISTRAL = ("sliding_window", "layer_types")  # beyond whose length a file is not read
 
 
@@ -59,15 +63,40 @@ def write(source: Source, folder: Path, settings: Settings) -> list[str]:
 
 
 def open_written(source: Source, folder: Path, settings: Settings, device: torch.device) -> Opened:
-    """Weights, tokenizer and chat template by transformers' reader; the ends beyond the first stand in the Modelfile.
+    """Weights, tokenizer and chat template by transformers' reader, ends and settings by our own.
 
-    Not the settings, of which its reader leaves out rope's scaling, biases, caps and more: those of the source are
-    taken. That the file has them is compared when it is written.
+    Of settings the former leaves out rope's scaling, biases, caps and more: those of the source are taken, and what
+    the file says is compared with them. The ends that it has no room for stand in the Modelfile.
     """
-    name = _name(source, settings)
-    opened = open_with_transformers(folder, device, gguf_file=name, config=_settings_for(source))
-    longest = gguf_config(folder / name)["max_position_embeddings"]
-    return dataclasses.replace(opened, stops=None, longest=longest)
+    file = folder / _name(source, settings)
+    config = gguf_config(file)
+    opened = open_with_transformers(folder, device, gguf_file=file.name, config=_settings_for(source))
+    ends, room = gguf_ends(file), _ROOM
+    if settings.llama_cpp is not None:  # whose converter adds the ends of a family, and leaves others to be guessed
+        ends, room = ends[:1], 1
+    return dataclasses.replace(
+        opened,
+        stops=frozenset(ends),
+        room=room,
+        longest=min(config["max_position_embeddings"], context_length(source.config(), source.decoder)),
+        settings=_compared(source, config),
+    )
+
+
+def _compared(source: Source, config: dict[str, Any]) -> Check:
+    """
+    Args:
+        config: what the file says.
+    """
+    said, own = config["max_position_embeddings"], source.config().get("max_position_embeddings") or 0
+    read, longest = decoder_config(config), context_length(source.config(), source.decoder)
+    if said > (own := max(own, source.decoder.max_seq_len)):
+        return Check("settings", f"a length of {said} tokens, not {own}", False)
+    if fault := otherwise_said(source.decoder, read, min(longest, read.max_seq_len)):
+        return Check("settings", fault, False)
+    if said > longest:
+        return Check("settings", f"the source's, up to {longest} tokens: llama.cpp leaves its windows out", True)
+    return Check("settings", "the source's", True)
 
 
 def max_kl(source: Source, settings: Settings) -> float:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from distill_tune.export.check import Check
+
 Logits = Callable[[Sequence[int]], torch.Tensor]
 
 
@@ -22,14 +24,18 @@ class Opened:
         logits: of a row of tokens ``[s, v]``, float32, on the CPU.
         tokenizer: transformers', as the tool makes it of the folder.
         stops: the tokens at which the tool ends an answer; None where the folder does not name them.
+        room: how many of the ends the folder can name.
         longest: row that it can read, where that is less than the source can.
+        settings: what was found of them, where the tool computes the logits with the source's and not the folder's.
     """
 
     tool: str
     logits: Logits
     tokenizer: Any
     stops: frozenset[int] | None = None
+    room: int | None = None
     longest: int | None = None
+    settings: Check | None = None
 
 
 def open_with_transformers(folder: Path, device: torch.device, **settings: Any) -> Opened:

@@ -16,10 +16,11 @@ from distill_tune.disk import put_in_place
 from distill_tune.errors import UserError, one_line
 from distill_tune.export.before import remarks
 from distill_tune.export.card import model_card
-from distill_tune.export.compared import NONE, Agreement, Check, compare
+from distill_tune.export.check import Check
+from distill_tune.export.compared import NONE, Agreement, compare
 from distill_tune.export.formats import Format, find_format
 from distill_tune.export.record import FAILED, RECORD, write_record
-from distill_tune.export.settings import Settings
+from distill_tune.export.settings import Settings, require_size
 from distill_tune.export.source import Source, open_source
 from distill_tune.export.texts import rows_for
 from distill_tune.qat.note import trained_for
@@ -78,6 +79,7 @@ def export(
     Raises:
         UserError: before anything is written: there is no such format or model, or the format cannot hold it.
     """
+    require_size(max_shard_size)
     form, kind = find_format(to, any_gguf=llama_cpp is not None)
     source = open_source(path, as_adapter=form.holds_factors)
     settings = Settings(kind, _dtype(form, source, to, dtype), max_shard_size, base_model, llama_cpp)
@@ -92,8 +94,10 @@ def export(
     if max_kl is None:
         max_kl = _AS_TRAINED if scheme else form.max_kl(source, settings)
     logits = source.logits(rows.tokens, device, scheme)
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    beside = output.with_name(f"{output.name}.partial")  # also has what formats write beside their folder
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    partial = beside / output.name
     try:
         for line in form.write(source, partial, settings):
             print(line)
@@ -116,7 +120,7 @@ def export(
         if result.passed and (failed / RECORD).is_file():
             shutil.rmtree(failed)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
     files = [file for file in sorted(result.folder.rglob("*")) if file.is_file()]
     sizes = {file.relative_to(result.folder).as_posix(): file.stat().st_size for file in files}
     of_weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))

@@ -12,9 +12,10 @@ from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models, qat
-from distill_tune.config.files import is_model_folder, no_model_at
+from distill_tune.config.files import is_model_folder
 from distill_tune.data.tokenizer import HFTokenizer, hf_tokenizer
 from distill_tune.errors import UserError
+from distill_tune.export.nothing import nothing_at
 from distill_tune.models.adapter_folder import has_adapter
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import Conversion, conversion_of
@@ -112,7 +113,12 @@ def open_source(path: Path, as_adapter: bool = False) -> Source:
     """
     folder, run = _folder_and_run(path, as_adapter)
     if not is_model_folder(folder):
-        raise UserError(f"export {path}: {no_model_at(path)}")
+        if as_adapter and run and is_model_folder(run / _MODEL):
+            raise UserError(
+                f"export {path}: this run trained every parameter and left {run / _MODEL} alone: there is no adapter; "
+                "take --to hf, or a run that trains with LoRA"
+            )
+        raise UserError(f"export {path}: {nothing_at(path)}")
     checkpoint = Checkpoint.read(_KEY, _KEY, folder)
     model = models.checked_on_meta(_KEY, _component_of(folder), checkpoint)
     has_own = bool(files_of(folder, VOCABULARIES))

@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from distill_tune.config.files import is_model_folder, no_model_at
+from distill_tune.config.files import is_model_folder
 from distill_tune.errors import UserError, one_line
+from distill_tune.export.nothing import nothing_at
 from distill_tune.export.record import FAILED, read_record
 from distill_tune.secrets import hide_secrets
 
@@ -61,7 +62,7 @@ def _require_sound(folder: Path) -> None:
     """
     record = read_record(folder)
     if record is None and not is_model_folder(folder):
-        raise UserError(f"upload {folder}: {no_model_at(folder)}")
+        raise UserError(f"upload {folder}: {nothing_at(folder)}")
     if record is None:
         print(f"{folder}: has no export.json: nobody has compared it with its source, as `distill-tune export` does")
     elif not record.get("passed") or folder.name.endswith(FAILED):

@@ -13,6 +13,8 @@ from tiny_tokenizer import TEMPLATE
 from distill_tune.cli.main import main
 from distill_tune.errors import UserError
 from distill_tune.export.formats import find_format
+from distill_tune.export.gguf import write_gguf
+from distill_tune.export.gguf.tokenizer import Tokenizer
 from distill_tune.export.ship import export
 
 LLAMA3_ROPE = {
@@ -85,6 +87,24 @@ def test_shards_have_an_index_and_open(run, tmp_path):
     assert torch.equal(logits(by_transformers(tmp_path / "out")), logits(by_transformers(run / "model")))
 
 
+@pytest.mark.parametrize("size", ["many", "5", "0GB", "-1GB", "nanGB"])
+def test_a_size_of_shards_that_is_none_ends_with_2_before_anything_is_read(tmp_path, capsys, size):
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(tmp_path / "nowhere"), "--to", "hf", f"--max-shard-size={size}"])
+    assert ended.value.code == 2
+    assert f"--max-shard-size {size}: must be a number above 0 and KB, MB, GB or TB" in capsys.readouterr().err
+
+
+def test_a_failure_amid_the_writing_leaves_nothing(base, tmp_path, monkeypatch):
+    def full(*arguments, **settings):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("distill_tune.training.export.save_torch_state_dict", full)
+    with pytest.raises(OSError, match="no space left"):
+        export(base, "hf", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_adapter_opens_with_peft_on_its_base(base, run, tmp_path):
     from peft import PeftModel
 
@@ -151,7 +171,7 @@ def test_torchao_folders_are_what_transformers_loads(tmp_path, kind, most, tenso
     assert type(opened.lm_head.weight).__name__ == "Parameter"
     assert opened.lm_head.weight is opened.model.embed_tokens.weight
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
-    assert not (tmp_path / "out.partial.merged").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
 @pytest.mark.torchao
@@ -262,6 +282,69 @@ def test_gguf_files_hold_the_same_weights_and_tokenizer(tmp_path, name):
     assert sorted(result.files) == ["Modelfile", "README.md", "export.json", f"{name}-f32.gguf"]
 
 
+SAID = {
+    "rope.freq_base": (70_000.0, "ropes: GGUF says"),
+    "attention.layer_norm_rms_epsilon": (1e-2, "norm_eps: GGUF says 0.0099"),
+    "context_length": (4096, "a length of 4096 tokens, not 128"),
+}
+
+
+def saying(**otherwise):
+    """In place of what writes the settings of a GGUF file: with others."""
+    from distill_tune.export.gguf import write
+
+    add_settings = write._add_settings
+    return lambda writer, values: add_settings(writer, values | otherwise)
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_gguf_files_with_other_settings_than_the_source_fail(tmp_path, monkeypatch, name):
+    value, told = SAID[name]
+    monkeypatch.setattr("distill_tune.export.gguf.write._add_settings", saying(**{name: value}))
+    result = export(write_base(tmp_path / "model", "llama3"), "gguf:f32", tmp_path / "out")
+    (failed,) = (check for check in result.checks if not check.passed)
+    assert (failed.name, failed.found[: len(told)]) == ("settings", told)
+
+
+class InsteadOfLlamaCpp:
+    """Its converter: by our own writer, with the length of the model's and without its windows."""
+
+    def __init__(self, **otherwise):
+        self.otherwise = otherwise
+
+    def write(self, folder, file, kind):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("distill_tune.export.gguf.write._add_settings", saying(**self.otherwise))
+            return write_gguf(folder, file, kind).lines()
+
+
+def test_files_of_llama_cpp_are_held_against_the_source_too(tmp_path, monkeypatch):
+    folder = write_base(tmp_path / "model", "mistral")
+    for otherwise, passed, told in (
+        ({"context_length": 128}, True, "the source's, up to 8 tokens: llama.cpp leaves its windows out"),
+        ({"rope.freq_base": 70_000.0}, False, "ropes: GGUF says"),
+    ):
+        tool = InsteadOfLlamaCpp(**otherwise)
+        monkeypatch.setattr("distill_tune.export.gguf_file.LlamaCpp.find", lambda folder, tool=tool: tool)
+        result = export(folder, "gguf:f32", tmp_path / "out", llama_cpp=tmp_path)
+        assert result.passed == passed
+        (check,) = (check for check in result.checks if check.name == "settings")
+        assert check.found.startswith(told)
+
+
+def test_a_gguf_file_that_ends_an_answer_otherwise_fails(tmp_path, monkeypatch):
+    add_to = Tokenizer.add_to
+    other = {"eos": 1, "eot": 9}
+    monkeypatch.setattr(Tokenizer, "add_to", lambda self, writer: add_to(_with_ids(self, other), writer))
+    result = export(write_base(tmp_path / "model", "llama3"), "gguf:f32", tmp_path / "out")
+    (failed,) = (check for check in result.checks if not check.passed)
+    assert (failed.name, failed.found) == ("end tokens", "1, 9; it should be 1")
+
+
+def _with_ids(tokenizer, other):
+    return dataclasses.replace(tokenizer, ids=tokenizer.ids | other)
+
+
 @pytest.mark.parametrize(
     ("named", "message"),
     [
@@ -269,6 +352,7 @@ def test_gguf_files_hold_the_same_weights_and_tokenizer(tmp_path, name):
         ("torchao", "torchao:int8"),
         ("torchao:int9", "did you mean torchao:int8"),
         ("hf:bf16", "no such format"),
+        ("gguf:q4_2", "did you mean gguf:q4_1 or gguf:q4_0"),
     ],
 )
 def test_formats_that_there_are_not(named, message):
@@ -279,8 +363,12 @@ def test_formats_that_there_are_not(named, message):
 def test_kinds_are_named_in_any_case():
     assert find_format("gguf:Q8_0")[1] == "q8_0"
     assert find_format("gguf:Q4_K_M", any_gguf=True)[1] == "q4_k_m"
-    with pytest.raises(UserError, match="no such format"):
-        find_format("gguf:Q4_K_M")
+
+
+@pytest.mark.parametrize("kind", ["q4_k_m", "Q6_K", "iq4_xs", "tq1_0"])
+def test_kinds_of_llama_cpp_alone_are_told_with_what_to_add(kind):
+    with pytest.raises(UserError, match=f"--to gguf:{kind}: is written by llama.cpp's own tools.* add --llama-cpp DIR"):
+        find_format(f"gguf:{kind}")
 
 
 def test_factors_keep_their_dtype(run, tmp_path):

@@ -32,12 +32,24 @@ def test_an_adapter_without_a_tokenizer_has_its_bases(base, run, tmp_path):
 
 
 def test_what_is_no_model_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"no such folder, or it has no config\.json"):
-        open_source(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    for path, told in (
+        (tmp_path / "nothing", "no such folder; name"),
+        (tmp_path / "file", "is a file; name"),
+        (tmp_path, r"has no config\.json; name"),
+    ):
+        with pytest.raises(UserError, match=f"export {path}: {told}"):
+            open_source(path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.yaml").write_text("{}")
     with pytest.raises(UserError, match="is of a run that has left no model yet"):
         open_source(tmp_path)
+
+
+def test_of_a_run_of_every_parameter_there_is_no_adapter(run, tmp_path):
+    shutil.copytree(run, tmp_path / "mine", ignore=shutil.ignore_patterns("adapter"))
+    with pytest.raises(UserError, match=r"trained every parameter and left .*mine/model alone: there is no adapter"):
+        open_source(tmp_path / "mine", as_adapter=True)
 
 
 def test_a_model_without_a_tokenizer_is_told(base, tmp_path):
