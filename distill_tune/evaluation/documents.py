@@ -21,6 +21,7 @@ from distill_tune.data.prompts import Prompt
 from distill_tune.data.sources import Row, RowError, origin_of, require_unchanged, use_in_torchtune
 from distill_tune.errors import UserError
 from distill_tune.generation.texts import text_of
+from distill_tune.secrets import hide_secrets
 
 _NOT_OF_A_DATASET = ("weight", "packed")  # of training
 _SHOWN_FAULTS = 5
@@ -159,7 +160,7 @@ def read_documents(
                 for of_one, one in zip(written, of_each, strict=True):
                     of_one.append(one)
         require_unchanged(writers[0].dataset)
-    name = ", ".join(str(entry.get("source") or entry["_component_"]) for entry in entries)
+    name = hide_secrets(", ".join(str(entry.get("source") or entry["_component_"]) for entry in entries))
     if not documents:
         told = "".join(f"\n  {fault}" for fault in faults[:_SHOWN_FAULTS])
         raise UserError(f"{key} {name}: has no row that can be scored{told}")
@@ -207,7 +208,9 @@ class _Writer:
         if texts is None:  # what is read is not all of it, or cannot be told but of its tokens
             texts = [self._decoded(tokens[is_text]), self._decoded(tokens[is_text & supervised])]
         sizes = [len(text.encode()) for text in texts]
-        first = len(self._bytes.of[tokens[0]] or b"") if is_text[0] else 0
+        begins = (self._bytes.of[tokens[0]] or b"") if is_text[0] else b""
+        is_added = begins.startswith(b" ") and not texts[0].startswith(" ")  # as SentencePiece begins every text
+        first = len(begins) - is_added
         return Written(
             tokens,
             supervised,

@@ -116,3 +116,15 @@ def test_a_teacher_may_read_another_prompt_and_must_read_the_same_answer(folder,
     (of_student,), (of_teacher,) = of_rows(folder, [{"messages": CHAT}], "chat", [both[0], own]).written
     assert len(of_teacher.tokens) > len(of_student.tokens)
     assert of_teacher.tokens[of_teacher.supervised].tolist() == of_student.tokens[of_student.supervised].tolist()
+
+
+def test_the_space_that_sentencepiece_writes_before_a_text_is_none_of_its_bytes(folder, tokenizer_file):
+    tokenizer = llama2_tokenizer(str(tokenizer_file))
+    encode = tokenizer.encode
+    tokenizer.encode = lambda *arguments, **settings: encode(*arguments, **(settings | {"add_bos": False}))
+    pieces = tokenizer.encode("七 is", add_eos=False)
+    documents = of_rows(folder, [{"text": "七 is"}], "text", [Reading(tokenizer)])
+    ((written,),) = documents.written
+    assert written.tokens[: len(pieces)].tolist() == pieces
+    first = len(tokenizer.decode(pieces[:1]).encode())  # which nothing predicts
+    assert written.num_bytes == len("七 is".encode()) - first
