@@ -144,7 +144,8 @@ def _meant_by(key: str, config: DictConfig, recipe: Recipe) -> list[str]:
     inside = [path for last, path in nested.items() if "." in path and (last == key or last.endswith(f"_{key}"))]
     if not recipe.is_shipped:
         return nearest(key, {*KEYS, *recipe.reads}, _ALMOST) or inside
-    return nearest(key, KEYS, _LIKE) or inside or [nested[last] for last in nearest(key, nested, _LIKE)]
+    its = [name for name, known in KEYS.items() if not known.recipes or recipe.path.stem in known.recipes]
+    return nearest(key, its, _LIKE) or inside or [nested[last] for last in nearest(key, nested, _LIKE)]
 
 
 def _names_in(texts: Iterable[str]) -> set[str]:

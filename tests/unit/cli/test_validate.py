@@ -117,7 +117,7 @@ def test_what_would_run_code_from_elsewhere_is_left_to_the_run(validate, tmp_pat
     ("name", "fault"),
     [
         ("mine.rowz", "mine has no rowz, did you mean rows?"),
-        ("minee.rows", "no module named minee; is the package installed, or did you mean mine?"),
+        ("minee.rows", "no module named minee; is the package installed, or did you mean mine"),
         ("own.reeders.rows", "own has no reeders, did you mean readers?"),
         ("own.readers.row", "own.readers has no row, did you mean rows?"),
     ],
