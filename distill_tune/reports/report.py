@@ -267,7 +267,7 @@ def _device(run: RunFiles) -> str:
 
 def _processes(run: RunFiles) -> int:
     count = run.facts.get("processes")
-    return count if isinstance(count, int) and is_figure(count) else 1
+    return count if is_figure(count) and isinstance(count, int) else 1
 
 
 def _versions(runs: Sequence[RunFiles]) -> Table:
