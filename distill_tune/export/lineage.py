@@ -19,7 +19,11 @@ _IN_HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)")
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 _LICENCE_KEYS = ("license", "license_name", "license_link")
 # Whole paths in a text, of which the last name may stay; not what is in a URL.
-_PATH = re.compile(r"(?<![\w:/.~-])(?:~|[A-Za-z]:)?(?:/[\w.@+=-]+)+/([\w.@+=-]+)/?")
+_NAME = r"[\w.@+=-]+"
+_PATH = re.compile(
+    rf"(?<![\w:/.~-])(?:file://)?"
+    rf"(?:(?:~|\.\.|[A-Za-z]:)?(?:/{_NAME})+/({_NAME})/?|[A-Za-z]:(?:\\{_NAME})*\\({_NAME}))"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +136,7 @@ def public_name(source: str) -> str:
 
 def without_paths(text: str) -> str:
     """A text in which each whole path is its last name."""
-    return _PATH.sub(r"\1", text)
+    return _PATH.sub(lambda found: found[1] or found[2], text)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -52,7 +52,8 @@ class StopSignals:
     def leave(self, done: int, number: int) -> NoReturn:
         """End the run after so many steps, which are kept, with 128 + the signal's number as a shell would tell it."""
         leave()
-        self._last_words = f"stopped after {self._unit} {done} by {signal.Signals(number).name}; {self._goes_on}"
+        when = f"after {self._unit} {done}" if done else f"before the first {self._unit} was through"
+        self._last_words = f"stopped {when} by {signal.Signals(number).name}; {self._goes_on}"
         sys.exit(128 + number)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:

@@ -108,6 +108,7 @@ def test_names_that_may_be_told(tmp_path, base):
     assert hub_name_of(named) == "maker/Base"
     (named / "config.json").write_text(json.dumps({"_name_or_path": "/home/me/Base"}))
     assert hub_name_of(named) is None
+    assert without_paths(r"../a/b.json file:///home/ann/c C:\Users\ann\d") == "b.json c d"
 
 
 @pytest.mark.parametrize("text", ["# no front matter", "---\n[broken\n---\n", "---\n- a list\n---\n", ""])

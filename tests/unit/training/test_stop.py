@@ -56,11 +56,12 @@ def test_what_a_run_says_when_it_is_told_to_stop_has_a_line_of_its_own():
         os.close(descriptor)
 
 
-def test_a_stopped_run_says_so_below_the_progress_bar(capsys):
+@pytest.mark.parametrize(("done", "when"), [(7, "after step 7"), (0, "before the first step was through")])
+def test_a_stopped_run_says_so_below_the_progress_bar(done, when, capsys):
     with pytest.raises(SystemExit) as ended, StopSignals() as stop:
         try:
-            stop.leave(7, signal.SIGTERM)
+            stop.leave(done, signal.SIGTERM)
         finally:  # as the progress bar ends
             print("bar")
     assert ended.value.code == 143
-    assert capsys.readouterr().out == "bar\nstopped after step 7 by SIGTERM; resume=auto goes on\n"
+    assert capsys.readouterr().out == f"bar\nstopped {when} by SIGTERM; resume=auto goes on\n"
