@@ -32,7 +32,7 @@ def torchao_config(kind: str, group_size: int) -> Any:
         from torchao.quantization.granularity import PerGroup
 
         if kind == "int8":
-            return quantization.Int8WeightOnlyConfig()
+            return quantization.Int8WeightOnlyConfig(version=2)  # what torchao 0.16 has beside cannot be saved
         if kind == "fp8":
             return quantization.Float8WeightOnlyConfig()
         if kind == "int4":
