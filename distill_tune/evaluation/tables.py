@@ -20,6 +20,7 @@ Results = Mapping[str, Any]
 _NAME = 16  # columns for a model's name, at least; a longer one goes on in the next line
 _UNBOUNDED = 10_000
 _MOST_PARTS = 3  # of a table; where a terminal is narrower still, each of its rows is a list
+_MOST_PAIRS = 8  # in a terminal
 _MISSING = "-"
 _ROUNDING = 1e-5
 
@@ -68,7 +69,7 @@ def results_text(results: Results, width: int | None = None) -> str:
     with console.capture() as printed:
         for block in blocks(results):
             console.print(Text(block.title, style="bold"), _shown(block, console), sep="\n")
-        for sentence in sentences(results):
+        for sentence in _few_sentences(results):
             console.print(Text(sentence))
     return "\n".join(line.rstrip() for line in printed.get().split("\n"))  # tables pad their lines
 
@@ -90,6 +91,16 @@ def sentences(results: Results) -> list[str]:
     """What was scored, how much of the gap to the teacher is closed, and the pairs in words."""
     found = [results["data"]["scored"], gap_sentence(results), _other_tokens(results), _no_room(results)]
     return [sentence for sentence in found if sentence] + [_told(pair["words"]) for pair in results["pairs"]]
+
+
+def _few_sentences(results: Results) -> list[str]:
+    """As :func:`sentences`; of many pairs those by the first measure, which a terminal has room for."""
+    every, pairs = sentences(results), results["pairs"]
+    if len(pairs) <= _MOST_PAIRS:
+        return every
+    first = [_told(pair["words"]) for pair in pairs if pair["measure"] == pairs[0]["measure"]]
+    others = len(pairs) - len(first)
+    return [*every[: -len(pairs)], *first, f"{others} more comparisons, by other measures, are in the written table."]
 
 
 def _told(words: str) -> str:

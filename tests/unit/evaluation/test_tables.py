@@ -152,3 +152,16 @@ def test_tasks_have_a_row_for_each_figure_with_an_interval():
     of = results(tasks={"cloze": {"before": {"acc": 0.5, "acc_stderr": 0.1, "documents": 25}}})
     assert "| cloze | before | acc | 0.500 (0.304 to 0.696) |" in results_markdown(of)
     assert "±0.196" in shown(80, of)
+
+
+def test_of_many_pairs_a_terminal_shows_those_by_the_first_measure():
+    pairs = [
+        {"words": f"a is better than {number} by 1 {measure}", "measure": measure}
+        for measure in ("bits per byte", "nats", "points")
+        for number in range(3)
+    ]
+    text, file = shown(120, results(pairs=pairs)), results_markdown(results(pairs=pairs))
+    assert text.count("bits per byte.") == 3 and "nats." not in text
+    assert "6 more comparisons, by other measures, are in the written table." in text
+    assert all(f"{pair['words']}." in file for pair in pairs) and "more comparisons" not in file
+    assert "nats." in shown(120, results(pairs=pairs[:8]))
