@@ -16,6 +16,7 @@ _CONFIGS_OF_TORCHTUNE = {
 _YAML, _SHOWN = (".yaml", ".yml"), 3
 _PACKAGE = Path(__file__).parent.parent
 _DEMO = "demo:"
+_NAME_ONE = "name a Hugging Face model folder"
 
 
 def local_path(name: str) -> Path:
@@ -34,7 +35,17 @@ def is_model_folder(path: str | Path) -> bool:
 
 def no_model_at(path: str | Path) -> str:
     """What a path is that is no model's folder, and what to name in its place."""
-    path = Path(path)
+    return _known_at(Path(path)) or f"no such folder, or it has no config.json; {_NAME_ONE}"
+
+
+def nothing_at(path: Path) -> str:
+    """As :func:`no_model_at`, with which of its last cases it is."""
+    kind = "has no config.json" if path.is_dir() else "is a file" if path.exists() else "no such folder"
+    return _known_at(path) or f"{kind}; {_NAME_ONE}"
+
+
+def _known_at(path: Path) -> str | None:
+    """None where it is nothing that there is a name for."""
     if str(path).startswith(_DEMO):
         return f"no such model travels with the package; there are {', '.join(demo_names())}"
     if is_cache(path):
@@ -46,7 +57,7 @@ def no_model_at(path: str | Path) -> str:
         return f"is no model's folder; name {left[0]}"
     if (run / "checkpoints").is_dir():
         return "is of a run that has left no model yet; its own command with resume=auto goes on with it"
-    return "no such folder, or it has no config.json; name a Hugging Face model folder"
+    return None
 
 
 def is_cache(path: str | Path) -> bool:

@@ -154,8 +154,13 @@ def over_the_same_rows(dataset: Any, read_again: Any) -> Any:
     return dataclasses.replace(read_again, rows=dataset.rows) if is_ours else read_again
 
 
+def source_of(entry: DictConfig) -> str:
+    """Where a dataset's rows come from: what its ``source`` names, or who makes them."""
+    return str(entry.get("source") or entry["_component_"])
+
+
 def _name(entry: DictConfig) -> str:
-    return str(entry.get("data_files") or entry.get("source") or entry["_component_"])
+    return str(entry.get("data_files") or source_of(entry))
 
 
 def _shown_faults(rows: TokenisedRows) -> str:

@@ -16,7 +16,7 @@ from distill_tune.counts import counted
 from distill_tune.data.asked import asked_tokens
 from distill_tune.data.conversation import IGNORE_INDEX, without_bounds
 from distill_tune.data.datasets import read_behind
-from distill_tune.data.prepare import build_dataset, over_the_same_rows, row_errors
+from distill_tune.data.prepare import build_dataset, over_the_same_rows, row_errors, source_of
 from distill_tune.data.prompts import Prompt
 from distill_tune.data.sources import Row, RowError, origin_of, require_unchanged, use_in_torchtune
 from distill_tune.errors import UserError
@@ -160,7 +160,7 @@ def read_documents(
                 for of_one, one in zip(written, of_each, strict=True):
                     of_one.append(one)
         require_unchanged(writers[0].dataset)
-    name = hide_secrets(", ".join(str(entry.get("source") or entry["_component_"]) for entry in entries))
+    name = hide_secrets(", ".join(map(source_of, entries)))
     if not documents:
         told = "".join(f"\n  {fault}" for fault in faults[:_SHOWN_FAULTS])
         raise UserError(f"{key} {name}: has no row that can be scored{told}")

@@ -236,9 +236,7 @@ def _of_model(
         )
     if student is not None and own[0] is None:
         model.check(*student, tokenizer)
-    singles = [one for one, _ in model.each(Shape((), ()))]
-    parameters = sum(p.numel() for one in singles for of in one.models for p in of.parameters())
-    parameters += sum(one.num_parameters for one in singles if isinstance(one, teachers.HuggingFace))
+    parameters = sum(one.num_parameters for one, _ in model.each(Shape((), ())))
     size = sum(file.stat().st_size for file in dict.fromkeys(model.files))
     context = getattr(model, "max_seq_len", None)
     if len(each) > 1:

@@ -119,19 +119,11 @@ def gap_sentence(results: Results) -> str:
     others = [label for label in bits if label not in (teacher, base)]
     if bits[base] <= bits[teacher]:
         return f"{base} has no more bits per byte than {teacher}: there is no gap to close."
-    shares = [f"{label} {share_of_gap_closed(bits[base], bits[teacher], bits[label]):.0%}" for label in others]
+    gap = bits[base] - bits[teacher]
+    shares = [f"{label} {(bits[base] - bits[label]) / gap:.0%}" for label in others]
     if not shares:
         return ""
     return f"Of the gap between {base} and {teacher} in bits per byte are closed: {', '.join(shares)}."
-
-
-def share_of_gap_closed(base: float, teacher: float, student: float) -> float:
-    """How much of the way from base to teacher a student went; 1 is all.
-
-    Args:
-        base, teacher, student: their bits per byte, or the logarithms of their perplexities per token.
-    """
-    return (base - student) / (base - teacher)
 
 
 def _other_tokens(results: Results) -> str:
@@ -258,34 +250,38 @@ def _speed_columns(models: Mapping[str, Any]) -> list[_Column]:
 
 
 def _block(title: str, models: Mapping[str, Any], columns: Sequence[_Column]) -> Iterator[Block]:
-    """None where no model has any of these figures; without the columns that none has."""
-    there = [column for column in columns if any(_figure(model, column.path) is not None for model in models.values())]
+    return _block_of(title, ("model",), [((label,), model) for label, model in models.items()], columns)
+
+
+def _block_of(
+    title: str,
+    names: Sequence[str],
+    rows: Sequence[tuple[Sequence[str], Mapping[str, Any]]],
+    columns: Sequence[_Column],
+) -> Iterator[Block]:
+    """None where no row has any of these figures; without the columns that none has.
+
+    Args:
+        names: headings of what says what a row is of.
+        rows: what it is of, and its figures.
+    """
+    there = [column for column in columns if any(_figure(figures, column.path) is not None for _, figures in rows)]
     if there:
-        rows = tuple((Cell(label), *(_cell(model, column) for column in there)) for label, model in models.items())
-        yield Block(title, ("model", *(column.heading for column in there)), rows)
+        cells = tuple((*map(Cell, of), *(_cell(figures, column) for column in there)) for of, figures in rows)
+        yield Block(title, (*names, *(column.heading for column in there)), cells, names=len(names))
 
 
 def _category_block(models: Mapping[str, Any]) -> Iterator[Block]:
     """Where there are several."""
     rows = [
-        (category, label, model["categories"][category])
+        ((category, label), model["categories"][category])
         for category in sorted({name for model in models.values() for name in model.get("categories") or {}})
         for label, model in models.items()
         if category in (model.get("categories") or {})
     ]
-    if len({category for category, *_ in rows}) < 2:
-        return
-    columns = (_Column("docu-\nments", "documents", _count), *_QUALITY)
-    there = [column for column in columns if any(_figure(figures, column.path) is not None for *_, figures in rows)]
-    yield Block(
-        "By category",
-        ("category", "model", *(column.heading for column in there)),
-        tuple(
-            (Cell(category), Cell(label), *(_cell(figures, column) for column in there))
-            for category, label, figures in rows
-        ),
-        names=2,
-    )
+    if len({category for (category, _), _ in rows}) > 1:
+        columns = (_Column("docu-\nments", "documents", _count), *_QUALITY)
+        yield from _block_of("By category", ("category", "model"), rows, columns)
 
 
 def _task_block(tasks: Mapping[str, Any]) -> Iterator[Block]:

@@ -12,10 +12,10 @@ from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models, qat
-from distill_tune.config.files import is_model_folder
+from distill_tune.config.files import is_model_folder, nothing_at
 from distill_tune.data.tokenizer import HFTokenizer, hf_tokenizer
 from distill_tune.errors import UserError
-from distill_tune.export.nothing import nothing_at
+from distill_tune.export.opened import logits_of
 from distill_tune.models.adapter_folder import has_adapter
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import Conversion, conversion_of
@@ -91,7 +91,7 @@ class Source:
         model = models.load_model(_component_of(self.folder), self.checkpoint, torch.float32, device).eval()
         if scheme is not None:
             qat.prepare(model, scheme)
-        return [model(torch.tensor([row], device=device))[0].float().cpu() for row in rows]
+        return list(map(logits_of(model, device), rows))
 
     @functools.cached_property
     def _conversion(self) -> Conversion:

@@ -5,9 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from distill_tune.config.files import is_model_folder
+from distill_tune.config.files import is_model_folder, nothing_at
 from distill_tune.errors import UserError, one_line
-from distill_tune.export.nothing import nothing_at
 from distill_tune.export.record import FAILED, read_record
 from distill_tune.secrets import hide_secrets
 

@@ -70,6 +70,11 @@ class Teacher:
     other_tokenizers: Sequence[OtherTokenizer] = ()
 
     @property
+    def num_parameters(self) -> int:
+        """Of its own weights, of which one that is stored or served has none."""
+        return sum(parameter.numel() for model in self.models for parameter in model.parameters())
+
+    @property
     def itself(self) -> "Teacher":
         """The one that is asked about its own rows, where those of the student are aligned with them."""
         return self

@@ -10,6 +10,7 @@ from distill_tune.counts import counted
 from distill_tune.data.asked import Asked, asked_in, asked_tokens
 from distill_tune.data.conversation import without_bounds
 from distill_tune.data.datasets import ANSWER
+from distill_tune.data.prepare import source_of
 from distill_tune.data.prompts import Prompt as Template
 from distill_tune.data.row_fields import unread_in
 from distill_tune.data.sources import Row, RowError, origin_of, require_unchanged, use_in_torchtune
@@ -150,7 +151,7 @@ def _tell(cfg: DictConfig, questions: Sequence[Question] | Any, failed: Sequence
         )
     if not questions:
         entries = cfg.dataset if isinstance(cfg.dataset, ListConfig) else [cfg.dataset]
-        named = ", ".join(str(entry.get("source") or entry["_component_"]) for entry in entries)
+        named = ", ".join(map(source_of, entries))
         raise UserError(f"dataset: {named} has no prompt{''.join(shown)}{more}")
     tokens = sum(len(next(iter(question.prompts.values())).tokens) for question in questions)
     told = f"{counted(len(questions), 'prompt')}, {counted(tokens, 'token')}"

@@ -14,10 +14,11 @@ from torch import nn
 
 import distill_tune
 from distill_tune.data import StepPlan
+from distill_tune.data.prepare import source_of
 from distill_tune.data.shape import Shape
 from distill_tune.disk import write_text
 from distill_tune.secrets import hide_secrets
-from distill_tune.teachers import HuggingFace, Teacher
+from distill_tune.teachers import Teacher
 from distill_tune.training.device import describe_device
 from distill_tune.training.distributed import is_main_process, num_ranks
 from distill_tune.training.preparation import Models, Steps
@@ -68,10 +69,7 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 
 def _parameters_of(teacher: Teacher) -> int:
     """Of all teachers; 0 of those that are stored or served."""
-    return sum(
-        one.num_parameters if isinstance(one, HuggingFace) else sum(_count(model.parameters()) for model in one.models)
-        for one, _ in teacher.each(Shape((), ()))
-    )
+    return sum(one.num_parameters for one, _ in teacher.each(Shape((), ())))
 
 
 def _told(key: str, entries: DictConfig | ListConfig, plan: StepPlan) -> list[dict[str, Any]]:
@@ -79,7 +77,7 @@ def _told(key: str, entries: DictConfig | ListConfig, plan: StepPlan) -> list[di
     return [
         {
             "name": f"{key}[{number}]" if several else key,
-            "source": hide_secrets(str(entry.get("source") or entry.get("_component_"))),
+            "source": hide_secrets(source_of(entry)),
             "rows": len(rows),
             "tokens": len(rows.tokens),
             "supervised_tokens": int(rows.supervised.sum()),
