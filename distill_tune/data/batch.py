@@ -17,7 +17,8 @@ from distill_tune.to_device import to_device
 
 
 class Row(NamedTuple):
-    """A row's tokens ``[s]`` and labels ``[s]``, -100 where nothing is to be learned.
+    """A row's tokens ``[s]`` and labels ``[s]``, -100 where nothing is to be learned; labels ``[s + 1]`` have that of a
+    token, too, that is predicted and not read.
 
     ``teacher_tokens`` and ``teacher_labels`` are the same answer behind the teacher's own prompt, where it has one;
     ``teacher_id`` is the number of the teacher that the row follows; ``place`` the dataset's number and its own there;
@@ -197,8 +198,10 @@ def joined(rows: Sequence[Row | tuple[torch.Tensor, torch.Tensor]]) -> Batch:
     """
     nothing = torch.zeros(1, dtype=torch.int32)
     all_rows = [Row(*row) for row in rows] or [Row(nothing, torch.full_like(nothing, IGNORE_INDEX))]
-    # A row's last position has nothing to predict.
-    targets = [torch.cat([row.labels[1:], row.labels.new_full((1,), IGNORE_INDEX)]) for row in all_rows]
+    # A row's last position has nothing to predict, but for a token that is not read.
+    targets = [
+        torch.cat([row.labels[1:], row.labels.new_full((1,), IGNORE_INDEX)])[: len(row.tokens)] for row in all_rows
+    ]
     of_teacher = [
         Row(row.teacher_tokens, row.teacher_labels)
         for row in all_rows

@@ -70,15 +70,23 @@ class Reader(NamedTuple):
         model: called with a batch of windows.
         context: tokens that it reads at most; None for any number.
         stride: see :func:`~distill_tune.evaluation.windows.windows`.
+        reads_last: a window's last token is read, too, though nothing is predicted from it; else a window may have one
+            token more than is read.
     """
 
     name: str
     model: Teacher
     context: int | None = None
     stride: int | None = None
+    reads_last: bool = True
+
+    @property
+    def window(self) -> int | None:
+        """Tokens of a window at most."""
+        return None if self.context is None else self.context + (not self.reads_last)
 
     def windows(self, length: int) -> list[Window]:
-        return windows(length, self.context, self.stride)
+        return windows(length, self.window, self.stride)
 
 
 def batches_of(documents: Sequence[Written]) -> Iterator[list[int]]:
@@ -251,7 +259,8 @@ def read_together(reader: Reader, documents: Sequence[tuple[Written, numpy.ndarr
                 together, taken = [], 0
             labels = numpy.where(predicted[start:stop], document.tokens[start:stop], IGNORE_INDEX)
             labels[: first - start] = IGNORE_INDEX
-            together.append(Row(torch.from_numpy(document.tokens[start:stop]), torch.from_numpy(labels)))
+            tokens = document.tokens[start : stop if reader.reads_last else stop - 1]
+            together.append(Row(torch.from_numpy(tokens), torch.from_numpy(labels)))
             taken += stop - start
     yield joined(together)
 

@@ -9,6 +9,7 @@ import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from distill_tune.data.shape import Shape
 from distill_tune.errors import UserError
 from distill_tune.evaluation.answering import answers
 from distill_tune.evaluation.documents import Written
@@ -16,6 +17,7 @@ from distill_tune.evaluation.named_models import NamedModel
 from distill_tune.evaluation.scoring import Reader, batches_of, score
 from distill_tune.evaluation.task_chat import chat_template_of
 from distill_tune.generation import Sampling
+from distill_tune.teachers import Served
 from distill_tune.training.distributed import num_ranks, on_all_ranks, rank
 
 Asked = TypeVar("Asked")
@@ -30,12 +32,16 @@ class TaskModel(TemplateLM):
 
     To lm-eval it is one process: each rank is given all requests, takes its share, and gets the others' answers.
     Where the model cannot read a context and what follows it, the context loses its beginning; whole texts are cut
-    into windows. Both as lm-eval does it.
+    into windows. Both as lm-eval does it: the token that is predicted last is not read, so that a window has one token
+    more than the model reads.
     """
 
     def __init__(self, model: NamedModel, reader: Reader, tokenizer: Any, device: torch.device) -> None:
         super().__init__()
-        stride = reader.context - 1 if reader.context is not None else None
+        # A server is told which of the tokens that it reads are predicted.
+        reads_last = any(isinstance(one, Served) for one, _ in reader.model.each(Shape((), ())))
+        reader = reader._replace(reads_last=reads_last)
+        stride = None if reader.window is None else reader.window - 1
         self._model, self._reader, self._device = model, reader._replace(stride=stride), device
         self.tokenizer = tokenizer
 
@@ -72,13 +78,9 @@ class TaskModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **settings: Any
     ) -> list[tuple[float, bool]]:
-        documents = [_written(self._shortened(context, len(text)), text) for _, context, text in requests]
+        window = self._reader.window
+        documents = [_written(_shortened(context, window, len(text)), text) for _, context, text in requests]
         return _shared(documents, self._scored)
-
-    def _shortened(self, context: list[int], length: int) -> list[int]:
-        """Without its beginning, where the model cannot read all of it and so many tokens behind it."""
-        room = len(context) if self._reader.context is None else self._reader.context - length
-        return context[-max(1, room) :]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts, nats: all their tokens, and not one that begins every text."""
@@ -125,7 +127,13 @@ class TaskModel(TemplateLM):
                 f"{self._model.label}: reads {self._reader.context} tokens, and a task asks for {max_new_tokens}; set "
                 "max_gen_toks in its generation_kwargs"
             )
-        return self._shortened(self.tok_encode(text) or [self.prefix_token_id], max_new_tokens)
+        prompt = self.tok_encode(text) or [self.prefix_token_id]
+        return _shortened(prompt, self._reader.context, max_new_tokens)
+
+
+def _shortened(context: list[int], most: int | None, length: int) -> list[int]:
+    """Without its beginning, where it has more than ``most`` tokens together with so many behind it."""
+    return context if most is None else context[-max(1, most - length) :]
 
 
 def _written(context: Sequence[int], text: Sequence[int]) -> Written:

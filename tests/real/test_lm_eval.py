@@ -46,8 +46,7 @@ def ours():
 def lm_evals_own(**settings):
     model = AutoModelForCausalLM.from_pretrained(DEMO / "student", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "student")
-    # A window of ours has the token, too, that is predicted last.
-    return HFLM(pretrained=model, tokenizer=tokenizer, max_length=CONTEXT - 1, batch_size=2, device="cpu", **settings)
+    return HFLM(pretrained=model, tokenizer=tokenizer, max_length=CONTEXT, batch_size=2, device="cpu", **settings)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +82,8 @@ def test_it_is_also_transformers_own_and_what_evaluate_scores(ours, theirs):
 def test_continuations_are_as_likely_and_as_greedy_as_to_lm_eval(ours, theirs):
     pairs = [(question, f" {answer}") for question in TEXTS[:2] for answer in ("the", "Return the sum", "42.")]
     pairs += [("", "Return the"), ("The mean ", "of values"), (TEXTS[-1], " None")]
+    words = TEXTS[-1].split()
+    pairs += [(" ".join(words[:number]), " None") for number in range(8, 20)]  # as long as a window, and to both sides
     greedy = theirs.generate_until([asked(TEXTS[0], {"until": [], "max_gen_toks": 3})], disable_tqdm=True)[0]
     pairs.append((TEXTS[0], greedy))
     ours_found = ours.loglikelihood([asked(*pair) for pair in pairs], disable_tqdm=True)
@@ -93,7 +94,7 @@ def test_continuations_are_as_likely_and_as_greedy_as_to_lm_eval(ours, theirs):
 
 def test_answers_are_those_of_lm_eval(ours, theirs):
     settings = [{"until": ["."], "max_gen_toks": 8}, {"until": ["\n"], "max_gen_toks": 5, "do_sample": False}]
-    prompts = ["Return the", "Write a", "Read all lines of", "The value is"]
+    prompts = ["Return the", "Write a", "Read all lines of", "The value is", TEXTS[-1]]
     requests = [asked(text, settings[number % 2]) for number, text in enumerate(prompts)]
     found = [text.strip() for text in ours.generate_until(requests)]
     assert found == [text.strip() for text in theirs.generate_until(requests, disable_tqdm=True)]

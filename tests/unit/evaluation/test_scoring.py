@@ -107,6 +107,20 @@ def test_a_long_document_is_what_its_windows_are(documents):
             assert of.nll[token - 1] == pytest.approx(-logits.log_softmax(-1)[tokens[token]].item(), rel=1e-5)
 
 
+def test_a_window_may_have_a_token_more_than_is_read(documents):
+    """As lm-eval has them: of 8 tokens that are read token 8 is predicted from 0 to 7, and token 16 from 8 to 15."""
+    of_tasks = reader(1, 8, 8)._replace(reads_last=False)
+    (of,) = score(of_tasks, [documents[1]], CPU)
+    tokens = torch.from_numpy(documents[1].tokens)
+    read = scoring.read_together(of_tasks, [(documents[1], documents[1].supervised)])
+    assert [length for batch in read for length in batch.lengths] == [8, 8, 8]
+    with torch.no_grad():
+        for token in range(1, len(tokens)):
+            last = min((token - 1) // 8 * 8 + 8, len(tokens) - 1)  # that its window predicts
+            logits = model(1)(tokens[None, last - 8 : token])[0, -1].double()
+            assert of.nll[token - 1] == pytest.approx(-logits.log_softmax(-1)[tokens[token]].item(), rel=1e-5)
+
+
 def test_the_teacher_reads_its_own_windows_and_prompts(documents):
     longer = [written(length + 6, 1 + length // 3 + 6, seed=1) for length in LENGTHS]
     for short, long in zip(documents, longer, strict=True):  # another prompt, the same answer
