@@ -13,10 +13,11 @@ _DESCRIPTION = """Write what became of a run, or of several side by side, into o
   distill-tune report outputs/a outputs/b                report.html, both in each plot
   distill-tune report outputs --output all.html          every run below outputs
   distill-tune report outputs/tiny --format md           outputs/tiny/report.md, as for a model card
+  distill-tune report outputs/tiny --png                 each plot besides as a picture
 
 Findings first, each with the key to try; then losses, rates, speed and memory over steps or tokens, the tables and
 answers of `distill-tune run evaluate` where the run has them, configs, data, versions and cost. A run may be going on,
-or have stopped. Where matplotlib is installed, each plot is written beside it as a PNG.
+or have stopped.
 """
 
 
@@ -32,13 +33,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--output", type=local_path, help="the file (default: report.html in the run, or here of several)"
     )
     parser.add_argument("--format", choices=("html", "md"), default="html", help="(default: html)")
+    parser.add_argument("--png", action="store_true", help="write each plot beside it, too; needs matplotlib")
     parser.set_defaults(function=_report)
 
 
 def _report(options: argparse.Namespace) -> None:
     from distill_tune.reports.write import write_report
 
-    for path in write_report(_found(options.runs), options.output, options.format):
+    for path in write_report(_found(options.runs), options.output, options.format, options.png):
         print(path)
 
 

@@ -1,8 +1,8 @@
-"""The charts as PNG, where matplotlib is installed."""
+"""The charts as PNG."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
+from distill_tune.errors import UserError
 from distill_tune.reports.curves import smoothed
 from distill_tune.reports.report import Report
 from distill_tune.reports.svg import FEWEST_SMOOTHED, SMOOTHING
@@ -13,11 +13,16 @@ _INCHES, _DOTS = (6.4, 3.6), 150
 
 
 def write_pictures(report: Report, output: Path) -> dict[str, Path]:
-    """By chart the file that was written beside ``output``; nothing without matplotlib."""
-    if find_spec("matplotlib") is None:
-        return {}
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """By chart the file that was written beside ``output``.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(f"--png: {error}; pip install 'distill-tune[report]'") from error
 
     written = {}
     for chart in report.charts:

@@ -14,25 +14,29 @@ from distill_tune.reports.run_files import opened
 
 
 def write_report(
-    folders: Sequence[Path], output: Path | None = None, kind: Literal["html", "md"] = "html"
+    folders: Sequence[Path],
+    output: Path | None = None,
+    kind: Literal["html", "md"] = "html",
+    with_pictures: bool = False,
 ) -> list[Path]:
     """
     Args:
         folders: of runs.
         output: default ``report.html`` or ``report.md``: in the run's folder, of several in the current one.
+        with_pictures: whether each plot is written beside it, as PNG by matplotlib.
 
     Returns:
-        The file, then those of the plots where matplotlib is installed.
+        The file, then those of the plots.
 
     Raises:
-        UserError: a folder is no run's, or the file cannot be written.
+        UserError: a folder is no run's, the file cannot be written, or matplotlib is asked for and not installed.
     """
     runs = opened(folders)
     output = output or (runs[0].path if len(runs) == 1 else Path()) / f"report.{kind}"
     report = report_of(runs)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        pictures = write_pictures(report, output)
+        pictures = write_pictures(report, output) if with_pictures else {}
         write_text(output, html_of(report) if kind == "html" else markdown_of(report, pictures))
     except OSError as error:
         raise UserError(f"{output}: cannot be written: {error.strerror}") from error
