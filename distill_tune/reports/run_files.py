@@ -130,9 +130,12 @@ class RunFiles:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a training run has written there; teacher_cache and generate have no metrics, and their own files."""
+    """Whether a training run has written there; teacher_cache and generate have no metrics, and their own files.
+
+    A run's checkpoint, which has a copy of its metrics, is none.
+    """
     if (path / _METRICS).is_file():
-        return True
+        return not (path / "state.json").is_file()
     others = ("manifest.json", "generation.json")
     return (path / _CONFIG).is_file() and not any((path / other).is_file() for other in others)
 

@@ -64,6 +64,16 @@ def test_runs_are_found_below_a_folder_and_caches_are_none(tmp_path):
     assert find_runs(tmp_path / "a") == [tmp_path / "a"]
 
 
+def test_checkpoints_of_a_run_whose_own_files_are_gone_are_no_runs(tmp_path):
+    step = tmp_path / "lost" / "checkpoints" / "step_3"
+    step.mkdir(parents=True)
+    for name in ("metrics.jsonl", "state.json"):
+        (step / name).write_text("{}\n")
+    assert find_runs(tmp_path) == []
+    with pytest.raises(UserError, match="step_3: no run has written there"):
+        RunFiles.open(step)
+
+
 def test_runs_have_names_that_tell_them_apart(tmp_path):
     folders = [write_run(tmp_path / name / "run", 1) for name in ("a", "b")]
     assert [run.name for run in opened([*folders, folders[0]])] == ["a/run", "b/run"]
