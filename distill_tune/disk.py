@@ -99,20 +99,27 @@ def write_checksums(folder: Path, sums: Iterable[tuple[str, str]]) -> None:
 
 @contextlib.contextmanager
 def replaced_whole(path: Path) -> Iterator[Path]:
-    """Where to write what then takes the place of a file, so that nobody reads half of it; nothing is left of a
-    failure."""
+    """Where to write what then takes the place of a file: whole or not at all, also after a loss of power. Nothing is
+    left of a failure."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
+        flush(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+    flush(path.parent)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A small file, by :func:`replaced_whole`."""
+    with replaced_whole(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """A small file, by :func:`replaced_whole`."""
-    with replaced_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    """In UTF-8, by :func:`write_whole`."""
+    write_whole(path, text.encode())
 
 
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:

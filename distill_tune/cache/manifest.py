@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_tune.disk import flush
+from distill_tune.disk import write_whole
 from distill_tune.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -155,16 +154,3 @@ def write_or_tell(path: Path, content: bytes) -> None:
         raise UserError(
             f"{path}: cannot be written: {error.strerror}; what was closed is there: make room, and start again"
         ) from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """A file that is there whole or not at all, also after a loss of power."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        flush(partial)
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    flush(path.parent)

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from distill_tune.cache.encoding import positions_in
-from distill_tune.cache.manifest import write_whole
 from distill_tune.data.row_digest import DIGEST_BYTES
+from distill_tune.disk import write_whole
 from distill_tune.errors import UserError
 
 _NAME_DIGITS = 32  # of SHA-256

@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_tune.disk import write_text
 from distill_tune.metrics_file import read_metrics
 
 FILE = "rollouts.jsonl"
@@ -24,9 +24,7 @@ class WrittenRollouts:
     def __init__(self, folder: Path, step: int) -> None:
         self._path, self._is_told = folder / FILE, False
         kept = [line for line in read_metrics(self._path) if line.get("step", 0) <= step] if step else []
-        partial = self._path.with_name(f".{FILE}.partial")
-        self._or_told(lambda: partial.write_text(_text(kept), encoding="utf-8"))
-        self._or_told(lambda: os.replace(partial, self._path))
+        self._or_told(lambda: write_text(self._path, _text(kept)))
 
     def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
         def append() -> None:

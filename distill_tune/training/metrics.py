@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from distill_tune.counts import counted
-from distill_tune.disk import retried
+from distill_tune.disk import replaced_whole, retried
 from distill_tune.secrets import hide_secrets
 from distill_tune.training.distributed import is_main_process
 
@@ -50,12 +50,11 @@ class Metrics:
         self._waits = False
         if not is_main_process():
             return
-        partial = path.with_name(f".{path.name}.partial")
-        if history is None:
-            partial.write_bytes(b"")
-        else:
-            shutil.copyfile(history, partial)
-        os.replace(partial, path)
+        with replaced_whole(path) as partial:
+            if history is None:
+                partial.touch()
+            else:
+                shutil.copyfile(history, partial)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         self._logger, self._every = logger, log_every_n_steps
         if logger is not None and config is not None:

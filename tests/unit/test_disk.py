@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from distill_tune.disk import keep_to_oneself, put_in_place, release_lock, sampled_digest
+from distill_tune.disk import keep_to_oneself, put_in_place, release_lock, sampled_digest, write_text
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
@@ -29,6 +29,15 @@ def test_files_have_the_mode_of_the_umask_whatever_library_wrote_them(tmp_path, 
     modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
     assert modes.pop("original") == 0o777 & ~umask
     assert modes == dict.fromkeys(["model.safetensors", "config.json", ".lock"], 0o666 & ~umask)
+
+
+def test_a_file_is_on_the_disk_before_it_takes_another_ones_place_and_its_name_after(tmp_path, monkeypatch):
+    found, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: found.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(os, "replace", lambda *paths: found.append("replaced") or replace(*paths))
+    write_text(tmp_path / "results.json", "{}\n")
+    assert found == [(tmp_path / "results.json").stat().st_ino, "replaced", tmp_path.stat().st_ino]
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_who_asks_at_that_instant_whether_a_folder_is_locked_keeps_no_run_from_it(tmp_path):
