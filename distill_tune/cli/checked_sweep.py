@@ -14,11 +14,10 @@ from distill_tune.config.load import load_config
 from distill_tune.config.recipe_keys import Recipe
 from distill_tune.config.trust import is_known
 from distill_tune.config.values import needs_teacher
-from distill_tune.counts import counted
+from distill_tune.counts import counted, rough_duration
 from distill_tune.errors import CollectedFaults, Faults, UserError
 from distill_tune.sizes import binary
 from distill_tune.sweep.asked import AskedSweep
-from distill_tune.sweep.schedule import duration
 from distill_tune.sweep.trials import Trial
 from distill_tune.sweep.values import Settings, overrides_of, to_check
 
@@ -140,7 +139,7 @@ def price(asked: AskedSweep, gpus: Sequence[str] | None) -> None:
             print(f"{card}: {'not all fit' if fits else 'does not fit'} {binary(card.memory)}; see distill-tune plan")
         elif all(seconds):
             total = asked.num_runs * sum(found.total for found in seconds if found) / len(seconds) / len(asked.devices)
-            print(f"{card}: some {duration(total)}")
+            print(f"{card}: some {rough_duration(total)}")
         else:
             print(f"{card}: fits")
 

@@ -9,7 +9,7 @@ from distill_tune.cli.validate import read_arguments, require_training
 from distill_tune.cli.without_weights import config_without_weights
 from distill_tune.config.nearest import did_you_mean, nearest
 from distill_tune.config.recipe_keys import Recipe
-from distill_tune.counts import counted
+from distill_tune.counts import rough_duration
 from distill_tune.errors import CollectedFaults, UserError
 from distill_tune.sizes import binary
 
@@ -185,11 +185,7 @@ def _print_gpu(gpu: "Gpu", run: "PlannedRun", config_name: str, overrides: Seque
 
 def _told(seconds: Any) -> str:
     """A duration, and what of it is waiting."""
-    total = seconds.total
-    if total < 120:
-        duration = f"some {counted(round(total), 'second')}" if total >= 1 else "less than a second"
-    else:
-        duration = f"some {total / 3600:,.1f} hours" if total >= 3600 else f"some {total / 60:,.0f} minutes"
+    duration = f"some {rough_duration(seconds.total)}" if seconds.total >= 1 else "less than a second"
     if seconds.total == seconds.products:
         return duration
     share = f"{duration}, {1 - seconds.products / seconds.total:.0%} of it"

@@ -3,16 +3,13 @@
 import dataclasses
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-import distill_tune
 from distill_tune.disk import write_text
 from distill_tune.evaluation.answer_scores import scored
 from distill_tune.evaluation.answering import Answered
@@ -21,9 +18,9 @@ from distill_tune.evaluation.documents import Document, Documents, Written
 from distill_tune.evaluation.scoring import PerToken
 from distill_tune.evaluation.significance import Columns, intervals, pairs
 from distill_tune.evaluation.tasks import Reached, task_figures, task_pairs
+from distill_tune.versions import versions
 
 VERSION = 1
-_PACKAGES = ("torch", "torchtune", "transformers")
 _SAMPLES = ("nll", "text_nll", "tokens", "bytes", "forward_kl", "agreed", "compared")
 _WHOLE = ("tokens", "bytes", "agreed", "compared")
 _OF_ANSWERS = ("answered", "exact_match", "rouge_l", "answer_tokens", "finished")
@@ -162,12 +159,6 @@ def results(
         + task_pairs({label: models[label].tasks for label in students}),
         "tasks": task_figures({label: measured.tasks for label, measured in models.items()}),
     }
-
-
-def versions() -> dict[str, str]:
-    """Of this package, those that figures depend on, and Python."""
-    found = {name: version(name) for name in _PACKAGES}
-    return {"distill-tune": distill_tune.__version__, **found, "python": platform.python_version()}
 
 
 def _figures(columns: Columns, tokens: Sequence[PerToken]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from distill_tune.counts import counted
+from distill_tune.counts import counted, rough_duration
 from distill_tune.sweep.follow import MetricsFollower
 from distill_tune.sweep.objective import Objective
 from distill_tune.sweep.search import Search
@@ -158,7 +158,7 @@ class Schedule:
     def _told(self, trial: Trial) -> str:
         if trial.state == "finished":
             reached = f"{trial.figures[self._objective.name]:.4f} {self._objective.unit}"
-            return f"{reached}, in {duration(trial.seconds)}{self._left()}"
+            return f"{reached}, in {rough_duration(trial.seconds)}{self._left()}"
         if trial.state == "failed":
             return f"failed: {trial.said}"
         step = max(trial.validations, default=0)
@@ -169,7 +169,7 @@ class Schedule:
         left = self._num_runs - sum(trial.state == "finished" for trial in self._trials)
         if len(self.tried) > len(self._devices) or left < 1 or not self.seconds_each:
             return ""
-        return f"; {counted(left, 'run')} left, some {duration(left * self.seconds_each / len(self._devices))}"
+        return f"; {counted(left, 'run')} left, some {rough_duration(left * self.seconds_each / len(self._devices))}"
 
 
 def next_planned(
@@ -206,10 +206,3 @@ def next_searched(search: Search, most: int, trials: Trials, objective: Objectiv
             return trial
     settings = search.propose(trials) if len(known) < most else None
     return None if settings is None else trials.add(settings, search.seed)
-
-
-def duration(seconds: float) -> str:
-    """As people say it."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from distill_tune.counts import rough_duration
 from distill_tune.evaluation.statistics import student_t_quantile
 from distill_tune.sweep.objective import Objective
 from distill_tune.sweep.results import Result
-from distill_tune.sweep.schedule import duration
 from distill_tune.sweep.trials import Trial, Trials
 from distill_tune.sweep.values import Axis, Values
 
@@ -192,7 +192,7 @@ def _mean(name: str, trials: Sequence[Trial]) -> str:
 
 
 def _time(trials: Sequence[Trial]) -> str:
-    return duration(statistics.fmean([trial.seconds for trial in trials]))
+    return rough_duration(statistics.fmean([trial.seconds for trial in trials]))
 
 
 def _rich(columns: Sequence[_Column]) -> Table:

@@ -2,17 +2,14 @@
 
 import contextlib
 import json
-import platform
 from collections.abc import Iterable
 from datetime import datetime, timezone
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
-import distill_tune
 from distill_tune.data import StepPlan
 from distill_tune.data.prepare import source_of
 from distill_tune.data.shape import Shape
@@ -23,8 +20,7 @@ from distill_tune.training.device import describe_device
 from distill_tune.training.distributed import is_main_process, num_ranks
 from distill_tune.training.preparation import Models, Steps
 from distill_tune.training.run_folder import RunFolder, recipe_name
-
-_PACKAGES = ("torch", "torchtune", "torchao", "transformers")
+from distill_tune.versions import versions
 
 
 def write_facts(
@@ -48,11 +44,7 @@ def write_facts(
         "device_memory_bytes": memory,
         "processes": num_ranks(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {
-            "distill-tune": distill_tune.__version__,
-            **{package: version(package) for package in _PACKAGES},
-            "Python": platform.python_version(),
-        },
+        "versions": versions(),
         "student_parameters": _count(built.student.parameters()),
         "trained_parameters": _count(weight for weight in built.student.parameters() if weight.requires_grad),
         "teacher_parameters": _parameters_of(built.teacher) or None,

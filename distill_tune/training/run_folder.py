@@ -4,19 +4,16 @@ import contextlib
 import dataclasses
 import json
 import os
-import platform
 import shlex
 import socket
 import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-import distill_tune
 from distill_tune.config.files import recipes_folder
 from distill_tune.data.dates import day_of_run
 from distill_tune.disk import keep_to_oneself, write_text
@@ -25,6 +22,7 @@ from distill_tune.metrics_file import read_metrics
 from distill_tune.secrets import hide_in_arguments
 from distill_tune.training.distributed import from_main_process, is_main_process
 from distill_tune.training.state import changes_between, plain_config
+from distill_tune.versions import versions
 
 _SECONDS_TO_BE_SEEN = 10  # network file systems show a new file some seconds late
 
@@ -161,8 +159,5 @@ def recipe_name() -> str:
 
 
 def _header() -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchtune", "torchao"))
-    return (
-        f"# {shlex.join(['distill-tune', 'run', recipe_name(), *hide_in_arguments(sys.argv[1:])])}\n"
-        f"# distill-tune {distill_tune.__version__}, {packages}, Python {platform.python_version()}\n"
-    )
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"# {shlex.join(['distill-tune', 'run', recipe_name(), *hide_in_arguments(sys.argv[1:])])}\n# {packages}\n"
