@@ -64,9 +64,16 @@ class LocalRows(Sequence[Row]):
 
     @functools.cached_property
     def _rows(self) -> list[FileRows]:
-        """Of each file."""
+        """Of each file.
+
+        Raises:
+            UserError: no file has any.
+        """
         rows = [read_or_told(file, self._read) for file in self.files]
         self.require_unchanged()
+        if not any(of_file.numbers for of_file in rows):
+            is_empty = "is empty" if len(rows) == 1 else "are empty"
+            raise UserError(f"dataset {', '.join(map(str, self.files))}: {is_empty}: there is no row to read")
         return rows
 
     @functools.cached_property

@@ -82,6 +82,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, message):
     assert f"{name}: {message}" in str(caught.value)
 
 
+def test_an_empty_file_is_one_among_others_and_alone_it_is_named(tmp_path):
+    (tmp_path / "0.jsonl").touch()
+    (tmp_path / "1.jsonl").write_bytes(LINES)
+    assert list(load_dataset("json", data_files=[str(tmp_path / "0.jsonl"), str(tmp_path / "1.jsonl")])) == ROWS
+    with pytest.raises(UserError, match=r"^dataset .*/0\.jsonl: is empty: there is no row to read$"):
+        len(load_dataset(str(tmp_path / "0.jsonl")))
+    (tmp_path / "1.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=r"/0\.jsonl, .*/1\.jsonl: are empty: there is no row"):
+        len(load_dataset("json", data_files=[str(tmp_path / "0.jsonl"), str(tmp_path / "1.jsonl")]))
+
+
 def test_a_row_is_found_by_its_line_also_in_packed_lines(tmp_path):
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(b'{"a": 1}\n\n{"a": \n'))
     rows = load_dataset(str(tmp_path / "a.json.gz"))
