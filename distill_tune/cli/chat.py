@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_tune.config.files import is_model_folder, local_path, no_model_at
+from distill_tune.config.files import is_model_folder, local_path, model_at, no_model_at
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Talk to a model, or to two side by side, each of which goes on from its own answers.
@@ -50,7 +50,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def _chat(options: argparse.Namespace) -> None:
     paths = {"student": options.model} | ({"teacher": options.teacher} if options.teacher else {})
-    speakers = _opened(options, {name: _model_at(path) for name, path in paths.items()})
+    speakers = _opened(options, {name: model_at(path) for name, path in paths.items()})
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (with which input() edits a line)
     is_terminal, is_first = sys.stdin.isatty(), True
@@ -92,12 +92,6 @@ def _line(is_terminal: bool) -> str:
 def _tell(text: str, end: str = "\n") -> None:
     """What is for the person who asks, and no part of an answer."""
     print(text, end=end, file=sys.stdout if sys.stdout.isatty() else sys.stderr, flush=True)
-
-
-def _model_at(path: Path) -> Path:
-    """The model's own folder, of a run's the one that it has left."""
-    found = [folder for folder in (path, path / "model", path / "adapter") if is_model_folder(folder)]
-    return found[0] if found else path
 
 
 @dataclasses.dataclass

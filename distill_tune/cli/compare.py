@@ -4,7 +4,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from distill_tune.cli.held_out import add_row_options, dataset_of, named_as_given, require_num_rows
-from distill_tune.config.files import local_path
+from distill_tune.config.files import local_path, model_at
+from distill_tune.disk import write_text
 from distill_tune.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ def _compare(options: argparse.Namespace) -> None:
     require_num_rows(options)
     if options.max_seq_len < 2:
         raise UserError(f"--max-seq-len {options.max_seq_len}: must be 2 or more")
+    if options.output:
+        from distill_tune.training.output_check import require_writable
+
+        require_writable("--output", str(options.output.parent))
     if options.config:
         from distill_tune.cli.compare_run import prepare_run
 
@@ -67,7 +72,8 @@ def _compare(options: argparse.Namespace) -> None:
     )
     print(evaluation.results_text(found), end="")
     if options.output:
-        options.output.write_text(evaluation.results_markdown(found), encoding="utf-8")
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(options.output, evaluation.results_markdown(found))
 
 
 def _prepare_folders(options: argparse.Namespace) -> "tuple[Prepared, torch.device]":
@@ -89,7 +95,7 @@ def _prepare_folders(options: argparse.Namespace) -> "tuple[Prepared, torch.devi
     dtype = dtype_for(device)
     with named_as_given(options):
         dataset = dataset_of(options)
-        tokenizer = data.hf_tokenizer(str(model_folder("compare", evaluation.model_path(named[0]))))
+        tokenizer = data.hf_tokenizer(str(model_folder("compare", model_at(local_path(named[0])))))
         labels = evaluation.labels_of(named)
         opened = [
             evaluation.open_named(label, path, tokenizer, dtype, "compare")

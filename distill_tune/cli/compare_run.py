@@ -7,14 +7,14 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
-from distill_tune import config, evaluation, models, training
+from distill_tune import config, evaluation, training
 from distill_tune.cli.held_out import dataset_of, make_no_more, named_as_given
 from distill_tune.config.check import checked_config
-from distill_tune.config.files import find_recipe, local_path
+from distill_tune.config.files import find_recipe, is_model_folder, local_path, model_at
 from distill_tune.config.values import needs_teacher
 from distill_tune.errors import UserError
-
-_TEACHER, _BASE = "teacher", "base student"
+from distill_tune.evaluation.named_models import BEFORE, TEACHER
+from distill_tune.training.preparation import reading_of
 
 
 def prepare_run(options: argparse.Namespace) -> tuple[evaluation.Prepared, torch.device]:
@@ -42,24 +42,17 @@ def prepare_run(options: argparse.Namespace) -> tuple[evaluation.Prepared, torch
             make_no_more(entry, options.rows)
     device = training.find_device(cfg.device)
     tokenizer = config.build("tokenizer", cfg.tokenizer)
-    dtype = training.find_dtype(cfg.dtype, device)
-    of_teacher = training.find_dtype(cfg.get("teacher_dtype") or cfg.dtype, device)
-    checkpoint = models.open_checkpoint("model", cfg.model, cfg.get("checkpointer"))
-    student = models.checked_on_meta("model", cfg.model, checkpoint, dtype), checkpoint
-    students = dict(zip(evaluation.labels_of(paths), paths, strict=True))
-    opened = [
-        evaluation.open_teacher(cfg, tokenizer, of_teacher, student),
-        evaluation.open_named(_BASE, str(checkpoint.folder), tokenizer, dtype, "model"),
-        *(evaluation.open_named(label, path, tokenizer, dtype, "compare") for label, path in students.items()),
-    ]
+    labels = evaluation.labels_of(paths, taken=(TEACHER, BEFORE))
+    others = [(label, path, "compare") for label, path in zip(labels, paths, strict=True)]
+    opened, teacher, base = evaluation.open_models(cfg, device, tokenizer, others)
     with named_as_given(options):
         prepared = evaluation.prepare(
             opened,
             dataset,
             tokenizer,
-            teacher=_TEACHER,
-            base=_BASE,
-            templates=evaluation.templates_of(cfg),
+            teacher=teacher,
+            base=base,
+            prompts=reading_of(cfg, ()),
             key="dataset" if options.source or options.dataset else "dataset_val",
             context=getattr(tokenizer, "max_seq_len", None),
             most=options.rows,
@@ -78,10 +71,9 @@ def _folders(named: list[Any], cfg: DictConfig) -> list[str]:
     """
     found = [name for name in dict.fromkeys(named) if not _is_override(name)]
     if not found:
-        model = local_path(cfg.output_dir) / "model"
-        if not model.is_dir():
+        if not is_model_folder(model_at(local_path(cfg.output_dir))):
             raise UserError(f"compare: output_dir={cfg.output_dir} has no model/ yet; name the folders to compare")
-        return [str(model)]
+        return [cfg.output_dir]
     for path in found:
         evaluation.require_model("compare", path)
     return found

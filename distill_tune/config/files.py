@@ -17,6 +17,7 @@ _YAML, _SHOWN = (".yaml", ".yml"), 3
 _PACKAGE = Path(__file__).parent.parent
 _DEMO = "demo:"
 _NAME_ONE = "name a Hugging Face model folder"
+OF_RUN = ("model", "adapter")  # where in its output_dir a run leaves the student
 
 
 def local_path(name: str) -> Path:
@@ -31,6 +32,16 @@ def local_path(name: str) -> Path:
 def is_model_folder(path: str | Path) -> bool:
     """Whether it has the config.json of a model of Hugging Face, or an adapter's."""
     return any(os.path.isfile(os.path.join(path, name)) for name in ("config.json", "adapter_config.json"))
+
+
+def model_at(path: Path, kinds: Sequence[str] = OF_RUN) -> Path:
+    """The folder of a model, or its file; of a run's output_dir that of the student which it has left.
+
+    Args:
+        kinds: of :data:`OF_RUN`, in the order in which they are looked for.
+    """
+    left = [path / kind for kind in kinds if is_model_folder(path / kind)]
+    return left[0] if left and not is_model_folder(path) else path
 
 
 def no_model_at(path: str | Path) -> str:
@@ -53,8 +64,8 @@ def _known_at(path: Path) -> str | None:
     if (path / "generation.json").is_file():
         return "holds answers, which generate wrote, and no model; name a model's folder"
     run = path.parents[path.parts[::-1].index("checkpoints")] if "checkpoints" in path.parts[-2:] else path
-    if left := [folder for folder in (run / "model", run / "adapter") if is_model_folder(folder)]:
-        return f"is no model's folder; name {left[0]}"
+    if (model := model_at(run)) != run:
+        return f"is no model's folder; name {model}"
     if (run / "checkpoints").is_dir():
         return "is of a run that has left no model yet; its own command with resume=auto goes on with it"
     return None

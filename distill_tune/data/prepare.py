@@ -92,11 +92,7 @@ def _prepare(
     if is_packed and max_seq_len is None:
         raise UserError("dataset.packed=True: needs a length to pack to; set tokenizer.max_seq_len")
 
-    if not (reading.student.is_plain and reading.teacher.is_plain) and getattr(dataset, "conversation", None) is None:
-        raise UserError(
-            f"dataset {_name(entry)}: student_prompt_template, teacher_prompt_template and teacher_system_prompt need "
-            "rows with turns; take distill_tune.data.instruct or distill_tune.data.chat"
-        )
+    require_turns(entry, dataset, [reading.student, reading.teacher])
 
     kept = row_cache.folder_of(dataset, arguments, tokenizer_config, max_seq_len, reading, others)
     rows = row_cache.read_rows(kept, check_kept) if kept else None
@@ -146,6 +142,21 @@ def build_dataset(entry: DictConfig, arguments: DictConfig, tokenizer: Any) -> A
         raise
     except Exception as error:  # of a user's own component
         raise UserError(f"dataset {_name(entry)}: {one_line(error)}") from error
+
+
+def require_turns(entry: DictConfig, dataset: Any, prompts: Sequence[Prompt]) -> None:
+    """
+    Args:
+        entry: of a config, that ``dataset`` is built of.
+
+    Raises:
+        UserError: something is to be written around turns, and the rows have none.
+    """
+    if not all(prompt.is_plain for prompt in prompts) and getattr(dataset, "conversation", None) is None:
+        raise UserError(
+            f"dataset {_name(entry)}: student_prompt_template, teacher_prompt_template and teacher_system_prompt need "
+            "rows with turns; take distill_tune.data.instruct or distill_tune.data.chat"
+        )
 
 
 def over_the_same_rows(dataset: Any, read_again: Any) -> Any:

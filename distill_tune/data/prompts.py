@@ -18,12 +18,12 @@ class Prompt:
     Attributes:
         template: with ``{input}`` for the user turn, and the row's other columns by their names.
         system: before the whole conversation; a row's own system turn follows it.
-        key: which names the template, for messages.
+        key: which names the template, for messages alone.
     """
 
     template: str | None = None
     system: str | None = None
-    key: str = "prompt_template"
+    key: str = dataclasses.field(default="prompt_template", compare=False)
 
     @property
     def is_plain(self) -> bool:

@@ -8,7 +8,6 @@ from distill_tune.evaluation.memory import PeakMemory
 from distill_tune.evaluation.named_models import (
     NamedModel,
     labels_of,
-    model_path,
     open_named,
     open_teacher,
     require_model,
@@ -16,10 +15,10 @@ from distill_tune.evaluation.named_models import (
 from distill_tune.evaluation.preparation import (
     Prepared,
     evaluation_folder,
+    open_models,
     prepare,
     prepare_evaluation,
     sampling_of,
-    templates_of,
 )
 from distill_tune.evaluation.results import Measured, columns_of, results, samples, write_results
 from distill_tune.evaluation.scoring import PerToken, Reader, ToTeacher, read_together, score
@@ -51,7 +50,7 @@ __all__ = [
     "labels_of",
     "measure",
     "measured",
-    "model_path",
+    "open_models",
     "open_named",
     "open_tasks",
     "open_teacher",
@@ -70,7 +69,6 @@ __all__ = [
     "scored_batches",
     "so_far",
     "tasks_of",
-    "templates_of",
     "windows",
     "write_results",
 ]

@@ -16,7 +16,7 @@ from distill_tune.counts import counted
 from distill_tune.data.asked import asked_tokens
 from distill_tune.data.conversation import IGNORE_INDEX, without_bounds
 from distill_tune.data.datasets import read_behind
-from distill_tune.data.prepare import build_dataset, over_the_same_rows, row_errors, source_of
+from distill_tune.data.prepare import build_dataset, over_the_same_rows, require_turns, row_errors, source_of
 from distill_tune.data.prompts import Prompt
 from distill_tune.data.sources import Row, RowError, origin_of, require_unchanged, use_in_torchtune
 from distill_tune.errors import UserError
@@ -143,6 +143,7 @@ def read_documents(
     for entry in entries:
         arguments = OmegaConf.create({name: value for name, value in entry.items() if name not in _NOT_OF_A_DATASET})
         datasets = [build_dataset(entry, arguments, reading.tokenizer) for reading in readings]
+        require_turns(entry, datasets[0], [reading.template for reading in readings])
         same = [over_the_same_rows(datasets[0], dataset) for dataset in datasets]
         writers = [_Writer(reading, dataset) for reading, dataset in zip(readings, same, strict=True)]
         with without_bounds([reading.tokenizer for reading in readings]):

@@ -1,7 +1,7 @@
 """The models that are measured, by their labels: each told apart, and what is wrong with one, before it loads."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from distill_tune import models, teachers
-from distill_tune.config.files import demo_names, is_model_folder, local_path
+from distill_tune.config.files import OF_RUN, demo_names, local_path, model_at
 from distill_tune.data.shape import Shape
 from distill_tune.errors import UserError
 from distill_tune.models.adapter_folder import has_adapter, model_folder
@@ -19,7 +19,6 @@ from distill_tune.models.quantisation import quantisation_of
 from distill_tune.teachers.build import entries_of
 
 TEACHER, BEFORE, AFTER = "teacher", "before", "after"
-_OF_RUN = ("model", "adapter")  # what of its folder is the student
 _EXAMPLE = "{{path: {path}, tokenizer: FOLDER}}"
 
 
@@ -116,7 +115,7 @@ def open_named(
         given, own = str(named["path"]), named.get("tokenizer")
     else:
         given, own = str(named), None
-    path = model_path(given)
+    path = model_at(local_path(given))
     kind = "demo" if given in demo_names() else "run" if path != local_path(given) else ""
     model = teachers.open_model(key, path, dtype)
     component = None
@@ -128,28 +127,21 @@ def open_named(
     return _of_model(label, key, given, kind or _kind_of(key, path), model, component, tokenizer)
 
 
-def model_path(given: str) -> Path:
-    """The folder or file of a model as a user names it; of a run's folder that of the student which it has left."""
-    path = local_path(given)
-    if path.suffix != ".gguf" and not is_model_folder(path):
-        return next((path / name for name in _OF_RUN if is_model_folder(path / name)), path)
-    return path
-
-
 def require_model(key: str, given: str) -> None:
     """
     Raises:
         UserError: there is no model at a path.
     """
-    teachers.require_model(key, model_path(given))
+    teachers.require_model(key, model_at(local_path(given)))
 
 
-def labels_of(paths: Sequence[str]) -> list[str]:
-    """Of each path its last name that tells: ``outputs/distilled/model`` is ``distilled``; where two have one, the
-    whole path."""
+def labels_of(paths: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """Of each path its last name that tells: ``outputs/distilled/model`` is ``distilled``; where two have one, or it is
+    taken, the whole path."""
     folders = [local_path(path) for path in paths]
-    names = [folder.parent.name if folder.name in _OF_RUN and folder.parent.name else folder.name for folder in folders]
-    return [name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)]
+    names = [folder.parent.name if folder.name in OF_RUN and folder.parent.name else folder.name for folder in folders]
+    is_free = [names.count(name) == 1 and name not in taken for name in names]
+    return [name if free else path for name, path, free in zip(names, paths, is_free, strict=True)]
 
 
 def _kind_of(key: str, path: Path) -> str:

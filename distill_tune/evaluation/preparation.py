@@ -1,18 +1,18 @@
 """What comes before the first weight of an evaluation is read: which models, and the documents as each reads them."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 import torch
 from omegaconf import DictConfig
 
-from distill_tune import generation, models
+from distill_tune import data, generation, models
 from distill_tune.config.components import build
-from distill_tune.config.files import is_model_folder, local_path
-from distill_tune.data.prompts import Prompt
+from distill_tune.config.files import is_model_folder, local_path, model_at
+from distill_tune.data.prompts import PLAIN_READING
 from distill_tune.errors import CollectedFaults, UserError
 from distill_tune.evaluation.documents import Documents, Reading, Written, read_documents
 from distill_tune.evaluation.named_models import AFTER, BEFORE, TEACHER, NamedModel, open_named, open_teacher
@@ -21,11 +21,14 @@ from distill_tune.evaluation.windows import require_stride
 from distill_tune.models.vocabulary import written_by
 from distill_tune.training.device import find_dtype
 from distill_tune.training.output_check import require_writable
+from distill_tune.training.preparation import reading_of
 from distill_tune.training.run_folder import RunFolder
 
 _FOLDER = "evaluation"  # of a run's
 _DEFAULT_TOKENS = 128  # of an answer
 _RUN_FIRST = "has no model yet, and is left out; distill-tune run kd_single_device with this config makes it"
+
+Named = tuple[str, Any, str]  # label, path, and the key that names it, where that is not models.LABEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,21 +65,6 @@ class Prepared:
         return is_another and model.tokenizer is None and first.tokenizer is None
 
 
-class Templates(NamedTuple):
-    """What is written around user turns.
-
-    Attributes:
-        students: of all models but the teacher.
-        teacher: where it reads others.
-    """
-
-    students: Prompt = Prompt()
-    teacher: Prompt | None = None
-
-
-_PLAIN = Templates()
-
-
 def prepare(
     named: Sequence[NamedModel],
     dataset: Any,
@@ -84,7 +72,7 @@ def prepare(
     *,
     teacher: str | None = None,
     base: str | None = None,
-    templates: Templates = _PLAIN,
+    prompts: data.Reading = PLAIN_READING,
     key: str = "dataset_test",
     category_column: str | None = None,
     context: int | None = None,
@@ -97,6 +85,7 @@ def prepare(
         named: the one that ``teacher`` is the label of comes first.
         dataset: a component, or a list of them.
         tokenizer: of all models that have none of their own.
+        prompts: what is written around user turns; that of the student for all models but the teacher.
 
     Raises:
         UserError: two models have one label; documents that cannot be read, or have tokens that a model lacks.
@@ -104,10 +93,9 @@ def prepare(
     labels = [model.label for model in named]
     if again := next((label for label in labels if labels.count(label) > 1), None):
         raise UserError(f"models.{again}: two models have this label; give one another")
-    readings = [Reading(tokenizer, templates.students)]
+    readings = [Reading(tokenizer, prompts.student)]
     for model in named:
-        its = templates.teacher if model.label == teacher and templates.teacher else templates.students
-        reading = Reading(model.tokenizer or tokenizer, its)
+        reading = Reading(model.tokenizer or tokenizer, prompts.teacher if model.label == teacher else prompts.student)
         if reading not in readings:
             readings.append(reading)
         model.reading = readings.index(reading)
@@ -151,20 +139,12 @@ def prepare_evaluation(cfg: DictConfig, device: torch.device, tokenizer: Any) ->
         tokenizer,
         teacher=teacher,
         base=base,
-        templates=templates_of(cfg),
+        prompts=reading_of(cfg, ()),
         key="dataset_val" if cfg.get("dataset_test") is None else "dataset_test",
         category_column=cfg.get("category_column", "category"),
         context=cfg.get("window") or getattr(tokenizer, "max_seq_len", None),
         stride=cfg.get("stride"),
     )
-
-
-def templates_of(cfg: DictConfig) -> Templates:
-    """What a config has written around user turns."""
-    template, system = cfg.get("teacher_prompt_template"), cfg.get("teacher_system_prompt")
-    of_teacher = Prompt(template, system, "teacher_prompt_template")
-    students = Prompt(cfg.get("student_prompt_template"), None, "student_prompt_template")
-    return Templates(students, None if of_teacher.is_plain else of_teacher)
 
 
 def evaluation_folder(cfg: DictConfig) -> Path:
@@ -173,9 +153,13 @@ def evaluation_folder(cfg: DictConfig) -> Path:
 
 
 def open_models(
-    cfg: DictConfig, device: torch.device, tokenizer: Any
+    cfg: DictConfig, device: torch.device, tokenizer: Any, others: Iterable[Named] | None = None
 ) -> tuple[list[NamedModel], str | None, str | None]:
     """The models of a config, and the labels of teacher and base; see :func:`prepare_evaluation`.
+
+    Args:
+        others: besides the teacher and the student before training; default the student after it, and what ``models``
+            names.
 
     Raises:
         UserError: what is wrong with each, together; there is none.
@@ -195,7 +179,11 @@ def open_models(
         with faults:
             of_teacher = find_dtype(cfg.get("teacher_dtype") or cfg.dtype, device)
             found.append(open_teacher(cfg, tokenizer, of_teacher, student))
-    for label, one, key in _students(cfg, named, student and student[1]):
+    if BEFORE in named:
+        students: list[Named] = [(BEFORE, named[BEFORE], "")]
+    else:
+        students = [(BEFORE, _folder_of(student[1]), "model")] if student is not None else []
+    for label, one, key in (*students, *(_others(cfg, named) if others is None else others)):
         with faults:
             found.append(open_named(label, one, tokenizer, dtype, key))
     faults.tell()
@@ -205,22 +193,16 @@ def open_models(
     return found, TEACHER if TEACHER in labels else None, BEFORE if BEFORE in labels else None
 
 
-def _students(
-    cfg: DictConfig, named: Mapping[str, Any], checkpoint: models.Checkpoint | None
-) -> Iterator[tuple[str, Any, str]]:
-    """Label, path and key of each but the teacher."""
-    if BEFORE in named:
-        yield BEFORE, named[BEFORE], ""
-    elif checkpoint is not None:
-        yield BEFORE, _folder_of(checkpoint), "model"
-    run = RunFolder.of(cfg.output_dir)
+def _others(cfg: DictConfig, named: Mapping[str, Any]) -> Iterator[Named]:
+    """The student after training, and what else is named."""
+    run = RunFolder.of(cfg.output_dir).path
     if AFTER in named:
         yield AFTER, named[AFTER], ""
     elif cfg.get("model") is not None:
-        if is_model_folder(run.model) or is_model_folder(run.adapter):
-            yield AFTER, str(run.path), "output_dir"
+        if is_model_folder(model_at(run)):
+            yield AFTER, str(run), "output_dir"
         else:
-            print(f"{AFTER}: output_dir={run.path} {_RUN_FIRST}")
+            print(f"{AFTER}: output_dir={run} {_RUN_FIRST}")
     for label, one in named.items():
         if label not in (TEACHER, BEFORE, AFTER):
             yield str(label), one, ""

@@ -12,7 +12,7 @@ from torch import nn
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import models, qat
-from distill_tune.config.files import is_model_folder, nothing_at
+from distill_tune.config.files import OF_RUN, is_model_folder, model_at, nothing_at
 from distill_tune.data.tokenizer import HFTokenizer, hf_tokenizer
 from distill_tune.errors import UserError
 from distill_tune.export.opened import logits_of
@@ -23,7 +23,7 @@ from distill_tune.models.decoder_config import DecoderConfig
 from distill_tune.models.tokenizer_files import VOCABULARIES, files_of
 
 _KEY = "SOURCE"
-_MODEL, _ADAPTER = "model", "adapter"
+_MODEL, _ADAPTER = OF_RUN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +111,12 @@ def open_source(path: Path, as_adapter: bool = False) -> Source:
     Raises:
         UserError: there is no such model, it cannot be read, or has no tokenizer.
     """
-    folder, run = _folder_and_run(path, as_adapter)
+    folder = model_at(path, [_ADAPTER] if as_adapter else OF_RUN)
+    run = folder.parent if folder.name in OF_RUN and (folder.parent / "config.yaml").is_file() else None
     if not is_model_folder(folder):
-        if as_adapter and run and is_model_folder(run / _MODEL):
+        if as_adapter and is_model_folder(path / _MODEL):
             raise UserError(
-                f"export {path}: this run trained every parameter and left {run / _MODEL} alone: there is no adapter; "
+                f"export {path}: this run trained every parameter and left {path / _MODEL} alone: there is no adapter; "
                 "take --to hf, or a run that trains with LoRA"
             )
         raise UserError(f"export {path}: {nothing_at(path)}")
@@ -124,17 +125,6 @@ def open_source(path: Path, as_adapter: bool = False) -> Source:
     has_own = bool(files_of(folder, VOCABULARIES))
     tokenizer = hf_tokenizer(str(folder if has_own else checkpoint.folder))
     return Source((run or folder).resolve().name, folder, run, checkpoint, tokenizer, model.decoder_config)
-
-
-def _folder_and_run(path: Path, as_adapter: bool) -> tuple[Path, Path | None]:
-    """Where the model lies, and the run that it is of."""
-    path = Path(path)
-    if not is_model_folder(path) and (path / "config.yaml").is_file():
-        kinds = (_ADAPTER,) if as_adapter else (_MODEL, _ADAPTER)
-        there = [path / kind for kind in kinds if is_model_folder(path / kind)]
-        return (there[0] if there else path), path
-    is_of_run = path.name in (_MODEL, _ADAPTER) and (path.parent / "config.yaml").is_file()
-    return path, path.parent if is_of_run else None
 
 
 def _component_of(folder: Path) -> DictConfig:

@@ -32,7 +32,7 @@ _TEACHER = {
     "teacher_system_prompt": _OTHER_PROMPTS,
     "teacher_prompt_template": _OTHER_PROMPTS,
 }
-_TEACHER_OF_EVALUATION = {"models": _OTHER_TEACHERS, "student_prompt_template": _OTHER_PROMPTS}
+_TEACHER_OF_EVALUATION = {"models": _OTHER_TEACHERS}
 _TEACHER_OF_TRAINING = {
     "teacher_cache": "what is stored of a teacher is not all that it says",
     "cache": "what is stored of a teacher is not all that it says",
@@ -49,11 +49,7 @@ _MIXTURE = {
     "hidden_loss": "it is a part of the loss",
 }
 # Keys that change no figure where another one is set, which says the same for all trials.
-_SET_INSTEAD = {
-    "tokenizer.max_seq_len": "window",
-    "dtype": "teacher_dtype",
-    "student_prompt_template": "teacher_prompt_template",
-}
+_SET_INSTEAD = {"tokenizer.max_seq_len": "window", "dtype": "teacher_dtype"}
 
 
 @dataclasses.dataclass(frozen=True)

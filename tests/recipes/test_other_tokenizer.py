@@ -48,7 +48,7 @@ def test_a_teacher_of_another_tokenizer_teaches(write, cli, tmp_path, other_fold
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
     compared = cli("compare", "--config", "config.yaml", "--source", rows_file)
     assert compared.returncode == 0, compared.stderr
-    assert "since the tokenizers differ: base student, out. Bits per byte" in " ".join(compared.stdout.split())
+    assert "since the tokenizers differ: before, out. Bits per byte" in " ".join(compared.stdout.split())
 
 
 @pytest.mark.torchao

@@ -43,7 +43,7 @@ def read(folder: Path, rows: list[dict] | None = None, num_rows: int = 10, datas
     ("given", "wrong"),
     [
         ({"source": "nothere.json"}, "--source nothere.json: no such file or folder"),
-        ({"source": "empty.json"}, "--source empty.json: has no row that can be scored"),
+        ({"source": "empty.json"}, "--source empty.json: is empty: there is no row to read"),
         ({"dataset": "{_component_: distill_tune.data.chat, source: no.json}"}, "--dataset no.json: no such file"),
     ],
 )
@@ -108,6 +108,14 @@ def test_rows_cannot_be_read_by_single_tokens(capsys):
     assert "--max-seq-len 1: must be 2 or more" in capsys.readouterr().err
 
 
+def test_where_the_tables_go_is_looked_at_first(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        main(["compare", "demo:teacher", "demo:student", "--output", str(tmp_path / "file" / "table.md")])
+    told = capsys.readouterr()
+    assert f"--output={tmp_path}/file: cannot be written: Not a directory" in told.err and not told.out
+
+
 def model_folder(folder: Path, **config: int) -> Path:
     write_architecture(folder, "llama3", **{"vocab_size": 400, "max_position_embeddings": 128} | config)
     write_tokenizer(folder)
@@ -128,7 +136,8 @@ def test_a_student_that_reads_a_token_of_the_rows_otherwise_is_refused(tmp_path,
 def test_rows_that_are_longer_than_a_student_reads_are_read_in_windows(tmp_path):
     teacher, student = model_folder(tmp_path / "t"), model_folder(tmp_path / "s", max_position_embeddings=8)
     (tmp_path / "rows.json").write_text(json.dumps([{"messages": TURNS}] * 3))
-    of_teacher, of_student = table_of(teacher, student, "--source", tmp_path / "rows.json", output=tmp_path / "t.md")
+    output = tmp_path / "made" / "t.md"
+    of_teacher, of_student = table_of(teacher, student, "--source", tmp_path / "rows.json", output=output)
     assert of_teacher["perplexity"] != of_student["perplexity"]
     again, _ = table_of(
         teacher, student, "--source", tmp_path / "rows.json", "--max-seq-len", 8, output=tmp_path / "t.md"
@@ -205,7 +214,7 @@ def test_a_config_gives_teacher_tokenizer_rows_and_dtype(
     )
     in_any_order = [other, "optimizer=torch.optim.SGD", "--config", config, recipe, "+my_key=1"]
     teacher, base, trained = table_of(*in_any_order, output=tmp_path / "table.md")
-    assert [row.pop("model") for row in (teacher, base, trained)] == ["teacher", "base student", "other"]
+    assert [row.pop("model") for row in (teacher, base, trained)] == ["teacher", "before", "other"]
     assert base == trained != teacher  # the same weights, speed and memory measured once of a shape
     assert loaded == [torch.float32, torch.bfloat16, torch.bfloat16]
     # The same rows in the same tokens, by folders.

@@ -40,7 +40,7 @@ def test_the_mixed_loss_is_refused_where_its_parts_are_weighed_otherwise(key):
         ("kl", "teacher_tokenizer", False),
         ("kl", "teacher_combination", False),
         ("kl", "models.teacher", False),
-        ("kl", "student_prompt_template", False),
+        ("kl", "student_prompt_template", True),  # the teacher reads the rows' own prompt, as in training
         ("kl", "tokenizer.path", False),
         ("kl", "tokenizer.max_seq_len", False),
         ("kl", "window", False),
@@ -55,7 +55,7 @@ def test_the_mixed_loss_is_refused_where_its_parts_are_weighed_otherwise(key):
         ("val_kd_loss", "cache.top_k", False),
         ("val_kd_loss", "cache_bytes", True),
         ("val_kd_loss", "teacher_max_seq_len", False),
-        ("val_kd_loss", "student_prompt_template", True),  # in training the teacher reads the rows' own prompt
+        ("val_kd_loss", "student_prompt_template", True),
         ("val_loss", "teacher_quantizer", False),
         ("val_ce_loss", "teacher_quantizer", True),
         ("piqa", "window", False),
@@ -73,7 +73,6 @@ def test_figures_are_comparable_where_they_mean_the_same(objective, key, is_comp
         ("bits_per_byte", "tokenizer.max_seq_len", {"window": 64}),
         ("kl", "tokenizer.max_seq_len", {"window": 64}),
         ("kl", "dtype", {"teacher_dtype": "fp32"}),
-        ("kl", "+student_prompt_template", {"teacher_prompt_template": "{input}"}),
     ],
 )
 def test_a_key_may_vary_where_another_one_keeps_its_figure_the_same(objective, key, instead):
