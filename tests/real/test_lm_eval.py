@@ -76,7 +76,7 @@ def test_it_is_also_transformers_own_and_what_evaluate_scores(ours, theirs):
         array = tokens[0].numpy()
         whole = Written(array, array >= 0, array >= 0, len(text.encode()), len(text.encode()))
         [scored] = score(Reader("student", ours._reader.model), [whole], CPU)
-        assert -found == pytest.approx(scored.nll.sum(), abs=1e-6)
+        assert -found == pytest.approx(scored.nll.sum(), rel=1e-6)
 
 
 def test_continuations_are_as_likely_and_as_greedy_as_to_lm_eval(ours, theirs):
