@@ -5,8 +5,9 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
+SWEEP = "DISTILL_TUNE_SWEEP"  # variable with the number of the process that a trial is of
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
 _FIRST_PORT, _PORTS = 20_000, 20_000
 
@@ -32,12 +33,23 @@ def is_heeded(number: int) -> bool:
 
 
 def stop_with_torchrun(environment: Mapping[str, str] = os.environ) -> None:
-    """Have this process told to stop, as by SIGTERM, when torchrun is killed: it would stay on its GPU.
+    """As :func:`stop_with`, where torchrun started this process."""
+    if "TORCHELASTIC_RUN_ID" in environment:
+        stop_with(os.getppid())
+
+
+def stop_with_sweep(environment: MutableMapping[str, str] = os.environ) -> None:
+    """As :func:`stop_with`, where a sweep started this process; what it starts in its turn stops with it."""
+    if parent := environment.pop(SWEEP, None):
+        stop_with(int(parent))
+
+
+def stop_with(parent: int) -> None:
+    """Have this process told to stop, as by SIGTERM, when its parent is killed: it would stay on its GPU.
 
     The kernel's PR_SET_PDEATHSIG would send a signal for each thread of torchrun, and the second ends a run at once.
     """
-    if "TORCHELASTIC_RUN_ID" in environment:
-        threading.Thread(target=_stop_after, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_stop_after, args=(parent,), daemon=True).start()
 
 
 def _stop_after(parent: int) -> None:

@@ -65,11 +65,14 @@ def _require_rows(asked: AskedSweep) -> None:
     Raises:
         UserError: there is nothing to compare trials on, or no teacher that the objective asks for.
     """
-    test = asked.config.get("dataset_test") if asked.objective.by_evaluation else None
-    if asked.config.get("dataset_val") is None and test is None:
+    has_test = asked.config.get("dataset_test") is not None
+    if asked.config.get("dataset_val") is None and not (has_test and asked.objective.by_evaluation):
+        ways = ["'+dataset_val={_component_: distill_tune.data.instruct, source: held_out.json}'"]
+        if has_test:
+            ways = ["'+dataset_val=${dataset_test}'", "take --objective bits_per_byte, for which dataset_test will do"]
         raise UserError(
-            "dataset_val: missing; trials are compared on its rows, which none is trained on: add it to the config, or "
-            "'+dataset_val={_component_: distill_tune.data.instruct, source: held_out.json}'"
+            "dataset_val: missing; trials are compared on its rows, which none is trained on: add it to the config, "
+            f"set {', or '.join(ways)}"
         )
     if asked.objective.name in ("kl", "val_kd_loss") and asked.config.get("teacher_model") is None:
         raise UserError(

@@ -19,7 +19,7 @@ from distill_tune.config.nearest import did_you_mean
 from distill_tune.config.recipe_keys import Recipe
 from distill_tune.counts import counted
 from distill_tune.errors import UserError
-from distill_tune.launch import is_heeded, is_launched
+from distill_tune.launch import is_heeded, is_launched, stop_with_sweep
 from distill_tune.threads import set_threads
 
 _DESCRIPTION = """Run a recipe with a config.
@@ -61,6 +61,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    stop_with_sweep()
     arguments = options.arguments
     if not arguments:
         raise UserError("run: name a recipe and a config: distill-tune run kd_single_device --config tiny")

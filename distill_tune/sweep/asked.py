@@ -6,20 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from distill_tune.config.files import find_config, local_path, recipes_folder
 from distill_tune.config.keys import KEYS
 from distill_tune.config.load import load_config
 from distill_tune.counts import counted
 from distill_tune.errors import UserError
 from distill_tune.evaluation.named_models import AFTER
-from distill_tune.secrets import without_secrets
 from distill_tune.sweep.folder import training_overrides
 from distill_tune.sweep.objective import Objective, find_objective
 from distill_tune.sweep.search import Search
 from distill_tune.sweep.trials import Trial, Trials
-from distill_tune.sweep.values import Axis, Settings, grid_size, overrides_of, to_check, varied_keys
+from distill_tune.sweep.values import Axis, Settings, grid_size, overrides_of, to_check
 
 NUM_OTHER_SEEDS = 2  # with which the best settings are run again
 
@@ -36,6 +33,7 @@ class AskedSweep:
         num_repeated: how many of the best settings are run again.
         devices: CUDA_VISIBLE_DEVICES of trials that run at one time; None leaves it as it is.
         config: that the trials share but for what varies, without secrets.
+        varied: dotted keys that differ between trials, also those that take their values from what varies.
     """
 
     recipe: Path
@@ -51,6 +49,7 @@ class AskedSweep:
     devices: Sequence[str | None]
     folder: Path
     config: Mapping[str, Any]
+    varied: Sequence[str]
     num_processes: int
 
     @classmethod
@@ -69,15 +68,18 @@ class AskedSweep:
             UserError: the config cannot be read; an objective that there is not, or by which trials cannot be
                 compared; a model that would be measured in their place.
         """
-        keys = [axis.key.lstrip("+") for axis in axes]
-        overrides = [*shared, *overrides_of(to_check(axes)[0])]
-        config: Any = OmegaConf.to_container(without_secrets(load_config(find_config(asked["name"]), overrides)))
+        from distill_tune.training.state import changes_between, plain_config
+
+        file, keys = find_config(asked["name"]), [axis.key for axis in axes]
+        points = [[*shared, *overrides_of(point)] for point in to_check(axes)]
+        config, *others = (plain_config(load_config(file, overrides)) for overrides in points)
+        varied = sorted({key for other in others for key, _ in changes_between(config, other)})
         tasks = config.get("tasks") or []
         names = [Path(str(task)).stem for task in ([tasks] if isinstance(tasks, str) else tasks)]  # or files of YAML
         found = find_objective(objective, names)
         if AFTER in (config.get("models") or {}):
             raise UserError(f"models.{AFTER}: would be measured in each trial's place; leave it out")
-        found.require_comparable(varied_keys(axes), config)
+        found.require_comparable(varied, config)
         folder = folder or local_path(f"{config.get('output_dir', 'outputs')}_sweep")
         repeated = 0 if "seed" in keys else num_repeated
         measuring = [override for override in shared if _is_of_evaluation(override)]
@@ -87,6 +89,7 @@ class AskedSweep:
             folder=folder,
             axes=axes,
             config=config,
+            varied=varied,
             num_repeated=repeated,
             shared=training,
             measuring=measuring,
@@ -136,7 +139,7 @@ class AskedSweep:
     @property
     def _why_not_pruned(self) -> str | None:
         by = find_objective("val_ce_loss", ())
-        if unlike := next((axis.key for axis in self.axes if by.unlike(axis.key, self.config)), None):
+        if unlike := next((key for key in self.varied if by.unlike(key, self.config)), None):
             return f"val_ce_loss means another thing where {unlike} varies"
         if self.config.get("dataset_val") is None or not self.config.get("run_val_every_n_steps"):
             return "that takes dataset_val and run_val_every_n_steps"

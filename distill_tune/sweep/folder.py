@@ -1,7 +1,7 @@
 """The folder of a sweep: one recipe and one config, whatever varies; and what each of its trials is run with."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,18 @@ _RESULTS = "evaluation_folder"  # of a config's own; a trial's are read in its f
 _MAY_CHANGE = SECTIONS["What is written"].keys() - {"keep_best"}
 
 
-def claim(folder: Path, recipe: str, config: Mapping[str, Any], varied: Iterable[str]) -> None:
+def claim(folder: Path, recipe: str, config: Mapping[str, Any], keys: Sequence[str], varied: Sequence[str]) -> None:
     """Keep a folder to this sweep, and note in sweep.json what its trials share.
 
     Args:
         recipe: its name.
         config: that the trials share, as plain values without secrets.
-        varied: keys that vary, in which the folder's earlier trials may be others.
+        keys: that vary, as the command line has them; another list of them is another sweep.
+        varied: dotted keys that differ between trials, in which the folder's earlier ones may be others.
 
     Raises:
-        UserError: the folder cannot be written, another sweep runs there, or one of another recipe or config has.
+        UserError: the folder cannot be written, another sweep runs there, or one of another recipe, config or other
+            keys has.
     """
     file = folder / "sweep.json"
     try:
@@ -33,21 +35,29 @@ def claim(folder: Path, recipe: str, config: Mapping[str, Any], varied: Iterable
         if not keep_to_oneself(folder):
             raise UserError(f"--folder {folder}: another sweep is writing there; wait for it, or name another")
         if file.is_file():
-            _require_same(file, recipe, config, varied)
-        write_text(file, json.dumps({"recipe": recipe, "config": config}, indent=2, ensure_ascii=False) + "\n")
+            _require_same(file, recipe, config, keys, varied)
+        noted = {"recipe": recipe, "keys": keys, "config": config}
+        write_text(file, json.dumps(noted, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"--folder {folder}: cannot be written: {error.strerror}") from error
 
 
-def _require_same(file: Path, recipe: str, config: Mapping[str, Any], varied: Iterable[str]) -> None:
+def _require_same(
+    file: Path, recipe: str, config: Mapping[str, Any], keys: Sequence[str], varied: Sequence[str]
+) -> None:
     from distill_tune.training.state import changes_between
 
     try:
         was = json.loads(file.read_text(encoding="utf-8"))
-        changes = [*changes_between(was["config"], config)]
+        changes, keys_were = [*changes_between(was["config"], config)], was["keys"]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file}: cannot be read ({error}); name another --folder") from error
-    free = {key.lstrip("+") for key in varied} | _MAY_CHANGE
+    if {*keys_were} != {*keys}:
+        raise UserError(
+            f"--folder {file.parent}: its trials vary {', '.join(keys_were)}, these {', '.join(keys)}: "
+            "they cannot be ranked together; name another"
+        )
+    free = {*varied} | _MAY_CHANGE
     told = [text for key, text in changes if not any(key == one or key.startswith(f"{one}.") for one in free)]
     if was["recipe"] != recipe:
         told.insert(0, f"recipe {was['recipe']} -> {recipe}")
@@ -67,7 +77,7 @@ def require_free(keys: Sequence[str], overrides: Sequence[str]) -> None:
     for key in (*OF_THE_SWEEP, _RESULTS):
         if key in given and key != "keep_last_n":
             raise UserError(f"{key}: each trial has its own below --folder, and goes on from there; leave it out")
-    for key in (key.lstrip("+") for key in keys):
+    for key in keys:
         if key in (*OF_THE_SWEEP, _RESULTS):
             raise UserError(f"{key}: cannot vary; each trial has its own folder below --folder")
 
@@ -84,6 +94,6 @@ def training_overrides(folder: Path, trial: Trial, config: Mapping[str, Any]) ->
         own.append("resume_from_checkpoint=False")
     if config.get("keep_last_n") is None:  # what a trial needs to go on from, and no more
         own.append("keep_last_n=1")
-    if "seed" not in {key.lstrip("+") for key in trial.settings}:
+    if "seed" not in trial.settings:
         own.append(f"seed={trial.seed}")
     return [*overrides_of(trial.settings), *own]

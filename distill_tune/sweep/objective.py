@@ -18,7 +18,7 @@ _WINDOWS = {
 }
 _ASKED = dict.fromkeys(("tasks", "task_folder", "tasks_in_chat"), "trials would be asked different questions")
 _TOKENIZER = {"tokenizer": "one token is not as much text as another's"}
-_TOKENS = _TOKENIZER | {"loss": "it is what is measured"}
+_TOKENS = {"tokenizer": "its tokens are counted, of rows that it cuts", "loss": "it is what is measured"}
 _OTHER_TEACHERS = "trials would be held against different teachers"
 _OTHER_PROMPTS = "the teacher would read different prompts"
 _TEACHER = {
@@ -79,11 +79,24 @@ class Objective:
         """
         for key in keys:
             if why := self.unlike(key, config):
-                others = [name for name, other in OBJECTIVES.items() if not any(other.unlike(k, config) for k in keys)]
-                ways = [f"set {_SET_INSTEAD[found]}"] if (found := self._nearest(key)) in _SET_INSTEAD else []
-                ways += [f"take --objective {', '.join(others)}"] if others else []
-                instead = ", or ".join(ways) or "keep it as it is"
+                instead = ", or ".join(self._ways(keys, config)) or "keep it as it is"
                 raise UserError(f"--objective {self.name}: cannot compare trials where {key} varies: {why}; {instead}")
+
+    def _ways(self, keys: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+        """What to set, which objective to take, or both, so that trials can be compared; the former first."""
+        by_needed = dict[str, list[str]]()
+        for name, other in {**OBJECTIVES, self.name: self}.items():
+            needed = {_SET_INSTEAD.get(other._nearest(key)) for key in keys if other.unlike(key, config)}
+            if None not in needed:
+                by_needed.setdefault(" and ".join(sorted(map(str, needed))), []).append(name)
+        own, others = [], []
+        for needed_keys, names in by_needed.items():
+            if self.name in names:
+                own.append(f"set {needed_keys}")
+            else:
+                first = f"set {needed_keys} and " if needed_keys else ""
+                others.append(f"{first}take --objective {', '.join(names)}")
+        return own + others
 
     def unlike(self, key: str, config: Mapping[str, Any] = _EMPTY) -> str | None:
         """Why a key that varies makes figures incomparable; None where it does not."""
@@ -93,7 +106,7 @@ class Objective:
 
     def _nearest(self, key: str) -> str:
         """Of ``not_with`` the key itself or the nearest above it; empty where there is none."""
-        parts = key.lstrip("+").split(".")
+        parts = key.split(".")
         above = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
         return next((one for one in above if one in self.not_with), "")
 

@@ -29,7 +29,7 @@ def run_sweep(asked: AskedSweep) -> None:
         UserError: the folder is another sweep's or cannot be written; no trial came to its end.
     """
     search = asked.search()
-    claim(asked.folder, asked.recipe.stem, asked.config, [axis.key for axis in asked.axes])
+    claim(asked.folder, asked.recipe.stem, asked.config, [axis.key for axis in asked.axes], asked.varied)
     trials, console = Trials(asked.folder), Console()
     objective, status = asked.objective, console.status("")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from distill_tune.disk import is_kept_by_another
+from distill_tune.launch import SWEEP
 
 _LOG, _LONGEST = "log.txt", 200  # characters of the last line
 
@@ -18,10 +19,12 @@ _LOG, _LONGEST = "log.txt", 200  # characters of the last line
 class TrialProcess:
     """Runs commands of `distill-tune` one after the other, with what they print in log.txt of the trial's folder.
 
-    They have a session of their own: a terminal's Ctrl-C reaches the sweep alone, which tells them.
+    They have a session of their own: a terminal's Ctrl-C reaches the sweep alone, which tells them. Where the sweep is
+    killed, they are told to stop, too.
 
     Args:
-        folder: of the trial; while another process has it, as the one that a killed sweep has left, nothing begins.
+        folder: of the trial; while another process has it, as that of a killed sweep until its step has ended, nothing
+            begins.
         commands: arguments of `distill-tune`.
         environment: in addition to this process' own.
     """
@@ -94,7 +97,7 @@ class TrialProcess:
 
     def _start(self, command: Sequence[str], stream: IO[bytes]) -> subprocess.Popen[bytes]:
         # Unbuffered, so that an error is the last line though it is written to another stream than what came before.
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", SWEEP: str(os.getpid()), **self._environment}
         return subprocess.Popen(
             [sys.executable, "-m", "distill_tune", *command],
             stdin=subprocess.DEVNULL,

@@ -77,12 +77,11 @@ class Search:
 
     def _params(self, settings: Settings) -> dict[str, Any] | None:
         """None of settings that are outside."""
-        written = {key.lstrip("+"): text for key, text in settings.items()}
-        if written.keys() != {axis.key.lstrip("+") for axis in self._axes}:
+        if settings.keys() != {axis.key for axis in self._axes}:
             return None
         params = dict[str, Any]()
         for axis in self._axes:
-            text = written[axis.key.lstrip("+")]
+            text = settings[axis.key]
             if isinstance(axis, Values):
                 known = [same(axis.key, one) for one in axis.texts]
                 if (value := same(axis.key, text)) not in known:

@@ -93,7 +93,7 @@ def _at_an_end(results: Sequence[Result], axes: Sequence[Axis]) -> Iterator[str]
         is_list_of_numbers = isinstance(axis, Values) and len(known) == len(numbers) and len({*known}) > 1
         if is_list_of_numbers and known[0] in (min(known), max(known)):
             end = "largest" if known[0] == max(known) else "smallest"
-            yield f"{axis.key.lstrip('+')}={texts[0]} is the {end} of its values"
+            yield f"{axis.key}={texts[0]} is the {end} of its values"
 
 
 def _number(text: str) -> float | None:
@@ -171,7 +171,7 @@ def _columns(trials: Trials, results: Sequence[Result], objective: Objective) ->
 
 def _heading(key: str, keys: Sequence[str]) -> str:
     """The last part of a key where no other ends so."""
-    key, last = key.lstrip("+"), key.rpartition(".")[2]
+    last = key.rpartition(".")[2]
     return last if [other.rpartition(".")[2] for other in keys].count(last) == 1 else key
 
 

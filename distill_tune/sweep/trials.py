@@ -93,7 +93,7 @@ class Trials:
 
 
 def identity(settings: Settings, seed: int) -> tuple[object, ...]:
-    return (*sorted((key.lstrip("+"), same(key, text)) for key, text in settings.items()), seed)
+    return (*sorted((key, same(key, text)) for key, text in settings.items()), seed)
 
 
 def _read(file: Path) -> Iterable[Trial]:

@@ -100,7 +100,7 @@ def read_axes(overrides: Sequence[str]) -> tuple[list[str], list[Axis]]:
     given = [override.lstrip("+").partition("=")[0] for override in shared]
     with faults:
         for key in keys:
-            if [key.lstrip("+") for key in keys].count(key.lstrip("+")) > 1 or key.lstrip("+") in given:
+            if keys.count(key) > 1 or key in given:
                 raise UserError(f"{key}: given twice; name all its values in one list")
     faults.tell()
     return shared, axes
@@ -108,7 +108,7 @@ def read_axes(overrides: Sequence[str]) -> tuple[list[str], list[Axis]]:
 
 def _axis(override: str) -> Axis | None:
     """None of what has one value."""
-    key, _, text = override.partition("=")
+    key, _, text = override.lstrip("+").partition("=")  # a key that varies may be new, or not
     if found := _RANGE.fullmatch(text):
         return _range(override, key, *found.groups())
     texts = split_values(override, text)
@@ -170,23 +170,6 @@ def _plain(value: object) -> object:
     from omegaconf import DictConfig, ListConfig, OmegaConf
 
     return OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
-
-
-def varied_keys(axes: Sequence[Axis]) -> list[str]:
-    """What differs between trials: of mappings the keys below that are not the same in all of them."""
-    from distill_tune.training.state import changes_between
-
-    found = []
-    for axis in axes:
-        texts = axis.texts if isinstance(axis, Values) else ()
-        values = [_plain(read_value(f"{axis.key}={text}")) for text in texts]
-        key = axis.key.lstrip("+")
-        if values and all(isinstance(value, Mapping) for value in values):
-            changes = (changes_between({key: values[0]}, {key: value}) for value in values[1:])
-            found += sorted({below for of_one in changes for below, _ in of_one})
-        else:
-            found.append(key)
-    return found
 
 
 def overrides_of(settings: Settings) -> list[str]:

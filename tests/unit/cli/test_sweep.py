@@ -32,6 +32,11 @@ def told(capsys, *arguments):
         (["kd_ratio=0.5,1.5", "temperature=1,2"], "kd_ratio=1.5: must be a number from 0 to 1"),
         (["kd_raito=0.5,0.6"], "kd_raito: no such key, did you mean kd_ratio?"),
         (["kd_ratio=0.5,0.6", "~dataset_val"], "dataset_val: missing; trials are compared on its rows"),
+        (
+            ["kd_ratio=0.5,0.6", "dataset_test=${dataset}", "~dataset_val", "--objective", "val_ce_loss"],
+            "set '+dataset_val=${dataset_test}', or take --objective bits_per_byte, for which dataset_test will do",
+        ),
+        (["dataset.split=train,train[:50%]"], "cannot compare trials where dataset_val.split varies"),  # its ${dataset}
         (["kd_ratio=0.5,0.6", "--objective", "val_loss"], "cannot compare trials where kd_ratio varies"),
         (["kd_ratio=0.5,0.6", "--objective", "kl", "~teacher_model"], "teacher_model: missing"),
         (["output_dir=a,b"], "output_dir: cannot vary"),

@@ -12,9 +12,9 @@ CONFIG = {"kd_ratio": 0.5, "batch_size": 4, "output_dir": "out", "save_every_n_s
 
 @pytest.fixture
 def again(tmp_path):
-    def claimed(recipe="kd_single_device", varied=("kd_ratio",), **changes):
+    def claimed(recipe="kd_single_device", keys=("kd_ratio",), varied=("kd_ratio",), **changes):
         try:
-            claim(tmp_path, recipe, CONFIG | changes, varied)
+            claim(tmp_path, recipe, CONFIG | changes, keys, varied)
         finally:
             release_lock(tmp_path)
 
@@ -29,7 +29,7 @@ def again(tmp_path):
         {"kd_ratio": 0.7},
         {"output_dir": "other"},
         {"save_every_n_steps": 1},
-        {"varied": ("+optimizer.lr", "kd_ratio")},
+        {"optimizer": {"lr": 1e-4}, "varied": ("kd_ratio", "optimizer.lr")},  # which takes its value from kd_ratio
     ],
 )
 def test_the_same_sweep_goes_on_whatever_varies_and_however_often_it_writes(again, changes):
@@ -42,6 +42,7 @@ def test_the_same_sweep_goes_on_whatever_varies_and_however_often_it_writes(agai
         ({"batch_size": 2}, "batch_size 4 -> 2"),
         ({"optimizer": {"lr": 1e-4}}, "optimizer.lr 0.001 -> 0.0001"),
         ({"keep_best": "val_loss"}, "keep_best nothing -> val_loss"),
+        ({"keys": ("kd_ratio", "temperature")}, "its trials vary kd_ratio, these kd_ratio, temperature:"),
         ({"recipe": "kd_distributed"}, "recipe kd_single_device -> kd_distributed"),
     ],
 )

@@ -82,6 +82,21 @@ def test_a_key_may_vary_where_another_one_keeps_its_figure_the_same(objective, k
     assert OBJECTIVES["val_ce_loss"].unlike("tokenizer.max_seq_len", {"window": 64})  # which cuts its rows
 
 
+@pytest.mark.parametrize(
+    ("objective", "keys", "ways"),
+    [
+        ("val_ce_loss", ["tokenizer.max_seq_len"], "set window and take --objective bits_per_byte, kl"),
+        ("val_loss", ["kd_ratio", "dtype"], "take --objective bits_per_byte, val_ce_loss, or set teacher_dtype and "),
+        ("piqa", ["tokenizer.max_seq_len"], "set window"),
+        ("kl", ["dataset_val.source"], "keep it as it is"),
+    ],
+)
+def test_where_trials_cannot_be_compared_the_ways_out_are_told(objective, keys, ways):
+    with pytest.raises(UserError) as error:
+        find_objective(objective, ["piqa"]).require_comparable(keys)
+    assert f"; {ways}" in str(error.value)
+
+
 def test_an_unknown_objective_is_told_with_those_that_there_are():
     with pytest.raises(UserError, match="did you mean bits_per_byte"):
         find_objective("bit_per_byte", [])

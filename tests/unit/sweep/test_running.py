@@ -1,8 +1,9 @@
 """Commands in processes of their own, which are told to stop, or are killed."""
 
-import fcntl
 import os
 import signal
+import subprocess
+import sys
 import time
 
 from distill_tune.sweep.running import TrialProcess, last_line
@@ -42,13 +43,54 @@ def test_nothing_follows_once_it_is_told_to_stop(tmp_path):
     assert (tmp_path / "log.txt").read_text().count("$ distill-tune ls") == 1
 
 
-def test_a_run_that_a_killed_sweep_has_left_is_waited_for(tmp_path):
+_ENDS_SLOWLY = """
+import signal, sys, time
+from pathlib import Path
+
+from distill_tune import config
+from distill_tune.disk import keep_to_oneself
+
+def stop(number, frame):
+    (folder / "stopped").touch()
+    time.sleep(1.5)
+    sys.exit()
+
+folder = Path(sys.argv[0]).parent
+keep_to_oneself(folder)
+signal.signal(signal.SIGTERM, stop)
+(folder / "begun").touch()
+time.sleep(100)
+config.run_recipe(None)
+"""
+_SWEEP = """
+import sys, time
+from pathlib import Path
+
+from distill_tune.sweep.running import TrialProcess
+
+folder = Path(sys.argv[1])
+TrialProcess(folder, [["run", str(folder / "slow.py"), "--config", "tiny"]], {}).poll()
+time.sleep(100)
+"""
+
+
+def until(file):
+    give_up = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < give_up, file
+        time.sleep(0.02)
+
+
+def test_a_trial_ends_with_its_sweep_however_that_ends_and_its_next_process_waits_for_it(tmp_path):
+    (tmp_path / "slow.py").write_text(_ENDS_SLOWLY)
+    sweep = subprocess.Popen([sys.executable, "-c", _SWEEP, str(tmp_path)])
+    until(tmp_path / "begun")
+    sweep.kill()
+    sweep.wait()
     process = TrialProcess(tmp_path, [["ls"]], {})
-    with (tmp_path / ".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        assert process.poll() is None and process.is_waiting
-    assert not (tmp_path / "log.txt").exists()
+    assert process.poll() is None and process.is_waiting
     assert ended(process) == 0
+    assert (tmp_path / "stopped").exists()
 
 
 def test_the_last_line_that_says_something_is_told(tmp_path):
