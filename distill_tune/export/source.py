@@ -16,6 +16,7 @@ from distill_tune.config.files import is_model_folder, nothing_at
 from distill_tune.data.tokenizer import HFTokenizer, hf_tokenizer
 from distill_tune.errors import UserError
 from distill_tune.export.opened import logits_of
+from distill_tune.export.unfinished import checkpoint_at, write_student
 from distill_tune.models.adapter_folder import has_adapter
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import Conversion, conversion_of
@@ -23,7 +24,7 @@ from distill_tune.models.decoder_config import DecoderConfig
 from distill_tune.models.tokenizer_files import VOCABULARIES, files_of
 
 _KEY = "SOURCE"
-_MODEL, _ADAPTER = "model", "adapter"
+_MODEL, _ADAPTER, _CHECKPOINTS = "model", "adapter", "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +103,13 @@ class Source:
         return models.build_on_meta(_KEY, _component_of(self.folder))
 
 
-def open_source(path: Path, as_adapter: bool = False) -> Source:
+def open_source(path: Path, as_adapter: bool = False, room: Path | None = None) -> Source:
     """
     Args:
-        path: a run's output_dir, a Hugging Face folder, or an adapter's.
+        path: a run's output_dir, a Hugging Face folder, or an adapter's; with ``room`` also a checkpoint of a run, and
+            a run that has left no model yet, of which the newest checkpoint is taken.
         as_adapter: of a run take adapter/ and not model/.
+        room: where the student of a checkpoint is put, as a folder of its own.
 
     Raises:
         UserError: there is no such model, it cannot be read, or has no tokenizer.
@@ -118,12 +121,23 @@ def open_source(path: Path, as_adapter: bool = False) -> Source:
                 f"export {path}: this run trained every parameter and left {run / _MODEL} alone: there is no adapter; "
                 "take --to hf, or a run that trains with LoRA"
             )
-        raise UserError(f"export {path}: {nothing_at(path)}")
+        if room is None or (step := checkpoint_at(path)) is None:
+            raise UserError(f"export {path}: {nothing_at(path)}")
+        if run == path:
+            print(f"{path}: has left no model yet; what is exported is the student of {step}")
+        folder = write_student(step, room, as_adapter)
     checkpoint = Checkpoint.read(_KEY, _KEY, folder)
     model = models.checked_on_meta(_KEY, _component_of(folder), checkpoint)
     has_own = bool(files_of(folder, VOCABULARIES))
     tokenizer = hf_tokenizer(str(folder if has_own else checkpoint.folder))
-    return Source((run or folder).resolve().name, folder, run, checkpoint, tokenizer, model.decoder_config)
+    return Source(name_of(path), folder, run, checkpoint, tokenizer, model.decoder_config)
+
+
+def name_of(path: Path) -> str:
+    """What the exports of a path are called: as its run, with its step of a checkpoint; or as the model's folder."""
+    folder, run = _folder_and_run(path, False)
+    step = f"-{path.name}" if run and path.parent.name == _CHECKPOINTS else ""
+    return f"{(run or folder).resolve().name}{step}"
 
 
 def _folder_and_run(path: Path, as_adapter: bool) -> tuple[Path, Path | None]:
@@ -133,8 +147,9 @@ def _folder_and_run(path: Path, as_adapter: bool) -> tuple[Path, Path | None]:
         kinds = (_ADAPTER,) if as_adapter else (_MODEL, _ADAPTER)
         there = [path / kind for kind in kinds if is_model_folder(path / kind)]
         return (there[0] if there else path), path
-    is_of_run = path.name in (_MODEL, _ADAPTER) and (path.parent / "config.yaml").is_file()
-    return path, path.parent if is_of_run else None
+    run = path.parent.parent if path.parent.name == _CHECKPOINTS else path.parent
+    is_of_run = path.name in (_MODEL, _ADAPTER) or path.parent.name == _CHECKPOINTS
+    return path, run if is_of_run and (run / "config.yaml").is_file() else None
 
 
 def _component_of(folder: Path) -> DictConfig:
