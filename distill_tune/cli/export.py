@@ -1,11 +1,16 @@
 """`distill-tune export`: a student in the form that it is shipped in, checked against what it was made from."""
 
 import argparse
+import contextlib
 import math
+import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
 from distill_tune.config.files import local_path
 from distill_tune.errors import UserError
+from distill_tune.launch import is_heeded
 
 _DESCRIPTION = """Write a trained student in a form for others, open it again with the tool that it is for, and compare.
 
@@ -15,7 +20,8 @@ _DESCRIPTION = """Write a trained student in a form for others, open it again wi
   distill-tune export outputs/mine --to torchao:int8             weights in 8 bits, for transformers
   distill-tune export outputs/mine --to gguf:Q8_0                one file for llama.cpp and Ollama
 
-SOURCE is a run's output_dir, a model's folder, an adapter's, or demo:student. What will surprise somebody (weights that
+SOURCE is a run's output_dir, a checkpoint of it (checkpoints/step_N; of a run that was stopped the newest is taken), a
+model's folder, an adapter's, or demo:student. What will surprise somebody (weights that
 part, padding, ends that differ, rows that a quantiser cannot divide) is told first. Then token ids, chat template, end
 tokens and distributions are compared with the source, on rows of the run's dataset_val or on built-in texts: where
 one is not as it should be, the folder is left under a name that ends in .failed, and the exit code is 1.
@@ -46,6 +52,10 @@ def _export(options: argparse.Namespace) -> None:
     if options.max_kl is not None and not 0 <= options.max_kl < math.inf:
         raise UserError(f"--max-kl {options.max_kl}: must be 0 or more")
 
+    with contextlib.suppress(ValueError):  # not the main thread
+        for number in filter(is_heeded, (signal.SIGTERM, signal.SIGHUP)):
+            signal.signal(number, _stopped)
+
     from distill_tune.export.ship import export
     from distill_tune.sizes import binary
 
@@ -71,3 +81,9 @@ def _export(options: argparse.Namespace) -> None:
         print(f"distill-tune: export {options.to}: not as its source; left in {result.folder}", file=sys.stderr)
         sys.exit(1)
     print(result.folder)
+
+
+def _stopped(number: int, frame: FrameType | None) -> NoReturn:
+    """As an exception, so that what is half written is taken away; ends as a shell would tell it."""
+    print(f"distill-tune: export: stopped by {signal.Signals(number).name}; nothing is left of it", file=sys.stderr)
+    sys.exit(128 + number)

@@ -18,11 +18,12 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _IN_HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)")
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 _LICENCE_KEYS = ("license", "license_name", "license_link")
-# Whole paths in a text, of which the last name may stay; not what is in a URL.
-_NAME = r"[\w.@+=-]+"
+# Whole paths in a text, of which the last name may stay; not what is in a URL. Folders' names may have spaces.
+_NAME = r"[\w.,@+=&%#!'()\[\]-]+"
+_FOLDER = rf"{_NAME}(?: +{_NAME})*"
 _PATH = re.compile(
     rf"(?<![\w:/.~-])(?:file://)?"
-    rf"(?:(?:~|\.\.|[A-Za-z]:)?(?:/{_NAME})+/({_NAME})/?|[A-Za-z]:(?:\\{_NAME})*\\({_NAME}))"
+    rf"(?:(?:~|\.\.|[A-Za-z]:)?(?:/{_FOLDER})+/({_NAME})/?|[A-Za-z]:(?:\\{_FOLDER})*\\({_NAME}))"
 )
 
 
@@ -129,7 +130,8 @@ def hub_datasets(cfg: DictConfig) -> list[str]:
 
 def public_name(source: str) -> str:
     """A hub's name, an address or a component whole; of a path its last name."""
-    if "://" in source or (_HUB_NAME.fullmatch(source) and not Path(source).exists() and not Path(source).suffix):
+    is_address = "://" in source and not source.startswith("file://")
+    if is_address or (_HUB_NAME.fullmatch(source) and not Path(source).exists() and not Path(source).suffix):
         return source
     return Path(source).name
 

@@ -21,7 +21,7 @@ from distill_tune.export.compared import NONE, Agreement, compare
 from distill_tune.export.formats import Format, find_format
 from distill_tune.export.record import FAILED, RECORD, write_record
 from distill_tune.export.settings import Settings, require_size
-from distill_tune.export.source import Source, open_source
+from distill_tune.export.source import Source, name_of, open_source
 from distill_tune.export.texts import rows_for
 from distill_tune.qat.note import trained_for
 from distill_tune.training.device import dtype_name, find_device
@@ -70,7 +70,7 @@ def export(
     """Write a model in a format, open it by the tool that it is for, compare both, and give it its name.
 
     Args:
-        path: a run's output_dir, a Hugging Face folder, or an adapter's.
+        path: a run's output_dir, a Hugging Face folder, an adapter's, or a checkpoint of a run.
         to: ``hf``, ``torchao:int8``, ...; see :data:`~distill_tune.export.formats.FORMATS`.
         output: by default exports/ and the names of source and format. An earlier export there is replaced.
         dtype: of the weights, bf16, fp32 or fp16; by default the source's own, of torchao's formats bf16.
@@ -81,10 +81,30 @@ def export(
     """
     require_size(max_shard_size)
     form, kind = find_format(to, any_gguf=llama_cpp is not None)
-    source = open_source(path, as_adapter=form.holds_factors)
-    settings = Settings(kind, _dtype(form, source, to, dtype), max_shard_size, base_model, llama_cpp)
-    output = output or Path("exports") / f"{source.name}-{to.replace(':', '-')}"
-    _require_place(output, source)
+    output = output or Path("exports") / f"{name_of(path)}-{to.replace(':', '-')}"
+    _require_place(output, path)
+    beside = output.with_name(f"{output.name}.partial")  # also has what is written on the way there
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        source = open_source(path, form.holds_factors, room=beside / f"{output.name}.source")
+        settings = Settings(kind, _dtype(form, source, to, dtype), max_shard_size, base_model, llama_cpp)
+        result = _shipped(source, to, form, settings, output, beside / output.name, max_kl)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    files = [file for file in sorted(result.folder.rglob("*")) if file.is_file()]
+    sizes = {file.relative_to(result.folder).as_posix(): file.stat().st_size for file in files}
+    of_weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
+    bits = None if form.holds_factors or not of_weights else 8 * of_weights / source.num_parameters
+    return dataclasses.replace(result, files=sizes, bits_per_weight=bits)
+
+
+def _shipped(
+    source: Source, to: str, form: Format, settings: Settings, output: Path, partial: Path, max_kl: float | None
+) -> Result:
+    """
+    Args:
+        partial: where it is written.
+    """
     told = [*remarks(source, to, form.holds_factors), *form.check(source, settings)]
     for line in told:
         print(line)
@@ -94,38 +114,28 @@ def export(
     if max_kl is None:
         max_kl = _AS_TRAINED if scheme else form.max_kl(source, settings)
     logits = source.logits(rows.tokens, device, scheme)
-    beside = output.with_name(f"{output.name}.partial")  # also has what formats write beside their folder
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    partial = beside / output.name
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    for line in form.write(source, partial, settings):
+        print(line)
+    stops = exported_stops(source.tokenizer, source.checkpoint.folder, source.vocab_size)
     try:
-        for line in form.write(source, partial, settings):
-            print(line)
-        stops = exported_stops(source.tokenizer, source.checkpoint.folder, source.vocab_size)
-        try:
-            opened = form.open(source, partial, settings, device)
-            checks, agreement = compare(source, stops, logits, rows, opened, max_kl)
-            tool = opened.tool
-            del opened
-        except Exception as error:  # of whatever tool it is
-            checks, agreement, tool = [Check("opened", f"{type(error).__name__}: {one_line(error)}", False)], NONE, to
-        failed = output.with_name(f"{output.name}{FAILED}")
-        result = Result(output, told, checks, tool, agreement, {})
-        if not result.passed:
-            result = dataclasses.replace(result, folder=failed)
-        write_record(partial, _record(source, to, settings, result))
-        card = model_card(source, to, settings, tool, agreement)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        put_in_place(partial, result.folder)
-        if result.passed and (failed / RECORD).is_file():
-            shutil.rmtree(failed)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    files = [file for file in sorted(result.folder.rglob("*")) if file.is_file()]
-    sizes = {file.relative_to(result.folder).as_posix(): file.stat().st_size for file in files}
-    of_weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
-    bits = None if form.holds_factors or not of_weights else 8 * of_weights / source.num_parameters
-    return dataclasses.replace(result, files=sizes, bits_per_weight=bits)
+        opened = form.open(source, partial, settings, device)
+        checks, agreement = compare(source, stops, logits, rows, opened, max_kl)
+        tool = opened.tool
+        del opened
+    except Exception as error:  # of whatever tool it is
+        checks, agreement, tool = [Check("opened", f"{type(error).__name__}: {one_line(error)}", False)], NONE, to
+    failed = output.with_name(f"{output.name}{FAILED}")
+    result = Result(output, told, checks, tool, agreement, {})
+    if not result.passed:
+        result = dataclasses.replace(result, folder=failed)
+    write_record(partial, _record(source, to, settings, result))
+    card = model_card(source, to, settings, tool, agreement)
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    put_in_place(partial, result.folder)
+    if result.passed and (failed / RECORD).is_file():
+        shutil.rmtree(failed)
+    return result
 
 
 def _dtype(form: Format, source: Source, to: str, name: str | None) -> torch.dtype:
@@ -142,12 +152,12 @@ def _dtype(form: Format, source: Source, to: str, name: str | None) -> torch.dty
     return chosen if chosen in DTYPES.values() else torch.float32
 
 
-def _require_place(output: Path, source: Source) -> None:
+def _require_place(output: Path, path: Path) -> None:
     """
     Raises:
         UserError: something else lies there than an earlier export.
     """
-    if output.exists() and (not (output / RECORD).is_file() or output.resolve() == source.folder.resolve()):
+    if output.exists() and (not (output / RECORD).is_file() or output.resolve() == path.resolve()):
         raise UserError(f"--output {output}: is there already, and no earlier export; name another folder")
 
 

@@ -16,6 +16,7 @@ from distill_tune.config.files import OF_RUN, is_model_folder, model_at, nothing
 from distill_tune.data.tokenizer import HFTokenizer, hf_tokenizer
 from distill_tune.errors import UserError
 from distill_tune.export.opened import logits_of
+from distill_tune.export.unfinished import checkpoint_at, write_student
 from distill_tune.models.adapter_folder import has_adapter
 from distill_tune.models.checkpoint import Checkpoint
 from distill_tune.models.conversion import Conversion, conversion_of
@@ -24,6 +25,7 @@ from distill_tune.models.tokenizer_files import VOCABULARIES, files_of
 
 _KEY = "SOURCE"
 _MODEL, _ADAPTER = OF_RUN
+_CHECKPOINTS = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,29 +104,54 @@ class Source:
         return models.build_on_meta(_KEY, _component_of(self.folder))
 
 
-def open_source(path: Path, as_adapter: bool = False) -> Source:
+def open_source(path: Path, as_adapter: bool = False, room: Path | None = None) -> Source:
     """
     Args:
-        path: a run's output_dir, a Hugging Face folder, or an adapter's.
+        path: a run's output_dir, a Hugging Face folder, or an adapter's; with ``room`` also a checkpoint of a run, and
+            a run that has left no model yet, of which the newest checkpoint is taken.
         as_adapter: of a run take adapter/ and not model/.
+        room: where the student of a checkpoint is put, as a folder of its own.
 
     Raises:
         UserError: there is no such model, it cannot be read, or has no tokenizer.
     """
     folder = model_at(path, [_ADAPTER] if as_adapter else OF_RUN)
-    run = folder.parent if folder.name in OF_RUN and (folder.parent / "config.yaml").is_file() else None
+    run = _run_of(folder)
     if not is_model_folder(folder):
         if as_adapter and is_model_folder(path / _MODEL):
             raise UserError(
                 f"export {path}: this run trained every parameter and left {path / _MODEL} alone: there is no adapter; "
                 "take --to hf, or a run that trains with LoRA"
             )
-        raise UserError(f"export {path}: {nothing_at(path)}")
+        if room is None or (step := checkpoint_at(path)) is None:
+            raise UserError(f"export {path}: {nothing_at(path)}")
+        if run == path:
+            print(f"{path}: has left no model yet; what is exported is the student of {step}")
+        folder = write_student(step, room, as_adapter)
     checkpoint = Checkpoint.read(_KEY, _KEY, folder)
     model = models.checked_on_meta(_KEY, _component_of(folder), checkpoint)
     has_own = bool(files_of(folder, VOCABULARIES))
     tokenizer = hf_tokenizer(str(folder if has_own else checkpoint.folder))
-    return Source((run or folder).resolve().name, folder, run, checkpoint, tokenizer, model.decoder_config)
+    return Source(name_of(path), folder, run, checkpoint, tokenizer, model.decoder_config)
+
+
+def name_of(path: Path) -> str:
+    """What the exports of a path are called: as its run, with its step of a checkpoint; or as the model's folder."""
+    folder = model_at(path)
+    run = _run_of(folder)
+    step = f"-{path.name}" if run and path.parent.name == _CHECKPOINTS else ""
+    return f"{(run or folder).resolve().name}{step}"
+
+
+def _run_of(folder: Path) -> Path | None:
+    """The run that a model's folder or a checkpoint is of, or that it is itself."""
+    if folder.name in OF_RUN:
+        run = folder.parent
+    elif folder.parent.name == _CHECKPOINTS:
+        run = folder.parent.parent
+    else:
+        run = folder
+    return run if (run / "config.yaml").is_file() and not is_model_folder(run) else None
 
 
 def _component_of(folder: Path) -> DictConfig:

@@ -1,6 +1,7 @@
 """An exported folder onto a hub, by huggingface_hub."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from distill_tune.secrets import hide_secrets
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _ADAPTER, _BASE = "adapter_config.json", "base_model_name_or_path"
 _TEXTS = (".json", ".md", ".yaml", ".txt", ".jinja", "Modelfile")
+_TOKENS, _OFFLINE = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"), ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _LARGEST_TEXT = 2**20  # bytes; a tokenizer's words are no secrets
 
 
@@ -99,13 +101,26 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _reason(error: Exception, token: str | None) -> str:
     """What went wrong and what to do, in a line, without the token."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status, kind = getattr(getattr(error, "response", None), "status_code", None), type(error).__name__
     if status == 401:
-        told = "the hub does not know you: --token or HF_TOKEN must be a token that may write"
+        origin = _origin_of(token)
+        told = f"the hub does not know the token of {origin}" if origin else "the hub wants a token, and there is none"
+        told += "; `hf auth login` takes one that may write and keeps it, --token or HF_TOKEN gives it for a call"
     elif status == 403:
-        told = "your token may not write there: is the owner's name right, and the token one that may write?"
-    elif type(error).__name__ in ("OfflineModeIsEnabled", "ConnectError", "ConnectionError", "NetworkError"):
+        told = f"the token of {_origin_of(token)} may not write there: is the owner's name right?"
+    elif kind == "OfflineModeIsEnabled":
+        name = next((name for name in _OFFLINE if os.environ.get(name)), _OFFLINE[0])
+        told = f"{name} is set, which forbids every request; `env -u {name} distill-tune upload ...` goes without it"
+    elif kind in ("ConnectError", "ConnectionError", "NetworkError"):
         told = "the hub cannot be reached; a mirror is set with HF_ENDPOINT"
     else:
-        told = f"{type(error).__name__}: {one_line(error)[:300]}; a second call goes on where this one stopped"
+        told = f"{kind}: {one_line(error)[:300]}; a second call goes on where this one stopped"
     return hide_secrets(told.replace(token, "***") if token else told)
+
+
+def _origin_of(token: str | None) -> str | None:
+    """Where the token in use is from; None where there is none."""
+    from huggingface_hub import get_token
+
+    variable = next((name for name in _TOKENS if os.environ.get(name)), None)
+    return "--token" if token else variable or ("your login" if get_token() else None)

@@ -8,16 +8,21 @@ from transformers import AutoModelForCausalLM
 
 from distill_tune import data, models, qat
 from distill_tune.config import instantiate
+from distill_tune.export.gguf import write_gguf
 
 LORA = {"lora_attn_modules": ["q_proj", "v_proj"], "apply_lora_to_mlp": True, "lora_rank": 4, "lora_alpha": 32}
 
 
+def student_of(path):
+    """Of a folder, or a GGUF file."""
+    cfg = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(path)})
+    return models.load_model(cfg, models.open_checkpoint("model", cfg, None), torch.float32, torch.device("cpu"))
+
+
 def validation_of(folder, rows_file, scheme):
     """The cross-entropy of a folder's weights as a format gives them back, on the rows of the runs' validation."""
-    cfg = OmegaConf.create({"_component_": "distill_tune.models.from_hf", "path": str(folder)})
-    model = models.build_on_meta("model", cfg)
+    model = student_of(folder)
     qat.prepare(model, scheme)
-    models.load_weights(model, models.open_checkpoint("model", cfg, None), torch.device("cpu"))
     head = models.take_output_head(model.eval())
     tokenizer = OmegaConf.create({"_component_": "torchtune.models.llama2.llama2_tokenizer"})
     tokenizer |= {"path": str(folder / "tokenizer.model"), "max_seq_len": 128}
@@ -30,6 +35,23 @@ def validation_of(folder, rows_file, scheme):
         total += torch.nn.functional.cross_entropy(head.project(hidden), targets, reduction="sum").item()
         count += len(targets)
     return total / count
+
+
+@torch.no_grad()
+def require_shipped_as_trained(folder, file):
+    """A Q4_0 file has the very weights that the student computed with; its embeddings it has in Q8_0."""
+    shipped, trained = student_of(write_gguf(folder, file, "q4_0").file), student_of(folder)
+    qat.prepare(trained, qat.Q4_0())
+    trained.tok_embeddings.weight.copy_(qat.Q8_0().weights(trained.tok_embeddings.weight))
+    assert torch.equal(shipped.tok_embeddings.weight, trained.tok_embeddings.weight)
+    modules = dict(shipped.named_modules())
+    rounded = [name for name, module in trained.named_modules() if isinstance(module, qat.FakeQuantized)]
+    assert len(rounded) == 7 * len(trained.layers)
+    assert all(torch.equal(modules[name].weight, trained.get_submodule(name).quantized_weight()) for name in rounded)
+    for layer, its in zip(shipped.layers, trained.layers, strict=True):
+        layer.attn.rope = its.attn.rope  # of which a file has its factors' digits of float32
+    tokens = torch.arange(3, 103).view(2, 50)
+    assert torch.equal(shipped.eval()(tokens), trained.eval()(tokens))
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -50,6 +72,7 @@ def test_validation_is_of_the_exported_weights_as_the_format_gives_them_back(
     folders = [model, tmp_path / "out" / "adapter"] if lora else [model]
     assert all(qat.trained_for(folder) == {"fits": "gguf:q4_0", "groupsize": 32} for folder in folders)
     assert qat.trained_for(student_folder) is None
+    require_shipped_as_trained(model, tmp_path / "student.gguf")
     plain = AutoModelForCausalLM.from_pretrained(model)
     assert plain.dtype == torch.float32
     assert not hasattr(plain.config, "quantization_config")

@@ -111,6 +111,20 @@ def test_names_that_may_be_told(tmp_path, base):
     assert without_paths(r"../a/b.json file:///home/ann/c C:\Users\ann\d") == "b.json c d"
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("| /home/ann/My Models (old)/student v2 | 12.5 |", "| student v2 | 12.5 |"),
+        ("| ~/Texte, 2. Auflage/mine | and | ../my runs/mine/model |", "| mine | and | model |"),
+        (r"C:\Users\Ann Lee\models\d", "d"),
+        ("file:///home/ann/My Data/rows.json", "rows.json"),
+    ],
+)
+def test_a_folder_with_spaces_is_told_no_more_than_another(written, told):
+    assert without_paths(written) == told
+    assert public_name("file:///home/ann/My Data/rows.json") == public_name("My Data/rows.json") == "rows.json"
+
+
 @pytest.mark.parametrize("text", ["# no front matter", "---\n[broken\n---\n", "---\n- a list\n---\n", ""])
 def test_cards_of_others_may_be_anything(tmp_path, text):
     (tmp_path / "README.md").write_text(text)

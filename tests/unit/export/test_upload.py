@@ -67,12 +67,29 @@ def test_a_token_is_shown_nowhere(upload, folder, tmp_path):
         for arguments, environment in [(["--token", "hf_wrong_token"], {}), ([], {"HF_TOKEN": "hf_wrong_token"})]:
             done = upload(hub, folder, *arguments, **environment)
             assert done.returncode == 2
-            assert "--token or HF_TOKEN must be a token that may write" in done.stderr
+            origin = "--token" if arguments else "HF_TOKEN"
+            assert f"the hub does not know the token of {origin}; `hf auth login`" in done.stderr
             assert "hf_wrong" not in done.stdout + done.stderr
         done = upload(hub, folder, "--token", "hf_right_secret_token")
         assert done.returncode == 0, done.stderr
     assert "hf_right" not in done.stdout + done.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_right" in path.read_bytes()]
+
+
+def test_without_a_token_it_is_told_how_to_log_in(upload, folder):
+    with serving(StandInHub({}, token="hf_right")) as hub:
+        done = upload(hub, folder, HF_TOKEN="")
+        assert done.returncode == 2
+        assert "the hub wants a token, and there is none; `hf auth login` takes one that may write" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_a_setting_that_forbids_requests_is_named(upload, folder, name):
+    with serving(StandInHub({})) as hub:
+        done = upload(hub, folder, **{"HF_HUB_OFFLINE": "", name: "1"})
+        assert done.returncode == 2
+        assert f"{name} is set, which forbids every request; `env -u {name} distill-tune upload ...`" in done.stderr
+        assert not hub.requests
 
 
 def refused(upload, folder, *, because: str) -> None:
