@@ -163,13 +163,7 @@ def split_values(override: str, text: str) -> list[str]:
 @functools.lru_cache(maxsize=10_000)
 def same(key: str, text: str) -> str:
     """What two ways to write a value have in common: 0.5 and 0.50."""
-    return json.dumps(_plain(read_value(f"{key}={text}")), sort_keys=True, default=str)
-
-
-def _plain(value: object) -> object:
-    from omegaconf import DictConfig, ListConfig, OmegaConf
-
-    return OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
+    return json.dumps(read_value(f"{key}={text}"), sort_keys=True, default=str)
 
 
 def varied_keys(axes: Sequence[Axis]) -> list[str]:
@@ -179,7 +173,7 @@ def varied_keys(axes: Sequence[Axis]) -> list[str]:
     found = []
     for axis in axes:
         texts = axis.texts if isinstance(axis, Values) else ()
-        values = [_plain(read_value(f"{axis.key}={text}")) for text in texts]
+        values = [read_value(f"{axis.key}={text}") for text in texts]
         key = axis.key.lstrip("+")
         if values and all(isinstance(value, Mapping) for value in values):
             changes = (changes_between({key: values[0]}, {key: value}) for value in values[1:])
