@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from distill_tune.data import TokenisedRows
+    from distill_tune.data.other_tokenizer import OtherTokenizer
 
 _DESCRIPTION = """Show rows as student and teacher read them, what is learned in colour, and what of all rows is not.
 
@@ -56,10 +57,14 @@ def _data(options: argparse.Namespace) -> None:
 
     from distill_tune import config, data
     from distill_tune.training.preparation import reading_of
+    from distill_tune.training.tokenizer_check import describe_others
 
     tokenizer = config.build("tokenizer", cfg.tokenizer)
-    reading = reading_of(cfg, _teacher_names(cfg))
-    datasets, _ = data.prepare_rows(cfg.dataset, tokenizer, cfg.tokenizer, on_bad_row="skip", reading=reading)
+    others, shares_tokenizer = _others(cfg, tokenizer)
+    reading = reading_of(cfg, _teacher_names(cfg), shares_tokenizer)
+    datasets, _ = data.prepare_rows(
+        cfg.dataset, tokenizer, cfg.tokenizer, on_bad_row="skip", reading=reading, others=others
+    )
     shown = [_numbers(rows, row, first) for rows in datasets]
     if row is not None and not any(shown):
         raise UserError(_missing(row, datasets))
@@ -67,10 +72,12 @@ def _data(options: argparse.Namespace) -> None:
     if row is None:
         for rows in datasets:
             _print_summary(console, rows, tokenizer, cfg.get("on_bad_row", "stop"), reading.prompts_alone)
+        for line in describe_others(tokenizer, others, datasets):
+            console.print(line, markup=False)
     _print_legend(console)
     for rows, numbers in zip(datasets, shown, strict=True):
         for number in numbers:
-            _print_row(console, rows, number, tokenizer, whole=row is not None)
+            _print_row(console, rows, number, tokenizer, others, whole=row is not None)
     if cfg.get("on_bad_row", "stop") == "stop":
         faults = list[str]()
         if (validation := cfg.get("dataset_val")) is not None:  # a run ends at its bad rows, too
@@ -82,6 +89,32 @@ def _data(options: argparse.Namespace) -> None:
             console.print("dataset_val: a run ends at its bad rows", *faults, sep="\n  ", markup=False)
         if faults or any(rows.num_bad for rows in datasets):
             sys.exit(1)
+
+
+def _others(cfg: DictConfig, tokenizer: Any) -> tuple[Sequence["OtherTokenizer"], bool]:
+    """Tokenizers of teachers that are not that of the rows, as far as the teachers are here; whether one has that."""
+    from distill_tune import teachers
+
+    if cfg.get("teacher_model") is None or not needs_teacher(cfg):
+        return (), True
+    try:
+        teacher = teachers.with_own_tokenizers(
+            teachers.build_teacher(
+                cfg.teacher_model,
+                cfg.get("teacher_checkpointer"),
+                combination=cfg.get("teacher_combination", "mixture"),
+                needs_weights=False,
+            ),
+            cfg.get("teacher_tokenizer"),
+            tokenizer,
+            cfg.tokenizer,
+            getattr(tokenizer, "vocab_size", 0),
+            None,
+        )
+    except UserError as error:
+        print(f"the rows are shown as the student reads them; of the teacher: {error}")
+        return (), True
+    return teacher.other_tokenizers, teacher.shares_tokenizer
 
 
 def _teacher_names(cfg: DictConfig) -> tuple[str, ...]:
@@ -173,7 +206,14 @@ def _has_colour(console: "Console") -> bool:
     return console.color_system is not None and not console.no_color
 
 
-def _print_row(console: "Console", rows: "TokenisedRows", number: int, tokenizer: Any, whole: bool) -> None:
+def _print_row(
+    console: "Console",
+    rows: "TokenisedRows",
+    number: int,
+    tokenizer: Any,
+    others: Sequence["OtherTokenizer"],
+    whole: bool,
+) -> None:
     row = rows[number]
     if console.is_terminal:
         console.rule(characters="-", style="dim")
@@ -184,7 +224,27 @@ def _print_row(console: "Console", rows: "TokenisedRows", number: int, tokenizer
     if row.teacher_tokens is not None:
         console.print(f"\nthe teacher reads {counted(len(row.teacher_tokens), 'token')}:")
         _print_tokens(console, tokenizer, row.teacher_tokens, row.teacher_labels, whole)
+    for its, other in zip(row.others, others, strict=True):
+        console.print(f"\nthe teacher's tokenizer writes {counted(len(its.tokens), 'token')}; {_met(its.alignment)}:")
+        _print_tokens(console, other.tokenizer, its.tokens, its.labels, whole)
     console.print()
+
+
+def _met(positions: Any) -> str:
+    """Which of the student's tokens that are learned have a counterpart in the teacher's row.
+
+    Args:
+        positions: a row's alignment, ``[n, 6]``.
+    """
+    from distill_tune.alignment.columns import AT, OFFSET
+
+    is_found = positions[:, AT] >= 0
+    common = int((is_found & (positions[:, OFFSET] <= 0)).sum())
+    told = f"of the {counted(len(positions), 'token')} learned {common:,} begin where one of its tokens does"
+    within = int(is_found.sum()) - common
+    missing = len(positions) - within - common
+    told += f", {within:,} within one" if within else ""
+    return told + (f", {missing:,} are not found there: no divergence" if missing else "")
 
 
 def _print_tokens(console: "Console", tokenizer: Any, tokens: Any, labels: Any, whole: bool) -> None:

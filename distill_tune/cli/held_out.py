@@ -82,7 +82,7 @@ def _given(text: str, num_rows: int) -> DictConfig:
     from distill_tune.config.components import check_components, find_component
     from distill_tune.config.load import read_value
 
-    component = read_value(f"--dataset={text}")
+    component = OmegaConf.create({"dataset": read_value(f"--dataset={text}")}).dataset
     if not isinstance(component, DictConfig) or not isinstance(component.get("_component_"), str):
         raise UserError(
             f"--dataset {text}: must be a dataset as configs have it, "

@@ -90,8 +90,9 @@ class PlannedRun:
         """
         with contextlib.redirect_stdout(io.StringIO()):  # what is told of the models has been told
             built = built_of(cfg)
-        if isinstance(built.teacher, WriteThrough) and isinstance(self.teacher, WriteThrough):
-            built.teacher.asked_as(self.teacher)
+        through, prepared = built.teacher.itself, self.teacher.itself
+        if isinstance(through, WriteThrough) and isinstance(prepared, WriteThrough):
+            through.asked_as(prepared)
         return dataclasses.replace(self, cfg=cfg, student=built.student, teacher=built.teacher, data=data)
 
     @property
@@ -112,11 +113,11 @@ class PlannedRun:
         """Of all steps, on each process."""
         sampled = self.data.num_sampled
         work = duration.work_of(self.cfg, self.student, self.teacher, self.data.sample, sampled, self.shards)
-        if isinstance(self.teacher, WriteThrough):  # which asks once about rows that are read again and again
+        if isinstance(through := self.teacher.itself, WriteThrough):  # which asks once about rows that come again
             read = (
                 self.num_processes * sum(len(shape.lengths) for shape in self.data.sample) * self.data.total / sampled
             )
-            unasked = 1 - min(1.0, self.teacher.num_asked / read)
+            unasked = 1 - min(1.0, through.num_asked / read)
             of_teacher = duration.teacher_work_of(self.cfg, self.student, self.teacher, self.data.sample, self.shards)
             work = work.plus(of_teacher.times(-unasked))
         return work.times(self.data.total / sampled)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distill_tune.config.components import arguments_taken
 from distill_tune.config.files import demo_model_folder
-from distill_tune.config.keys import KEYS
+from distill_tune.config.keys import KEYS, LIST_OF_COMPONENTS
 from distill_tune.config.kinds import COMPONENT, COMPONENTS
 from distill_tune.config.nodes import children_of, is_component, nodes_of
 from distill_tune.errors import CollectedFaults, Faults, UserError, one_line
+
+_LISTS = (COMPONENTS.fits, LIST_OF_COMPONENTS.fits)  # of kinds that may be a list of components
+_QUOTED, _OF_A_VALUE = r'"[^"]*"|\'[^\']*\'', r"[^\s,\[\]{}]*"
+_INTERPOLATED = re.compile(rf"({_QUOTED})|({_OF_A_VALUE}\$\{{[^{{}}]*\}}{_OF_A_VALUE})")
 
 # `${demo_model:teacher}` in a config: a model that travels with the package.
 OmegaConf.register_resolver("demo_model", lambda name: str(demo_model_folder(name)), replace=True)
@@ -96,7 +101,22 @@ def read_value(override: str) -> Any:
         UserError: it is none.
     """
     with _told_as(f"{override}: the value is not valid YAML"):
-        return OmegaConf.from_dotlist([f"value={override.partition('=')[2]}"]).get("value")
+        read = OmegaConf.from_dotlist([f"value={_quoted(override.partition('=')[2])}"])
+        return OmegaConf.to_container(read, resolve=False)["value"]  # type: ignore[call-overload,index]
+
+
+def _quoted(text: str) -> str:
+    """YAML with what has ``${...}`` in quotes, where a list or mapping would take its braces for its own."""
+    if not text.lstrip().startswith(("[", "{")):
+        return text
+    return _INTERPOLATED.sub(lambda found: found[1] or f'"{found[2]}"', text)
+
+
+def _of_components(key: str, value: Any) -> Any:
+    """A list of names as one of components, of a key that takes such."""
+    if not isinstance(value, list) or key not in KEYS or KEYS[key].kind.fits not in _LISTS:
+        return value
+    return [{"_component_": entry} if isinstance(entry, str) else entry for entry in value]
 
 
 def _apply(config: DictConfig, override: str, replaced: dict[str, str]) -> None:
@@ -111,7 +131,7 @@ def _apply(config: DictConfig, override: str, replaced: dict[str, str]) -> None:
     key = key.removeprefix("+")
     # What a model is asked is a text as it stands, colons and all.
     is_asked = key.lstrip("+") == "prompt" and text != "null"
-    value = text if is_asked or "${" in text else read_value(override)
+    value = text if is_asked else _of_components(key, read_value(override))
     with _told_as(f"{override}: cannot be set"):
         present = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         if adds and present is not None:

@@ -91,6 +91,11 @@ class Batch:
             return self.teacher or self
         return dataclasses.replace(self.teacher, likeliest=self.likeliest)
 
+    @property
+    def as_teacher_reads(self) -> "Batch":
+        """What a single teacher is asked: the same rows by its own tokenizer, where that is another."""
+        return self.others[0] if self.others else self
+
     def read_by(self, number: int) -> "Batch":
         """What teachers of one of the other tokenizers read; without rows, one position and no target."""
         return self.others[number] if self.others else joined(()).to(self.tokens.device)

@@ -13,6 +13,7 @@ from distill_tune.data.sources import RowError
 from distill_tune.data.tokenizer import hf_tokenizer
 from distill_tune.errors import UserError
 from distill_tune.models.gguf import gguf_ends
+from distill_tune.models.published import as_named
 from distill_tune.models.vocabulary import Vocabulary, written_by
 
 _GENERATION, _CONFIG = "generation_config.json", "config.json"
@@ -125,7 +126,8 @@ def _elsewhere(tokenizer: Any, student: Path, teachers: Sequence[Path]) -> Itera
     for folder in (student, *teachers):
         if stops := stops_of(folder):
             file, tokens = next(iter(stops.items()))
-            yield f"eos_token_id of {folder if folder.name == file else folder / file}", tokens
+            named = as_named(folder)
+            yield f"eos_token_id of {named if folder.name == file else named / file}", tokens
 
 
 def _template_end(folder: Path) -> int | None:

@@ -235,7 +235,8 @@ class StepPlan:
 
     def record_keys(self, epoch: int, step: int) -> list[bytes]:
         """Of all rows of a step, on all ranks, as their files have them; a batch's are in another order."""
-        found = ((rows.record_keys, at.tolist()) for rows, at in self._rows_of(self._of_step(epoch, step)))
+        rows_of_step = self._rows_of(self._of_step(epoch, step))
+        found = ((rows.as_teacher_reads.record_keys, at.tolist()) for rows, at in rows_of_step)
         return [keys[row] for keys, at in found for row in at]
 
     @property

@@ -110,7 +110,7 @@ class TokenisedRows:
             alignment=None if self.alignment is None else self.alignment.first(count),
         )
 
-    @property
+    @functools.cached_property
     def as_teacher_reads(self) -> "TokenisedRows":
         """The same rows behind the teacher's own prompts, or by its own tokenizer, where it has such."""
         return next((self._told_as(rows) for rows in (self.teacher, *self.others) if rows is not None), self)

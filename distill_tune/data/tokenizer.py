@@ -14,7 +14,7 @@ from distill_tune.data.chat_template import ChatTemplate, Span
 from distill_tune.data.conversation import IGNORE_INDEX, Conversation, Tokens, Turn
 from distill_tune.data.sources import RowError
 from distill_tune.errors import UserError
-from distill_tune.models.tokenizer_files import VOCABULARIES, files_of, read_tokenizer
+from distill_tune.models.tokenizer_files import GGUF, has_tokenizer, read_tokenizer
 
 from torchtune.data import Message
 
@@ -153,7 +153,8 @@ def hf_tokenizer(
     Without a template, the turns follow each other, a new line after each question, the eos token after each answer.
 
     Args:
-        path: the folder, or a file of it: its tokenizer.json, or original/tokenizer.model, which torchtune names.
+        path: the folder, or a file of it: its tokenizer.json, or original/tokenizer.model, which torchtune names; or a
+            GGUF file.
         max_seq_len: rows are cut there.
         chat_template: a Jinja file in place of the folder's own; it is exported with the student.
         chat_template_kwargs: given to the template: ``{enable_thinking: False}``.
@@ -183,14 +184,15 @@ def model_folder_of(path: Path) -> Path:
 
 
 def _from_folder(path: str, folder: Path) -> Any:
-    if not folder.is_dir():
-        raise UserError(f"tokenizer.path={path}: no such folder")
-    if not files_of(folder, VOCABULARIES):  # of its settings alone transformers makes one that knows no text
+    if not folder.exists() or folder.is_dir() == (folder.suffix == GGUF):
+        raise UserError(f"tokenizer.path={path}: no such folder, nor a GGUF file")
+    if not has_tokenizer(folder):  # of its settings alone transformers makes one that knows no text
         raise UserError(f"tokenizer.path={path}: the folder has no tokenizer.json; is the download complete?")
     try:
         tokenizer = read_tokenizer(folder)
     except UserError as error:
-        raise UserError(f"tokenizer.path={path}: {error}; is the download complete?") from error
+        then = "name a folder with the same one" if folder.suffix == GGUF else "is the download complete?"
+        raise UserError(f"tokenizer.path={path}: {error}; {then}") from error
     if not tokenizer.is_fast:
         raise UserError(
             f"tokenizer.path={path}: transformers reads it as {type(tokenizer).__name__}, which does not say where in "

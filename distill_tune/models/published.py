@@ -163,22 +163,30 @@ def published_folder(name: str) -> Path | None:
         name: with its owner or without, or the path of a folder of that name.
     """
     known = name.rstrip("/").rpartition("/")[2]
-    return _folder_of(known) if known in PUBLISHED else None
+    if known not in PUBLISHED:
+        return None
+    folder = _folder_of(known)
+    _named[folder] = name
+    return folder
 
 
 def is_published(folder: Path) -> bool:
     """Whether it is one of :func:`published_folder`, of a model that is not here."""
-    return folder.parent in _made
+    return folder in _named
 
 
-_made = set[Path]()  # around the folders
+def as_named(folder: Path) -> Path:
+    """A folder, for messages: one of :func:`published_folder` by the name that was asked for."""
+    return Path(_named.get(folder, folder))
+
+
+_named = dict[Path, str]()
 
 
 @functools.cache
 def _folder_of(name: str) -> Path:
     around = tempfile.TemporaryDirectory()
     atexit.register(around.cleanup)
-    _made.add(Path(around.name))
     folder = Path(around.name) / name
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(PUBLISHED[name]), encoding="utf-8")

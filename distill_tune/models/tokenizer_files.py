@@ -14,10 +14,12 @@ from tokenizers.models import BPE
 from distill_tune.collector import without_collections
 from distill_tune.errors import UserError, one_line
 from distill_tune.kept_digests import kept_digest
+from distill_tune.models.gguf_tokenizer import read_gguf_tokenizer
 
 # Of what a tokenizer is made, by transformers or by those that read the same folders (vLLM, llama.cpp, mistral-common).
 VOCABULARIES = ("tokenizer.json", "tekken.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken")
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+GGUF = ".gguf"
 _SETTINGS, _CONFIG = "tokenizer_config.json", "config.json"
 _TEMPLATE, _OTHER_TEMPLATES = "chat_template", "additional_chat_templates/*.jinja"
 _DTYPES = ("dtype", "torch_dtype")
@@ -28,7 +30,7 @@ _opened: dict[frozenset[tuple[str, str]], Any] = {}  # the last few, by their fi
 
 def open_tokenizer(folder: Path) -> Any:
     """:func:`read_tokenizer`; None where a folder has none, or one that cannot be read, which is told."""
-    if not files_of(folder, VOCABULARIES):
+    if not has_tokenizer(folder):
         return None
     try:
         with _quiet():
@@ -41,18 +43,25 @@ def open_tokenizer(folder: Path) -> Any:
 def read_tokenizer(folder: Path) -> Any:
     """transformers' tokenizer of a folder, of its files alone: the same object for every folder with the same files.
 
+    Of a GGUF file it is the one that the file carries.
+
     Whoever changes it changes a copy. One that is fast neither pads nor cuts, and says of white space, too, where it
     stands.
 
     Raises:
         UserError: it cannot be read.
     """
-    contents = _contents_of(folder)
+    contents = frozenset({("", kept_digest(folder))}) if folder.suffix == GGUF else _contents_of(folder)
     if contents not in _opened:
         while len(_opened) >= _KEPT:
             del _opened[next(iter(_opened))]
         _opened[contents] = _read(folder)
     return _opened[contents]
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is what makes a tokenizer in a folder; of a GGUF file, whether it is there."""
+    return folder.is_file() if folder.suffix == GGUF else bool(files_of(folder, VOCABULARIES))
 
 
 def files_of(folder: Path, patterns: Sequence[str]) -> list[Path]:
@@ -111,6 +120,8 @@ def _object_in(file: Path) -> dict[str, Any] | None:
 def _read(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
+    if folder.suffix == GGUF:
+        return read_gguf_tokenizer(folder)
     try:
         with without_collections():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -163,13 +163,7 @@ def split_values(override: str, text: str) -> list[str]:
 @functools.lru_cache(maxsize=10_000)
 def same(key: str, text: str) -> str:
     """What two ways to write a value have in common: 0.5 and 0.50."""
-    return json.dumps(_plain(read_value(f"{key}={text}")), sort_keys=True, default=str)
-
-
-def _plain(value: object) -> object:
-    from omegaconf import DictConfig, ListConfig, OmegaConf
-
-    return OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
+    return json.dumps(read_value(f"{key}={text}"), sort_keys=True, default=str)
 
 
 def overrides_of(settings: Settings) -> list[str]:

@@ -1,8 +1,10 @@
 """A teacher of another tokenizer: asked about its own rows, which are aligned with the student's byte by byte."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,20 +62,26 @@ class AlignedTeacher(Teacher):
     """
 
     shares_tokenizer = False
+    # What is known of the teacher by now.
+    models: Any = property(operator.attrgetter("itself.models"))
+    files: Any = property(operator.attrgetter("itself.files"))
+    content: Any = property(operator.attrgetter("itself.content"))
+    may_be_lost: Any = property(operator.attrgetter("itself.may_be_lost"))
+    answers_new_rows: Any = property(operator.attrgetter("itself.answers_new_rows"))
 
     def __init__(self, teacher: Teacher, tokenizer: OtherTokenizer, number: int) -> None:
         self._teacher, self._own, self._number = teacher, tokenizer, number
         self.other_tokenizers = [tokenizer]
-        self.may_be_lost, self.answers_new_rows = teacher.may_be_lost, teacher.answers_new_rows
-        self._take_over()
 
     @property
     def itself(self) -> Teacher:
         return self._teacher
 
-    def _take_over(self) -> None:
-        """What is known of the teacher by now."""
-        self.models, self.files, self.content = self._teacher.models, self._teacher.files, self._teacher.content
+    def asking(self, teacher: Teacher) -> "AlignedTeacher":
+        """The same, checked as it is, with another in the place of the teacher itself."""
+        same = copy.copy(self)
+        same._teacher = teacher
+        return same
 
     def check(self, student: TransformerDecoder, checkpoint: Checkpoint, tokenizer: Any) -> None:
         of_tokenizer = getattr(self._own.tokenizer, "folder", Path(os.devnull))  # which has nothing
@@ -82,7 +90,6 @@ class AlignedTeacher(Teacher):
         own = dataclasses.replace(checkpoint, folder=folder) if is_other else checkpoint
         vocab_size = self._teacher.check(student, own, self._own.tokenizer)
         assert vocab_size is not None
-        self._take_over()
         self._sizes = models.output_head(student).vocab_size, vocab_size
         of_student = exported_stops(tokenizer, checkpoint.folder, self._sizes[0])
         with told_of_teacher():
@@ -98,8 +105,7 @@ class AlignedTeacher(Teacher):
     ) -> None:
         if reason := unserved("aligned", divergence, token_weight, combination=combination):
             raise UserError(f"teacher_model: {reason}")
-        if self._teacher.record_kind:
-            self._teacher.require_loss(divergence, token_weight, temperature, combination)
+        self._teacher.require_loss(divergence, token_weight, temperature, combination)
 
     def require_signals(self, datasets: Sequence[TokenisedRows], augmented: bool, number: int | None = None) -> None:
         read = [rows.read_by(self._number) for rows in datasets]
@@ -112,7 +118,6 @@ class AlignedTeacher(Teacher):
             told = str(error).replace("dataset: its", f"{KEY}: its").replace("tokenizer.max_", "teacher_max_")
             raise UserError(told.replace("take the model's own tokenizer", "name the model's own")) from error
         self._teacher.require_signals(read, False, number)
-        self._take_over()
 
     def each(self, shape: Shape) -> list[tuple[Teacher, Shape]]:
         return self._teacher.each(shape.read_by(self._number))
@@ -179,8 +184,8 @@ def with_own_tokenizers(
     component: DictConfig | ListConfig | None,
     tokenizer: Any,
     tokenizer_config: DictConfig,
-    student: TransformerDecoder,
-    folder: Path,
+    vocab_size: int,
+    folder: Path | None,
 ) -> Teacher:
     """The teacher, or each of several, as an :class:`AlignedTeacher` where its tokenizer is not that of the rows.
 
@@ -191,22 +196,23 @@ def with_own_tokenizers(
         component: ``teacher_tokenizer``: of one teacher, or a list with one, or null, for each of several. Where it
             names none, the teacher's folder does.
         tokenizer, tokenizer_config: that writes the rows, and what it was made from.
-        student, folder: whose tokenizer that is, where ``tokenizer`` is not transformers'.
+        vocab_size: of the student.
+        folder: whose tokenizer that is, where ``tokenizer`` is not transformers'.
 
     Raises:
         UserError: a tokenizer that is needed is not known, or its tokens' bytes are not; a teacher that gives records
             of its word alone; not one tokenizer for each teacher.
     """
     each = teacher.teachers if isinstance(teacher, SeveralTeachers) else [teacher]
-    of_student = models.output_head(student).vocab_size
-    rows = _Rows(tokenizer, tokenizer_config, written_by(tokenizer) or Vocabulary.of(folder), of_student)
+    vocabulary = written_by(tokenizer) or (Vocabulary.of(folder) if folder else None)
+    rows = _Rows(tokenizer, tokenizer_config, vocabulary, vocab_size)
     found = _own_of_each(each, component, rows, "the answers are aligned byte by byte")
     if not any(found):
         return teacher
     is_added_up = isinstance(teacher, SeveralTeachers) and teacher.combination == "sum"
     made, with_own = dict[str, OtherTokenizer](), list[Teacher]()
     for one, its in zip(each, found, strict=True):
-        is_plain = is_added_up and getattr(one, "vocab_size", of_student) >= of_student
+        is_plain = is_added_up and getattr(one, "vocab_size", vocab_size) >= vocab_size
         if its is None and (one.record_kind or is_plain):
             with_own.append(one)
             continue
@@ -342,11 +348,8 @@ def _own_tokenizer(
             "take the teacher itself, or records of kind hidden, or likelihood for ChunkLikelihood"
         )
     if component is None:
-        if where is None or where.suffix == ".gguf":
-            raise UserError(
-                f"{of_tokenizer}: {key}{f' {where}' if where else ''} has other tokens than the rows; name what writes "
-                f"them: {example}"
-            )
+        if where is None:
+            raise UserError(f"{of_tokenizer}: {key} has other tokens than the rows; name what writes them: {example}")
         component = OmegaConf.create({"_component_": "distill_tune.data.hf_tokenizer", "path": str(where)})
         with told_of_teacher():
             built = instantiate(component)

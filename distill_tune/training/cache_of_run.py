@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from distill_tune import cache
+from distill_tune import cache, teachers
 from distill_tune.config.files import local_path
 from distill_tune.errors import UserError
 from distill_tune.training.distributed import from_main_process
@@ -13,8 +13,10 @@ from distill_tune.training.teacher_cache import describe_cache, encoding_for, vo
 from distill_tune.training.write_through import KEY, WriteThrough
 
 
-def behind_cache(cfg: DictConfig, built: Any) -> WriteThrough:
+def behind_cache(cfg: DictConfig, built: Any) -> teachers.Teacher:
     """The teacher of a config behind its ``teacher_cache``, whose kind is that of ``cache``, or of what is there.
+
+    Of one of another tokenizer the records are of its own rows.
 
     Raises:
         UserError: as :func:`encoding_for`; the folder holds something else.
@@ -27,7 +29,8 @@ def behind_cache(cfg: DictConfig, built: Any) -> WriteThrough:
                 f"{KEY}={folder}: no cache yet; say what it is to hold: cache.kind=sampled, top_k or hidden"
             )
         settings = OmegaConf.create({"kind": was.kind} | dict(was.settings))
-    return WriteThrough(built.teacher, folder, encoding_for(settings, built, cfg))
+    through = WriteThrough(built.teacher.itself, folder, encoding_for(settings, built, cfg))
+    return built.teacher.asking(through) if isinstance(built.teacher, teachers.AlignedTeacher) else through
 
 
 def prepare_cache(teacher: WriteThrough, cfg: DictConfig, built: Any, steps: Any, seed: int) -> str:
@@ -49,7 +52,7 @@ def prepare_cache(teacher: WriteThrough, cfg: DictConfig, built: Any, steps: Any
 
 def _read_in(steps: Any, epochs: int) -> frozenset[bytes]:
     """Digests of all rows that the steps of a run read: an epoch that is cut short, or weighted, leaves some out."""
-    every = frozenset(digest for rows in steps.plan.datasets for digest in rows.record_keys)
+    every = frozenset(digest for rows in steps.plan.datasets for digest in rows.as_teacher_reads.record_keys)
     read = set[bytes]()
     for epoch in range(epochs):
         for step in range(steps.steps_per_epoch):

@@ -157,10 +157,18 @@ def build_models(cfg: DictConfig, device: torch.device, needs_weights: bool = Tr
         )
     faults.tell()
     teacher = teachers.with_own_tokenizers(
-        teacher, cfg.get("teacher_tokenizer"), tokenizer, cfg.tokenizer, student, student_checkpoint.folder
+        teacher,
+        cfg.get("teacher_tokenizer"),
+        tokenizer,
+        cfg.tokenizer,
+        models.output_head(student).vocab_size,
+        student_checkpoint.folder,
     )
-    if teacher.other_tokenizers:
-        _require_aligned(cfg, with_cache)
+    if teacher.other_tokenizers and cfg.get("hidden_loss") is not None:
+        raise UserError(
+            "hidden_loss: it compares hidden states token by token, and the tokenizer of teacher_model is not that of "
+            "the rows; leave it out"
+        )
     _require_loss(cfg, teacher)
     vocab_size = teacher.check(student, student_checkpoint, tokenizer)
     common_vocab_size = None if vocab_size is None else models.common_vocabulary(student, vocab_size)
@@ -199,24 +207,6 @@ def _require_loss(cfg: DictConfig, teacher: teachers.Teacher) -> None:
         if teacher.shares_tokenizer and needs_teacher(cfg) and (reason := losses.unserved("logits", loss[0])):
             raise UserError(f"kd_loss: {reason}; leave it out")
         teacher.require_loss(*loss)
-
-
-def _require_aligned(cfg: DictConfig, with_cache: bool) -> None:
-    """
-    Raises:
-        UserError: a key asks for what needs teacher and student to read the same tokens.
-    """
-    refused = (
-        ("hidden_loss", cfg.get("hidden_loss"), "it compares hidden states token by token"),
-        (
-            "teacher_cache",
-            cfg.get("teacher_cache") if with_cache else None,
-            "its records are of the tokens of the rows",
-        ),
-    )
-    for key, value, why in refused:
-        if value is not None:
-            raise UserError(f"{key}: {why}, and the tokenizer of teacher_model is not that of the rows; leave it out")
 
 
 def reading_of(cfg: DictConfig, teacher_names: Sequence[str], shares_tokenizer: bool = True) -> data.Reading:
@@ -330,6 +320,6 @@ def plan_steps(cfg: DictConfig, built: Models, seed: int, processes: int | None 
         },
     )
     steps = Steps(plan, plan_val, steps_per_epoch, total_steps, schedules)
-    if isinstance(built.teacher, WriteThrough):
-        print(prepare_cache(built.teacher, cfg, built, steps, seed))
+    if isinstance(through := built.teacher.itself, WriteThrough):
+        print(prepare_cache(through, cfg, built, steps, seed))
     return steps

@@ -97,7 +97,7 @@ class WriteThrough(teachers.Teacher):
         """
         datasets = [*datasets, *(validation.datasets if validation else ())]
         self._manifest, self._vocabulary, self._datasets = manifest, vocabulary, datasets
-        of_validation = (rows.record_keys for rows in validation.datasets) if validation else ()
+        of_validation = (rows.as_teacher_reads.record_keys for rows in validation.datasets) if validation else ()
         # A run that goes on must be trained on the same records.
         made = json.dumps([self.content, manifest.kind, dict(manifest.settings), manifest.seed], sort_keys=True)
         self.content = hashlib.sha256(made.encode()).hexdigest()
@@ -112,6 +112,7 @@ class WriteThrough(teachers.Teacher):
             return f"{self._told}: has all {total}; the teacher is not loaded"
         found = dict[bytes, tuple[TokenisedRows, int]]()  # the first row of each content
         for of in datasets:
+            of = of.as_teacher_reads
             for row, digest in enumerate(of.record_keys):
                 if digest in lacking:
                     found.setdefault(digest, (of, row))
@@ -216,8 +217,9 @@ class WriteThrough(teachers.Teacher):
     def _ask_about(self, validation: StepPlan, device: torch.device) -> None:
         """The rows that validation alone reads, maybe at the end, until when the teacher is not kept for these."""
         self._validation = None
-        self.expect(validation.epoch())
+        self.expect(batch.as_teacher_reads for batch in validation.epoch())
         for batch in validation.epoch():
+            batch = batch.as_teacher_reads
             if not self._missing or is_lost(self, [batch]):
                 return
             self._records_of(batch.to(device))

@@ -10,9 +10,9 @@ from typing import Any
 from distill_tune.data.ends import answer_end, exported_stops
 from distill_tune.data.tokenizer import hf_tokenizer
 from distill_tune.errors import UserError
-from distill_tune.export.gguf.pretokenizers import parts, pretokenizer_name
 from distill_tune.export.gguf.scores import scores
 from distill_tune.models.decoder_config import read_config_json
+from distill_tune.models.gguf_pretokenizers import parts, pretokenizer_name
 from distill_tune.models.tokenizer_files import read_tokenizer
 
 # llama.cpp's types of tokens.

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import re
 
 import pytest
 import tiny_tokenizer
+from tiny import write_model_of_another_tokenizer
 
 from distill_tune.cli.main import main
 
@@ -112,6 +114,24 @@ def test_what_the_teacher_reads_is_shown_where_it_differs(config, capsys):
     _, student, teacher = shown.split("tokens")[-3:]
     assert "你是老师" not in student and "[[there<|im_end|>]]" in student
     assert "<|im_start|>system↵\n你是老师<|im_end|>" in teacher and "[[there<|im_end|>]]" in teacher
+
+
+def test_a_teachers_own_tokenizer_writes_the_rows_as_well(
+    write_config, student_folder, tokenizer_file, tmp_path, capsys
+):
+    other = write_model_of_another_tokenizer(tmp_path / "other", tokenizer_file, seed=3)
+    teacher = {"_component_": "distill_tune.models.from_hf", "path": str(other)}
+    config = write_config(teacher_model=teacher, teacher_checkpointer=None)
+    shown = told(capsys, config, "--rows", 1)
+    assert "common boundaries" in shown and "method to take: " in shown
+    of_student, of_teacher = shown.split("the teacher's tokenizer writes ")
+    assert "[INST]" in of_student and "<|im_start|>assistant↵\n[[0 plus 0 is 0, done.<|im_end|>]]" in of_teacher
+    learned = int(of_student.rpartition(" learned")[0].split()[-1])
+    found = re.match(r"(\d+) tokens; of the (\d+) tokens learned (\d+) begin where one of its tokens does", of_teacher)
+    assert int(found[2]) == learned >= int(found[3]) > 3
+    shown = told(capsys, config, "--rows", 1, "teacher_model.path=nowhere")
+    assert "the rows are shown as the student reads them; of the teacher: teacher_model.path=nowhere: has no" in shown
+    assert "0 plus 0 is 0, done." in shown
 
 
 def test_on_a_terminal_what_is_learned_has_a_colour(config, capsys, monkeypatch):

@@ -47,6 +47,18 @@ def load(tmp_path: Path):
         ("+prompt=42", "prompt", "42"),
         ("prompt=", "prompt", ""),
         ("prompt=null", "prompt", None),
+        ("augmentations=[a.b.C, d.e.F]", "augmentations", [{"_component_": "a.b.C"}, {"_component_": "d.e.F"}]),
+        (
+            "dataset=[a.b.c,{_component_: d.e, source: x}]",
+            "dataset",
+            [{"_component_": "a.b.c"}, {"_component_": "d.e", "source": "x"}],
+        ),
+        (
+            "+teacher_model=[{path: ${root}/t}, {path: '${root}'}]",
+            "teacher_model",
+            [{"path": "/tmp/t"}, {"path": "/tmp"}],
+        ),
+        ("report=[a.b, c.d]", "report", ["a.b", "c.d"]),
     ],
 )
 def test_an_override_sets_adds_replaces_or_removes(load, override, key, value):

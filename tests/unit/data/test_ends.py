@@ -10,6 +10,7 @@ from tiny_tokenizer import TEMPLATE, write_tokenizer
 from distill_tune import data
 from distill_tune.data.ends import answer_end, describe_ends, exported_stops, stops_of
 from distill_tune.errors import UserError
+from distill_tune.models.published import published_folder
 
 START, END = 0, 1  # <|im_start|>, <|im_end|>
 USED = numpy.array([START, END, 50, 51])
@@ -102,6 +103,12 @@ def test_a_teacher_whose_template_ends_in_another_token_is_told_with_the_key_tha
     assert f"eos_token_id of {teacher / 'generation_config.json'} is <|im_start|> (0)" in line
     assert f"ends them in <|im_start|> (0), as rows would with tokenizer.path={teacher}" in line
     assert f"as rows would with tokenizer.path={student}" not in told(teacher, student, tokenizer=student)
+
+
+def test_a_model_that_is_not_here_is_named_as_in_the_config(tmp_path):
+    student = folder_with(tmp_path / "s", generation=END)
+    line = told(student, published_folder("models/Qwen3-0.6B"))
+    assert "; eos_token_id of models/Qwen3-0.6B/config.json is 151645; " in line
 
 
 def test_transformers_takes_the_ends_of_generation_config_before_those_of_config(tmp_path):

@@ -14,6 +14,7 @@ from distill_tune.cli.verified_cache import verify
 from distill_tune.config.load import load_config
 from distill_tune.disk import release_locks
 from distill_tune.errors import UserError
+from distill_tune.export.gguf import write_gguf
 from distill_tune.losses import head
 from distill_tune.models.tokenizer_files import open_tokenizer
 from distill_tune.teachers import AlignedTeacher, LiveTeacher
@@ -88,6 +89,15 @@ def test_the_same_tokenizer_in_another_folder_goes_the_plain_way(configured, tea
     built = training.build_models(configured(tmp_path / "copied"), CPU)
     assert type(built.teacher) is LiveTeacher
     assert not training.plan_steps(configured(tmp_path / "copied"), built, 0).plan.datasets[0].others
+
+
+def test_a_gguf_files_own_tokenizer_is_read(configured, others, tmp_path, capsys):
+    write_gguf(others["a"], tmp_path / "a.gguf", "f32")
+    live, sums, _ = gradient(configured("a", batch_size=24))
+    found, of_file, _ = gradient(configured(tmp_path / "a.gguf", batch_size=24))
+    assert f"its tokenizer, that of {tmp_path / 'a.gguf'}, is not that of the rows" in capsys.readouterr().out
+    assert of_file.kd.item() == pytest.approx(sums.kd.item(), rel=1e-5)
+    assert distance(found, live) < 1e-5
 
 
 def without_tokenizer(folder, to):
@@ -263,13 +273,41 @@ def test_packed_rows_are_those_that_are_not(configured, rows_file):
     assert distance(packed, plain) < 2e-6
 
 
+@pytest.mark.parametrize(("kind", "most"), [("hidden", 1e-2), ("likelihood", 1e-5)])
+def test_a_run_fills_a_cache_with_its_word_and_reads_it(configured, rows_file, tmp_path, capsys, kind, most):
+    rows = {"_component_": "distill_tune.data.instruct", "source": str(rows_file)}
+    keys = {"dataset": rows | {"split": "train[:24]"}, "batch_size": 24, "epochs": 1, **CHUNKS}
+    live, sums, _ = gradient(configured("a", **keys), losses.ChunkLikelihood())
+    keys |= {"teacher_cache": str(tmp_path / "cache"), "cache": {"kind": kind}}
+    capsys.readouterr()
+    validated = {"dataset_val": rows | {"split": "train[20:30]"}}
+    for told in ("lacks 30 of 30 rows", "has all 30 rows; the teacher is not loaded"):
+        found, of_record, _ = gradient(configured("a", **keys, **validated), losses.ChunkLikelihood())
+        release_locks()
+        assert of_record.kd.item() == pytest.approx(sums.kd.item(), rel=most)
+        assert distance(found, live) < most
+        assert told in capsys.readouterr().out
+    cfg = configured("a", **keys, **validated)
+    built = training.build_models(cfg, CPU)
+    training.plan_steps(cfg, built, 0)
+    assert not built.teacher.models and not built.teacher.may_be_lost
+
+
+def test_a_cache_of_a_run_serves_the_loss_or_is_refused(configured, tmp_path):
+    keys = {"teacher_cache": str(tmp_path / "cache"), "cache": {"kind": "likelihood"}}
+    with pytest.raises(UserError, match=r"teacher_cache=.*: a likelihood record serves ChunkLikelihood, .* ForwardKL"):
+        training.build_models(configured("a", **keys), CPU)
+    with pytest.raises(UserError, match=r"cache.kind=top_k: the teacher's tokenizer is not that of the rows; keep one"):
+        training.build_models(configured("a", **keys | {"cache": {"kind": "top_k"}}), CPU)
+
+
 @pytest.fixture
 def stored(configured, others, tmp_path):
     """The keys of a run whose teachers are caches of kind likelihood, by the names of their folders."""
 
-    def store(*names):
+    def store(*names, **changes):
         for name in names:
-            cfg = configured(name, cache={"kind": "likelihood"}, **CHUNKS)
+            cfg = configured(name, cache={"kind": "likelihood"}, **CHUNKS, **changes)
             built = training.build_models(cfg, CPU, with_cache=False)
             steps, encoding = training.plan_steps(cfg, built, 0), training.encoding_for(cfg.cache, built, cfg)
             manifest = training.begin_cache(tmp_path / name, cfg, built, steps, encoding, 0)
@@ -315,6 +353,19 @@ def test_records_of_how_likely_its_tokens_are_teach_as_it_does(configured, store
     assert sums.kd.item() > 0
     assert of_recorded.kd.item() == pytest.approx(sums.kd.item(), rel=1e-5)
     assert distance(recorded, live) < 1e-5
+
+
+def test_each_row_follows_the_records_of_its_own_teacher(configured, stored, tmp_path):
+    rows = [ROWS[number] | {"teacher_id": "ab"[number % 2]} for number in range(8)]
+    (tmp_path / "own.json").write_text(json.dumps(rows))
+    source = {"_component_": "distill_tune.data.instruct", "source": str(tmp_path / "own.json")}
+    keys = {"dataset": source, "batch_size": 8, "teacher_combination": "by_row", **CHUNKS}
+    live, sums, _ = gradient(configured("a", "b", **keys), losses.ChunkLikelihood())
+    keys |= stored("a", "b", dataset=source) | {"teacher_combination": "by_row"}
+    for halved in ({}, {"batch_size": 2, "gradient_accumulation_steps": 4}):
+        recorded, of_recorded, _ = gradient(configured("a", **keys | halved), losses.ChunkLikelihood())
+        assert of_recorded.kd.item() == pytest.approx(sums.kd.item(), rel=1e-5)
+        assert distance(recorded, live) < 1e-5
 
 
 def test_a_server_that_tells_how_likely_its_tokens_are_teaches_as_its_model_does(configured, others):

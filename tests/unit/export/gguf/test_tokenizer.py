@@ -1,5 +1,6 @@
 """Tokenizers in GGUF files: what transformers, and SentencePiece itself, make of them beside the folder's own."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from tiny_tokenizer import TEMPLATE, write_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
+from distill_tune.data import hf_tokenizer
 from distill_tune.errors import UserError
 from distill_tune.export.gguf.tokenizer import Tokenizer as OfFile
+from distill_tune.models.gguf_pretokenizers import pretokenizer
+from distill_tune.models.tokenizer_files import read_tokenizer
 
 TEXTS = (
     "The river rose, didn't it?",
@@ -72,6 +76,68 @@ def test_transformers_reads_the_same_byte_level_tokenizer(byte_level):
     for text in (*TEXTS, own.apply_chat_template(chat, tokenize=False), "a<think>b</think><|tool|>"):
         assert read(text)["input_ids"] == own(text)["input_ids"], text
     assert read.chat_template == own.chat_template == TEMPLATE
+
+
+def cut_as(folder: Path, name: str) -> Path:
+    """A byte-level folder that cuts texts as what llama.cpp calls so, trained on what that makes of the corpus."""
+    cuts, whole_words = pretokenizer(name)
+    tokenizer = Tokenizer(models.BPE(ignore_merges=whole_words))
+    tokenizer.pre_tokenizer, tokenizer.decoder = cuts, decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=480, special_tokens=["<|im_end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([*CORPUS, *TEXTS], trainer)
+    if whole_words:  # a word that no merge makes
+        state = json.loads(tokenizer.to_str())
+        state["model"]["vocab"]["12345"] = 480
+        tokenizer = Tokenizer.from_str(json.dumps(state))
+    return save(folder, tokenizer, eos_token="<|im_end|>")
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o", "deepseek-v3"])
+def test_our_own_reader_cuts_texts_as_the_source_does(tmp_path, name):
+    folder = cut_as(tmp_path / name, name)
+    assert write_file(folder).pre == name
+    own, read = read_tokenizer(folder), read_tokenizer(folder / "gguf" / "model.gguf")
+    for text in (*TEXTS, "12345 123 1", "ab<|im_end|>cd"):
+        assert read.encode(text) == own.encode(text), text
+        assert read.decode(read.encode(text)) == own.decode(own.encode(text))
+    assert read.eos_token == "<|im_end|>"
+
+
+def test_our_own_reader_reads_control_and_added_tokens_and_the_template(byte_level):
+    folder, _ = byte_level
+    own, read = read_tokenizer(folder), read_tokenizer(folder / "gguf" / "model.gguf")
+    text = own.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False) + "a<think>b</think><|tool|>"
+    assert read.encode(text) == own.encode(text)
+    assert (read.chat_template, read.pad_token) == (own.chat_template, own.pad_token)
+    assert read.get_vocab() == own.get_vocab()  # without rows that nothing is written with
+
+
+def test_our_own_reader_reads_pieces(pieces):
+    folder, _ = pieces
+    own, read = read_tokenizer(folder), read_tokenizer(folder / "gguf" / "model.gguf")
+    for text in (*TEXTS, " a", "你好 12345"):
+        assert read.encode(text) == own.encode(text), text
+        assert read.decode(read.encode(text)) == own.decode(own.encode(text))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"pre": "default"}, "as what llama.cpp calls default, of which none but gpt-2, smollm"),
+        ({"model": "t5"}, "is of the kind t5, of which none but gpt2 and llama are read"),
+    ],
+)
+def test_a_file_whose_way_of_cutting_is_not_known_is_refused(tmp_path, byte_level, changes, said):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    dataclasses.replace(byte_level[1], **changes).add_to(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(UserError, match=rf"tokenizer.path=.*model.gguf: .*{said}.*; name a folder with the same one"):
+        hf_tokenizer(str(tmp_path / "model.gguf"))
 
 
 def test_types_ends_and_flags_are_said(byte_level):

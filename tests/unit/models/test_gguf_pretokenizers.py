@@ -7,7 +7,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from distill_tune.errors import UserError
-from distill_tune.export.gguf.pretokenizers import pretokenizer_name
+from distill_tune.models.gguf_pretokenizers import pretokenizer_name
 
 
 def state(*steps, whole_words=False, normaliser=None):

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tokenizers import Regex, pre_tokenizers
+
 from distill_tune.errors import UserError
 
 _WORDS = "ByteLevel"  # GPT-2's, which the ByteLevel step does itself
@@ -64,6 +66,30 @@ def pretokenizer_name(state: Mapping[str, Any]) -> str:
     if (name := _NAMES.get((steps, whole_words))) is None:
         raise _unknown(f"{' then '.join(steps)}{', a word that is a token before any merge' if whole_words else ''}")
     return name
+
+
+def pretokenizer(name: str) -> tuple[Any, bool]:
+    """How a byte-level tokenizer of this name cuts a text, bytes included, and whether a word that is a token is taken
+    before any merge.
+
+    Raises:
+        UserError: no such name is known.
+    """
+    if (found := next((of for of in _NAMES if _NAMES[of] == name), None)) is None:
+        raise UserError(
+            f"its tokenizer cuts texts into words as what llama.cpp calls {name}, of which none but "
+            f"{', '.join(_NAMES.values())} are read"
+        )
+    steps, whole_words = found
+    cuts: list[Any] = [
+        pre_tokenizers.Digits(individual_digits=True)
+        if step == _DIGITS
+        else pre_tokenizers.Split(Regex(step), "isolated")
+        for step in steps
+        if step != _WORDS
+    ]
+    of_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=_WORDS in steps)
+    return pre_tokenizers.Sequence([*cuts, of_bytes]), whole_words
 
 
 def _steps(pre_tokenizer: Any) -> Iterator[str]:

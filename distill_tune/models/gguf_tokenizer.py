@@ -1,0 +1,105 @@
+"""The tokenizer that a GGUF file carries, as one of transformers'."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from distill_tune.errors import UserError
+from distill_tune.models.gguf_config import gguf_field, gguf_reader
+from distill_tune.models.gguf_pretokenizers import pretokenizer
+
+_SENTENCEPIECE, _BYTE_LEVEL = "llama", "gpt2"
+_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # llama.cpp's types of tokens
+_SPACE = "\u2581"
+_MARKS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+
+
+def read_gguf_tokenizer(path: Path) -> Any:
+    """Tokens, merges or scores, the way of cutting texts, control tokens and chat template as the file has them.
+
+    A byte-level tokenizer cuts as llama.cpp's name for it says; nothing is normalised. One of SentencePiece joins what
+    scores highest first, and puts a space before a text where the file says so: at its beginning alone, as transformers
+    does, where llama.cpp has one behind each control token, too.
+
+    Raises:
+        UserError: the file cannot be read, or has no tokenizer, or one of another kind.
+    """
+    reader = gguf_reader(path)
+    field = functools.partial(_field, reader)
+    kind, tokens = field("model", None), field("tokens", [])
+    types = field("token_type", None) or [1] * len(tokens)
+    vocabulary = {text: token for token, text in enumerate(tokens) if types[token] != _UNUSED}
+    if kind == _BYTE_LEVEL:
+        tokenizer = _byte_level(vocabulary, field("merges", []), str(field("pre", None)))
+    elif kind == _SENTENCEPIECE:
+        unknown = next((text for text, token in vocabulary.items() if types[token] == _UNKNOWN), None)
+        of_pieces = {
+            text: field("scores", [])[token]
+            for text, token in vocabulary.items()
+            if types[token] not in (_CONTROL, _USER_DEFINED)
+        }
+        tokenizer = _sentencepiece(vocabulary, of_pieces, unknown, field("add_space_prefix", True))
+    else:
+        raise UserError(f"its tokenizer is of the kind {kind}, of which none but gpt2 and llama are read")
+    tokenizer.add_tokens(
+        [
+            AddedToken(text, normalized=False, special=types[token] == _CONTROL)
+            for text, token in vocabulary.items()
+            if types[token] in (_CONTROL, _USER_DEFINED)
+        ]
+    )
+    ids = {name: field(f"{named}_token_id", None) for name, named in _MARKS.items()}
+    around = [
+        (tokens[ids[name]], ids[name]) if ids[name] is not None and field(f"add_{name}_token", default) else None
+        for name, default in (("bos", kind == _SENTENCEPIECE), ("eos", False))
+    ]
+    _put_around(tokenizer, *around)
+
+    from transformers import PreTrainedTokenizerFast
+
+    marks = {f"{name}_token": tokens[token] for name, token in ids.items() if token is not None}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, chat_template=gguf_field(reader, "tokenizer.chat_template", None), **marks
+    )
+
+
+def _field(reader: Any, name: str, default: Any) -> Any:
+    return gguf_field(reader, f"tokenizer.ggml.{name}", default)
+
+
+def _byte_level(vocabulary: Mapping[str, int], merges: Sequence[str], pre: str) -> Tokenizer:
+    cuts, whole_words = pretokenizer(pre)
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    tokenizer = Tokenizer(BPE(vocab=dict(vocabulary), merges=pairs, ignore_merges=whole_words))
+    tokenizer.pre_tokenizer, tokenizer.decoder = cuts, decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(
+    vocabulary: Mapping[str, int], scores: Mapping[str, float], unknown: str | None, space_before: bool
+) -> Tokenizer:
+    """
+    Args:
+        scores: of the tokens that are joined from others.
+    """
+    cuts = ((text[:at], text[at:]) for text in scores for at in range(1, len(text)))
+    pairs = [pair for pair in cuts if pair[0] in scores and pair[1] in scores]
+    pairs.sort(key=lambda pair: -scores[pair[0] + pair[1]])
+    model = BPE(vocab=dict(vocabulary), merges=pairs, fuse_unk=True, byte_fallback=True, unk_token=unknown)
+    tokenizer = Tokenizer(model)
+    scheme = "first" if space_before else "never"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme=scheme, split=False)
+    steps: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * space_before)
+    return tokenizer
+
+
+def _put_around(tokenizer: Tokenizer, before: tuple[str, int] | None, behind: tuple[str, int] | None) -> None:
+    """Have texts that are written by themselves begin and end with such tokens."""
+    parts = [mark if mark == "$A" else mark[0] for mark in (before, "$A", behind) if mark]
+    if marks := [mark for mark in (before, behind) if mark]:
+        tokenizer.post_processor = processors.TemplateProcessing(single=parts, special_tokens=marks)
