@@ -140,7 +140,7 @@ def labels_of(paths: Sequence[str], taken: Collection[str] = ()) -> list[str]:
     taken, the whole path."""
     folders = [local_path(path) for path in paths]
     names = [folder.parent.name if folder.name in OF_RUN and folder.parent.name else folder.name for folder in folders]
-    is_free = [names.count(name) == 1 and name not in taken for name in names]
+    is_free = [names.count(name) == 1 and name not in ("", *taken) for name in names]
     return [name if free else path for name, path, free in zip(names, paths, is_free, strict=True)]
 
 

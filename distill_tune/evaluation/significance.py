@@ -192,7 +192,8 @@ def in_words(pair: Mapping[str, Any], measure: Measure, num_pairs: int = 1) -> s
     decimals = _decimals(max(reach, abs(size) / 100), 2)
     by = f"{size:.{decimals}f} {measure.unit}"
     if bounds:
-        by += f" ({LEVEL:.0%}: {bounds[0]:.{decimals}f} to {bounds[1]:.{decimals}f})"
+        low, high = (round(bound, decimals) + 0.0 for bound in bounds)  # else one may be written -0.0
+        by += f" ({LEVEL:.0%}: {low:.{decimals}f} to {high:.{decimals}f})"
     corrected = f" (Holm, {counted(num_pairs, 'pair')})" if num_pairs > 1 else ""
     p = f"{_told_p(pair['p_holm'])}{corrected}"
     if difference == 0 and pair["p"] == 1:

@@ -149,6 +149,8 @@ def _legend(charts: Sequence[Chart]) -> str:
     parts = []
     if any(curve.is_validation for curve in curves):
         parts.append("Dots: validation.")
+    if any(len(curve.steps) == 1 and not curve.is_validation for curve in curves):
+        parts.append("Squares: a single step.")
     if any(curve.low for curve in curves):
         parts.append("Bands: lowest and highest of the steps that share a point.")
     if any(chart.marks for chart in charts):

@@ -41,11 +41,12 @@ def write_pictures(report: Report, output: Path) -> dict[str, Path]:
             elif is_smoothed:
                 axes.plot(curve.steps, curve.values, style, color=colour, alpha=0.3, linewidth=0.8)
             values = smoothed(curve.values, SMOOTHING) if is_smoothed else curve.values
-            marker = "o" if len(values) == 1 else ""
+            marker = "s" if len(values) == 1 else ""
             axes.plot(curve.steps, values, style, color=colour, marker=marker, label=name)
         if chart.is_logarithmic:
             axes.set_yscale("log")
         axes.set(title=chart.title, xlabel="step", ylabel=chart.unit)
+        axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
         if len(chart.curves) > 1:
             axes.legend(fontsize="small")

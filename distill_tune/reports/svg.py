@@ -27,6 +27,7 @@ class Scale:
     Attributes:
         low, high: figures at both ends, their logarithms to base 10 where it is logarithmic.
         start, end: places of these.
+        is_whole: figures are whole, as steps and tokens are.
     """
 
     low: float
@@ -34,6 +35,7 @@ class Scale:
     start: float
     end: float
     is_logarithmic: bool = False
+    is_whole: bool = False
 
     def __call__(self, value: float) -> float:
         at = math.log10(value) if self.is_logarithmic else value
@@ -44,7 +46,7 @@ class Scale:
         if self.is_logarithmic:
             powers = range(math.ceil(self.low), math.floor(self.high) + 1)
             return [10.0**power for power in powers[:: -(-len(powers) // most) or 1]]
-        step = _round_step((self.high - self.low) / most)
+        step = max(_round_step((self.high - self.low) / most), float(self.is_whole))
         first = math.ceil(self.low / step - 1e-9)
         return [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
@@ -56,9 +58,13 @@ def _round_step(least: float) -> float:
 
 
 def abscissa(values: Sequence[float]) -> Scale:
+    """What is one alone stands in the middle."""
     low, high = min(values), max(values)
-    low = 0.0 if 0 < low < _NEAR_ZERO * high else low
-    return Scale(low, high if high > low else low + 1, LEFT, WIDTH - RIGHT)
+    if low == high:
+        low, high = 0.0, 2 * high or 1.0
+    elif 0 < low < _NEAR_ZERO * high:
+        low = 0.0
+    return Scale(low, high, LEFT, WIDTH - RIGHT, is_whole=True)
 
 
 def ordinate(chart: Chart) -> Scale:
@@ -162,7 +168,8 @@ def _curve(number: int, curve: Curve, x: Scale, y: Scale, smooths: bool, with_ra
     plain = _line(curve.steps, curve.values, x, y)
     if curve.is_validation or len(curve.steps) == 1:
         dots = "".join(f"M{_place(x(at))} {_place(y(of))}h0" for at, of in zip(curve.steps, curve.values, strict=True))
-        return (path("between", plain) if len(curve.steps) > 1 else "") + path("dots", dots)
+        kind = "dots" if curve.is_validation else "dots alone"
+        return (path("between", plain) if len(curve.steps) > 1 else "") + path(kind, dots)
     is_smoothed = smooths and len(curve.values) >= FEWEST_SMOOTHED
     line = path("line", _line(curve.steps, smoothed(curve.values, SMOOTHING), x, y) if is_smoothed else plain)
     if curve.low:

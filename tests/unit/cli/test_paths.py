@@ -14,6 +14,7 @@ from distill_tune.config.files import (
     find_recipe,
     is_model_folder,
     local_path,
+    model_at,
     no_model_at,
 )
 
@@ -81,6 +82,16 @@ def test_a_folder_that_is_no_models_is_told_for_what_it_is(tmp_path, monkeypatch
         file.parent.mkdir(exist_ok=True)
         file.touch()
     assert no_model_at(name).startswith(told)
+
+
+def test_of_a_runs_folder_the_student_is_meant_that_it_has_left(tmp_path):
+    for name in ("both/model", "both/adapter", "lora/adapter", "whole"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").touch()
+    meant = {"both": "both/model", "lora": "lora/adapter", "whole": "whole", "both/adapter": "both/adapter"}
+    assert {name: model_at(tmp_path / name) for name in meant} == {name: tmp_path / at for name, at in meant.items()}
+    assert model_at(tmp_path / "both", ["adapter"]) == tmp_path / "both" / "adapter"
+    assert model_at(tmp_path / "nothing") == tmp_path / "nothing"
 
 
 def test_recipes_configs_and_the_cache_lie_there_too(tmp_path, monkeypatch):

@@ -130,3 +130,4 @@ def test_a_label_is_the_last_name_that_tells():
     assert labels_of(["outputs/a/model", "outputs/b", "x.gguf"]) == ["a", "b", "x.gguf"]
     assert labels_of(["one/a/model", "two/a"]) == ["one/a/model", "two/a"]
     assert labels_of(["outputs/before", "outputs/b"], taken=("before",)) == ["outputs/before", "b"]
+    assert labels_of(["."]) == ["."]

@@ -163,3 +163,10 @@ def test_documents_in_which_nothing_was_counted_do_not_count():
     rows, again = pairs({"a": of, "b": other}), pairs({"a": longer, "b": longer_other})
     assert rows[0]["documents"] == again[0]["documents"] == NUM
     assert rows == again
+
+
+def test_a_bound_that_is_about_nothing_has_no_sign():
+    found = {"first": "a", "second": "b", "difference": 0.018, "interval": (-0.0001, 0.036), "documents": 20}
+    measure = significance.Measure("x", "y", unit="points", shown=100, more_is_better=True)
+    words = significance.in_words(found | {"p": 0.5, "p_holm": 0.5, "effect": None}, measure)
+    assert words == "not significant: a and b differ by 1.8 points (95%: 0.0 to 3.6), p = 0.5"

@@ -87,8 +87,10 @@ def test_a_running_a_stopped_and_an_empty_run_have_reports(tmp_path):
     finally:
         release_lock(running)
     assert "Stopped after step 5 of 300; the same line with resume=auto goes on" in text_of(page_of(running))
-    one = write_run(tmp_path / "one", 1, finished=False)
-    assert "dots run0" in page_of(one)
+    one = page_of(write_run(tmp_path / "one", [line(1, val_kd_loss=2.0)], finished=False))
+    assert 'class="dots alone run0' in one and 'class="dots run0' in one  # of training, and of validation
+    along = one[one.index('<g class="by-steps">') : one.index('<g class="by-tokens">')]
+    assert re.findall(r">([\d.,]+)</text>", along) == ["0", "1", "2"]
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "config.yaml").write_text("a: 1")
     assert "There is no step yet." in text_of(page_of(tmp_path / "none"))
