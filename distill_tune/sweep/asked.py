@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,8 @@ class AskedSweep:
         found.require_comparable(varied, config)
         folder = folder or local_path(f"{config.get('output_dir', 'outputs')}_sweep")
         repeated = 0 if "seed" in keys else num_repeated
-        measuring = [override for override in shared if _is_of_evaluation(override)]
+        referred = set(re.findall(r"\$\{\s*(\w+)", " ".join([file.read_text(encoding="utf-8"), *shared])))
+        measuring = [override for override in shared if _is_of_evaluation(override, referred)]
         training = [override for override in shared if override not in measuring]
         return cls(
             objective=found,
@@ -170,6 +171,7 @@ class AskedSweep:
         return [*command, *self.measuring, *(["~dataset_test"] if has_both else []), *own]
 
 
-def _is_of_evaluation(override: str) -> bool:
-    key = KEYS.get(re.split(r"[.=]", override.lstrip("+~"))[0])
-    return key is not None and "evaluate" in key.recipes
+def _is_of_evaluation(override: str, referred: Set[str]) -> bool:
+    """Whether no training reads it, not even in ``${key}``."""
+    name = re.split(r"[.=]", override.lstrip("+~"))[0]
+    return name in KEYS and "evaluate" in KEYS[name].recipes and name not in referred

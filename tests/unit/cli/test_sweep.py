@@ -83,6 +83,22 @@ def test_a_trials_results_are_read_where_they_are_written_whatever_its_config_sa
     assert asked.commands_of(trials, trials.add({"kd_ratio": "0.5"}, 0))[1][-1] == "~evaluation_folder"
 
 
+def test_what_evaluation_alone_reads_goes_to_it_but_for_what_training_takes_values_from(
+    write_config, rows_file, monkeypatch
+):
+    commands = []
+    monkeypatch.setattr("distill_tune.sweep.run.run_sweep", commands.append)
+    rows = {"_component_": "distill_tune.data.instruct", "source": str(rows_file)}
+    config = write_config(dataset_test=rows, dataset_val="${dataset_test}")
+    line = ["kd_ratio=0.5,0.6", "dataset_test.split=train[:50%]", "window=64"]
+    main(["sweep", "kd_single_device", "--config", str(config), *line])
+    (asked,) = commands
+    trials = Trials(asked.folder)
+    training, evaluation = asked.commands_of(trials, trials.add({"kd_ratio": "0.5"}, 0))
+    assert "dataset_test.split=train[:50%]" in training and "window=64" not in training
+    assert "dataset_test.split=train[:50%]" not in evaluation and "window=64" in evaluation
+
+
 def test_trials_are_runs_of_their_own_of_which_a_failure_ends_one(config, command_server, tmp_path):
     line = ["-m", "distill_tune", "sweep", "kd_single_device", "--config", config, "optimizer.lr=1e-3,1e30"]
     line += ["max_bad_steps=1", "--objective", "val_ce_loss", "--repeat", 0, "--folder", "lr", "epochs=2"]
