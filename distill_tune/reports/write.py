@@ -10,24 +10,22 @@ from distill_tune.reports.html import html_of
 from distill_tune.reports.markdown import markdown_of
 from distill_tune.reports.pictures import write_pictures
 from distill_tune.reports.report import report_of
-from distill_tune.reports.run_files import opened
+from distill_tune.reports.run_files import RunFiles
 
 
 def write_report(
-    folders: Sequence[Path], output: Path | None = None, kind: Literal["html", "md"] = "html"
+    runs: Sequence[RunFiles], output: Path | None = None, kind: Literal["html", "md"] = "html"
 ) -> list[Path]:
     """
     Args:
-        folders: of runs.
         output: default ``report.html`` or ``report.md``: in the run's folder, of several in the current one.
 
     Returns:
         The file, then those of the plots where matplotlib is installed.
 
     Raises:
-        UserError: a folder is no run's, or the file cannot be written.
+        UserError: the file cannot be written.
     """
-    runs = opened(folders)
     output = output or (runs[0].path if len(runs) == 1 else Path()) / f"report.{kind}"
     report = report_of(runs)
     try:

@@ -175,6 +175,12 @@ def _heading(key: str, keys: Sequence[str]) -> str:
     return last if [other.rpartition(".")[2] for other in keys].count(last) == 1 else key
 
 
+def label(trial: Trial) -> str:
+    """Its folder's name and what it varies, as short as in the table."""
+    keys = [*trial.settings]
+    return " ".join([trial.name, *(f"{_heading(key, keys)}={_short(trial.settings[key])}" for key in keys)])
+
+
 def _short(text: str) -> str:
     """A component's name without where it is from; long values cut."""
     is_name = text.count(".") > 1 and all(part.isidentifier() for part in text.split("."))

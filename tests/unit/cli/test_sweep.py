@@ -110,6 +110,8 @@ def test_trials_are_runs_of_their_own_of_which_a_failure_ends_one(config, comman
     assert (tmp_path / "lr" / "trial_1" / "model" / "model.safetensors").is_file()
     assert f"| 1 | 1e-3 | {first['figures']['val_ce_loss']:.4f} |" in (tmp_path / "lr" / "table.md").read_text()
 
+    assert "trial_1 lr=1e-3" in (tmp_path / "lr" / "report.html").read_text()
+
     best = load_config(find_config(str(tmp_path / "lr" / "best.yaml")))
     assert (best.optimizer.lr, best.output_dir, best.checkpointer.output_dir) == (1e-3, "lr/best", "lr/best")
     assert "resume" not in best and "keep_last_n" not in best
