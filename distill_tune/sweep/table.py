@@ -203,8 +203,15 @@ def _time(trials: Sequence[Trial]) -> str:
 
 def _rich(columns: Sequence[_Column]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading, is_text, *_ in columns:
-        table.add_column(heading, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+    for heading, is_text, _, cells in columns:
+        whole = None if is_text else max(map(len, [heading, *cells]))  # "23 min" is measured by its longest word
+        table.add_column(
+            heading,
+            justify="left" if is_text else "right",
+            overflow="fold",
+            no_wrap=not is_text,
+            min_width=whole,
+        )
     for row in zip(*(cells for *_, cells in columns), strict=True):
         table.add_row(*row)
     return table

@@ -103,3 +103,6 @@ def test_a_narrow_terminal_loses_what_is_beside_the_objective(finished):
 
     assert "agreement" in shown(80) and "perplexity" in shown(80)
     assert "agreement" not in shown(50) and "bits/byte" in shown(50)
+    trials.find({"kd_ratio": "0.1"}, 0).seconds = 23 * 60
+    shown_at = [width for width in range(40, 80) if "agreem" in shown(width)]
+    assert all("agreement" in shown(width) and "23 min" in shown(width) for width in shown_at)
