@@ -153,6 +153,10 @@ class AskedSweep:
         """
         return Search(self.axes, self.objective, self.seed, self.prunes) if self.most_searched else None
 
+    def run_of(self, config: str) -> list[str]:
+        """A run with a config, as `distill-tune` takes it: the recipe started as those of the trials are."""
+        return ["run", *self.launch, self.recipe_name, "--config", config]
+
     def overrides_of(self, folder: Path, trial: Trial) -> list[str]:
         """All that a trial in ``folder`` is run with."""
         return [*self.shared, *training_overrides(folder, trial, self.config)]
@@ -160,7 +164,7 @@ class AskedSweep:
     def commands_of(self, trials: Trials, trial: Trial) -> list[list[str]]:
         """Of `distill-tune`, one after the other."""
         folder = trials.folder_of(trial)
-        train = ["run", *self.launch, self.recipe_name, "--config", self.name, *self.overrides_of(folder, trial)]
+        train = [*self.run_of(self.name), *self.overrides_of(folder, trial)]
         return [train, self._evaluation(folder)] if self.objective.by_evaluation else [train]
 
     def _evaluation(self, folder: Path) -> list[str]:

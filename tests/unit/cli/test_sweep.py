@@ -99,6 +99,15 @@ def test_what_evaluation_alone_reads_goes_to_it_but_for_what_training_takes_valu
     assert "dataset_test.split=train[:50%]" not in evaluation and "window=64" in evaluation
 
 
+def test_the_best_is_run_by_as_many_processes_as_its_trial(config, monkeypatch):
+    monkeypatch.setattr("distill_tune.cli.checked_sweep.check", lambda asked, runs: None)
+    commands = []
+    monkeypatch.setattr("distill_tune.sweep.run.run_sweep", commands.append)
+    launched = ["--nproc_per_node", "2", "kd_distributed", "--config"]
+    main(["sweep", *launched, str(config), "kd_ratio=0.5,0.6"])
+    assert commands[0].run_of("best.yaml") == ["run", *launched, "best.yaml"]
+
+
 def test_trials_are_runs_of_their_own_of_which_a_failure_ends_one(config, command_server, tmp_path):
     line = ["-m", "distill_tune", "sweep", "kd_single_device", "--config", config, "optimizer.lr=1e-3,1e30"]
     line += ["max_bad_steps=1", "--objective", "val_ce_loss", "--repeat", 0, "--folder", "lr", "epochs=2"]
