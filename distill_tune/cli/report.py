@@ -38,9 +38,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    from distill_tune.reports.run_files import opened
     from distill_tune.reports.write import write_report
 
-    for path in write_report(_found(options.runs), options.output, options.format, options.png):
+    for path in write_report(opened(_found(options.runs)), options.output, options.format, options.png):
         print(path)
 
 

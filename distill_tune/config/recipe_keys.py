@@ -97,10 +97,10 @@ def check_keys(
 
     Args:
         source: the YAML text, whose ``${key}`` also count as reading a key.
-        overrides: the command line's. A key that another shipped recipe reads may stand in a file, since one file
-            serves all, but not here, where it would be ignored.
+        overrides: the command line's, whose ``${key}`` count, too. A key that another shipped recipe reads may stand in
+            a file, since one file serves all, but not here, where it would be ignored.
     """
-    read = recipe.names.union(_INTERPOLATION.findall(source))
+    read = recipe.names.union(_INTERPOLATION.findall(" ".join([source, *overrides])))
     asked = {re.split(r"[.=]", override.lstrip("+~"))[0] for override in overrides}
     faults, unread, of_others = list[str](), list[str](), list[str]()
     for key in map(str, config):

@@ -10,18 +10,17 @@ from distill_tune.reports.html import html_of
 from distill_tune.reports.markdown import markdown_of
 from distill_tune.reports.pictures import write_pictures
 from distill_tune.reports.report import report_of
-from distill_tune.reports.run_files import opened
+from distill_tune.reports.run_files import RunFiles
 
 
 def write_report(
-    folders: Sequence[Path],
+    runs: Sequence[RunFiles],
     output: Path | None = None,
     kind: Literal["html", "md"] = "html",
     with_pictures: bool = False,
 ) -> list[Path]:
     """
     Args:
-        folders: of runs.
         output: default ``report.html`` or ``report.md``: in the run's folder, of several in the current one.
         with_pictures: whether each plot is written beside it, as PNG by matplotlib.
 
@@ -29,9 +28,8 @@ def write_report(
         The file, then those of the plots.
 
     Raises:
-        UserError: a folder is no run's, the file cannot be written, or matplotlib is asked for and not installed.
+        UserError: the file cannot be written, or matplotlib is asked for and not installed.
     """
-    runs = opened(folders)
     output = output or (runs[0].path if len(runs) == 1 else Path()) / f"report.{kind}"
     report = report_of(runs)
     try:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,8 @@ class AskedSweep:
         found.require_comparable(varied, config)
         folder = folder or local_path(f"{config.get('output_dir', 'outputs')}_sweep")
         repeated = 0 if "seed" in keys else num_repeated
-        measuring = [override for override in shared if _is_of_evaluation(override)]
+        referred = set(re.findall(r"\$\{\s*(\w+)", " ".join([file.read_text(encoding="utf-8"), *shared])))
+        measuring = [override for override in shared if _is_of_evaluation(override, referred)]
         training = [override for override in shared if override not in measuring]
         return cls(
             objective=found,
@@ -152,6 +153,10 @@ class AskedSweep:
         """
         return Search(self.axes, self.objective, self.seed, self.prunes) if self.most_searched else None
 
+    def run_of(self, config: str) -> list[str]:
+        """A run with a config, as `distill-tune` takes it: the recipe started as those of the trials are."""
+        return ["run", *self.launch, self.recipe_name, "--config", config]
+
     def overrides_of(self, folder: Path, trial: Trial) -> list[str]:
         """All that a trial in ``folder`` is run with."""
         return [*self.shared, *training_overrides(folder, trial, self.config)]
@@ -159,7 +164,7 @@ class AskedSweep:
     def commands_of(self, trials: Trials, trial: Trial) -> list[list[str]]:
         """Of `distill-tune`, one after the other."""
         folder = trials.folder_of(trial)
-        train = ["run", *self.launch, self.recipe_name, "--config", self.name, *self.overrides_of(folder, trial)]
+        train = [*self.run_of(self.name), *self.overrides_of(folder, trial)]
         return [train, self._evaluation(folder)] if self.objective.by_evaluation else [train]
 
     def _evaluation(self, folder: Path) -> list[str]:
@@ -170,6 +175,7 @@ class AskedSweep:
         return [*command, *self.measuring, *(["~dataset_test"] if has_both else []), *own]
 
 
-def _is_of_evaluation(override: str) -> bool:
-    key = KEYS.get(re.split(r"[.=]", override.lstrip("+~"))[0])
-    return key is not None and "evaluate" in key.recipes
+def _is_of_evaluation(override: str, referred: Set[str]) -> bool:
+    """Whether no training reads it, not even in ``${key}``."""
+    name = re.split(r"[.=]", override.lstrip("+~"))[0]
+    return name in KEYS and "evaluate" in KEYS[name].recipes and name not in referred

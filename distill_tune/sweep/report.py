@@ -5,11 +5,11 @@ from pathlib import Path
 from rich.console import Console
 
 from distill_tune.disk import write_text
-from distill_tune.reports.run_files import is_run
+from distill_tune.reports.run_files import RunFiles, is_run
 from distill_tune.reports.write import write_report
 from distill_tune.sweep.asked import AskedSweep
 from distill_tune.sweep.results import results_of
-from distill_tune.sweep.table import last_lines, markdown, sentences, terminal_table
+from distill_tune.sweep.table import label, last_lines, markdown, sentences, terminal_table
 from distill_tune.sweep.trials import Trial, Trials
 
 _MOST_OVERLAID = 12  # runs that can be told apart in a plot
@@ -38,6 +38,6 @@ def write_overlay(asked: AskedSweep, trials: Trials) -> Path | None:
     Raises:
         UserError: the file cannot be written.
     """
-    results = results_of(trials, asked.objective)
-    folders = [folder for result in results if is_run(folder := trials.folder_of(result.trials[0]))]
-    return write_report(folders[:_MOST_OVERLAID], asked.folder / "report.html")[0] if folders else None
+    best = [result.trials[0] for result in results_of(trials, asked.objective)]
+    runs = [RunFiles.open(folder, label(trial)) for trial in best if is_run(folder := trials.folder_of(trial))]
+    return write_report(runs[:_MOST_OVERLAID], asked.folder / "report.html")[0] if runs else None

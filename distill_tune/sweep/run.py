@@ -66,7 +66,7 @@ def run_sweep(asked: AskedSweep) -> None:
         best = write_table(asked, trials, console)
         if best:
             file = asked.folder / "best.yaml"
-            command = f"distill-tune run {asked.recipe_name} --config {shlex.quote(str(file))}"
+            command = shlex.join(["distill-tune", *asked.run_of(str(file))])
             source = trials.folder_of(best)
             head = [command, f"{best.title}: the best of a sweep by {objective.name}, as {source} was run"]
             write_best(file, source, asked.config, asked.folder / "best", head)

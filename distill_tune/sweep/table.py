@@ -175,6 +175,12 @@ def _heading(key: str, keys: Sequence[str]) -> str:
     return last if [other.rpartition(".")[2] for other in keys].count(last) == 1 else key
 
 
+def label(trial: Trial) -> str:
+    """Its folder's name and what it varies, as short as in the table."""
+    keys = [*trial.settings]
+    return " ".join([trial.name, *(f"{_heading(key, keys)}={_short(trial.settings[key])}" for key in keys)])
+
+
 def _short(text: str) -> str:
     """A component's name without where it is from; long values cut."""
     is_name = text.count(".") > 1 and all(part.isidentifier() for part in text.split("."))
@@ -197,8 +203,15 @@ def _time(trials: Sequence[Trial]) -> str:
 
 def _rich(columns: Sequence[_Column]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading, is_text, *_ in columns:
-        table.add_column(heading, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+    for heading, is_text, _, cells in columns:
+        whole = None if is_text else max(map(len, [heading, *cells]))  # "23 min" is measured by its longest word
+        table.add_column(
+            heading,
+            justify="left" if is_text else "right",
+            overflow="fold",
+            no_wrap=not is_text,
+            min_width=whole,
+        )
     for row in zip(*(cells for *_, cells in columns), strict=True):
         table.add_row(*row)
     return table

@@ -83,6 +83,31 @@ def test_a_trials_results_are_read_where_they_are_written_whatever_its_config_sa
     assert asked.commands_of(trials, trials.add({"kd_ratio": "0.5"}, 0))[1][-1] == "~evaluation_folder"
 
 
+def test_what_evaluation_alone_reads_goes_to_it_but_for_what_training_takes_values_from(
+    write_config, rows_file, monkeypatch
+):
+    commands = []
+    monkeypatch.setattr("distill_tune.sweep.run.run_sweep", commands.append)
+    rows = {"_component_": "distill_tune.data.instruct", "source": str(rows_file)}
+    config = write_config(dataset_test=rows, dataset_val="${dataset_test}")
+    line = ["kd_ratio=0.5,0.6", "dataset_test.split=train[:50%]", "window=64"]
+    main(["sweep", "kd_single_device", "--config", str(config), *line])
+    (asked,) = commands
+    trials = Trials(asked.folder)
+    training, evaluation = asked.commands_of(trials, trials.add({"kd_ratio": "0.5"}, 0))
+    assert "dataset_test.split=train[:50%]" in training and "window=64" not in training
+    assert "dataset_test.split=train[:50%]" not in evaluation and "window=64" in evaluation
+
+
+def test_the_best_is_run_by_as_many_processes_as_its_trial(config, monkeypatch):
+    monkeypatch.setattr("distill_tune.cli.checked_sweep.check", lambda asked, runs: None)
+    commands = []
+    monkeypatch.setattr("distill_tune.sweep.run.run_sweep", commands.append)
+    launched = ["--nproc_per_node", "2", "kd_distributed", "--config"]
+    main(["sweep", *launched, str(config), "kd_ratio=0.5,0.6"])
+    assert commands[0].run_of("best.yaml") == ["run", *launched, "best.yaml"]
+
+
 def test_trials_are_runs_of_their_own_of_which_a_failure_ends_one(config, command_server, tmp_path):
     line = ["-m", "distill_tune", "sweep", "kd_single_device", "--config", config, "optimizer.lr=1e-3,1e30"]
     line += ["max_bad_steps=1", "--objective", "val_ce_loss", "--repeat", 0, "--folder", "lr", "epochs=2"]
@@ -93,6 +118,8 @@ def test_trials_are_runs_of_their_own_of_which_a_failure_ends_one(config, comman
     assert second["said"] in done.stdout and "not finite" in second["said"]
     assert (tmp_path / "lr" / "trial_1" / "model" / "model.safetensors").is_file()
     assert f"| 1 | 1e-3 | {first['figures']['val_ce_loss']:.4f} |" in (tmp_path / "lr" / "table.md").read_text()
+
+    assert "trial_1 lr=1e-3" in (tmp_path / "lr" / "report.html").read_text()
 
     best = load_config(find_config(str(tmp_path / "lr" / "best.yaml")))
     assert (best.optimizer.lr, best.output_dir, best.checkpointer.output_dir) == (1e-3, "lr/best", "lr/best")

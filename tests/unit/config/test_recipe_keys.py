@@ -72,6 +72,15 @@ def test_what_a_copy_reads_elsewhere_sets_or_asks_for_is_not_missing(copy, at_to
     assert faults(copy(at_top, in_main)) == []
 
 
+def test_what_another_override_takes_its_value_from_is_read():
+    recipe, rows = find_recipe("kd_single_device"), {"_component_": "distill_tune.data.instruct"}
+    overrides = ["dataset_test.source=held_out.json", "dataset_val=${dataset_test}"]
+    assert faults(recipe, overrides, dataset_test=rows, dataset_val=rows) == []
+    assert faults(recipe, overrides[:1], dataset_test=rows)[0].startswith(
+        "dataset_test: kd_single_device does not read"
+    )
+
+
 def test_what_a_copy_no_longer_needs_is_not_missing(copy):
     recipe = Recipe(copy(in_main='cfg.epochs = 3; cfg["device"] = "cpu"'))
     config = OmegaConf.create({key: 1 for key in ALL if key not in ("epochs", "device")})

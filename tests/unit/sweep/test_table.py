@@ -8,7 +8,7 @@ from rich.console import Console
 
 from distill_tune.sweep.objective import OBJECTIVES
 from distill_tune.sweep.results import results_of
-from distill_tune.sweep.table import difference, last_lines, markdown, sentences, terminal_table
+from distill_tune.sweep.table import difference, label, last_lines, markdown, sentences, terminal_table
 from distill_tune.sweep.values import read_axes
 
 BITS = OBJECTIVES["bits_per_byte"]
@@ -86,6 +86,12 @@ def test_what_failed_has_its_row_and_its_last_line(finished):
     assert last_lines(trials, BITS)[0].endswith("beta: 0.5}'): the device's memory ran out")
 
 
+def test_a_trial_is_labelled_by_what_it_varies(sweeping):
+    settings = {"optimizer.lr": "1e-3", "kd_loss": "distill_tune.losses.ReverseKL", "a.lr": "1", "b": "x" * 40}
+    trial = sweeping.trials.add(settings, 0)
+    assert label(trial) == f"trial_1 optimizer.lr=1e-3 kd_loss=ReverseKL a.lr=1 b={'x' * 25}..."
+
+
 def test_a_narrow_terminal_loses_what_is_beside_the_objective(finished):
     trials = finished({"kd_ratio=0.1": [1.0]}, perplexity=20.0, kl=0.5, agreement=0.5)
     results = results_of(trials, BITS)
@@ -97,3 +103,6 @@ def test_a_narrow_terminal_loses_what_is_beside_the_objective(finished):
 
     assert "agreement" in shown(80) and "perplexity" in shown(80)
     assert "agreement" not in shown(50) and "bits/byte" in shown(50)
+    trials.find({"kd_ratio": "0.1"}, 0).seconds = 23 * 60
+    shown_at = [width for width in range(40, 80) if "agreem" in shown(width)]
+    assert all("agreement" in shown(width) and "23 min" in shown(width) for width in shown_at)
