@@ -18,8 +18,8 @@ _DESCRIPTION = """Talk to a model, or to two side by side, each of which goes on
   distill-tune chat outputs/distilled/model --teacher models/Qwen3-8B
   echo "What does json.dumps do?" | distill-tune chat outputs/distilled/model
 
-MODEL is a model's folder, an adapter's, a run's output_dir, a GGUF file (which needs --tokenizer), or demo:student,
-demo:teacher or demo:bpe_teacher, which travel with the package. /reset begins a new conversation, /quit or Ctrl-D
+MODEL is a model's folder, an adapter's, a run's output_dir, a GGUF file, or demo:student, demo:teacher or
+demo:bpe_teacher, which travel with the package. /reset begins a new conversation, /quit or Ctrl-D
 ends, Ctrl-C stops an answer. Where the input is no terminal, each other line is a question; where the output is none,
 it has the answers alone, an empty line between them, each of two below its name.
 """
@@ -213,8 +213,6 @@ def _opened(options: argparse.Namespace, paths: dict[str, Path]) -> list[_Speake
         key = "--teacher" if name == "teacher" else "MODEL"
         if path.suffix != ".gguf" and not is_model_folder(path):
             raise UserError(f"{key} {path}: {no_model_at(path)}")
-        if path.suffix == ".gguf" and options.tokenizer is None:
-            raise UserError(f"{key} {path}: a GGUF file needs --tokenizer, the folder that it was made from")
     from distill_tune import data, generation, training
     from distill_tune.cli.compare import dtype_for
     from distill_tune.generation.requests import require_numbers

@@ -17,6 +17,9 @@ _NAMED = {
 }
 _DOWNLOAD = re.compile(r"^# +(distill-tune download \S+/(\S+))$", re.MULTILINE)
 
+_LEFT_IN = re.compile(r"^output_dir: (\S+)$", re.MULTILINE)
+_RUN = r"^# +(distill-tune run \S+ --config (?:\S+/)?{}) *$"
+
 
 class MissingFile(str):
     """A fault, in words."""
@@ -76,7 +79,12 @@ def _told_of(key: str, name: str, path: str) -> str | None:
 
 
 def _how_to_get(path: Path, source: str) -> str:
-    """The command that gets the model's folder that a path is in, as a config's head has it."""
+    """The command that gets the model's folder that a path is in, or leaves it, as a config's head has it."""
+    for config in configs_folder().rglob("*.yaml"):
+        text = config.read_text(encoding="utf-8")
+        left, command = _LEFT_IN.search(text), re.search(_RUN.format(config.stem), text, re.MULTILINE)
+        if left and command and Path(left[1]) in path.parents:
+            return f"; it is what this leaves: {command[1]}"
     heads = [source, *(config.read_text(encoding="utf-8") for config in configs_folder().rglob("*.yaml"))]
     for command, name in _DOWNLOAD.findall("\n".join(heads)):
         if name in path.parts:

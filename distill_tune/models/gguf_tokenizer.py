@@ -14,6 +14,7 @@ from distill_tune.models.gguf_pretokenizers import pretokenizer
 
 _SENTENCEPIECE, _BYTE_LEVEL = "llama", "gpt2"
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # llama.cpp's types of tokens
+_ADDED = (_CONTROL, _USER_DEFINED)
 _SPACE = "\u2581"
 _MARKS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
@@ -34,14 +35,11 @@ def read_gguf_tokenizer(path: Path) -> Any:
     types = field("token_type", None) or [1] * len(tokens)
     vocabulary = {text: token for token, text in enumerate(tokens) if types[token] != _UNUSED}
     if kind == _BYTE_LEVEL:
-        tokenizer = _byte_level(vocabulary, field("merges", []), str(field("pre", None)))
+        tokenizer = _byte_level(vocabulary, field("merges", []), field("pre", "default"))
     elif kind == _SENTENCEPIECE:
         unknown = next((text for text, token in vocabulary.items() if types[token] == _UNKNOWN), None)
-        of_pieces = {
-            text: field("scores", [])[token]
-            for text, token in vocabulary.items()
-            if types[token] not in (_CONTROL, _USER_DEFINED)
-        }
+        scores = dict(zip(tokens, field("scores", []), strict=False))
+        of_pieces = {text: scores[text] for text, token in vocabulary.items() if types[token] not in _ADDED}
         tokenizer = _sentencepiece(vocabulary, of_pieces, unknown, field("add_space_prefix", True))
     else:
         raise UserError(f"its tokenizer is of the kind {kind}, of which none but gpt2 and llama are read")
@@ -49,7 +47,7 @@ def read_gguf_tokenizer(path: Path) -> Any:
         [
             AddedToken(text, normalized=False, special=types[token] == _CONTROL)
             for text, token in vocabulary.items()
-            if types[token] in (_CONTROL, _USER_DEFINED)
+            if types[token] in _ADDED
         ]
     )
     ids = {name: field(f"{named}_token_id", None) for name, named in _MARKS.items()}

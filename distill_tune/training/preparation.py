@@ -110,8 +110,12 @@ def open_run(cfg: DictConfig) -> tuple[RunFolder, Checkpoints, Path | None, Trai
             f"output_dir={run.path}: this run came to its end with step {step}; nothing is left to do "
             "(more epochs go on from there, another folder begins anew)"
         )
-    check_outputs(cfg)
-    checkpoint = checkpoints.to_resume(resume)
+    faults, checkpoint = CollectedFaults("what is written"), None
+    with faults:
+        check_outputs(cfg)
+    with faults:
+        checkpoint = checkpoints.to_resume(resume)
+    faults.tell()
     if checkpoint is None:
         return run, checkpoints, None, None
     state = TrainingState.read(checkpoint)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill_tune.export.gguf import write_gguf, write_modelfile
 from distill_tune.models.gguf_config import gguf_field, gguf_reader
+from distill_tune.models.tokenizer_files import read_tokenizer
 
 TEXTS = (
     "The Loire is the longest river of France, isn't it?",
@@ -37,6 +38,7 @@ def test_transformers_has_the_sources_logits_and_tokens(folder):
     read = AutoTokenizer.from_pretrained(folder, gguf_file="f32.gguf")
     for text in TEXTS:
         assert read(text)["input_ids"] == own(text)["input_ids"], text
+        assert read_tokenizer(written.file).encode(text) == own(text)["input_ids"], text
     rendered = [one.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True) for one in (own, read)]
     assert rendered[0] == rendered[1]
     tokens = torch.tensor([own(" ".join(TEXTS))["input_ids"]])

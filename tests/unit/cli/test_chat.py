@@ -2,6 +2,7 @@
 
 import io
 
+import gguf
 import pytest
 
 from distill_tune import data, generation
@@ -153,7 +154,7 @@ def test_a_model_whose_logits_are_no_numbers_is_told_before_it_is_asked(talk, mo
         (["nowhere"], "MODEL nowhere: no such folder, or it has no config.json; name a Hugging Face model folder"),
         (["{cache}"], "MODEL {cache}: is a cache of a teacher, which holds no model; name a model's folder"),
         (["{student}", "--teacher", "nowhere"], "--teacher nowhere: no such folder"),
-        (["model.gguf"], "MODEL model.gguf: a GGUF file needs --tokenizer"),
+        (["{student}", "--tokenizer", "{cache}/t5.gguf"], "its tokenizer is of the kind t5, of which none but gpt2"),
         (["{student}", "--temperature", "-1"], "temperature=-1.0: must be 0 or more"),
         (["{student}", "--device", "nonsense"], "device=nonsense: no such device"),
         (["{student}", "--tokenizer", "nowhere"], "tokenizer.path=nowhere: no such folder"),
@@ -161,6 +162,11 @@ def test_a_model_whose_logits_are_no_numbers_is_told_before_it_is_asked(talk, mo
 )
 def test_what_cannot_be_is_told(student_folder, tmp_path, capsys, options, told):
     (tmp_path / "manifest.json").touch()
+    writer = gguf.GGUFWriter(tmp_path / "t5.gguf", "t5")
+    writer.add_tokenizer_model("t5")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
     with pytest.raises(SystemExit) as ended:
         main(["chat", *(option.format(student=student_folder, cache=tmp_path) for option in options)])
     assert ended.value.code == 2 and told.format(cache=tmp_path) in capsys.readouterr().err

@@ -62,6 +62,24 @@ def test_keys_models_and_rows_are_told_in_one_go(validate, tmp_path):
     assert told.count("optimizer") == 1
 
 
+def test_a_folder_that_holds_a_run_hides_nothing_else(validate, tmp_path):
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    logger = ["metric_logger=torchtune.training.metric_logging.DiskLogger", "metric_logger.log_dir=file/logs"]
+    _, told, _ = validate(*logger, "model.num_layers=3", "dataset.source=nowhere.json")
+    for line, begins in zip(
+        told.splitlines()[1:],
+        [
+            "metric_logger.log_dir=file/logs: cannot be written",
+            "output_dir=out: holds",
+            "model does not",
+            "dataset now",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(f"  {begins}")
+
+
 def test_both_datasets_are_told_also_where_one_is_on_the_hub(validate):
     of_validation = "+dataset_val={_component_: distill_tune.data.instruct, source: other.json}"
     _, told, _ = validate("dataset.source=nowhere.json", of_validation)

@@ -127,6 +127,14 @@ def test_a_head_that_a_user_wrote_names_it_too(tmp_path, monkeypatch):
     assert any(fault.endswith("get it: distill-tune download we/ours-1B") for fault in faults.value.faults)
 
 
+def test_what_a_run_leaves_names_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Faults) as faults:
+        checked_config(find_recipe("kd_single_device"), "on_policy", ["model.path=outputs/tiny/model"])
+    (fault,) = faults.value.faults
+    assert fault.endswith("; it is what this leaves: distill-tune run kd_single_device --config tiny")
+
+
 def test_another_folder_names_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Faults) as faults:
