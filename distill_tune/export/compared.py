@@ -71,11 +71,13 @@ def compare(
 
 def _of_tokenizer(source: Source, opened: Opened) -> list[Check]:
     own = source.tokenizer.transformers_tokenizer
-    texts = [text for text in TEXTS if not (opened.spaces_once and text[0].isspace())]
+    wanted, rendered = written_turns(own), written_turns(opened.tokenizer)
+    texts = [text for text in (*TEXTS, wanted) if text]
+    if opened.spaces_once:
+        texts = [text for text in TEXTS if not text[0].isspace()]
     differing = [text for text in texts if own(text)["input_ids"] != opened.tokenizer(text)["input_ids"]]
     found = f"the same of {len(texts)} texts" if not differing else f"other ones of {differing[0][:40]!r}"
     checks = [Check("token ids", found, not differing)]
-    wanted, rendered = written_turns(own), written_turns(opened.tokenizer)
     if not wanted and not rendered:
         return [*checks, Check("chat template", "none, as the source", True)]
     found = "writes a conversation of three turns the same" if wanted == rendered else f"writes {rendered[:60]!r}"

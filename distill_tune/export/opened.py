@@ -26,7 +26,7 @@ class Opened:
         stops: the tokens at which the tool ends an answer; None where the folder does not name them.
         room: how many of the ends the folder can name.
         longest: row that it can read, where that is less than the source can.
-        spaces_once: whether a text that begins with a space is known to be other tokens there.
+        spaces_once: whether texts that begin with a space, or have control tokens, are known to be other tokens there.
         checks: what else was found of what the folder says.
     """
 
