@@ -60,9 +60,7 @@ def compare(
     """
     read = [row[: opened.longest] for row in rows.tokens]
     measured = agreement([of_row[: opened.longest] for of_row in logits], map(opened.logits, read))
-    checks = [*_of_tokenizer(source, opened), *_of_stops(stops, opened)]
-    if opened.settings is not None:
-        checks.append(opened.settings)
+    checks = [*_of_tokenizer(source, opened), *_of_stops(stops, opened), *opened.checks]
     within = measured.kl <= max_kl  # not for what is no number
     told = f"mean KL {measured.kl:.2g} nats a token (bound {max_kl:g}), on {measured.tokens:,} tokens of {rows.told}"
     checks.append(Check("distributions", told, within))
@@ -73,10 +71,13 @@ def compare(
 
 def _of_tokenizer(source: Source, opened: Opened) -> list[Check]:
     own = source.tokenizer.transformers_tokenizer
-    differing = [text for text in TEXTS if own(text)["input_ids"] != opened.tokenizer(text)["input_ids"]]
-    found = f"the same of {len(TEXTS)} texts" if not differing else f"other ones of {differing[0][:40]!r}"
-    checks = [Check("token ids", found, not differing)]
     wanted, rendered = written_turns(own), written_turns(opened.tokenizer)
+    texts = [text for text in (*TEXTS, wanted) if text]
+    if opened.spaces_once:
+        texts = [text for text in TEXTS if not text[0].isspace()]
+    differing = [text for text in texts if own(text)["input_ids"] != opened.tokenizer(text)["input_ids"]]
+    found = f"the same of {len(texts)} texts" if not differing else f"other ones of {differing[0][:40]!r}"
+    checks = [Check("token ids", found, not differing)]
     if not wanted and not rendered:
         return [*checks, Check("chat template", "none, as the source", True)]
     found = "writes a conversation of three turns the same" if wanted == rendered else f"writes {rendered[:60]!r}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from distill_tune.export import hf_folder
 from distill_tune.export.beside import write_terms
 from distill_tune.export.check import Check
 from distill_tune.export.gguf import LlamaCpp, otherwise_said, write_gguf, write_modelfile
+from distill_tune.export.gguf.by_llama_cpp import open_with_llama_cpp
 from distill_tune.export.gguf.metadata import context_length, score_factor
 from distill_tune.export.gguf.metadata import settings as metadata
+from distill_tune.export.gguf.tokenizer import around_texts, around_texts_of_file, spaces_once
 from distill_tune.export.opened import Opened, open_with_transformers
 from distill_tune.export.settings import Settings
 from distill_tune.export.source import Source
+from distill_tune.export.texts import LONGEST
 from distill_tune.models.decoder_config import decoder_config
 from distill_tune.models.gguf import gguf_ends
 from distill_tune.models.gguf_config import gguf_config
@@ -63,14 +67,19 @@ def write(source: Source, folder: Path, settings: Settings) -> list[str]:
 
 
 def open_written(source: Source, folder: Path, settings: Settings, device: torch.device) -> Opened:
-    """Weights, tokenizer and chat template by transformers' reader, ends and settings by our own.
+    """By llama.cpp where its Python package is installed; else weights, tokenizer and chat template by transformers'
+    reader. Ends and settings by our own.
 
-    Of settings the former leaves out rope's scaling, biases, caps and more: those of the source are taken, and what
+    Of settings transformers leaves out rope's scaling, biases, caps and more: those of the source are taken, and what
     the file says is compared with them. The ends that it has no room for stand in the Modelfile.
     """
     file = folder / _name(source, settings)
     config = gguf_config(file)
-    opened = open_with_transformers(folder, device, gguf_file=file.name, config=_settings_for(source))
+    longest = min(config["max_position_embeddings"], context_length(source.config(), source.decoder))
+    if opened := open_with_llama_cpp(file, min(longest, LONGEST)):
+        opened = dataclasses.replace(opened, spaces_once=spaces_once(source.tokenizer.transformers_tokenizer))
+    else:
+        opened = open_with_transformers(folder, device, gguf_file=file.name, config=_settings_for(source))
     ends, room = gguf_ends(file), _ROOM
     if settings.llama_cpp is not None:  # whose converter adds the ends of a family, and leaves others to be guessed
         ends, room = ends[:1], 1
@@ -78,9 +87,22 @@ def open_written(source: Source, folder: Path, settings: Settings, device: torch
         opened,
         stops=frozenset(ends),
         room=room,
-        longest=min(config["max_position_embeddings"], context_length(source.config(), source.decoder)),
-        settings=_compared(source, config),
+        longest=longest,
+        checks=(_around_texts(source, file), _compared(source, config)),
     )
+
+
+def _around_texts(source: Source, file: Path) -> Check:
+    """What the settings of a file put around every text, beside what the source's tokenizer does."""
+    wanted, found = around_texts(source.tokenizer.transformers_tokenizer), around_texts_of_file(file)
+    told = f"{_listed(found[0])} before, {_listed(found[1])} behind"
+    if found != wanted:
+        told += f"; it should be {_listed(wanted[0])} before, {_listed(wanted[1])} behind"
+    return Check("around texts", told, found == wanted)
+
+
+def _listed(tokens: Sequence[int]) -> str:
+    return ", ".join(map(str, tokens)) or "nothing"
 
 
 def _compared(source: Source, config: dict[str, Any]) -> Check:

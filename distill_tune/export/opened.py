@@ -26,7 +26,8 @@ class Opened:
         stops: the tokens at which the tool ends an answer; None where the folder does not name them.
         room: how many of the ends the folder can name.
         longest: row that it can read, where that is less than the source can.
-        settings: what was found of them, where the tool computes the logits with the source's and not the folder's.
+        spaces_once: whether texts that begin with a space, or have control tokens, are known to be other tokens there.
+        checks: what else was found of what the folder says.
     """
 
     tool: str
@@ -35,7 +36,8 @@ class Opened:
     stops: frozenset[int] | None = None
     room: int | None = None
     longest: int | None = None
-    settings: Check | None = None
+    spaces_once: bool = False
+    checks: Sequence[Check] = ()
 
 
 def open_with_transformers(folder: Path, device: torch.device, **settings: Any) -> Opened:

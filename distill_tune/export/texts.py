@@ -26,7 +26,8 @@ TURNS = (
     {"role": "assistant", "content": "2 + 3 is 5."},
     {"role": "user", "content": "再加一呢？"},
 )
-_MOST_ROWS, _LONGEST, _MOST_TOKENS = 16, 256, 2048
+LONGEST = 256  # tokens of a row
+_MOST_ROWS, _MOST_TOKENS = 16, 2048
 _MOST_BYTES = 2**30  # of logits in float32, which are kept until the export has its own
 
 
@@ -45,7 +46,7 @@ class Rows:
 def rows_for(source: Source) -> Rows:
     """Some rows of the run's dataset_val, where the run is known and its rows can be read; else :data:`TEXTS`."""
     most = max(min(_MOST_TOKENS, _MOST_BYTES // (4 * source.vocab_size)), 2)
-    longest = min(_LONGEST, source.decoder.max_seq_len)
+    longest = min(LONGEST, source.decoder.max_seq_len)
     try:
         found, told = _rows_of_run(source), "rows of the run's dataset_val"
     except UserError:

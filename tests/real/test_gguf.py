@@ -8,7 +8,9 @@ import torch
 from real.test_smollm2 import PARTS, TEACHER
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from distill_tune.config.files import local_path
 from distill_tune.export.gguf import write_gguf, write_modelfile
+from distill_tune.export.ship import export
 from distill_tune.models.gguf_config import gguf_field, gguf_reader
 from distill_tune.models.tokenizer_files import read_tokenizer
 
@@ -64,3 +66,11 @@ def test_it_says_what_llama_cpps_own_file_says(folder):
     assert differing == set()
     tensors = {tensor.name: tuple(tensor.shape) for tensor in published.tensors}
     assert {tensor.name: tuple(tensor.shape) for tensor in own.tensors} == tensors
+
+
+@pytest.mark.parametrize(("source", "kind"), [("demo:student", "f32"), ("demo:student", "q4_0"), (TEACHER, "q8_0")])
+def test_llama_cpp_itself_has_its_tokens_its_template_and_its_logits(tmp_path, source, kind):
+    pytest.importorskip("llama_cpp")
+    result = export(local_path(str(source)), f"gguf:{kind}", tmp_path / "out")
+    assert result.tool.startswith("llama-cpp-python ")
+    assert result.passed, result.checks

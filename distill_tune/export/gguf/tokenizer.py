@@ -12,6 +12,7 @@ from distill_tune.data.tokenizer import hf_tokenizer
 from distill_tune.errors import UserError
 from distill_tune.export.gguf.scores import scores
 from distill_tune.models.decoder_config import read_config_json
+from distill_tune.models.gguf_config import gguf_field, gguf_reader
 from distill_tune.models.gguf_pretokenizers import parts, pretokenizer_name
 from distill_tune.models.tokenizer_files import read_tokenizer
 
@@ -29,6 +30,7 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _CONTROL = re.compile(r"<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]")
 _NEVER = -1000.0  # the score of what is never joined from pieces
 _ENDS = ("eos", "eot", "eom")  # what a file has room for, in the order in which llama.cpp's programs look for them
+_WITH_BOS = ("llama-bpe", "tekken")  # to whose texts llama.cpp adds it where a file does not say
 _ELSEWHERE = "llama.cpp's own converter may know more: --llama-cpp DIR"
 
 
@@ -102,8 +104,8 @@ class Tokenizer:
             ends=ends,
             add_bos=add_bos,
             add_eos=add_eos,
-            add_space_prefix=bool(schemes := _space_schemes(state)),
-            spaces_once="first" in schemes,
+            add_space_prefix=bool(_space_schemes(state)),
+            spaces_once=spaces_once(own),
             chat_template=own.chat_template or None,
             left_out=sum(token >= vocab_size for token in own.backend_tokenizer.get_vocab().values()),
         )
@@ -229,10 +231,15 @@ def _space_schemes(state: Mapping[str, Any]) -> list[str]:
     return found + [scheme for step in cuts if (scheme := step.get("prepend_scheme", "always")) != "never"]
 
 
+def spaces_once(own: Any) -> bool:
+    """Whether a tokenizer begins a text with a space, but for one that has it; see :class:`Tokenizer`."""
+    return own.is_fast and "first" in _space_schemes(json.loads(own.backend_tokenizer.to_str()))
+
+
 def _marks(own: Any, folder: Path, vocab_size: int) -> tuple[bool, bool, dict[str, int], list[int]]:
     """Whether texts are put between bos and eos; the ids of what marks a text; all ends."""
     config = read_config_json(folder, "folder") if (folder / "config.json").is_file() else {}
-    before, behind = _around(own)
+    before, behind = around_texts(own)
     if len(before) > 1 or len(behind) > 1:
         told = own.convert_ids_to_tokens([*before, *behind])
         raise UserError(f"{folder}: its tokenizer puts {' '.join(told)} around every text, GGUF one token on each side")
@@ -261,9 +268,21 @@ def ends_of(folder: Path, vocab_size: int) -> tuple[int | None, list[int]]:
     return end, exported_stops(writes, folder, vocab_size)
 
 
-def _around(own: Any) -> tuple[list[int], list[int]]:
-    """What is put before every text and behind it."""
-    encode = own.backend_tokenizer.encode
-    whole, inside = encode("a").ids, encode("a", add_special_tokens=False).ids
+def around_texts(own: Any) -> tuple[list[int], list[int]]:
+    """What a tokenizer of transformers' puts before every text, and behind it."""
+    whole, inside = own("a")["input_ids"], own("a", add_special_tokens=False)["input_ids"]
     start = next(at for at in range(len(whole)) if whole[at : at + len(inside)] == inside)
     return whole[:start], whole[start + len(inside) :]
+
+
+def around_texts_of_file(file: Path) -> tuple[list[int], list[int]]:
+    """What llama.cpp puts before every text and behind it by the settings of a file, where it has them, and its own."""
+    reader = gguf_reader(file)
+
+    def said(name: str, default: Any) -> Any:
+        return gguf_field(reader, f"tokenizer.ggml.{name}", default)
+
+    pieces = said("model", "") == SENTENCEPIECE
+    puts_bos = said("add_bos_token", pieces or said("pre", "") in _WITH_BOS)
+    bos, eos = said("bos_token_id", 1 if pieces else 11), said("eos_token_id", 2 if pieces else 11)
+    return [bos] * bool(puts_bos), [eos] * bool(said("add_eos_token", False))

@@ -1,12 +1,19 @@
 """Folders of tiny models: a whole one, an adapter of it as peft writes it, and a run that left both."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from export_folders import VOCAB_SIZE, write_base
 from tiny_tokenizer import write_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def without_llama_cpp(monkeypatch):
+    """Whether or not its Python package is installed here."""
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
 
 
 @pytest.fixture(scope="session")

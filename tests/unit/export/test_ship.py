@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import sys
 
 import pytest
 import torch
 from export_folders import write_base
 from safetensors.torch import load_file, save_file
+from stand_in_llama_cpp import stand_in
 from tiny_tokenizer import TEMPLATE
 
 from distill_tune.cli.main import main
@@ -102,6 +106,16 @@ def test_a_failure_amid_the_writing_leaves_nothing(base, tmp_path, monkeypatch):
     monkeypatch.setattr("distill_tune.training.export.save_torch_state_dict", full)
     with pytest.raises(OSError, match="no space left"):
         export(base, "hf", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_amid_the_writing_leaves_nothing(base, tmp_path, monkeypatch, capsys):
+    stopped = writing(lambda folder: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("distill_tune.export.ship.find_format", stopped)
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(base), "--to", "hf", "--output", str(tmp_path / "out")])
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert "export: stopped by SIGTERM; nothing is left of it" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -343,6 +357,32 @@ def test_a_gguf_file_that_ends_an_answer_otherwise_fails(tmp_path, monkeypatch):
 
 def _with_ids(tokenizer, other):
     return dataclasses.replace(tokenizer, ids=tokenizer.ids | other)
+
+
+def test_a_gguf_file_that_begins_texts_otherwise_fails(tmp_path, monkeypatch):
+    add_to = Tokenizer.add_to
+
+    def add_bos(self, writer):
+        add_to(dataclasses.replace(self, add_bos=True, ids=self.ids | {"bos": 7}), writer)
+
+    monkeypatch.setattr(Tokenizer, "add_to", add_bos)
+    result = export(write_base(tmp_path / "model", "llama3"), "gguf:f32", tmp_path / "out")
+    failed = {check.name: check.found for check in result.checks if not check.passed}
+    assert failed["around texts"] == "7 before, nothing behind; it should be nothing before, nothing behind"
+
+
+def test_gguf_files_are_opened_by_llama_cpp_where_its_package_is_installed(base, tmp_path, monkeypatch):
+    for otherwise, failing in (
+        ({}, []),
+        ({"shift": 1}, ["token ids"]),
+        ({"template": "lost"}, ["chat template"]),
+        ({"scale": 1.5}, ["distributions", "logits"]),
+    ):
+        monkeypatch.setitem(sys.modules, "llama_cpp", stand_in(**otherwise))
+        result = export(base, "gguf:f32", tmp_path / "out")
+        assert result.tool == "llama-cpp-python 9.9"
+        assert [check.name for check in result.checks if not check.passed] == failing
+        assert result.agreement.tokens > 100
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from distill_tune.data import hf_tokenizer
 from distill_tune.errors import UserError
 from distill_tune.export.gguf.tokenizer import Tokenizer as OfFile
+from distill_tune.export.gguf.tokenizer import around_texts_of_file
 from distill_tune.models.gguf_pretokenizers import pretokenizer
 from distill_tune.models.tokenizer_files import read_tokenizer
 
@@ -295,6 +296,25 @@ def test_a_text_without_an_end_is_refused(tmp_path):
         OfFile.of_folder(tmp_path, 400)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
     assert OfFile.of_folder(tmp_path, 400).ids["eos"] == 7
+
+
+@pytest.mark.parametrize(
+    ("said", "around"),
+    [
+        ({"model": "llama"}, ([1], [])),
+        ({"model": "gpt2", "pre": "qwen2", "bos_token_id": 9}, ([], [])),
+        ({"model": "gpt2", "pre": "llama-bpe", "bos_token_id": 9}, ([9], [])),
+        ({"model": "llama", "add_bos_token": False, "add_eos_token": True, "eos_token_id": 7}, ([], [7])),
+    ],
+)
+def test_what_is_put_around_texts_is_that_of_llama_cpp_where_a_file_leaves_it_out(tmp_path, said, around):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    for name, value in said.items():
+        writer.add_key_value(f"tokenizer.ggml.{name}", value, gguf.GGUFValueType.get_type(value))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert around_texts_of_file(tmp_path / "model.gguf") == around
 
 
 def test_a_fourth_end_is_told(tmp_path):
