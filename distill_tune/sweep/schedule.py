@@ -166,7 +166,7 @@ class Schedule:
 
     def _left(self) -> str:
         """After the first trial of this call: what the others take."""
-        left = self._num_runs - sum(trial.state == "finished" for trial in self._trials)
+        left = self._num_runs - sum(trial.state in ("finished", "pruned") for trial in self._trials)
         if len(self.tried) > len(self._devices) or left < 1 or not self.seconds_each:
             return ""
         return f"; {counted(left, 'run')} left, some {rough_duration(left * self.seconds_each / len(self._devices))}"

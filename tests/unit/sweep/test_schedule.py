@@ -41,6 +41,12 @@ def test_each_trial_is_run_once_and_the_same_command_runs_none_again(sweeping):
     assert other.started == []
 
 
+def test_what_a_search_ended_early_is_not_left(sweeping):
+    sweeping.trials.add(*POINTS[0]).state = "pruned"
+    go(sweeping, POINTS[1:2], num_runs=2)
+    assert sweeping.said[-1] == "trial_2: 1.0000 bits per byte, in 7 s"
+
+
 def test_more_values_run_what_is_new_however_the_old_ones_are_written(sweeping):
     go(sweeping)
     go(other := sweeping.again(), [({"kd_ratio": text}, 0) for text in ("0.10", "0.3", "0.5")])
