@@ -9,8 +9,9 @@ import pytest
 pytestmark = pytest.mark.torchao
 
 
-def test_importing_prints_nothing():
+def test_importing_prints_nothing_and_peft_lives_in_one_environment_with_torchtune():
     modules = "distill_tune._torchtune_compat, torchtune, torchtune.training, torchtune.datasets, torchtune.generation"
+    modules += ", peft.tuners.lora"
     code = f"import {modules}, distill_tune.data, distill_tune.models, distill_tune.training, distill_tune.evaluation"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -34,11 +35,6 @@ def test_a_torchao_that_torch_is_too_old_for_is_told(fresh_cli, tmp_path):
     assert done.returncode == 2
     assert "does not work with torch" in done.stderr and "not_there_yet" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_peft_and_torchtune_live_in_one_environment():
-    code = "import distill_tune._torchtune_compat, torchtune.training, peft.tuners.lora"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_a_tiktoken_file_that_is_another_at_the_same_path_is_read_anew(tmp_path, monkeypatch):
