@@ -16,7 +16,7 @@ from distill_tune.export.gguf import LlamaCpp, otherwise_said, write_gguf, write
 from distill_tune.export.gguf.by_llama_cpp import open_with_llama_cpp
 from distill_tune.export.gguf.metadata import context_length, score_factor
 from distill_tune.export.gguf.metadata import settings as metadata
-from distill_tune.export.gguf.tokenizer import around_texts, around_texts_of_file, spaces_once
+from distill_tune.export.gguf.tokenizer import around_texts, spaces_once
 from distill_tune.export.opened import Opened, open_with_transformers
 from distill_tune.export.settings import Settings
 from distill_tune.export.source import Source
@@ -25,6 +25,7 @@ from distill_tune.models.decoder_config import decoder_config
 from distill_tune.models.gguf import gguf_ends
 from distill_tune.models.gguf_config import gguf_config
 from distill_tune.models.gguf_names import ARCHITECTURES
+from distill_tune.models.gguf_tokenizer import around_texts_of_file
 
 # Nats a token, as torchao's; those of 4 bits and llama.cpp's own kinds have the last one.
 _MAX_KL = {"f32": hf_folder.SAME, "f16": 0.005, "bf16": 0.005, "q8_0": 0.05, "q5_1": 0.2, "q5_0": 0.2}

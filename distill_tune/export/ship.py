@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import distill_tune
+from distill_tune.config.files import model_at
 from distill_tune.data.ends import exported_stops
 from distill_tune.disk import put_in_place
 from distill_tune.errors import UserError, one_line
@@ -157,7 +158,8 @@ def _require_place(output: Path, path: Path) -> None:
     Raises:
         UserError: something else lies there than an earlier export.
     """
-    if output.exists() and (not (output / RECORD).is_file() or output.resolve() == path.resolve()):
+    is_source = output.resolve() in (path.resolve(), model_at(path).resolve())
+    if output.exists() and (is_source or not (output / RECORD).is_file()):
         raise UserError(f"--output {output}: is there already, and no earlier export; name another folder")
 
 

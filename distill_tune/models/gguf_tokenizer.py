@@ -14,6 +14,7 @@ from distill_tune.models.gguf_pretokenizers import pretokenizer
 
 _SENTENCEPIECE, _BYTE_LEVEL = "llama", "gpt2"
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # llama.cpp's types of tokens
+_WITH_BOS = ("llama-bpe", "tekken")  # to whose texts llama.cpp adds it where a file does not say
 _ADDED = (_CONTROL, _USER_DEFINED)
 _SPACE = "\u2581"
 _MARKS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -51,11 +52,8 @@ def read_gguf_tokenizer(path: Path) -> Any:
         ]
     )
     ids = {name: field(f"{named}_token_id", None) for name, named in _MARKS.items()}
-    around = [
-        (tokens[ids[name]], ids[name]) if ids[name] is not None and field(f"add_{name}_token", default) else None
-        for name, default in (("bos", kind == _SENTENCEPIECE), ("eos", False))
-    ]
-    _put_around(tokenizer, *around)
+    before, behind = around_texts_of_file(path)
+    _put_around(tokenizer, *([(tokens[token], token) for token in of_side] for of_side in (before, behind)))
 
     from transformers import PreTrainedTokenizerFast
 
@@ -63,6 +61,15 @@ def read_gguf_tokenizer(path: Path) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, chat_template=gguf_field(reader, "tokenizer.chat_template", None), **marks
     )
+
+
+def around_texts_of_file(path: Path) -> tuple[list[int], list[int]]:
+    """What llama.cpp puts before every text and behind it by the settings of a file, where it has them, and its own."""
+    field = functools.partial(_field, gguf_reader(path))
+    pieces = field("model", "") == _SENTENCEPIECE
+    puts_bos = field("add_bos_token", pieces or field("pre", "") in _WITH_BOS)
+    bos, eos = field("bos_token_id", 1 if pieces else 11), field("eos_token_id", 2 if pieces else 11)
+    return [bos] * bool(puts_bos), [eos] * bool(field("add_eos_token", False))
 
 
 def _field(reader: Any, name: str, default: Any) -> Any:
@@ -96,8 +103,8 @@ def _sentencepiece(
     return tokenizer
 
 
-def _put_around(tokenizer: Tokenizer, before: tuple[str, int] | None, behind: tuple[str, int] | None) -> None:
+def _put_around(tokenizer: Tokenizer, before: list[tuple[str, int]], behind: list[tuple[str, int]]) -> None:
     """Have texts that are written by themselves begin and end with such tokens."""
-    parts = [mark if mark == "$A" else mark[0] for mark in (before, "$A", behind) if mark]
-    if marks := [mark for mark in (before, behind) if mark]:
+    if marks := before + behind:
+        parts = [*(text for text, _ in before), "$A", *(text for text, _ in behind)]
         tokenizer.post_processor = processors.TemplateProcessing(single=parts, special_tokens=marks)

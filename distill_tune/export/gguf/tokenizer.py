@@ -12,7 +12,6 @@ from distill_tune.data.tokenizer import hf_tokenizer
 from distill_tune.errors import UserError
 from distill_tune.export.gguf.scores import scores
 from distill_tune.models.decoder_config import read_config_json
-from distill_tune.models.gguf_config import gguf_field, gguf_reader
 from distill_tune.models.gguf_pretokenizers import parts, pretokenizer_name
 from distill_tune.models.tokenizer_files import read_tokenizer
 
@@ -30,7 +29,6 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _CONTROL = re.compile(r"<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]")
 _NEVER = -1000.0  # the score of what is never joined from pieces
 _ENDS = ("eos", "eot", "eom")  # what a file has room for, in the order in which llama.cpp's programs look for them
-_WITH_BOS = ("llama-bpe", "tekken")  # to whose texts llama.cpp adds it where a file does not say
 _ELSEWHERE = "llama.cpp's own converter may know more: --llama-cpp DIR"
 
 
@@ -273,16 +271,3 @@ def around_texts(own: Any) -> tuple[list[int], list[int]]:
     whole, inside = own("a")["input_ids"], own("a", add_special_tokens=False)["input_ids"]
     start = next(at for at in range(len(whole)) if whole[at : at + len(inside)] == inside)
     return whole[:start], whole[start + len(inside) :]
-
-
-def around_texts_of_file(file: Path) -> tuple[list[int], list[int]]:
-    """What llama.cpp puts before every text and behind it by the settings of a file, where it has them, and its own."""
-    reader = gguf_reader(file)
-
-    def said(name: str, default: Any) -> Any:
-        return gguf_field(reader, f"tokenizer.ggml.{name}", default)
-
-    pieces = said("model", "") == SENTENCEPIECE
-    puts_bos = said("add_bos_token", pieces or said("pre", "") in _WITH_BOS)
-    bos, eos = said("bos_token_id", 1 if pieces else 11), said("eos_token_id", 2 if pieces else 11)
-    return [bos] * bool(puts_bos), [eos] * bool(said("add_eos_token", False))

@@ -204,6 +204,7 @@ def test_the_table_has_every_key_that_the_recipes_read_with_its_default():
     of_evaluation = reads_in(recipes_folder() / "evaluate.py")
     for module in (evaluation_of_config, named_models, tasks):
         of_evaluation |= reads_in(Path(module.__file__))
+    of_evaluation |= {key: default for key, default in of_both.items() if "prompt" in key}  # by reading_of
     assert set(of_all | of_cache | of_answers | of_evaluation) == set(KEYS)
     assert set(of_answers) == READ_BY["generate"]
     assert set(of_evaluation) == READ_BY["evaluate"]

@@ -271,6 +271,10 @@ def test_an_earlier_export_is_replaced_and_nothing_else(base, tmp_path):
     shutil.copytree(tmp_path / "out", tmp_path / "again")
     with pytest.raises(UserError, match="is there already, and no earlier export"):
         export(tmp_path / "again", "hf", tmp_path / "again")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "again").rename(tmp_path / "run" / "model")
+    with pytest.raises(UserError, match="is there already, and no earlier export"):
+        export(tmp_path / "run", "hf", tmp_path / "run" / "model")
 
 
 def test_a_tokenizer_that_would_be_opened_as_another_fails(base, tmp_path, monkeypatch):

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from distill_tune.data import hf_tokenizer
 from distill_tune.errors import UserError
 from distill_tune.export.gguf.tokenizer import Tokenizer as OfFile
-from distill_tune.export.gguf.tokenizer import around_texts_of_file
 from distill_tune.models.gguf_pretokenizers import pretokenizer
+from distill_tune.models.gguf_tokenizer import around_texts_of_file
 from distill_tune.models.tokenizer_files import read_tokenizer
 
 TEXTS = (
@@ -105,6 +105,19 @@ def test_our_own_reader_cuts_texts_as_the_source_does(tmp_path, name):
         assert read.encode(text) == own.encode(text), text
         assert read.decode(read.encode(text)) == own.decode(own.encode(text))
     assert read.eos_token == "<|im_end|>"
+
+
+@pytest.mark.parametrize(("name", "begins"), [("llama-bpe", True), ("qwen2", False)])
+def test_our_own_reader_begins_texts_as_llama_cpp_does_where_a_file_leaves_it_out(tmp_path, monkeypatch, name, begins):
+    folder = cut_as(tmp_path / name, name)
+    writer, of_folder = gguf.GGUFWriter(tmp_path / "model.gguf", "llama"), OfFile.of_folder(folder, 500)
+    monkeypatch.setattr(writer, "add_add_bos_token", lambda puts_bos: None)
+    dataclasses.replace(of_folder, ids=of_folder.ids | {"bos": 9}).add_to(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    read = read_tokenizer(tmp_path / "model.gguf")
+    assert (read.encode("ab")[0] == 9) == begins
 
 
 def test_our_own_reader_reads_control_and_added_tokens_and_the_template(byte_level):
