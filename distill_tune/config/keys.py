@@ -63,7 +63,9 @@ def _of_teachers(entries: ListConfig) -> str | None:
     return "two teachers have one name" if len(names) < len(entries) else None
 
 
-def _no_named_model(value: Any) -> str | None:
+def _no_named_model(label: str, value: Any) -> str | None:
+    if value is None and label in _OWN_MODELS:
+        return None
     path = value.get("path") if isinstance(value, DictConfig) else value
     others = set(value) - {"path", "tokenizer"} if isinstance(value, DictConfig) else ()
     return None if isinstance(path, str) and path and not others else "must be a path, or {path: ..., tokenizer: ...}"
@@ -80,6 +82,7 @@ DAY = Kind("a day, as 2026-03-01", _is_day)
 DEVICE = like("cpu, cuda, cuda:N, mps or auto (the fastest that is there)", r"(cpu|cuda|mps|auto)(:\d+)?")
 DTYPE = dataclasses.replace(one_of("bf16", "fp32"), hint="; gradients underflow in fp16 without loss scaling")
 FOLDER_TO_WRITE = Kind("a folder's path", TEXT.fits, _no_folder_for)
+_OWN_MODELS = ("teacher", "before", "after")  # of a config, which `evaluate` measures unless they are null
 _CHECKPOINTS = "auto, True, False or a folder checkpoints/step_N"
 RESUME = Kind(_CHECKPOINTS, lambda value: isinstance(value, bool | str), _no_checkpoint)
 _IN_BRACES = " where the row's own prompt goes, or the name of another column in braces"
@@ -100,7 +103,9 @@ TASKS = Kind(
 NAMED_MODELS = Kind(
     "a mapping of labels to paths",
     lambda value: isinstance(value, DictConfig),
-    lambda value: next((f"{label}: {fault}" for label, one in value.items() if (fault := _no_named_model(one))), None),
+    lambda value: next(
+        (f"{name}: {fault}" for name, one in value.items() if (fault := _no_named_model(name, one))), None
+    ),
     ", as {distilled: outputs/mine, shipped: student.gguf}",
 )
 LAYERS = Kind(

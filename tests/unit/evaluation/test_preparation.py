@@ -7,6 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from distill_tune import config, data
+from distill_tune.config.values import check_values
 from distill_tune.errors import UserError
 from distill_tune.evaluation import open_models, open_named, prepare
 
@@ -73,6 +74,7 @@ def test_null_leaves_out_one_of_the_configs_own_models(student_folder, tmp_path,
     keys = {"model": component, "teacher_model": component, "dtype": "fp32", "output_dir": str(tmp_path)}
     (tmp_path / "model").symlink_to(student_folder)
     cfg = OmegaConf.create(keys | {"models": {left_out: None}})
+    assert not [fault for fault in check_values(cfg) if fault.startswith("models")]
     tokenizer = data.hf_tokenizer(str(student_folder))
     found, teacher, base = open_models(cfg, torch.device("cpu"), tokenizer)
     assert [model.label for model in found] == [one for one in ("teacher", "before", "after") if one != left_out]
