@@ -37,7 +37,7 @@ def checkpoint_at(path: Path) -> Path | None:
 
 
 def write_student(checkpoint: Path, folder: Path, as_adapter: bool) -> Path:
-    """What the run would leave if it ended with a checkpoint, as it writes it: model/, its adapters merged.
+    """The student of a checkpoint as a run that ends there writes it: model/, its adapters merged.
 
     Args:
         folder: in which it is put.
