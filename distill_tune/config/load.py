@@ -18,8 +18,9 @@ from distill_tune.config.nodes import children_of, is_component, nodes_of
 from distill_tune.errors import CollectedFaults, Faults, UserError, one_line
 
 _LISTS = (COMPONENTS.fits, LIST_OF_COMPONENTS.fits)  # of kinds that may be a list of components
-_QUOTED, _OF_A_VALUE = r'"[^"]*"|\'[^\']*\'', r"[^\s,\[\]{}]*"
-_INTERPOLATED = re.compile(rf"({_QUOTED})|({_OF_A_VALUE}\$\{{[^{{}}]*\}}{_OF_A_VALUE})")
+_QUOTED, _PLAIN, _REFERENCE = r"""(?:"[^"]*"|'[^']*')""", r"(?:[^\s,\[\]{}$]|\$(?!\{))*", r"\$\{(?:[^{}]|\{[^{}]*\})*\}"
+_INTERPOLATED = re.compile(rf"({_QUOTED})|({_PLAIN}(?:{_REFERENCE}{_PLAIN})+)")
+_OF_ANOTHER = re.compile(r"\$\{([^{}:]+)\}")
 
 # `${demo_model:teacher}` in a config: a model that travels with the package.
 OmegaConf.register_resolver("demo_model", lambda name: str(demo_model_folder(name)), replace=True)
@@ -106,17 +107,29 @@ def read_value(override: str) -> Any:
 
 
 def _quoted(text: str) -> str:
-    """YAML with what has ``${...}`` in quotes, where a list or mapping would take its braces for its own."""
-    if not text.lstrip().startswith(("[", "{")):
-        return text
-    return _INTERPOLATED.sub(lambda found: found[1] or f'"{found[2]}"', text)
+    """YAML with what has ``${...}`` in quotes, where its braces, blanks and colons would be taken for YAML's own."""
+    if text.lstrip().startswith(("[", "{")):
+        return _INTERPOLATED.sub(lambda found: found[1] or _in_quotes(found[2]), text)
+    return _in_quotes(text) if "${" in text and text[0] not in "\"'" else text
 
 
-def _of_components(key: str, value: Any) -> Any:
+def _in_quotes(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _of_components(config: DictConfig, key: str, value: Any) -> Any:
     """A list of names as one of components, of a key that takes such."""
     if not isinstance(value, list) or key not in KEYS or KEYS[key].kind.fits not in _LISTS:
         return value
-    return [{"_component_": entry} if isinstance(entry, str) else entry for entry in value]
+    return [{"_component_": entry} if _is_text(config, entry) else entry for entry in value]
+
+
+def _is_text(config: DictConfig, value: Any) -> bool:
+    """Whether it is none of YAML's other values, nor ``${key}`` of a key that has a component."""
+    if not isinstance(value, str):
+        return False
+    other = _OF_ANOTHER.fullmatch(value)
+    return other is None or not is_component(OmegaConf.select(config, other[1], throw_on_resolution_failure=False))
 
 
 def _apply(config: DictConfig, override: str, replaced: dict[str, str]) -> None:
@@ -131,13 +144,13 @@ def _apply(config: DictConfig, override: str, replaced: dict[str, str]) -> None:
     key = key.removeprefix("+")
     # What a model is asked is a text as it stands, colons and all.
     is_asked = key.lstrip("+") == "prompt" and text != "null"
-    value = text if is_asked else _of_components(key, read_value(override))
+    value = text if is_asked else _of_components(config, key, read_value(override))
     with _told_as(f"{override}: cannot be set"):
         present = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         if adds and present is not None:
             raise UserError(f"{override}: {key} is there already; leave out the +")
         is_new = present is None and key in KEYS and KEYS[key].kind.fits in (COMPONENT.fits, COMPONENTS.fits)
-        if isinstance(value, str) and (is_component(present) or (is_new and ("." in value or value.isidentifier()))):
+        if _is_text(config, value) and (is_component(present) or (is_new and ("." in value or value.isidentifier()))):
             key = f"{key}._component_"
         was = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         if key.endswith("._component_") and isinstance(was, str):

@@ -174,13 +174,13 @@ def open_models(
             student = models.checked_on_meta("model", cfg.model, checkpoint, dtype), checkpoint
     if TEACHER in named:
         with faults:
-            found.append(open_named(TEACHER, named[TEACHER], tokenizer, dtype))
+            found += [open_named(TEACHER, one, tokenizer, dtype) for one in _unless_null(named[TEACHER])]
     elif cfg.get("teacher_model") is not None:
         with faults:
             of_teacher = find_dtype(cfg.get("teacher_dtype") or cfg.dtype, device)
             found.append(open_teacher(cfg, tokenizer, of_teacher, student))
     if BEFORE in named:
-        students: list[Named] = [(BEFORE, named[BEFORE], "")]
+        students: list[Named] = [(BEFORE, one, "") for one in _unless_null(named[BEFORE])]
     else:
         students = [(BEFORE, _folder_of(student[1]), "model")] if student is not None else []
     for label, one, key in (*students, *(_others(cfg, named) if others is None else others)):
@@ -197,7 +197,7 @@ def _others(cfg: DictConfig, named: Mapping[str, Any]) -> Iterator[Named]:
     """The student after training, and what else is named."""
     run = RunFolder.of(cfg.output_dir).path
     if AFTER in named:
-        yield AFTER, named[AFTER], ""
+        yield from ((AFTER, one, "") for one in _unless_null(named[AFTER]))
     elif cfg.get("model") is not None:
         if is_model_folder(model_at(run)):
             yield AFTER, str(run), "output_dir"
@@ -206,6 +206,11 @@ def _others(cfg: DictConfig, named: Mapping[str, Any]) -> Iterator[Named]:
     for label, one in named.items():
         if label not in (TEACHER, BEFORE, AFTER):
             yield str(label), one, ""
+
+
+def _unless_null(named: Any) -> list[Any]:
+    """What takes the place of one of the config's own models: null leaves it out."""
+    return [] if named is None else [named]
 
 
 def _folder_of(checkpoint: models.Checkpoint) -> str:

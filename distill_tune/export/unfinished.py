@@ -50,7 +50,7 @@ def write_student(checkpoint: Path, folder: Path, as_adapter: bool) -> Path:
         UserError: the checkpoint, or the model that its run began with, cannot be read; they are of other packages'
             code; there is no adapter.
     """
-    cfg: Any = OmegaConf.create(training.TrainingState.read(checkpoint).config)
+    cfg: Any = OmegaConf.create(dict(training.TrainingState.read(checkpoint).config))
     for key in ("model", "tokenizer", "quantizer"):
         if not may_be_called(cfg.get(key)):
             raise UserError(

@@ -172,7 +172,8 @@ class AskedSweep:
         command = ["run", "evaluate", "--config", str(folder / "config.yaml"), "num_answers=0", "measure_speed=False"]
         has_both = None not in (self.config.get("dataset_val"), self.config.get("dataset_test"))
         own = ["~evaluation_folder"] if self.config.get("evaluation_folder") is not None else []
-        return [*command, *self.measuring, *(["~dataset_test"] if has_both else []), *own]
+        untrained = [] if "before" in (self.config.get("models") or {}) else ["+models.before=null"]  # the same for all
+        return [*command, *self.measuring, *untrained, *(["~dataset_test"] if has_both else []), *own]
 
 
 def _is_of_evaluation(override: str, referred: Set[str]) -> bool:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -156,13 +154,12 @@ def test_in_chat_a_question_is_the_users_turn_and_begins_once(folder, ours, thei
     assert ours.tok_encode(written).count(ours.tokenizer.bos_id) == 1
 
 
-def test_the_recipe_reaches_the_same_on_two_processes(folder):
+def test_the_recipe_reaches_the_same_on_two_processes(folder, cli):
     few = ["num_answers=0", "measure_speed=False", "dataset_test.num_rows=3", "device=cpu", "~teacher_model"]
     few += ["tasks=[mine,docstring_choice]", f"task_folder={folder}", f"models={{again: {DEMO / 'student'}}}"]
     found = []
     for name, processes in (("one", []), ("two", ["--nproc_per_node", "2"])):
-        command = ["run", *processes, "evaluate", "--config", "tiny", f"output_dir={folder / name}", *few]
-        run = subprocess.run([sys.executable, "-m", "distill_tune", *command], capture_output=True, text=True)
+        run = cli("run", *processes, "evaluate", "--config", "tiny", f"output_dir={folder / name}", *few)
         assert run.returncode == 0, run.stderr
         found.append(json.loads((folder / name / "evaluation" / "results.json").read_text()))
     one, two = found

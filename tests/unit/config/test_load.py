@@ -6,11 +6,13 @@ from omegaconf import OmegaConf
 from distill_tune.config.load import load_config
 from distill_tune.errors import UserError
 
+MODEL = {"_component_": "torchtune.models.llama3_2.llama3_2_1b", "rank": 8}
 YAML = """
 kd_ratio: 0.5
 name: 名字
 folder: ${root}/a
 root: /tmp
+loss: {_component_: my.loss}
 model:
   _component_: torchtune.models.llama3_2.llama3_2_1b
   rank: 8
@@ -59,6 +61,13 @@ def load(tmp_path: Path):
             [{"path": "/tmp/t"}, {"path": "/tmp"}],
         ),
         ("report=[a.b, c.d]", "report", ["a.b", "c.d"]),
+        ("augmentations=['${model}', a.${name}]", "augmentations", [MODEL, {"_component_": "a.名字"}]),
+        ("teacher_model=${model}", "teacher_model", MODEL),
+        ("model=${loss}", "model", {"_component_": "my.loss"}),
+        ("model=my.${name}", "model", {"_component_": "my.名字", "rank": 8}),
+        ('+new={a: ${root}-${name}, b: [${oc.env:NOT_SET,"it\'s"}]}', "new", {"a": "/tmp-名字", "b": ["it's"]}),
+        ("name=${root}: what? # say", "name", "/tmp: what? # say"),
+        ("name='${root}'", "name", "/tmp"),
     ],
 )
 def test_an_override_sets_adds_replaces_or_removes(load, override, key, value):

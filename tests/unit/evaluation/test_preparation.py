@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from distill_tune import config, data
 from distill_tune.errors import UserError
-from distill_tune.evaluation import open_named, prepare
+from distill_tune.evaluation import open_models, open_named, prepare
 
 ROWS = [{"instruction": "What is 1 plus 2?", "output": "1 plus 2 is 3, done.", "hint": "three"}]
 
@@ -65,3 +65,15 @@ def test_teacher_and_student_read_the_prompts_that_training_gives_them(prepared,
 def test_prompts_for_rows_without_turns_are_refused_as_in_training(prepared, dataset):
     with pytest.raises(UserError, match=r"student_prompt_template, .* need rows with turns; take"):
         prepared(dataset([{"text": "1 plus 2 is 3."}], "text"), student_prompt_template="{input}!")
+
+
+@pytest.mark.parametrize("left_out", ["teacher", "before", "after"])
+def test_null_leaves_out_one_of_the_configs_own_models(student_folder, tmp_path, left_out):
+    component = {"_component_": "distill_tune.models.from_hf", "path": str(student_folder)}
+    keys = {"model": component, "teacher_model": component, "dtype": "fp32", "output_dir": str(tmp_path)}
+    (tmp_path / "model").symlink_to(student_folder)
+    cfg = OmegaConf.create(keys | {"models": {left_out: None}})
+    tokenizer = data.hf_tokenizer(str(student_folder))
+    found, teacher, base = open_models(cfg, torch.device("cpu"), tokenizer)
+    assert [model.label for model in found] == [one for one in ("teacher", "before", "after") if one != left_out]
+    assert (teacher, base) == tuple(one if one != left_out else None for one in ("teacher", "before"))
