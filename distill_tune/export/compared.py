@@ -72,9 +72,7 @@ def compare(
 def _of_tokenizer(source: Source, opened: Opened) -> list[Check]:
     own = source.tokenizer.transformers_tokenizer
     wanted, rendered = written_turns(own), written_turns(opened.tokenizer)
-    texts = [text for text in (*TEXTS, wanted) if text]
-    if opened.spaces_once:
-        texts = [text for text in TEXTS if not text[0].isspace()]
+    texts = [text for text in (*(opened.texts or TEXTS), wanted) if text]
     differing = [text for text in texts if own(text)["input_ids"] != opened.tokenizer(text)["input_ids"]]
     found = f"the same of {len(texts)} texts" if not differing else f"other ones of {differing[0][:40]!r}"
     checks = [Check("token ids", found, not differing)]

@@ -16,7 +16,12 @@ from distill_tune.export.gguf import LlamaCpp, otherwise_said, write_gguf, write
 from distill_tune.export.gguf.by_llama_cpp import open_with_llama_cpp
 from distill_tune.export.gguf.metadata import context_length, score_factor
 from distill_tune.export.gguf.metadata import settings as metadata
-from distill_tune.export.gguf.tokenizer import around_texts, spaces_once
+from distill_tune.export.gguf.tokenizer import (
+    around_texts,
+    is_of_pieces,
+    tell_space_prefix,
+    texts_alike,
+)
 from distill_tune.export.opened import Opened, open_with_transformers
 from distill_tune.export.settings import Settings
 from distill_tune.export.source import Source
@@ -26,6 +31,7 @@ from distill_tune.models.gguf import gguf_ends
 from distill_tune.models.gguf_config import gguf_config
 from distill_tune.models.gguf_names import ARCHITECTURES
 from distill_tune.models.gguf_tokenizer import around_texts_of_file
+from distill_tune.models.tokenizer_files import read_tokenizer
 
 # Nats a token, as torchao's; those of 4 bits and llama.cpp's own kinds have the last one.
 _MAX_KL = {"f32": hf_folder.SAME, "f16": 0.005, "bf16": 0.005, "q8_0": 0.05, "q5_1": 0.2, "q5_0": 0.2}
@@ -57,6 +63,7 @@ def write(source: Source, folder: Path, settings: Settings) -> list[str]:
         folder.mkdir(parents=True)
         file = folder / _name(source, settings)
         if settings.llama_cpp is not None:
+            tell_space_prefix(merged)
             told = LlamaCpp.find(settings.llama_cpp).write(merged, file, settings.kind)
         else:
             told = write_gguf(merged, file, settings.kind, source.name).lines()
@@ -69,7 +76,7 @@ def write(source: Source, folder: Path, settings: Settings) -> list[str]:
 
 def open_written(source: Source, folder: Path, settings: Settings, device: torch.device) -> Opened:
     """By llama.cpp where its Python package is installed; else weights, tokenizer and chat template by transformers'
-    reader. Ends and settings by our own.
+    reader. Ends, settings, and a tokenizer of SentencePiece by our own.
 
     Of settings transformers leaves out rope's scaling, biases, caps and more: those of the source are taken, and what
     the file says is compared with them. The ends that it has no room for stand in the Modelfile.
@@ -77,10 +84,11 @@ def open_written(source: Source, folder: Path, settings: Settings, device: torch
     file = folder / _name(source, settings)
     config = gguf_config(file)
     longest = min(config["max_position_embeddings"], context_length(source.config(), source.decoder))
-    if opened := open_with_llama_cpp(file, min(longest, LONGEST)):
-        opened = dataclasses.replace(opened, spaces_once=spaces_once(source.tokenizer.transformers_tokenizer))
-    else:
+    opened = open_with_llama_cpp(file, min(longest, LONGEST))
+    if opened is None:
         opened = open_with_transformers(folder, device, gguf_file=file.name, config=_settings_for(source))
+        if is_of_pieces(file):  # transformers puts a space before a text, and none in it, whatever the file says
+            opened = dataclasses.replace(opened, tokenizer=read_tokenizer(file))
     ends, room = gguf_ends(file), _ROOM
     if settings.llama_cpp is not None:  # whose converter adds the ends of a family, and leaves others to be guessed
         ends, room = ends[:1], 1
@@ -89,6 +97,7 @@ def open_written(source: Source, folder: Path, settings: Settings, device: torch
         stops=frozenset(ends),
         room=room,
         longest=longest,
+        texts=texts_alike(source.tokenizer.transformers_tokenizer, file),
         checks=(_around_texts(source, file), _compared(source, config)),
     )
 

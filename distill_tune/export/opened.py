@@ -26,7 +26,7 @@ class Opened:
         stops: the tokens at which the tool ends an answer; None where the folder does not name them.
         room: how many of the ends the folder can name.
         longest: row that it can read, where that is less than the source can.
-        spaces_once: whether texts that begin with a space, or have control tokens, are known to be other tokens there.
+        texts: that are to be the same tokens there, beside chats; None for those of :mod:`~distill_tune.export.texts`.
         checks: what else was found of what the folder says.
     """
 
@@ -36,7 +36,7 @@ class Opened:
     stops: frozenset[int] | None = None
     room: int | None = None
     longest: int | None = None
-    spaces_once: bool = False
+    texts: Sequence[str] | None = None
     checks: Sequence[Check] = ()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
 from distill_tune.errors import UserError
@@ -24,8 +24,8 @@ def read_gguf_tokenizer(path: Path) -> Any:
     """Tokens, merges or scores, the way of cutting texts, control tokens and chat template as the file has them.
 
     A byte-level tokenizer cuts as llama.cpp's name for it says; nothing is normalised. One of SentencePiece joins what
-    scores highest first, and puts a space before a text where the file says so: at its beginning alone, as transformers
-    does, where llama.cpp has one behind each control token, too.
+    scores highest first, and where the file says so puts a space before a text and behind each control or added token,
+    as llama.cpp does, also where there is one.
 
     Raises:
         UserError: the file cannot be read, or has no tokenizer, or one of another kind.
@@ -96,8 +96,8 @@ def _sentencepiece(
     pairs.sort(key=lambda pair: -scores[pair[0] + pair[1]])
     model = BPE(vocab=dict(vocabulary), merges=pairs, fuse_unk=True, byte_fallback=True, unk_token=unknown)
     tokenizer = Tokenizer(model)
-    scheme = "first" if space_before else "never"
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme=scheme, split=False)
+    before: list[Any] = [normalizers.Prepend(_SPACE)] * space_before
+    tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", _SPACE)])
     steps: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * space_before)
     return tokenizer

@@ -1,8 +1,11 @@
 """SmolLM2-135M-Instruct as GGUF files, read by transformers, beside its folder and the file that llama.cpp made."""
 
+import json
+import shutil
 import zipfile
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from real.test_smollm2 import PARTS, TEACHER
@@ -10,7 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill_tune.config.files import local_path
 from distill_tune.export.gguf import write_gguf, write_modelfile
+from distill_tune.export.gguf.tokenizer import Tokenizer, texts_alike
 from distill_tune.export.ship import export
+from distill_tune.export.texts import written_turns
 from distill_tune.models.gguf_config import gguf_field, gguf_reader
 from distill_tune.models.tokenizer_files import read_tokenizer
 
@@ -78,3 +83,40 @@ def test_llama_cpp_itself_has_its_tokens_its_template_and_its_logits(tmp_path, s
     result = export(local_path(str(source)), f"gguf:{kind}", tmp_path / "out")
     assert result.tool.startswith("llama-cpp-python ")
     assert result.passed, result.checks
+
+
+LLAMA_2 = (
+    "{% for message in messages %}{% if message.role == 'user' %}"
+    "{{ bos_token + '[INST] ' + message.content + ' [/INST]' }}{% else %}"
+    "{{ ' ' + message.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+MARKS = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+@pytest.mark.parametrize(
+    ("source", "flag"), [(local_path("demo:student"), False), (PARTS / "tokenizers" / "llama2", True)]
+)
+def test_llama_cpp_itself_reads_chats_as_a_tokenizer_of_pieces_does(tmp_path, source, flag):
+    """Llama 2's chats, by a tokenizer that begins a text with a space, and by Llama 2's, which does so behind each
+    control token."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    folder = tmp_path / "student"
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    settings = folder / "tokenizer_config.json"
+    said = json.loads(settings.read_text()) if settings.is_file() else MARKS
+    settings.write_text(json.dumps(said | {"chat_template": LLAMA_2}))
+    own = read_tokenizer(folder)
+    found = Tokenizer.of_folder(folder, len(own))
+    file = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    found.add_to(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    assert found.add_space_prefix == flag
+    model = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
+    for text in (written_turns(own), *texts_alike(own, file)):
+        wanted = own(text)["input_ids"]
+        assert model.tokenize(text.encode(), special=True) == wanted, text
+        assert read_tokenizer(file)(text)["input_ids"] == wanted, text

@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from distill_tune.data.ends import answer_end, exported_stops
 from distill_tune.data.tokenizer import hf_tokenizer
 from distill_tune.errors import UserError
 from distill_tune.export.gguf.scores import scores
+from distill_tune.export.texts import TEXTS, written_turns
 from distill_tune.models.decoder_config import read_config_json
+from distill_tune.models.gguf_config import gguf_field, gguf_reader
 from distill_tune.models.gguf_pretokenizers import parts, pretokenizer_name
 from distill_tune.models.tokenizer_files import read_tokenizer
 
@@ -45,8 +49,8 @@ class Tokenizer:
         ids: of ``bos``, ``eos``, ``eot``, ``eom``, ``unk``, ``pad``.
         ends: all that end an answer, in the order in which the student's folder names them.
         add_bos, add_eos: whether every text is put between them.
-        add_space_prefix: whether a text begins with a space.
-        spaces_once: whether it does so at its beginning alone; in llama.cpp it does behind each control token, too.
+        add_space_prefix: whether llama.cpp puts a space before a text, and behind each control token.
+        source_space: how the source does so, see :func:`_space_before`.
         chat_template: one, several by name, or None.
         left_out: tokens for which the model has no row.
     """
@@ -62,7 +66,7 @@ class Tokenizer:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
-    spaces_once: bool
+    source_space: str | None
     chat_template: str | dict[str, str] | None
     left_out: int
 
@@ -102,8 +106,8 @@ class Tokenizer:
             ends=ends,
             add_bos=add_bos,
             add_eos=add_eos,
-            add_space_prefix=bool(_space_schemes(state)),
-            spaces_once=spaces_once(own),
+            add_space_prefix=_space_prefix(own, state),
+            source_space=_space_before(state),
             chat_template=own.chat_template or None,
             left_out=sum(token >= vocab_size for token in own.backend_tokenizer.get_vocab().values()),
         )
@@ -222,16 +226,70 @@ def _scores(
     return [_NEVER if kind in apart else score for kind, score in zip(types, found, strict=True)]
 
 
-def _space_schemes(state: Mapping[str, Any]) -> list[str]:
-    """How a space comes before a text: ``always``, behind control tokens too, or ``first``, at its beginning alone."""
-    found = ["always" for step in parts(state["normalizer"], "normalizers") if step["type"] == "Prepend"]
+def _space_before(state: Mapping[str, Any]) -> str | None:
+    """How a tokenizer puts a space before a text: ``prepend``, behind control tokens too, as llama.cpp does;
+    ``always``, there too but where one is; ``first``, at the beginning of a text that has none; None, not at all."""
+    if any(step["type"] == "Prepend" for step in parts(state["normalizer"], "normalizers")):
+        return "prepend"
     cuts = [step for step in parts(state["pre_tokenizer"], "pretokenizers") if step["type"] == "Metaspace"]
-    return found + [scheme for step in cuts if (scheme := step.get("prepend_scheme", "always")) != "never"]
+    schemes = [step.get("prepend_scheme", "always") for step in cuts]
+    return next((scheme for scheme in schemes if scheme != "never"), None)
 
 
-def spaces_once(own: Any) -> bool:
-    """Whether a tokenizer begins a text with a space, but for one that has it; see :class:`Tokenizer`."""
-    return own.is_fast and "first" in _space_schemes(json.loads(own.backend_tokenizer.to_str()))
+def _space_prefix(own: Any, state: Mapping[str, Any]) -> bool:
+    """Whether llama.cpp is to put spaces before texts: where the source does so, but not where chats, which are what
+    the student learned, have the source's tokens without these spaces alone."""
+    if _space_before(state) is None:
+        return False
+    chat = written_turns(own)
+    wanted = own.encode(chat, add_special_tokens=False)
+    return _in_llama_cpp(chat, state, True) == wanted or _in_llama_cpp(chat, state, False) != wanted
+
+
+def _in_llama_cpp(text: str, state: Mapping[str, Any], space_prefix: bool) -> list[int]:
+    """Tokens by llama.cpp's rule: a space before each part of a text between control and added tokens, or before none.
+
+    Args:
+        state: of the tokenizer, as tokenizer.json has it.
+    """
+    steps = _WITH_MARKS if space_prefix else _WITH_MARKS[1:]
+    changed = {
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": None,
+        "added_tokens": [token | {"normalized": False} for token in state["added_tokens"]],
+    }
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps({**state, **changed}))
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def tell_space_prefix(folder: Path) -> None:
+    """Have llama.cpp's own converter write what :class:`Tokenizer` does of spaces before texts: it asks
+    tokenizer_config.json, and else takes them for granted."""
+    file = folder / "tokenizer_config.json"
+    own = read_tokenizer(folder)
+    if own.is_fast and file.is_file():
+        state = json.loads(own.backend_tokenizer.to_str())
+        if _space_before(state) and not _space_prefix(own, state):
+            file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"add_prefix_space": False}), "utf-8")
+
+
+def is_of_pieces(file: Path) -> bool:
+    """Whether the tokenizer of a file is one of SentencePiece."""
+    return bool(gguf_field(gguf_reader(file), "tokenizer.ggml.model", "") == SENTENCEPIECE)
+
+
+def texts_alike(own: Any, file: Path) -> list[str]:
+    """Texts that are the same tokens in llama.cpp, whose flag of a file puts other spaces before some than the source.
+
+    Args:
+        own: the source's tokenizer, of transformers'.
+    """
+    scheme = _space_before(json.loads(own.backend_tokenizer.to_str())) if own.is_fast else None
+    if scheme is None or scheme == "prepend":
+        return list(TEXTS)
+    if gguf_field(gguf_reader(file), "tokenizer.ggml.add_space_prefix", True):
+        return [text for text in TEXTS if not text.startswith(" ")]
+    return [text if text.startswith(" ") else f" {text}" for text in TEXTS]
 
 
 def _marks(own: Any, folder: Path, vocab_size: int) -> tuple[bool, bool, dict[str, int], list[int]]:

@@ -62,10 +62,16 @@ class Written:
                 f"llama.cpp leaves this model's sliding window out: it computes the same up to {self.longest} tokens, "
                 f"which the file gives as its length, not {self.model_longest}"
             )
-        if self.tokenizer.spaces_once:
+        if self.tokenizer.source_space and not self.tokenizer.add_space_prefix:
             told.append(
-                "llama.cpp begins what follows a control token with a space, this tokenizer the first word of a text "
-                "alone, unless it has one: their tokens differ there"
+                "add_space_prefix is false, so that llama.cpp has the student's tokens of chats: there a text that is "
+                "no chat is to begin with a space, as this tokenizer begins it by itself"
+            )
+        elif self.tokenizer.source_space in ("always", "first"):
+            where = "a text" if self.tokenizer.source_space == "first" else "what has none"
+            told.append(
+                "llama.cpp puts a space before a text and behind each control token, this tokenizer only before "
+                f"{where}: their tokens differ there"
             )
         if self.tokenizer.left_out:
             told.append(f"{self.tokenizer.left_out} tokens without a row in the model are left out")

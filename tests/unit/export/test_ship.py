@@ -15,6 +15,7 @@ from stand_in_llama_cpp import stand_in
 from tiny_tokenizer import TEMPLATE
 
 from distill_tune.cli.main import main
+from distill_tune.config.files import local_path
 from distill_tune.errors import UserError
 from distill_tune.export.formats import find_format
 from distill_tune.export.gguf import write_gguf
@@ -373,6 +374,19 @@ def test_a_gguf_file_that_begins_texts_otherwise_fails(tmp_path, monkeypatch):
     result = export(write_base(tmp_path / "model", "llama3"), "gguf:f32", tmp_path / "out")
     failed = {check.name: check.found for check in result.checks if not check.passed}
     assert failed["around texts"] == "7 before, nothing behind; it should be nothing before, nothing behind"
+
+
+def test_a_gguf_file_that_puts_other_spaces_into_chats_fails(tmp_path, monkeypatch, capsys):
+    add_to = Tokenizer.add_to
+
+    def with_spaces(self, writer):
+        add_to(dataclasses.replace(self, add_space_prefix=True), writer)
+
+    monkeypatch.setattr(Tokenizer, "add_to", with_spaces)
+    result = export(local_path("demo:student"), "gguf:q8_0", tmp_path / "out")
+    failed = {check.name: check.found for check in result.checks if not check.passed}
+    assert failed == {"token ids": "other ones of '<s> [INST] What is 2 + 3?  [/INST] 2 + 3'"}
+    assert "a text that is no chat is to begin with a space" in capsys.readouterr().out
 
 
 def test_gguf_files_are_opened_by_llama_cpp_where_its_package_is_installed(base, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import gguf
@@ -14,6 +15,8 @@ from transformers import AutoTokenizer
 from distill_tune.data import hf_tokenizer
 from distill_tune.errors import UserError
 from distill_tune.export.gguf.tokenizer import Tokenizer as OfFile
+from distill_tune.export.gguf.tokenizer import tell_space_prefix, texts_alike
+from distill_tune.export.texts import written_turns
 from distill_tune.models.gguf_pretokenizers import pretokenizer
 from distill_tune.models.gguf_tokenizer import around_texts_of_file
 from distill_tune.models.tokenizer_files import read_tokenizer
@@ -132,7 +135,7 @@ def test_our_own_reader_reads_control_and_added_tokens_and_the_template(byte_lev
 def test_our_own_reader_reads_pieces(pieces):
     folder, _ = pieces
     own, read = read_tokenizer(folder), read_tokenizer(folder / "gguf" / "model.gguf")
-    for text in (*TEXTS, " a", "你好 12345"):
+    for text in (*TEXTS, "你好 12345"):
         assert read.encode(text) == own.encode(text), text
         assert read.decode(read.encode(text)) == own.decode(own.encode(text))
 
@@ -206,11 +209,10 @@ def pieces(tmp_path_factory):
     return folder, write_file(folder)
 
 
-def test_the_scores_join_pieces_as_the_merges_do(pieces):
-    """By SentencePiece itself, of the file's tokens, scores and types alone."""
+def sentencepiece_of(found: OfFile) -> SentencePieceProcessor:
+    """SentencePiece itself, of the file's tokens, scores and types alone."""
     from sentencepiece import sentencepiece_model_pb2 as proto
 
-    folder, found = pieces
     model = proto.ModelProto()
     kinds = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6}  # llama.cpp's types are SentencePiece's
     for text, score, kind in zip(found.tokens, found.scores, found.types, strict=True):
@@ -219,8 +221,12 @@ def test_the_scores_join_pieces_as_the_merges_do(pieces):
     model.trainer_spec.unk_id, model.trainer_spec.bos_id, model.trainer_spec.eos_id = 0, 1, 2
     model.normalizer_spec.name, model.normalizer_spec.remove_extra_whitespaces = "identity", False
     model.normalizer_spec.add_dummy_prefix = found.add_space_prefix
-    processor = SentencePieceProcessor(model_proto=model.SerializeToString())
-    own = AutoTokenizer.from_pretrained(folder)
+    return SentencePieceProcessor(model_proto=model.SerializeToString())
+
+
+def test_the_scores_join_pieces_as_the_merges_do(pieces):
+    folder, found = pieces
+    processor, own = sentencepiece_of(found), AutoTokenizer.from_pretrained(folder)
     for text in TEXTS:
         assert processor.encode(text) == own(text, add_special_tokens=False)["input_ids"], text
 
@@ -238,16 +244,72 @@ def test_transformers_reads_the_same_pieces(pieces):
     assert found.types[450] == 5
 
 
-@pytest.mark.parametrize(
-    ("scheme", "begins", "once"), [("always", True, False), ("first", True, True), ("never", False, False)]
+LLAMA_2 = (
+    "{% for message in messages %}{% if message.role == 'user' %}<s>[INST] {{ message.content }} [/INST]"
+    "{% else %} {{ message.content }} </s>{% endif %}{% endfor %}"
 )
-def test_where_a_space_is_put_before_a_text_is_said(tmp_path, pieces, scheme, begins, once):
-    state = json.loads((pieces[0] / "tokenizer.json").read_text())
-    state["normalizer"], state["pre_tokenizer"] = None, {"type": "Metaspace", "replacement": RUN[0], "split": False}
-    state["pre_tokenizer"]["prepend_scheme"] = scheme
-    folder = save(tmp_path, Tokenizer.from_str(json.dumps(state)), eos_token="</s>")
-    found = OfFile.of_folder(folder, 500)
-    assert (found.add_space_prefix, found.spaces_once) == (begins, once)
+SPACED = LLAMA_2.replace("<s>[INST]", "<s> [INST]")
+WITHOUT_MARKS = "{% for message in messages %}{{ message.role }}: {{ message.content }} {% endfor %}"
+
+
+def with_spaces(folder: Path, pieces: Path, scheme: str, template: str | None) -> Path:
+    """A SentencePiece folder that puts spaces before texts in one of transformers' ways."""
+    state = json.loads((pieces / "tokenizer.json").read_text())
+    state["normalizer"], state["pre_tokenizer"] = None, None
+    if scheme == "prepend":
+        steps = [normalizers.Prepend(RUN[0]), normalizers.Replace(" ", RUN[0])]
+        tokenizer = Tokenizer.from_str(json.dumps(state))
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    else:
+        state["pre_tokenizer"] = {"type": "Metaspace", "replacement": RUN[0], "split": False, "prepend_scheme": scheme}
+        tokenizer = Tokenizer.from_str(json.dumps(state))
+    marks = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return save(folder, tokenizer, **marks, **({"chat_template": template} if template else {}))
+
+
+def by_llama_cpps_rule(found: OfFile, text: str) -> list[int]:
+    """SentencePiece's tokens of each part between control tokens by itself."""
+    processor, tokens = sentencepiece_of(found), []
+    for part in filter(None, re.split("(</?s>)", text)):
+        tokens += [found.tokens.index(part)] if part in ("<s>", "</s>") else processor.encode(part)
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("scheme", "template", "flag", "texts"),
+    [
+        ("first", LLAMA_2, False, 8),
+        ("first", SPACED, False, 8),
+        ("first", WITHOUT_MARKS, True, 7),
+        ("first", None, True, 7),
+        ("always", LLAMA_2, True, 7),
+        ("always", SPACED, False, 8),
+        ("prepend", LLAMA_2, True, 8),
+        ("prepend", SPACED, True, 8),
+        ("never", LLAMA_2, False, 8),
+    ],
+)
+def test_spaces_before_texts_are_said_so_that_chats_have_the_sources_tokens(
+    tmp_path, pieces, scheme, template, flag, texts
+):
+    folder = with_spaces(tmp_path / "student", pieces[0], scheme, template)
+    found = write_file(folder)
+    assert found.add_space_prefix == flag
+    file = folder / "gguf" / "model.gguf"
+    own, read = read_tokenizer(folder), read_tokenizer(file)
+    alike = texts_alike(own, file)
+    assert len(alike) == texts
+    for text in filter(None, [*alike, written_turns(own)]):
+        wanted = own(text, add_special_tokens=False)["input_ids"]
+        assert read(text, add_special_tokens=False)["input_ids"] == by_llama_cpps_rule(found, text) == wanted, text
+
+
+@pytest.mark.parametrize(("scheme", "said"), [("first", {"add_prefix_space": False}), ("always", {})])
+def test_llama_cpps_converter_is_told_of_spaces_before_texts_where_it_asks(tmp_path, pieces, scheme, said):
+    folder = with_spaces(tmp_path, pieces[0], scheme, LLAMA_2)
+    before = json.loads((folder / "tokenizer_config.json").read_text())
+    tell_space_prefix(folder)
+    assert json.loads((folder / "tokenizer_config.json").read_text()) == before | said
 
 
 def test_a_run_of_spaces_is_joined_of_pieces(pieces):
