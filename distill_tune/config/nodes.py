@@ -23,7 +23,7 @@ def children_of(node: Any) -> Iterable[tuple[Any, Any]]:
 
 def is_component(node: Any) -> bool:
     """Whether it names with ``_component_`` what to call."""
-    return isinstance(node, DictConfig) and isinstance(node.get("_component_"), str)
+    return isinstance(node, DictConfig) and "_component_" in node and isinstance(node["_component_"], str)
 
 
 def components_of(node: Any) -> Iterator[tuple[str, DictConfig]]:

@@ -6,6 +6,7 @@ fault, and what is neither is left to it, and told.
 """
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,7 +54,7 @@ class Recipe:
         """
         try:
             content = path.read_bytes()
-            ast.parse(content, str(path))
+            _parse(content, path)
         except (SyntaxError, ValueError) as error:
             raise UserError(f"recipe {path}: not valid Python: {error}") from error
         self.path = path
@@ -88,6 +89,15 @@ class Recipe:
         reads = re.search(rf"\bcfg\.{key}\b", self.text) or (by and re.search(rf"\b{by}\(", self.text))
         asks_or_sets = re.search(rf"""["']{key}["']|\bcfg\.{key}\s*=[^=]""", self.text)
         return bool(reads) and not asks_or_sets
+
+
+@functools.cache  # a run asks three times
+def _parse(content: bytes, path: Path) -> None:
+    """
+    Raises:
+        SyntaxError, ValueError: it is no Python.
+    """
+    ast.parse(content, str(path))
 
 
 def check_keys(

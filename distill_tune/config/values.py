@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from omegaconf import DictConfig
@@ -53,17 +53,19 @@ def check_values(config: DictConfig, read_otherwise: Set[str] = frozenset(), rea
         read_otherwise: keys that a user's recipe reads in lines of its own, and may heed where ours do not.
         reads_as: ``generate`` or ``evaluate``, of recipes that train nothing.
     """
-    of_parts = (*_of_keys(config), *_of_cache(config.get("cache")), *_of_arguments(config))
+    # A key that is not there costs little: OmegaConf would look for others like it.
+    given: dict[Any, Any] = dict(config)
+    of_parts = (*_of_keys(given), *_of_cache(given.get("cache")), *_of_arguments(given))
     of_several = {"generate": _of_answers, "evaluate": _of_evaluation}.get(reads_as or "", _of_several)
-    return [*of_parts, *of_several(config), *_without_effect(config, read_otherwise)]
+    return [*of_parts, *of_several(given), *_without_effect(given, read_otherwise)]
 
 
-def needs_teacher(config: DictConfig) -> bool:
+def needs_teacher(config: Mapping[str, Any]) -> bool:
     """Whether the loss has a part that a teacher gives."""
     return config.get("kd_ratio", KEYS["kd_ratio"].default) != 0 or config.get("hidden_loss") is not None
 
 
-def _of_keys(config: DictConfig) -> Iterator[str]:
+def _of_keys(config: Mapping[str, Any]) -> Iterator[str]:
     for key in KEYS:
         if key in config and (fault := KEYS[key].values.fault(config[key])):
             yield f"{key}={_shown(config[key])}: {fault}"
@@ -86,7 +88,7 @@ def _of_cache(cache: Any) -> Iterator[str]:
             yield f"cache.{name}={value}: cache.kind={cache.get('kind')} does not heed it; leave it out (~cache.{name})"
 
 
-def _of_arguments(config: DictConfig) -> Iterator[str]:
+def _of_arguments(config: Mapping[str, Any]) -> Iterator[str]:
     for key, component in components_of(config):
         name = component["_component_"]
         for argument, (keys, kind) in _ARGUMENTS.items():
@@ -96,7 +98,7 @@ def _of_arguments(config: DictConfig) -> Iterator[str]:
             yield f"{key}: {name} needs the package {package}; pip install {package}"
 
 
-def _of_several(config: DictConfig) -> Iterator[str]:
+def _of_several(config: Mapping[str, Any]) -> Iterator[str]:
     """What one key's value asks of another's."""
     tokens, hidden_loss = config.get("max_tokens_per_batch"), config.get("hidden_loss")
     if config.get("enable_activation_offloading") is True and config.get("device") in ("cpu", "mps"):
@@ -130,7 +132,7 @@ def _of_several(config: DictConfig) -> Iterator[str]:
                 yield f"hidden_loss.positions=all: {key} has teacher and student read different rows"
 
 
-def _of_answers(config: DictConfig) -> Iterator[str]:
+def _of_answers(config: Mapping[str, Any]) -> Iterator[str]:
     """What one key's value asks of another's in the recipe generate."""
     asked = config.get("generate_with")
     if asked is not None and config.get(asked) is None:
@@ -147,7 +149,7 @@ def _of_answers(config: DictConfig) -> Iterator[str]:
         yield f"max_samples_per_prompt={most}: must be at least samples_per_prompt, {each}"
 
 
-def _of_evaluation(config: DictConfig) -> Iterator[str]:
+def _of_evaluation(config: Mapping[str, Any]) -> Iterator[str]:
     """What one key's value asks of another's in the recipe evaluate."""
     if config.get("dataset_test") is None and config.get("dataset_val") is None:
         yield (
@@ -161,14 +163,14 @@ def _of_evaluation(config: DictConfig) -> Iterator[str]:
         yield f"stride={stride}: must be below window, {window}: a token is predicted from those before it"
 
 
-def _without_effect(config: DictConfig, read_otherwise: Set[str]) -> Iterator[str]:
+def _without_effect(config: Mapping[str, Any], read_otherwise: Set[str]) -> Iterator[str]:
     """Settings that nothing would heed beside the others."""
     for key, entry in KEYS.items():
         needs_another = entry.beside and not entry.recipes and key not in read_otherwise
         is_heeded = not needs_another or any(config.get(name) for name in entry.beside)
         if not is_heeded and config.get(key) not in (None, entry.default or False):
             yield f"{key}={_shown(config[key])}: nothing heeds it without {' or '.join(entry.beside)}; leave it out"
-    teacher = config.get("teacher_model")
+    teacher: Any = config.get("teacher_model")
     kind = teacher["_component_"] if is_component(teacher) else ""
     is_stored = kind == _STORED  # from this very config, with the live teacher's keys in it
     for key, of_several in (("teacher_combination", "teacher_model"), ("dataset_temperature", "dataset")):
