@@ -64,8 +64,8 @@ class Written:
             )
         if self.tokenizer.source_space and not self.tokenizer.add_space_prefix:
             told.append(
-                "add_space_prefix is false, so that llama.cpp has the student's tokens of chats: there a text that is no "
-                "chat is to begin with a space, as this tokenizer begins it by itself"
+                "add_space_prefix is false, so that llama.cpp has the student's tokens of chats: there a text that is "
+                "no chat is to begin with a space, as this tokenizer begins it by itself"
             )
         elif self.tokenizer.source_space in ("always", "first"):
             where = "a text" if self.tokenizer.source_space == "first" else "what has none"
