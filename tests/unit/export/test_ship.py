@@ -351,6 +351,16 @@ def test_files_of_llama_cpp_are_held_against_the_source_too(tmp_path, monkeypatc
         assert check.found.startswith(told)
 
 
+def test_llama_cpps_converter_is_told_of_spaces_before_texts(tmp_path, monkeypatch):
+    class Asked:
+        def write(self, folder, file, kind):
+            raise UserError(f"told {read(folder / 'tokenizer_config.json')['add_prefix_space']}")
+
+    monkeypatch.setattr("distill_tune.export.gguf_file.LlamaCpp.find", lambda folder: Asked())
+    with pytest.raises(UserError, match="told False"):
+        export(local_path("demo:student"), "gguf:q4_k_m", tmp_path / "out", llama_cpp=tmp_path)
+
+
 def test_a_gguf_file_that_ends_an_answer_otherwise_fails(tmp_path, monkeypatch):
     add_to = Tokenizer.add_to
     other = {"eos": 1, "eot": 9}
