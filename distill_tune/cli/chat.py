@@ -209,10 +209,10 @@ def _opened(options: argparse.Namespace, paths: dict[str, Path]) -> list[_Speake
         UserError: a folder that is none, a model that cannot be loaded or whose logits are no numbers, a tokenizer that
             is not there.
     """
+    keys = {"student": "MODEL", "teacher": "--teacher"}
     for name, path in paths.items():
-        key = "--teacher" if name == "teacher" else "MODEL"
         if path.suffix != ".gguf" and not is_model_folder(path):
-            raise UserError(f"{key} {path}: {no_model_at(path)}")
+            raise UserError(f"{keys[name]} {path}: {no_model_at(path)}")
     from distill_tune import data, generation, training
     from distill_tune.cli.compare import dtype_for
     from distill_tune.generation.requests import require_numbers
@@ -223,7 +223,7 @@ def _opened(options: argparse.Namespace, paths: dict[str, Path]) -> list[_Speake
     dtype = training.find_dtype(options.dtype, device) if options.dtype else dtype_for(device)
     teachers, speakers = {}, []
     for name, path in paths.items():
-        teacher: Any = open_model("--teacher", path, dtype, trust_remote_code=options.trust_remote_code)
+        teacher: Any = open_model(keys[name], path, dtype, trust_remote_code=options.trust_remote_code)
         tokenizer = data.hf_tokenizer(str(options.tokenizer or teacher.folders[0]))
         teachers[name] = teacher, tokenizer, generation.ends_of(tokenizer, teacher.folders[0], teacher.vocab_size)
     before = [{"role": "system", "content": options.system}] if options.system is not None else []

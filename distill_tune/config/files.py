@@ -67,7 +67,12 @@ def _known_at(path: Path) -> str | None:
     if (model := model_at(run)) != run:
         return f"is no model's folder; name {model}"
     if (run / "checkpoints").is_dir():
-        return "is of a run that has left no model yet; its own command with resume=auto goes on with it"
+        return (
+            "is of a run that has left no model yet; its own command with resume=auto goes on with it, "
+            "and distill-tune export makes a model of its newest checkpoint"
+        )
+    if (run / "config.yaml").is_file():
+        return "is of a run that has left neither a model nor a checkpoint yet; its own command begins it anew"
     return None
 
 

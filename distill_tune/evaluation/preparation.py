@@ -27,6 +27,10 @@ from distill_tune.training.run_folder import RunFolder
 _FOLDER = "evaluation"  # of a run's
 _DEFAULT_TOKENS = 128  # of an answer
 _RUN_FIRST = "has no model yet, and is left out; distill-tune run kd_single_device with this config makes it"
+_OF_CHECKPOINT = (
+    "has no model yet, and is left out; with resume=auto its run goes on, or measure what distill-tune export makes "
+    "of its newest checkpoint"
+)
 
 Named = tuple[str, Any, str]  # label, path, and the key that names it, where that is not models.LABEL
 
@@ -202,7 +206,7 @@ def _others(cfg: DictConfig, named: Mapping[str, Any]) -> Iterator[Named]:
         if is_model_folder(model_at(run)):
             yield AFTER, str(run), "output_dir"
         else:
-            print(f"{AFTER}: output_dir={run} {_RUN_FIRST}")
+            print(f"{AFTER}: output_dir={run} {_OF_CHECKPOINT if (run / 'checkpoints').is_dir() else _RUN_FIRST}")
     for label, one in named.items():
         if label not in (TEACHER, BEFORE, AFTER):
             yield str(label), one, ""

@@ -1,6 +1,7 @@
 """A GGUF file with its Modelfile in a folder of its own, as the table of formats has it."""
 
 import dataclasses
+import importlib.util
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,12 +44,13 @@ _OF_MISTRAL = ("sliding_window", "layer_types")  # beyond whose length a file is
 def check(source: Source, settings: Settings) -> list[str]:
     """
     Raises:
-        UserError: gguf is not installed, or the model or its tokenizer is none that GGUF can say.
+        UserError: a package is not installed, or the model or its tokenizer is none that GGUF can say.
     """
-    try:
-        import gguf  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError("--to gguf: GGUF is written by gguf; pip install 'distill-tune[gguf]'") from error
+    if lacking := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
+        raise UserError(
+            "--to gguf: GGUF is written by gguf, and opened by transformers with accelerate; "
+            f"{' and '.join(lacking)}: not installed; pip install 'distill-tune[gguf]'"
+        )
     if settings.llama_cpp is not None:
         LlamaCpp.find(settings.llama_cpp)
         return []

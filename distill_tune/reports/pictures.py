@@ -38,7 +38,7 @@ def write_pictures(report: Report, output: Path) -> dict[str, Path]:
             is_smoothed = chart.figure.smooths and len(curve.values) >= FEWEST_SMOOTHED
             if curve.low:
                 axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
-            elif is_smoothed:
+            if is_smoothed:
                 axes.plot(curve.steps, curve.values, style, color=colour, alpha=0.3, linewidth=0.8)
             values = smoothed(curve.values, SMOOTHING) if is_smoothed else curve.values
             marker = "s" if len(values) == 1 else ""

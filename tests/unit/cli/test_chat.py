@@ -154,6 +154,8 @@ def test_a_model_whose_logits_are_no_numbers_is_told_before_it_is_asked(talk, mo
         (["nowhere"], "MODEL nowhere: no such folder, or it has no config.json; name a Hugging Face model folder"),
         (["{cache}"], "MODEL {cache}: is a cache of a teacher, which holds no model; name a model's folder"),
         (["{student}", "--teacher", "nowhere"], "--teacher nowhere: no such folder"),
+        (["{cache}/t5.gguf"], "MODEL {cache}/t5.gguf: "),
+        (["{student}", "--teacher", "{cache}/t5.gguf"], "--teacher {cache}/t5.gguf: "),
         (["{student}", "--tokenizer", "{cache}/t5.gguf"], "its tokenizer is of the kind t5, of which none but gpt2"),
         (["{student}", "--temperature", "-1"], "temperature=-1.0: must be 0 or more"),
         (["{student}", "--device", "nonsense"], "device=nonsense: no such device"),

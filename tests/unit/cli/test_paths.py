@@ -58,7 +58,8 @@ def test_folders_to_compare_are_looked_for_there(tmp_path, monkeypatch, capsys):
         ("run/checkpoints/step_3", "is no model's folder; name run/model"),
         ("lora/checkpoints/step_3", "is no model's folder; name lora/adapter"),
         ("killed/checkpoints/step_3", "is of a run that has left no model yet; its own command with resume=auto goes"),
-        ("killed", "is of a run that has left no model yet; its own command with resume=auto goes on with it"),
+        ("killed", "is of a run that has left no model yet; its own command with resume=auto goes on with it, and dis"),
+        ("begun", "is of a run that has left neither a model nor a checkpoint yet; its own command begins it anew"),
         ("cache", "is a cache of a teacher, which holds no model; name a model's folder"),
         ("answers", "holds answers, which generate wrote, and no model; name a model's folder"),
         (
@@ -73,6 +74,7 @@ def test_a_folder_that_is_no_models_is_told_for_what_it_is(tmp_path, monkeypatch
     for run in ("run", "lora", "killed"):
         (tmp_path / run / "checkpoints" / "step_3").mkdir(parents=True)
     files = (
+        "begun/config.yaml",
         "run/model/config.json",
         "lora/adapter/adapter_config.json",
         "cache/manifest.json",

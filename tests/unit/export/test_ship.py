@@ -1,6 +1,7 @@
 """Exports from the first check to the folder: written, opened by their tools, compared, kept or set aside."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -397,6 +398,14 @@ def test_a_gguf_file_that_puts_other_spaces_into_chats_fails(tmp_path, monkeypat
     failed = {check.name: check.found for check in result.checks if not check.passed}
     assert failed == {"token ids": "other ones of '<s> [INST] What is 2 + 3?  [/INST] 2 + 3'"}
     assert "a text that is no chat is to begin with a space" in capsys.readouterr().out
+
+
+def test_a_package_that_opens_gguf_files_is_asked_for_before_anything_is_written(base, tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "accelerate" else find_spec(name))
+    with pytest.raises(UserError, match=r"accelerate: not installed; pip install 'distill-tune\[gguf\]'"):
+        export(base, "gguf:q8_0", tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_gguf_files_are_opened_by_llama_cpp_where_its_package_is_installed(base, tmp_path, monkeypatch):
