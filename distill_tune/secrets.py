@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,9 +28,14 @@ def hide_secrets(text: str) -> str:
     return _SHAPES.sub(_HIDDEN, text)
 
 
+def plain_config(config: DictConfig) -> dict[str, Any]:
+    """Its values, resolved; what stands under a key like ``token`` or ``api_key`` is hidden, and secrets elsewhere."""
+    return cast(dict[str, Any], _hidden(OmegaConf.to_container(config, resolve=True)))
+
+
 def without_secrets(config: DictConfig) -> DictConfig:
-    """A resolved copy; what stands under a key like ``token`` or ``api_key`` is hidden, and secrets in other values."""
-    return OmegaConf.create(_hidden(OmegaConf.to_container(config, resolve=True)))
+    """:func:`plain_config`, as a config again."""
+    return OmegaConf.create(plain_config(config))
 
 
 def _hidden(node: Any, key: str = "") -> Any:

@@ -1,5 +1,6 @@
 """What a dataset's tokens depend on besides its rows: a tokenizer's files, a user's own code, versions, the date."""
 
+import functools
 import os
 import re
 import sys
@@ -173,6 +174,7 @@ def _is_installed(path: Path) -> bool:
     return any(path.resolve().is_relative_to(Path(folder).resolve()) for folder in installed)
 
 
+@functools.cache
 def _version(package: str) -> str:
     try:
         return f"{package} {version(package)}"

@@ -12,6 +12,7 @@ from distill_tune.config.load import load_config
 from distill_tune.counts import counted
 from distill_tune.errors import UserError
 from distill_tune.evaluation.named_models import AFTER
+from distill_tune.secrets import plain_config
 from distill_tune.sweep.folder import training_overrides
 from distill_tune.sweep.objective import Objective, find_objective
 from distill_tune.sweep.search import Search
@@ -68,7 +69,7 @@ class AskedSweep:
             UserError: the config cannot be read; an objective that there is not, or by which trials cannot be
                 compared; a model that would be measured in their place.
         """
-        from distill_tune.training.state import changes_between, plain_config
+        from distill_tune.training.state import changes_between
 
         file, keys = find_config(asked["name"]), [axis.key for axis in axes]
         points = [[*shared, *overrides_of(point)] for point in to_check(axes)]

@@ -19,9 +19,9 @@ from distill_tune.data.dates import day_of_run
 from distill_tune.disk import keep_to_oneself, write_text
 from distill_tune.errors import UserError
 from distill_tune.metrics_file import read_metrics
-from distill_tune.secrets import hide_in_arguments
+from distill_tune.secrets import hide_in_arguments, plain_config
 from distill_tune.training.distributed import from_main_process, is_main_process
-from distill_tune.training.state import changes_between, plain_config
+from distill_tune.training.state import changes_between
 from distill_tune.versions import versions
 
 _SECONDS_TO_BE_SEEN = 10  # network file systems show a new file some seconds late

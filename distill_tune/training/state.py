@@ -4,13 +4,13 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from distill_tune.data.dates import day_of_run
 from distill_tune.errors import UserError
-from distill_tune.secrets import without_secrets
+from distill_tune.secrets import plain_config
 
 # What a checkpoint's tensors belong to. Rows, batches and weights are compared by what they are, not by their names.
 _MATTERS = (
@@ -123,11 +123,6 @@ class TrainingState:
 def content_of(model: str) -> str:
     """Under which name a plan has the weights that ``model`` or ``teacher_model`` starts from."""
     return f"content of {model}"
-
-
-def plain_config(cfg: DictConfig) -> dict[str, Any]:
-    """A config as plain values, without secrets."""
-    return cast(dict[str, Any], OmegaConf.to_container(without_secrets(cfg)))
 
 
 def _refuse(folder: Path, changes: list[str], with_changes: bool) -> None:

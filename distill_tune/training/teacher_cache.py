@@ -20,10 +20,11 @@ from distill_tune.data.other_tokenizer import OtherTokenizer
 from distill_tune.errors import UserError, one_line
 from distill_tune.losses import LinearProjection
 from distill_tune.models.vocabulary import Vocabulary, written_by
+from distill_tune.secrets import plain_config
 from distill_tune.training.distributed import from_main_process, is_main_process, wait_for_all
 from distill_tune.training.loss_check import loss_of
 from distill_tune.training.output_check import require_writable
-from distill_tune.training.state import PATHS, content_of, plain_config
+from distill_tune.training.state import PATHS, content_of
 
 _PATHS = PATHS | {"output_dir", "name"}  # mean nothing where content is known
 _FIELDS = {

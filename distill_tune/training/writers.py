@@ -17,10 +17,10 @@ from distill_tune.config.components import build, find_component
 from distill_tune.data.other_tokenizer import told_of_teacher
 from distill_tune.disk import short_digest
 from distill_tune.errors import UserError
+from distill_tune.secrets import plain_config
 from distill_tune.teachers.build import Entry, entries_of
 from distill_tune.training.device import dtype_name, find_dtype
 from distill_tune.training.distributed import from_main_process, is_main_process
-from distill_tune.training.state import plain_config
 
 
 @dataclasses.dataclass
