@@ -51,9 +51,8 @@ def _found(folders: Sequence[Path]) -> list[Path]:
     found = []
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(
-                f"report: {folder}: {'is a file' if folder.is_file() else 'no such folder'}; name a run's output_dir"
-            )
+            kind = "is a file" if folder.is_file() else "no such folder"
+            raise UserError(f"report: {folder}: {kind}; name a run's output_dir")
         runs = find_runs(folder)
         if not runs:
             raise UserError(f"report: {folder}: no run has written there or below; name a run's output_dir")

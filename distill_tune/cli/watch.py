@@ -47,9 +47,8 @@ def _seconds(text: str) -> float:
 def _watch(options: argparse.Namespace) -> None:
     for folder in options.folders:
         if not folder.is_dir():
-            raise UserError(
-                f"{folder}: {'is a file' if folder.is_file() else 'no such folder'}; name a run's output_dir, or a folder of runs"
-            )
+            kind = "is a file" if folder.is_file() else "no such folder"
+            raise UserError(f"{folder}: {kind}; name a run's output_dir, or a folder of runs")
     if options.once or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         _print_once(options.folders)
     else:
