@@ -233,7 +233,7 @@ def test_rows_that_cannot_be_asked_are_told_or_listed_and_tried_again(run, asked
         (["seed=1"], "holds answers with seed=0, this config has 1; name another folder"),
         (["dtype=bf16"], "holds answers with dtype of teacher=fp32, this config has bf16"),
         (["output_dir=run"], "output_dir=run: holds something else, metrics.jsonl; name another folder for answers"),
-        (["dataset.source=empty.json"], "dataset: empty.json has no prompt"),
+        (["dataset.source=empty.json"], "dataset empty.json: is empty"),
         (["sampling.temperature=-1"], "temperature=-1: must be 0 or more"),
         (
             ["filters=[{_component_: distill_tune.generation.Length}]"],

@@ -68,5 +68,7 @@ def test_an_empty_prompt_is_told(questions):
 
 
 def test_a_file_without_prompts_is_named(questions):
-    with pytest.raises(UserError, match=r"dataset: .*rows\.json has no prompt"):
+    with pytest.raises(UserError, match=r"dataset .*rows\.json: is empty"):
         questions([])
+    with pytest.raises(UserError, match=r"dataset: .*rows\.json has no prompt\n  .*row 1: "):
+        questions([{"instruction": 5}], on_bad_row="skip")
