@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill_tune.config.files import local_path
+from distill_tune.config.files import local_path, no_folder_at
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Write what became of a run, or of several side by side, into one file that opens anywhere.
@@ -51,8 +51,7 @@ def _found(folders: Sequence[Path]) -> list[Path]:
     found = []
     for folder in folders:
         if not folder.is_dir():
-            kind = "is a file" if folder.is_file() else "no such folder"
-            raise UserError(f"report: {folder}: {kind}; name a run's output_dir")
+            raise UserError(f"report: {folder}: {no_folder_at(folder)}; name a run's output_dir")
         runs = find_runs(folder)
         if not runs:
             raise UserError(f"report: {folder}: no run has written there or below; name a run's output_dir")

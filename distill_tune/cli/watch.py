@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill_tune.config.files import local_path
+from distill_tune.config.files import local_path, no_folder_at
 from distill_tune.errors import UserError
 
 _DESCRIPTION = """Watch runs: their curves, how far they are, when they will be through, and what is wrong with them.
@@ -47,8 +47,7 @@ def _seconds(text: str) -> float:
 def _watch(options: argparse.Namespace) -> None:
     for folder in options.folders:
         if not folder.is_dir():
-            kind = "is a file" if folder.is_file() else "no such folder"
-            raise UserError(f"{folder}: {kind}; name a run's output_dir, or a folder of runs")
+            raise UserError(f"{folder}: {no_folder_at(folder)}; name a run's output_dir, or a folder of runs")
     if options.once or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         _print_once(options.folders)
     else:

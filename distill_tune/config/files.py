@@ -51,8 +51,13 @@ def no_model_at(path: str | Path) -> str:
 
 def nothing_at(path: Path) -> str:
     """As :func:`no_model_at`, with which of its last cases it is."""
-    kind = "has no config.json" if path.is_dir() else "is a file" if path.exists() else "no such folder"
+    kind = "has no config.json" if path.is_dir() else no_folder_at(path)
     return _known_at(path) or f"{kind}; {_NAME_ONE}"
+
+
+def no_folder_at(path: Path) -> str:
+    """What a path is that is no folder."""
+    return "is a file" if path.exists() else "no such folder"
 
 
 def _known_at(path: Path) -> str | None:

@@ -64,7 +64,7 @@ def _of_teachers(entries: ListConfig) -> str | None:
 
 
 def _no_named_model(label: str, value: Any) -> str | None:
-    if value is None and label in _OWN_MODELS:
+    if value is None and label in OWN_MODELS:
         return None
     path = value.get("path") if isinstance(value, DictConfig) else value
     others = set(value) - {"path", "tokenizer"} if isinstance(value, DictConfig) else ()
@@ -82,7 +82,7 @@ DAY = Kind("a day, as 2026-03-01", _is_day)
 DEVICE = like("cpu, cuda, cuda:N, mps or auto (the fastest that is there)", r"(cpu|cuda|mps|auto)(:\d+)?")
 DTYPE = dataclasses.replace(one_of("bf16", "fp32"), hint="; gradients underflow in fp16 without loss scaling")
 FOLDER_TO_WRITE = Kind("a folder's path", TEXT.fits, _no_folder_for)
-_OWN_MODELS = ("teacher", "before", "after")  # of a config, which `evaluate` measures unless they are null
+OWN_MODELS = ("teacher", "before", "after")  # of a config, which `evaluate` measures unless they are null
 _CHECKPOINTS = "auto, True, False or a folder checkpoints/step_N"
 RESUME = Kind(_CHECKPOINTS, lambda value: isinstance(value, bool | str), _no_checkpoint)
 _IN_BRACES = " where the row's own prompt goes, or the name of another column in braces"

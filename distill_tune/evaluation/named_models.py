@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill_tune import models, teachers
 from distill_tune.config.files import OF_RUN, demo_names, local_path, model_at
+from distill_tune.config.keys import OWN_MODELS
 from distill_tune.data.shape import Shape
 from distill_tune.errors import UserError
 from distill_tune.models.adapter_folder import has_adapter, model_folder
@@ -18,7 +19,7 @@ from distill_tune.models.decoder_config import read_config_json
 from distill_tune.models.quantisation import quantisation_of
 from distill_tune.teachers.build import entries_of
 
-TEACHER, BEFORE, AFTER = "teacher", "before", "after"
+TEACHER, BEFORE, AFTER = OWN_MODELS
 _EXAMPLE = "{{path: {path}, tokenizer: FOLDER}}"
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from distill_tune import data, generation, models
 from distill_tune.config.components import build
 from distill_tune.config.files import is_model_folder, local_path, model_at
+from distill_tune.config.keys import OWN_MODELS
 from distill_tune.data.prompts import PLAIN_READING
 from distill_tune.errors import CollectedFaults, UserError
 from distill_tune.evaluation.documents import Documents, Reading, Written, read_documents
@@ -208,7 +209,7 @@ def _others(cfg: DictConfig, named: Mapping[str, Any]) -> Iterator[Named]:
         else:
             print(f"{AFTER}: output_dir={run} {_OF_CHECKPOINT if (run / 'checkpoints').is_dir() else _RUN_FIRST}")
     for label, one in named.items():
-        if label not in (TEACHER, BEFORE, AFTER):
+        if label not in OWN_MODELS:
             yield str(label), one, ""
 
 

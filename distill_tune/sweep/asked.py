@@ -11,7 +11,7 @@ from distill_tune.config.keys import KEYS
 from distill_tune.config.load import load_config
 from distill_tune.counts import counted
 from distill_tune.errors import UserError
-from distill_tune.evaluation.named_models import AFTER
+from distill_tune.evaluation.named_models import AFTER, BEFORE
 from distill_tune.secrets import plain_config
 from distill_tune.sweep.folder import training_overrides
 from distill_tune.sweep.objective import Objective, find_objective
@@ -173,7 +173,8 @@ class AskedSweep:
         command = ["run", "evaluate", "--config", str(folder / "config.yaml"), "num_answers=0", "measure_speed=False"]
         has_both = None not in (self.config.get("dataset_val"), self.config.get("dataset_test"))
         own = ["~evaluation_folder"] if self.config.get("evaluation_folder") is not None else []
-        untrained = [] if "before" in (self.config.get("models") or {}) else ["+models.before=null"]  # the same for all
+        # The untrained student is the same for all.
+        untrained = [] if BEFORE in (self.config.get("models") or {}) else [f"+models.{BEFORE}=null"]
         return [*command, *self.measuring, *untrained, *(["~dataset_test"] if has_both else []), *own]
 
 
